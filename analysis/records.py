@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,3 +60,30 @@ def read(folders: Iterable[Path]) -> list[Record]:
             run, recorded = runs.read_run(folder)
             records.append(Record(run, recorded, result, folder))
     return records
+
+
+def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
+    """A line a run, under the name of its row of the table: what a study leaves behind.
+
+    Accuracy, AUC and nll are of the test split at the last epoch, as shares and nats; seconds are
+    charged ones.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
+         "accuracy", "auc", "nll", "seconds_per_epoch", "passes_per_row"]
+    )  # fmt: skip
+    for name, records in rows:
+        for record in records:
+            run, cost = record.run, record.result.get("cost", {})
+            values = []
+            if record.done:
+                values = [f"{record.metric(each):.6g}" for each in ("accuracy", "auc", "nll")]
+                values += [f"{cost[each]:.4g}" for each in ("seconds_per_epoch", "passes_per_row")]
+            writer.writerow(
+                [run.benchmark, run.model, run.protocol, name, run.seed, run.id]
+                + [record.result["status"], record.result.get("reason", ""), run.training.epochs]
+                + (values or [""] * 5)
+            )
+    return text.getvalue()

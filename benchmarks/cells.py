@@ -116,11 +116,17 @@ def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) 
 
 
 def upstream_of(method: str) -> str:
-    """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``."""
+    """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``.
+
+    Of a control around a method that learns from meta rows it is the upstream of that method.
+    """
     expression = parse(method)
     given = dict(expression.arguments) if isinstance(expression, Call) else {}
     upstream = given.get("upstream")
-    return methods.canonical(render(upstream)) if upstream is not None else "none"
+    if upstream is None:
+        return "none"
+    name = methods.canonical(render(upstream))
+    return upstream_of(name) if Row(name).needs_meta else name
 
 
 def make_cell(
@@ -149,7 +155,7 @@ def make_cell(
     versions = {
         "trainer": runs.VERSION,
         "model": models.version_of(model),
-        **methods.versions(methods.build(row.method)),
+        **methods.versions(row.method),
     }
     # Only what decides a number is part of the id: these rows are the pool, however it is cut.
     plain = row.control == "all" and not needs_meta and not benchmark.corrupts

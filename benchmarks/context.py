@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
 from benchmarks.data import Rows, RowStream, Splits, rows_from_tensors
@@ -76,6 +77,8 @@ class PassCounter:
             return
         rows = len(last)
         self.forward += rows
+        if forward_ad.unpack_dual(last).tangent is not None:
+            self.backward += rows  # forward-mode differentiation costs what a backward pass does
         if last.requires_grad:
             last.register_hook(lambda grad: self._returned(rows))
 
@@ -182,6 +185,18 @@ class TrainingContext:
         self.clock.switch(phase)
         return logits.float() if self._bfloat16 else logits
 
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Generators as ``forward`` finds them in this step, so that dropout draws equal masks."""
+        with preserved(self.device):
+            self._seed_global("forward")
+            yield
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the model called under ``replay`` equals ``forward`` to rounding."""
+        return not self._bfloat16 and self._run is self.model
+
     def autocast(self) -> torch.autocast | nullcontext[None]:
         """bfloat16 autocast where the run asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
@@ -191,15 +206,21 @@ class TrainingContext:
         """Diagnostics: stops the clock, restores generators, buffers and the training mode."""
         phase = self.clock.switch("")
         counting, self.counter.counting = self.counter.counting, False
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        # Copies to play with: the training forward's graph refuses buffers written to since.
+        buffers = [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.clone())
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             with preserved(self.device):
                 yield
         finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for module, name, buffer in buffers:
+                setattr(module, name, buffer)
             for module, training in modes:
                 module.training = training
             self.counter.counting = counting

@@ -7,20 +7,23 @@ A third party adds a method through the entry-point group ``augbench.methods``: 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from methods.naming import Call, Links, NamingError, bind, call_of, parse, render, unknown
+from methods.naming import Call, Links, NamingError, bind, call_of, contract, parse, render, unknown
 
 if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "augbench.methods"
+SOURCE = "Source: "
 
 
 class Entry(NamedTuple):
@@ -35,6 +38,7 @@ class Entry(NamedTuple):
 BUILTIN = {
     "none": Entry("methods.classic:NoAugmentation", "upstream"),
     "flip": Entry("methods.classic:Flip", "upstream"),
+    "rotate90": Entry("methods.classic:Rotate90", "upstream"),
     "crop": Entry("methods.classic:Crop", "upstream"),
     "mixup": Entry("methods.classic:Mixup", "upstream"),
     "cutmix": Entry("methods.classic:CutMix", "upstream"),
@@ -48,6 +52,11 @@ BUILTIN = {
     "balanced": Entry("methods.labels:Balanced", "upstream"),
     "logit_adjustment": Entry("methods.labels:LogitAdjustment", "upstream"),
     "gce": Entry("methods.labels:GeneralisedCrossEntropy", "upstream"),
+    "saflex": Entry("methods.saflex:Saflex", "method"),
+    "l2rw": Entry("methods.saflex:l2rw", "method"),
+    "random_label": Entry("methods.controls:RandomLabel", "control"),
+    "self_distil": Entry("methods.controls:SelfDistil", "control"),
+    "shuffled_weights": Entry("methods.controls:ShuffledWeights", "control"),
     "head_refit": Entry("methods.controls:HeadRefit", "control"),
 }
 
@@ -90,8 +99,10 @@ def load(name: str) -> Callable[..., Method]:
 def canonical(text: str) -> str:
     """The one form in which a method is written: arguments sorted, defaults left out.
 
+    Arguments that a preset sets are written as that preset.
+
     Raises:
-        NamingError: an unknown name or argument, or a value that is not allowed.
+        NamingError: an unknown name, argument or preset, or a value that is not allowed.
     """
     return render(_canonical(parse(text)))
 
@@ -102,20 +113,30 @@ def _canonical(expression: Call | Links) -> Call | Links:
         kept = [call for call in calls if isinstance(call, Call) and call != Call("none")]
         return Links(tuple(kept)) if len(kept) > 1 else (kept or [Call("none")])[0]
     function = load(expression.name)
-    bound = {k: _canonical_value(v) for k, v in bind(expression, function).items()}
+    presets = _presets(function)
+    bound = bind(expression, function, presets=presets)
+    inner = call_of(expression.name, {k: _canonical_value(v) for k, v in bound.items()})
     # Once more, because upstream=none+none has only now become a default.
-    return call_of(expression.name, bind(call_of(expression.name, bound), function))
+    return contract(call_of(inner.name, bind(inner, function)), function, presets)
 
 
 def _canonical_value(value: Any) -> Any:
     return _canonical(value) if isinstance(value, Call | Links) else value
 
 
+def _presets(function: Callable[..., Method]) -> Mapping[str, Mapping[str, Any]]:
+    from methods.base import Method  # noqa: PLC0415 - imports torch
+
+    if isinstance(function, type) and issubclass(function, Method):
+        return function.presets
+    return {}
+
+
 def build(text: str) -> Method:
     """A new method from its name.
 
     Raises:
-        NamingError: an unknown name or argument, or a value that is not allowed.
+        NamingError: an unknown name, argument or preset, or a value that is not allowed.
     """
     return _build(_canonical(parse(text)))
 
@@ -129,12 +150,13 @@ def _build(expression: Call | Links) -> Method:
             return Chain(links)
         except ValueError as error:
             raise NamingError(f"{render(expression)!r}: {error}") from error
+    function = load(expression.name)
     arguments = {
         name: _build(value) if isinstance(value, Call | Links) else value
-        for name, value in bind(expression, load(expression.name)).items()
+        for name, value in bind(expression, function, presets=_presets(function)).items()
     }
     try:
-        method = load(expression.name)(**arguments)
+        method = function(**arguments)
     except (TypeError, ValueError) as error:
         raise NamingError(f"method {render(expression)!r}: {error}") from error
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way
@@ -148,9 +170,33 @@ def _build(expression: Call | Links) -> Method:
     return method
 
 
-def versions(method: Method) -> dict[str, int]:
-    """The version of every class along the chain, by name; part of a run's id."""
-    return {_qualified(type(part)): part.version for part in method.parts()}
+def versions(text: str) -> dict[str, int]:
+    """Version of every class along the chain and hash of every preset, by name.
+
+    They are part of a run's id, so that it tells a preset of other content from this one.
+
+    Raises:
+        NamingError: an unknown name, argument or preset, or a value that is not allowed.
+    """
+    expression = _canonical(parse(text))
+    found = {_qualified(type(part)): part.version for part in _build(expression).parts()}
+    for call in _calls(expression):
+        function = load(call.name)
+        presets, preset = _presets(function), dict(call.arguments).get("preset")
+        if presets and preset is not None:
+            content = json.dumps(dict(presets[str(preset)]), sort_keys=True)
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            found[f"{_qualified(cast('type', function))}.{preset}"] = int(digest[:12], 16)
+    return found
+
+
+def _calls(expression: Call | Links) -> Iterator[Call]:
+    calls = expression.calls if isinstance(expression, Links) else (expression,)
+    for call in calls:
+        yield call
+        for _, value in call.arguments:
+            if isinstance(value, Call | Links):
+                yield from _calls(value)
 
 
 def _qualified(kind: type) -> str:
@@ -185,8 +231,8 @@ def summary(name: str) -> Summary:
         return Summary("", "", f"{target}: {type(error).__name__}: {error}")
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
-            first = (ast.get_docstring(node) or "").partition("\n")[0]
-            return Summary(first, _source_in(node), "")
+            told = ast.get_docstring(node) or ""
+            return Summary(told.partition("\n")[0], _source_in(node) or _source_told(told), "")
     return Summary(f"defined elsewhere, loaded through {target}", "", "")
 
 
@@ -198,3 +244,9 @@ def _source_in(node: ast.ClassDef | ast.FunctionDef) -> str:
             if named and isinstance(statement.value, ast.Constant):
                 return str(statement.value.value)
     return ""
+
+
+def _source_told(docstring: str) -> str:
+    """The line of a function's docstring that tells the source."""
+    lines = (line.strip() for line in docstring.splitlines())
+    return next((line.removeprefix(SOURCE) for line in lines if line.startswith(SOURCE)), "")

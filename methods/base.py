@@ -92,7 +92,11 @@ class Model(nn.Module, ABC):
     """A network whose parts a method may use: ``head(embed(features(x))) == model(x)``."""
 
     trunk: nn.Module
-    """Maps inputs (B, *S) to the list of its stages' outputs; the trainer counts passes at it."""
+    """Maps inputs (B, *S) to the list of its stages' outputs; the trainer counts passes at it.
+
+    Where it has a child ``stages``, an ``nn.ModuleList``, each of them maps the output before it
+    to its own, and a method may run the last ones alone.
+    """
     head: nn.Linear
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -154,6 +158,18 @@ class Context(Protocol):
         """The trainer's own training forward (its seed, its autocast); at most once a step."""
         ...
 
+    def replay(self) -> AbstractContextManager[None]:
+        """Generators as ``forward`` finds them in this step, so that dropout draws equal masks."""
+        ...
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the model called under ``replay`` equals ``forward`` to rounding.
+
+        It does not under bfloat16 or ``torch.compile``.
+        """
+        ...
+
     def uncharged(self) -> AbstractContextManager[None]:
         """Diagnostics: stops the clock, restores generators, buffers and the training mode."""
         ...
@@ -182,6 +198,10 @@ class Method(nn.Module, ABC):
     """Whether an output row holds several rows of the input."""
     draws_rows: ClassVar[bool] = False
     """Whether it replaces the batch by rows of its own: such a one comes first in a chain."""
+    hands_logits: bool = False
+    """Whether its batch holds the logits of the step's ``ctx.forward``."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Arguments that ``preset=NAME`` stands for; the first is empty and is the bare name."""
 
     def __init__(self, upstream: Method | None = None) -> None:
         super().__init__()
@@ -228,6 +248,14 @@ class Method(nn.Module, ABC):
             return self.upstream.losses(logits, batch, ctx)
         return ctx.task.losses(logits, batch.y)
 
+    def weighted(self, rows: int) -> int:
+        """How many of ``rows`` rows, from the first, carry weights of the method's own."""
+        return rows
+
+    def learned(self) -> dict[str, Tensor]:
+        """What was learned, for learned.npz: arrays by name; empty where nothing is."""
+        return self.upstream.learned() if self.upstream is not None else {}
+
     def captions(self) -> list[str]:
         """What was done to each row of the last batch, for a figure; empty where not remembered."""
         return self.upstream.captions() if self.upstream is not None else []
@@ -250,6 +278,7 @@ class Chain(Method):
             raise ValueError(f"{late[0]} draws rows of its own and must be the first link")
         self.links = nn.ModuleList(links)
         self.mixes_rows = any(link.mixes_rows for link in links)
+        self.hands_logits = links[-1].hands_logits
 
     def _each(self) -> Iterator[Method]:
         return (cast("Method", link) for link in self.links)
@@ -292,6 +321,10 @@ class Chain(Method):
             if overrides(link, "losses"):
                 return link.losses(logits, batch, ctx)
         return ctx.task.losses(logits, batch.y)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the links learned; of equal names the last one counts."""
+        return {name: value for link in self._each() for name, value in link.learned().items()}
 
     def captions(self) -> list[str]:
         """The links' captions of each row, joined."""

@@ -68,6 +68,32 @@ class Flip(Method):
         return replace(batch, x=torch.where(per_row(mirrored, batch.x), batch.x.flip(-1), batch.x))
 
 
+class Rotate90(Method):
+    """Turn each image by a random multiple of 90 degrees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = _Told()
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Square images only: a quarter turn gives any other image another shape."""
+        if spec.kind == "image" and spec.shape[1] != spec.shape[2]:
+            return f"rotate90 needs square images, the images have {spec.shape[1:]}"
+        return _images_only("rotate90", spec)
+
+    def captions(self) -> list[str]:
+        """How far each row of the last batch was turned, counter-clockwise."""
+        return self._told.rows(lambda turns: f"turned {90 * turns}°" if turns else "")
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """Each row draws 0 to 3 quarter turns, all as likely; targets stay."""
+        turns = torch.randint(0, 4, (len(batch.x),), device=batch.x.device)
+        self._told.remember(turns)
+        odd, half = per_row(turns % 2 == 1, batch.x), per_row(turns >= 2, batch.x)
+        x = torch.where(odd, batch.x.rot90(1, (-2, -1)), batch.x)
+        return replace(batch, x=torch.where(half, x.rot90(2, (-2, -1)), x))
+
+
 class Crop(Method):
     """Pad each image and cut a window of the old size at a random place."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from methods.base import Batch, Context, Method, Model
-from methods.functional import frozen, mode
+from methods.base import Batch, Context, Method, Model, Spec, Task
+from methods.functional import exclusive, frozen, joined, mode, parted, unclean
 
 
 class HeadRefit(Method):
@@ -65,3 +67,106 @@ class HeadRefit(Method):
         with torch.no_grad():
             model.head.weight.copy_(weight)
             model.head.bias.copy_(bias)
+
+
+class RandomLabel(Method):
+    """Draw the labels of the upstream's rows at random: what learned labels must beat.
+
+    ``clean_fraction`` of a batch passes by the upstream with its labels, as in SAFLEX; what the
+    rest then does is add noise.
+    """
+
+    def __init__(self, *, upstream: Method | None = None, clean_fraction: float = 0.5) -> None:
+        super().__init__(upstream)
+        self.clean_fraction = _clean(clean_fraction)
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Any upstream that has not used the step's forward."""
+        return _forward_left("random_label", self.upstream) or super().supports(task, spec)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """One of K labels with equal chance; of several labels a row each with chance 1/2."""
+        part, clean = parted(batch, unclean(len(batch.x), self.clean_fraction))
+        part = self.upstream.augment(part, ctx) if self.upstream is not None else part
+        if exclusive(ctx.task):
+            drawn = torch.randint(ctx.spec.classes, (len(part.x), 1), device=part.y.device)
+            y = torch.zeros_like(part.y).scatter_(1, drawn, 1.0)
+        else:
+            y = (torch.rand_like(part.y) < 0.5).to(part.y.dtype)
+        return joined(replace(part, y=y), clean)
+
+
+class SelfDistil(Method):
+    """Soften the labels of the upstream's rows by the network itself: (1 - eps) y + eps p.
+
+    No meta row is asked: what SAFLEX gains over this row is more than soft labels could give.
+    """
+
+    hands_logits = True
+
+    def __init__(
+        self,
+        *,
+        upstream: Method | None = None,
+        eps: float = 0.3,
+        clean_fraction: float = 0.5,
+    ) -> None:
+        super().__init__(upstream)
+        if not 0 <= eps <= 1:
+            raise ValueError(f"eps: expected a number in [0, 1], got {eps}")
+        self.eps, self.clean_fraction = eps, _clean(clean_fraction)
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Any upstream that has not used the step's forward."""
+        return _forward_left("self_distil", self.upstream) or super().supports(task, spec)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """Clean rows keep their labels; p has no gradient."""
+        part, clean = parted(batch, unclean(len(batch.x), self.clean_fraction))
+        part = self.upstream.augment(part, ctx) if self.upstream is not None else part
+        x = torch.cat([part.x, clean.x])
+        logits = ctx.forward(x)
+        own = ctx.task.labels(logits[: len(part.x)].detach(), 1.0)
+        soft = replace(part, y=(1 - self.eps) * part.y + self.eps * own)
+        return replace(joined(soft, clean), x=x, logits=logits)
+
+
+class ShuffledWeights(Method):
+    """The weights that ``upstream`` learned, handed out among its rows at random.
+
+    What the method gains over this row comes from which row has which weight, and not from fewer
+    rows counting for more. Targets stay with their rows, and so do weights of clean or added rows.
+    """
+
+    def __init__(self, *, upstream: Method | None = None) -> None:
+        super().__init__(upstream)
+        if upstream is not None:
+            self.hands_logits = upstream.hands_logits
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """A method that weighs rows."""
+        if self.upstream is None:
+            return "shuffled_weights needs upstream=, the method whose weights are shuffled"
+        return super().supports(task, spec)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """A permutation of the weights, after all that the method draws."""
+        if self.upstream is None:
+            return batch
+        out = self.upstream.augment(batch, ctx)
+        own = self.upstream.weighted(len(batch.x))
+        order = torch.randperm(own, device=out.w.device)
+        return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
+
+
+def _clean(fraction: float) -> float:
+    if not 0 <= fraction < 1:
+        raise ValueError(f"clean_fraction: expected a number in [0, 1), got {fraction}")
+    return fraction
+
+
+def _forward_left(name: str, upstream: Method | None) -> str:
+    """A reason where the upstream has used the step's forward, for rows that are not the step's."""
+    if upstream is None or not upstream.hands_logits:
+        return ""
+    return f"{name} needs the step's forward, its upstream uses it (it hands over logits)"

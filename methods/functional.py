@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 
-from methods.base import Task
+from methods.base import Batch, Task
 
 
 def beta(alpha: float, rows: int, like: Tensor) -> Tensor:
@@ -25,11 +27,38 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.dim() - 1)))
 
 
+def rows_of(batch: Batch, part: slice) -> Batch:
+    """These rows of a batch, without logits."""
+    return Batch(batch.x[part], batch.y[part], batch.w[part], batch.index[part])
+
+
+def unclean(rows: int, clean_fraction: float) -> int:
+    """How many of ``rows`` rows are augmented where a share is left as it is; one at least."""
+    return max(1, rows - round(clean_fraction * rows))
+
+
+def parted(batch: Batch, count: int) -> tuple[Batch, Batch]:
+    """The first ``count`` rows and the others."""
+    return rows_of(batch, slice(count)), rows_of(batch, slice(count, None))
+
+
+def joined(part: Batch, clean: Batch) -> Batch:
+    """The rows of both, without logits."""
+    pairs = zip(
+        (part.x, part.y, part.w, part.index), (clean.x, clean.y, clean.w, clean.index), strict=True
+    )
+    return Batch(*(torch.cat(pair) for pair in pairs))
+
+
+def exclusive(task: Task) -> bool:
+    """Whether a row has one label of K, so that targets are distributions over the classes."""
+    probe = task.labels(torch.zeros(1, 3), 1.0)  # the task says what is legal
+    return bool(torch.isclose(probe.sum(), torch.ones(())))
+
+
 def single_label(name: str, task: Task) -> str:
     """A reason unless targets are distributions over the classes (the task says what is legal)."""
-    probe = task.labels(torch.zeros(1, 3), 1.0)
-    one = bool(torch.isclose(probe.sum(), torch.ones(())))
-    return "" if one else f"{name} needs one label a row, here a row has several"
+    return "" if exclusive(task) else f"{name} needs one label a row, here a row has several"
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
@@ -110,3 +139,59 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, flag in before:
             module.training = flag
+
+
+def evaluate(
+    model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor | list[Tensor]
+) -> Tensor:
+    """Logits (B, K) of ``model`` at these parameters, by name; its own stay where none is given.
+
+    Statistics of normalisation layers are read as the mode of the model has it, and never move.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return functional_call(model, {**buffers, **parameters}, (x,))
+
+
+def directional(
+    model: nn.Module,
+    x: Tensor | list[Tensor],
+    tangent: Mapping[str, Tensor],
+    *,
+    how: Literal["dual", "difference"] = "dual",
+    primal: Tensor | None = None,
+    step: float = 1e-2,
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) and their derivative (B, K) along a direction of the parameters; no graph.
+
+    ``tangent`` holds the direction by parameter name; parameters without one stand still.
+    ``dual`` is exact (forward-mode differentiation, the cost of three forwards). ``difference`` is
+    one-sided, with a shift of norm ``step``: one forward where ``primal``, the logits at the
+    parameters themselves with the same dropout masks, is known, else two. The mode of the model
+    is kept and no buffer moves; the generators must stand where those of ``primal`` stood.
+
+    Raises:
+        NotImplementedError: ``dual`` meets an operator without forward-mode differentiation.
+    """
+    if how == "dual":
+        return _dual(model, x, tangent)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        if primal is None:
+            device = next(iter(tangent.values())).device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                primal = evaluate(model, parameters, x)
+        norm = torch.stack([part.square().sum() for part in tangent.values()]).sum().sqrt()
+        scale = step / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        shifted = {name: parameters[name] + scale * part for name, part in tangent.items()}
+        return primal, (evaluate(model, {**parameters, **shifted}, x) - primal) / scale
+
+
+def _dual(
+    model: nn.Module, x: Tensor | list[Tensor], tangent: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), forward_ad.dual_level():
+        held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for name, part in tangent.items():
+            held[name] = forward_ad.make_dual(held[name], part)
+        primal, slope = forward_ad.unpack_dual(evaluate(model, held, x))
+        return primal, torch.zeros_like(primal) if slope is None else slope

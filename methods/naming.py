@@ -181,26 +181,31 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-def bind(call: Call, function: Callable[..., Any], what: str = "method") -> dict[str, Any]:
+def bind(
+    call: Call,
+    function: Callable[..., Any],
+    what: str = "method",
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """The arguments of ``call``, checked against the signature of ``function``.
 
     Values equal to their default are left out, so that the result is canonical; an argument that
-    is a method or a chain stays an expression.
+    is a method or a chain stays an expression. Where there are ``presets``, ``preset=NAME`` stands
+    for the arguments that it names, of which those in ``call`` win.
 
     Raises:
-        NamingError: an unknown argument, or a value that its annotation does not allow.
+        NamingError: an unknown argument or preset, or a value that its annotation does not allow.
     """
     known = parameters(function)
-    bound = {}
-    for name, value in call.arguments:
-        if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes no argument"
-            raise NamingError(
-                f"{what} {call.name!r} has no argument {name!r}{nearest(name, known)} ({takes})"
-            )
-        converted = convert(value, known[name].annotation, f"{call.name}: {name}")
-        if not _same(converted, known[name].default):
-            bound[name] = converted
+    given = dict(call.arguments)
+    bound: dict[str, Any] = {}
+    takes = list(known)
+    if presets:
+        takes.append("preset")
+        settings = _settings(function, presets)
+        if "preset" in given:
+            bound = settings[_preset_name(call.name, given.pop("preset"), presets)]
+    bound = bound | _converted(given, known, takes, f"{what} {call.name!r}", call.name)
     missing = [
         name
         for name, each in known.items()
@@ -208,7 +213,78 @@ def bind(call: Call, function: Callable[..., Any], what: str = "method") -> dict
     ]
     if missing:
         raise NamingError(f"{what} {call.name!r} needs {', '.join(missing)}")
-    return dict(sorted(bound.items()))
+    return {
+        name: bound[name] for name in sorted(bound) if not _same(bound[name], known[name].default)
+    }
+
+
+def contract(
+    call: Call, function: Callable[..., Any], presets: Mapping[str, Mapping[str, Any]]
+) -> Call:
+    """The one way to write a call that ``bind`` has bound, with its preset.
+
+    The preset is the one that leaves the fewest arguments, of equals the one declared first; the
+    first of all is the bare name and is not written.
+    """
+    if not presets:
+        return call
+    defaults = {name: each.default for name, each in parameters(function).items()}
+    meant = defaults | dict(call.arguments)
+    left = {
+        preset: {
+            name: meant[name]
+            for name, value in (defaults | settings).items()
+            if not _same(meant[name], value)
+        }
+        for preset, settings in _settings(function, presets).items()
+    }
+    chosen = min(left, key=lambda preset: len(left[preset]))
+    named = {} if chosen == next(iter(presets)) else {"preset": chosen}
+    return call_of(call.name, left[chosen] | named)
+
+
+def _settings(
+    function: Callable[..., Any], presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What each preset sets, checked as the arguments of a call are."""
+    known = parameters(function)
+    found = {}
+    for preset, content in presets.items():
+        where = f"preset {preset!r} of {function.__qualname__}"
+        if content and not found:
+            raise NamingError(
+                f"{where}: expected no argument, since the first preset is what the bare name "
+                f"means, got {', '.join(content)}"
+            )
+        found[preset] = _converted(content, known, list(known), where, where)
+    return found
+
+
+def _preset_name(method: str, value: Value, presets: Mapping[str, Any]) -> str:
+    fits, name = _fit(value, str)
+    if not fits:
+        expected = " or ".join(presets)
+        raise NamingError(f"{method}: preset: expected {expected}, got {render(value)}")
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return name
+
+
+def _converted(
+    arguments: Mapping[str, Any],
+    known: Mapping[str, inspect.Parameter],
+    takes: list[str],
+    owner: str,
+    where: str,
+) -> dict[str, Any]:
+    for name in arguments:
+        if name not in known:
+            listed = f"it takes {', '.join(takes)}" if takes else "it takes no argument"
+            raise NamingError(f"{owner} has no argument {name!r}{nearest(name, takes)} ({listed})")
+    return {
+        name: convert(value, known[name].annotation, f"{where}: {name}")
+        for name, value in arguments.items()
+    }
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.seeding import seed_global
 from benchmarks.tasks import MultiClass, MultiLabel
 from methods import build
 from methods.base import Batch, Chain, Context, Method, Model, Spec, overrides
-from methods.classic import Crop, CutMix, Flip, Mixup
+from methods.classic import Crop, CutMix, Flip, Mixup, Rotate90
 from methods.controls import HeadRefit
 
 NO_CONTEXT: Any = None
@@ -163,6 +163,65 @@ class TestFlip:
         assert scipy.stats.binomtest(int(found.sum()), 4000, p).pvalue > 1e-3
         if 0 < p < 1:
             assert independent(found[:-1].astype(int), found[1:].astype(int)) > 1e-3
+
+
+class TestRotate90:
+    def turned(self, out: Tensor, x: Tensor) -> np.ndarray:
+        """(rows,) quarter turns of each row; every row is exactly one of the four."""
+        same = [torch.rot90(x, k, (2, 3)).eq(out).flatten(1).all(dim=1) for k in range(4)]
+        matches = torch.stack(same)
+        assert (matches.sum(dim=0) == 1).all(), "a row is none of the turns, or several"
+        return matches.int().argmax(dim=0).numpy()
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_every_turn_is_as_likely_and_rows_are_independent(self, channels: int) -> None:
+        batch = batch_of(4000, channels, 3, 3)
+        out = run(Rotate90(), replace(batch, y=batch.w[:, None]))
+        found = self.turned(out.x, batch.x)
+        counts = np.bincount(found, minlength=4)
+        assert counts.min() > 0
+        assert uniform(counts) > 1e-3
+        assert independent(found[:-1], found[1:]) > 1e-3
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_only_the_inputs_change_and_not_in_place(self, channels: int) -> None:
+        batch = batch_of(40, channels, 5, 5, classes=4)
+        copies = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "logits"}
+        copies = {name: value.clone() for name, value in copies.items()}
+        out = run(build("rotate90"), batch)
+        assert not torch.equal(out.x, batch.x)
+        assert out.x.dtype == batch.x.dtype
+        assert torch.equal(batch.x, copies["x"])
+        for name in ("y", "w", "index"):
+            assert torch.equal(getattr(batch, name), copies[name])
+            assert torch.equal(getattr(out, name), copies[name])
+        assert out.logits is None
+
+    def test_is_a_function_of_the_global_seed(self) -> None:
+        batch = batch_of(40)
+        first, again, later = (run(Rotate90(), batch, seed).x for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, later)
+
+    def test_captions_tell_the_turn_of_each_row(self) -> None:
+        method, batch = Rotate90(), batch_of(40)
+        assert method.captions() == []
+        found = self.turned(run(method, batch).x, batch.x)
+        texts = ["", "turned 90°", "turned 180°", "turned 270°"]
+        assert method.captions() == [texts[turns] for turns in found]
+        assert set(method.captions()) == set(texts)
+
+    def test_square_images_are_asked_for(self) -> None:
+        for method in (Rotate90(), build("none+rotate90"), build("rotate90+flip")):
+            for shape in ((1, 28, 28), (3, 8, 8)):
+                spec = Spec(rows=10, classes=2, shape=shape)
+                assert method.supports(MultiClass(), spec) == ""
+            wide = Spec(rows=10, classes=2, shape=(3, 28, 32))
+            reason = method.supports(MultiClass(), wide)
+            assert reason == "rotate90 needs square images, the images have (28, 32)"
+            vector = Spec(rows=10, classes=2, shape=(5,), kind="vector")
+            reason = method.supports(MultiClass(), vector)
+            assert reason == "rotate90 needs images, the data are vectors"
 
 
 class TestCrop:

@@ -1,0 +1,591 @@
+"""SAFLEX: the weights and soft labels of augmented rows, refined by the gradient of meta rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
+from methods.functional import (
+    directional,
+    evaluate,
+    exclusive,
+    joined,
+    parted,
+    rows_of,
+    unclean,
+)
+
+Labels = Literal["gumbel", "argmax", "keep", "prox"]
+Weights = Literal["step", "relu", "one"]
+Scale = Literal["none", "std", "max"]
+CHUNK = 512
+"""Meta rows that go through the network at once."""
+STABLE = {
+    "clean_fraction": 0.0,
+    "derivative": "difference",
+    "labels": "prox",
+    "meta_batch": 2.0,
+    "precondition": True,
+    "refresh": 4,
+    "scale": "std",
+    "stratified": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How scores become labels and weights."""
+
+    labels: Labels = "gumbel"
+    weights: Weights = "step"
+    beta: float = 0.0
+    tau: float = 0.01
+    scale: Scale = "none"
+    eps: float = 0.3
+    eta: float = 0.5
+    renormalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"tau: expected a number above 0, got {self.tau}")
+        if not 0 <= self.eps <= 1:
+            raise ValueError(f"eps: expected a number in [0, 1], got {self.eps}")
+        for name in ("beta", "eta"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+class Scores(NamedTuple):
+    """What a step along minus the meta gradient gains from each row, to first order."""
+
+    labels: Tensor
+    """(B, K) S: how much the gain grows with each entry of the target."""
+    gain: Tensor
+    """(B,) of the row with the target that it has."""
+
+
+class Refined(NamedTuple):
+    """What became of the targets and weights of a batch."""
+
+    y: Tensor
+    """(B, K)"""
+    w: Tensor
+    """(B,)"""
+    gain: Tensor
+    """(B,) of the row with its new target."""
+    factor: Tensor
+    """(B,) before renormalisation: 0 or 1 under ``step``."""
+
+
+def score(task: Task, logits: Tensor, slope: Tensor, y: Tensor) -> Scores:
+    """Scores of a batch from its logits (B, K) and their derivative (B, K) along the meta gradient.
+
+    The gain of a row is the derivative of its own loss along the meta gradient g: the meta loss
+    falls by the learning rate times its weight times this. As losses are affine in the target, the
+    gain is too, and S is its slope: - J g with J the Jacobian of log-softmax for MultiClass, where
+    the gain is S.y (Eq. 7 with its minus kept); - dz_k / K for MultiLabel.
+    """
+    with torch.enable_grad():
+        z, target = logits.detach().requires_grad_(), y.detach().requires_grad_()
+        (residual,) = torch.autograd.grad(task.losses(z, target).sum(), z, create_graph=True)
+        gain = (residual * slope.detach()).sum(dim=1)
+        (labels,) = torch.autograd.grad(gain.sum(), target)
+    return Scores(labels, gain.detach())
+
+
+def refine(
+    rules: Rules, task: Task, scores: Scores, y: Tensor, w: Tensor, logits: Tensor
+) -> Refined:
+    """Targets (B, K) and weights (B,) of a batch by its scores (Algorithm 1, and our variants).
+
+    ``logits`` (B, K) matter to ``prox`` alone. With ``renormalise`` the total of the weights stays,
+    and where every factor is 0 the weights stay as they are.
+    """
+    one = exclusive(task)
+    y_new = _labels(rules, task, scores.labels, y, logits, one)
+    gain = scores.gain + ((y_new - y) * scores.labels).sum(dim=1)
+    if rules.weights == "step":
+        factor = (gain >= 0).to(w.dtype)
+    elif rules.weights == "relu":
+        factor = gain.clamp_min(0).to(w.dtype)
+    else:
+        factor = torch.ones_like(w)
+    return Refined(y_new, _weighed(w, factor, rules.renormalise), gain, factor)
+
+
+def _weighed(w: Tensor, factor: Tensor, renormalise: bool) -> Tensor:
+    if not renormalise:
+        return w * factor
+    total = (w * factor).sum()
+    kept = w * factor * (w.sum() / torch.where(total > 0, total, torch.ones_like(total)))
+    return torch.where(total > 0, kept, w)
+
+
+def _labels(rules: Rules, task: Task, raw: Tensor, y: Tensor, logits: Tensor, one: bool) -> Tensor:
+    """New targets (B, K); of the entries of a target with several labels each decides for itself.
+
+    An entry is then one of two classes, so that beta counts for or against it, and the difference
+    of two Gumbel variables, a logistic one, is its noise.
+    """
+    if rules.labels == "keep":
+        return y
+    scaled = _scaled(raw, rules.scale)
+    if rules.labels == "prox":
+        q = (1 - rules.eps) * y + rules.eps * task.labels(logits.detach(), 1.0)
+        q = q.clamp_min(torch.finfo(q.dtype).tiny)
+        prior = q.log() if one else q.log() - (1 - q).clamp_min(torch.finfo(q.dtype).tiny).log()
+        return task.labels(prior + rules.eta * scaled, 1.0)
+    scaled = scaled + rules.beta * (y if one else 2 * y - 1)
+    if rules.labels == "gumbel":
+        noise = _gumbel(scaled) if one else _gumbel(scaled) - _gumbel(scaled)
+        return task.labels(scaled + noise, rules.tau)
+    if one:
+        return torch.zeros_like(y).scatter_(1, scaled.argmax(dim=1, keepdim=True), 1.0)
+    return (scaled > 0).to(y.dtype)
+
+
+def _scaled(raw: Tensor, scale: Scale) -> Tensor:
+    if scale == "none":
+        return raw
+    size = raw.std() if scale == "std" else raw.abs().max()
+    return raw / size.clamp_min(torch.finfo(raw.dtype).tiny)
+
+
+def _gumbel(like: Tensor) -> Tensor:
+    wait = torch.empty_like(like).exponential_()
+    return -wait.clamp_min(torch.finfo(like.dtype).tiny).log()
+
+
+class Pairs(NamedTuple):
+    """Refined rows and columns of a contrastive batch: images over texts, texts over images."""
+
+    rows: Refined
+    columns: Refined
+
+
+def refine_pairs(
+    rules: Rules, task: Task, logits: Tensor, slope: Tensor, text: Tensor, w: Tensor
+) -> Pairs:
+    """Targets and weights of a contrastive batch, for images and for texts (Eq. 13-14).
+
+    ``logits`` (B, B) are image times text similarities divided by the temperature, ``slope`` their
+    derivative along the meta gradient, ``text`` (B,) numbers the texts: equal ones share target
+    and score. The loss that this refines is w @ losses(logits, y) + u @ losses(logits.T, y') with
+    ``task`` MultiClass, and ``w`` (B,) the weights of both terms before.
+
+    **Deviations.** The paper refines the first term alone; the index of Eq. 14's denominator is
+    read as that of the sum.
+    """
+    same = (text[:, None] == text[None, :]).to(logits.dtype)
+    shared = same / same.sum(dim=1, keepdim=True)
+    parts = []
+    for z, dz in ((logits, slope), (logits.T, slope.T)):
+        scores = score(task, z, dz, shared)
+        scores = Scores(scores.labels @ shared, scores.gain)
+        refined = refine(rules, task, scores, shared, w, z)
+        parts.append(refined._replace(y=refined.y @ shared))
+    return Pairs(*parts)
+
+
+class Tail(nn.Module):
+    """A network from the outputs of its stages on: the last ``stages`` stages and the head."""
+
+    def __init__(self, model: Model, stages: int) -> None:
+        super().__init__()
+        self.model = model
+        inner = dict(model.trunk.named_children()).get("stages")
+        listed = list(inner) if isinstance(inner, nn.ModuleList) else []
+        if stages and stages >= len(listed):
+            raise ValueError(
+                f"stages: expected less than the {len(listed)} stages of the network, got {stages}"
+            )
+        self._first = len(listed) - stages
+        self._stages = stages
+
+    def own(self) -> list[str]:
+        """Names in the network of the parameters that lie in it."""
+        ends = tuple(f"trunk.stages.{self._first + place}." for place in range(self._stages))
+        names = [name for name, _ in self.model.named_parameters()]
+        return [name for name in names if not name.startswith("trunk.") or name.startswith(ends)]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Logits (B, K) from the outputs of all stages, of which the last ones are made anew."""
+        if self._stages:
+            features = features[: -self._stages]
+            for stage in list(cast("nn.ModuleList", self.model.trunk.get_submodule("stages")))[
+                self._first :
+            ]:
+                features = [*features, stage(features[-1])]
+        return self.model.head(self.model.embed(features))
+
+
+class Saflex(Method):
+    """Weights and soft labels of an upstream's rows, refined by the gradient of meta rows.
+
+    Before each step g is the gradient of the mean loss over a batch of meta rows. Row i with logits
+    z_i has scores S_i = - J_i g, J_i the Jacobian of log-softmax(z_i): a small SGD step with target
+    y_i and weight w_i lowers the meta loss by the learning rate times w_i S_i.y_i. From the scores
+    come a target (``labels``), from the gain S_i.y_i with this target a factor for the weight
+    (``weights``); weights then keep their total.
+
+    ``labels``: ``gumbel`` softmax((S + beta y + Gumbel noise) / tau), Algorithm 1; ``argmax`` of
+    S + beta y, Theorem 1; ``keep``; ``prox`` proportional to q exp(eta S), q = (1 - eps) y + eps p
+    with the network's own p. ``weights``: ``step`` 1 where the gain is 0 or more, ``relu`` the gain
+    where it is, ``one``. ``scale`` divides S by its standard deviation or largest magnitude over
+    the batch. ``clean_fraction`` of a batch passes by the upstream and is not scored (Eq. 3 trains
+    on both). ``meta_batch`` counts in training batches (2: twice as many rows), or is ``full``;
+    ``stratified`` draws it with the shares of the classes; its gradient is used for ``refresh``
+    steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), Adam's second moments, where the
+    optimiser has them. ``derivative``: ``dual`` is exact, ``difference`` shares the training
+    forward. ``stages`` looks at the head and so many of the last stages alone (0: the head).
+
+    ``preset=stable`` is our variant, not the paper's; ``preset=fast`` is that on the last stage.
+
+    **Deviations.** Eq. 8 and Algorithm 1 lack the minus that Eq. 7 has: the printed sign picks the
+    label that raises the meta loss most. Scores are of log-softmax; "softmax applied on outputs"
+    is not the loss that is trained. Where all factors are 0, weights stay as they are. The meta
+    gradient is taken with the batch statistics of the meta rows, as training takes its own, in
+    float32 and with dropout on; no running statistic moves.
+    """
+
+    source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
+    needs = frozenset({"meta"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "stable": STABLE,
+        "fast": {**STABLE, "stages": 1},
+    }
+    space: ClassVar[Mapping[str, Any]] = {
+        "labels": ("choice", ["gumbel", "keep", "prox"]),
+        "beta": ("uniform", 0.0, 4.0),
+        "meta_batch": ("choice", [0.25, 1.0, 2.0, 4.0]),
+        "refresh": ("choice", [1, 2, 4]),
+        "precondition": ("choice", [False, True]),
+        "clean_fraction": ("choice", [0.0, 0.5]),
+    }
+    hands_logits = True
+    audit_every = 25
+    """Steps between two looks at what the method does, for the log; the first at every epoch's
+    first step."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Method | None = None,
+        labels: Labels = "gumbel",
+        weights: Weights = "step",
+        beta: float = 0.0,
+        tau: float = 0.01,
+        scale: Scale = "none",
+        eps: float = 0.3,
+        eta: float = 0.5,
+        renormalise: bool = True,
+        clean_fraction: float = 0.5,
+        meta_batch: float | Literal["full"] = 1.0,
+        stratified: bool = False,
+        refresh: int = 1,
+        precondition: bool = False,
+        derivative: Literal["dual", "difference"] = "dual",
+        stages: int | None = None,
+    ) -> None:
+        super().__init__(upstream)
+        if not 0 <= clean_fraction < 1:
+            raise ValueError(f"clean_fraction: expected a number in [0, 1), got {clean_fraction}")
+        if not isinstance(meta_batch, str) and not 0 < meta_batch <= 16:
+            raise ValueError(
+                "meta_batch: expected full or a multiple of the training batch above 0 and up to "
+                f"16, such as 2, got {meta_batch}"
+            )
+        if refresh < 1:
+            raise ValueError(f"refresh: expected 1 or more steps, got {refresh}")
+        if stages is not None and stages < 0:
+            raise ValueError(f"stages: expected 0 (the head alone) or more, got {stages}")
+        self.rules = Rules(
+            labels=labels,
+            weights=weights,
+            beta=beta,
+            tau=tau,
+            scale=scale,
+            eps=eps,
+            eta=eta,
+            renormalise=renormalise,
+        )
+        self.clean_fraction, self.meta_batch = clean_fraction, meta_batch
+        self.stratified, self.refresh = stratified, refresh
+        self.precondition, self.derivative = precondition, derivative
+        self.stages = stages
+        self._tangent: dict[str, Tensor] = {}
+        self._steps = 0  # of this epoch
+        self._foreseen: _Foreseen | None = None
+        self._unsupported = False
+        self._names: list[str] = []
+
+    def requires(self) -> frozenset[str]:
+        """Meta rows; with ``stages`` a network whose stages can be reached."""
+        return super().requires() | ({"features"} if self.stages is not None else set())
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Any upstream but one with a loss of its own, and one that has used the step's forward."""
+        if self.upstream is not None and overrides(self.upstream, "losses"):
+            return "saflex needs the task's own loss, its upstream has a loss of its own"
+        if self.upstream is not None and self.upstream.hands_logits:
+            return "saflex needs the step's forward, its upstream uses it (it hands over logits)"
+        return super().supports(task, spec)
+
+    def setup(self, ctx: Context) -> None:
+        """Allocate the running means of each row."""
+        super().setup(ctx)
+        rows, device = ctx.spec.rows, ctx.train.targets.device
+        self.register_buffer("seen", torch.zeros(rows, device=device))
+        self.register_buffer("weight_sum", torch.zeros(rows, device=device))
+        self.register_buffer("label_sum", torch.zeros(rows, ctx.spec.classes, device=device))
+        names = [name for name, each in ctx.model.named_parameters() if each.requires_grad]
+        if self.stages is not None:
+            own = set(Tail(cast("Model", ctx.model), self.stages).own())
+            names = [name for name in names if name in own]
+        self._names = names
+
+    def begin_epoch(self, ctx: Context) -> None:
+        """Drop the meta gradient."""
+        super().begin_epoch(ctx)
+        self._tangent, self._steps, self._foreseen = {}, 0, None
+
+    def weighted(self, rows: int) -> int:
+        """All but the clean rows."""
+        return unclean(rows, self.clean_fraction)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The upstream's rows with new targets and weights, then the clean rows as they came."""
+        part, clean = parted(batch, self.weighted(len(batch.x)))
+        if self.upstream is not None:
+            part = self.upstream.augment(part, ctx)
+        if part.logits is not None:
+            raise ValueError("the upstream of saflex has used the step's forward")
+        if self._steps % self.refresh == 0:
+            self._tangent = self._direction(len(batch.x), ctx)
+        scored = len(part.x)
+        x = torch.cat([part.x, clean.x])
+        given, logits, slope = self._slope(x, ctx)
+        scores = score(ctx.task, logits[:scored], slope[:scored], part.y)
+        refined = refine(self.rules, ctx.task, scores, part.y, part.w, logits[:scored])
+        self._remember(part, refined)
+        if self._steps % self.audit_every == 0:
+            with ctx.uncharged():
+                self._audit(part, refined, len(batch.x), ctx)
+        elif self._foreseen is not None:
+            with ctx.uncharged():
+                self._look_back(self._foreseen, ctx)
+            self._foreseen = None
+        self._steps += 1
+        return replace(joined(replace(part, y=refined.y, w=refined.w), clean), x=x, logits=given)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Per training row: running means of weight (1: untouched) and label, and their number."""
+        seen = self.get_buffer("seen")
+        count = seen.clamp_min(1)
+        means = {
+            "weight": self.get_buffer("weight_sum") / count,
+            "label": self.get_buffer("label_sum") / count[:, None],
+            "seen": seen,
+        }
+        return {**super().learned(), **means}
+
+    def _slope(self, x: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Logits to hand over, logits (B, K), and their derivative (B, K) along the tangent."""
+        given: Tensor | None = None
+        network, inputs, tangent = ctx.model, x, self._tangent
+        if self.stages is not None:
+            given, inputs = self._features(x, cast("Model", ctx.model), ctx)
+            network = Tail(cast("Model", ctx.model), self.stages)
+            tangent = {f"model.{name}": part for name, part in tangent.items()}
+        if self.derivative == "dual" and not self._unsupported:
+            try:
+                with ctx.replay():
+                    return given, *directional(network, inputs, tangent, how="dual")
+            except NotImplementedError:  # an operator without forward-mode differentiation
+                self._unsupported = True
+        # A difference to bfloat16 logits would be rounding, and where a tail has dropout its masks
+        # are not those of the forward.
+        primal = None
+        if self.stages is None and ctx.repeatable:
+            given = ctx.forward(x)
+            primal = given.detach()
+        with ctx.replay():
+            slope = directional(network, inputs, tangent, how="difference", primal=primal)
+        return given, *slope
+
+    def _features(
+        self, x: Tensor, model: Model, ctx: Context
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Logits to hand over, and the outputs of the stages in the training forward."""
+        if not ctx.repeatable:
+            with ctx.replay(), torch.no_grad():
+                return None, cast("list[Tensor]", evaluate(model.trunk, {}, x))
+        held: list[Tensor] = []
+        hook = model.trunk.register_forward_hook(
+            lambda _, __, outputs: held.extend(cast("list[Tensor]", outputs))
+        )
+        try:
+            given = ctx.forward(x)
+        finally:
+            hook.remove()
+        return given, [each.detach() for each in held]
+
+    def _meta(self, rows: int, ctx: Context) -> Batch:
+        """A batch of meta rows for training batches of ``rows`` rows."""
+        meta = ctx.meta
+        if meta is None:
+            raise ValueError("saflex learns from meta rows: give the context some")
+        if isinstance(self.meta_batch, str):
+            return meta.draw(len(meta))
+        return meta.draw(max(1, round(self.meta_batch * rows)), stratified=self.stratified)
+
+    def _direction(self, rows: int, ctx: Context) -> dict[str, Tensor]:
+        """The meta gradient by parameter name; preconditioned where that is asked for."""
+        _, gradient = self._gradient(self._meta(rows, ctx), ctx)
+        if not self.precondition:
+            return gradient
+        diagonal = adam_diagonal(ctx.optimizer)
+        named = dict(ctx.model.named_parameters())
+        return {
+            name: part * diagonal[named[name]] if named[name] in diagonal else part
+            for name, part in gradient.items()
+        }
+
+    def _gradient(self, batch: Batch, ctx: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of meta rows and its gradient by parameter name."""
+        chosen = dict(_chosen(ctx.model, self._names))
+        loss = batch.w.new_zeros(())
+        sums = {name: torch.zeros_like(each) for name, each in chosen.items()}
+        with torch.enable_grad():
+            for part in self._losses(batch, ctx):
+                found = torch.autograd.grad(part, list(chosen.values()), allow_unused=True)
+                loss = loss + part.detach()
+                for name, gradient in zip(chosen, found, strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient
+        return loss, sums
+
+    def _losses(self, batch: Batch, ctx: Context) -> Iterator[Tensor]:
+        """Parts of the mean loss of meta rows, as many as fit into the memory at once."""
+        own = set(self._names)
+        others = {n: each.detach() for n, each in ctx.model.named_parameters() if n not in own}
+        parts = -(-len(batch.x) // CHUNK)
+        for x, y in zip(batch.x.chunk(parts), batch.y.chunk(parts), strict=True):
+            logits = evaluate(ctx.model, others, x)
+            yield ctx.task.losses(logits, y).sum() / len(batch.x)
+
+    def _remember(self, part: Batch, refined: Refined) -> None:
+        """Add to the running means; rows from elsewhere do not count."""
+        known = (part.index >= 0).float()
+        place = part.index.clamp_min(0)
+        share = refined.w / torch.where(part.w > 0, part.w, torch.ones_like(part.w))
+        self.get_buffer("seen").index_add_(0, place, known)
+        self.get_buffer("weight_sum").index_add_(0, place, known * share.float())
+        self.get_buffer("label_sum").index_add_(0, place, known[:, None] * refined.y.float())
+
+    def _audit(self, part: Batch, refined: Refined, rows: int, ctx: Context) -> None:
+        """Log what the method does to this batch, and foresee what the step does to meta rows."""
+        one, y = exclusive(ctx.task), refined.y
+        if one:
+            kept = (y.argmax(dim=1) == part.y.argmax(dim=1)).float().mean()
+            entropy = torch.special.entr(y).sum(dim=1).mean()
+        else:
+            kept = ((y > 0.5) == (part.y > 0.5)).float().mean()
+            entropy = (torch.special.entr(y) + torch.special.entr(1 - y)).mean()
+        meta = self._meta(rows, ctx)
+        torch.manual_seed(0)  # the same dropout masks when we look back
+        loss, gradient = self._gradient(meta, ctx)
+        told = {
+            "labels_kept": kept,
+            "weights_above_0": (refined.w > 0).float().mean(),
+            "label_entropy": entropy,
+            "gain": refined.gain.mean(),
+            "dual_unsupported": torch.tensor(float(self._unsupported)),
+            "difference_apart": torch.tensor(float(not ctx.repeatable)),
+        }
+        if len(meta.x) >= 4:
+            halves = [
+                torch.cat([each.flatten() for each in self._gradient(half, ctx)[1].values()])
+                for half in (rows_of(meta, slice(0, None, 2)), rows_of(meta, slice(1, None, 2)))
+            ]
+            told["meta_gradient_cosine"] = torch.cosine_similarity(*halves, dim=0)
+        ctx.log(**{name: float(value) for name, value in told.items()})
+        before = {name: each.detach().clone() for name, each in _chosen(ctx.model, self._names)}
+        self._foreseen = _Foreseen(meta, loss, gradient, before)
+
+    def _look_back(self, foreseen: _Foreseen, ctx: Context) -> None:
+        """Log the change of the meta loss by the last step, to first order and as it was."""
+        moved = {
+            name: each.detach() - foreseen.parameters[name]
+            for name, each in _chosen(ctx.model, self._names)
+        }
+        parts = [(foreseen.gradient[name] * step).sum() for name, step in moved.items()]
+        torch.manual_seed(0)
+        with torch.no_grad():
+            loss = torch.stack(list(self._losses(foreseen.meta, ctx))).sum()
+        ctx.log(
+            meta_change_predicted=float(torch.stack(parts).sum()),
+            meta_change=float(loss - foreseen.loss),
+        )
+
+
+class _Foreseen(NamedTuple):
+    """What is needed to judge a step by what it does to the loss of meta rows."""
+
+    meta: Batch
+    loss: Tensor
+    gradient: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+
+
+def _chosen(model: nn.Module, names: list[str]) -> list[tuple[str, nn.Parameter]]:
+    named = dict(model.named_parameters())
+    return [(name, named[name]) for name in names]
+
+
+def adam_diagonal(optimizer: Optimizer) -> dict[nn.Parameter, Tensor]:
+    """1 / (sqrt(v / (1 - beta2^t)) + eps) by parameter: how Adam's step answers to a gradient.
+
+    Parameters that have not been stepped, or by an optimiser without second moments, are left out.
+    """
+    found: dict[nn.Parameter, Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state:
+                corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+                found[parameter] = 1 / (corrected.sqrt() + group["eps"])
+    return found
+
+
+def l2rw(
+    *,
+    upstream: Method | None = None,
+    meta_batch: float | Literal["full"] = 1.0,
+    clean_fraction: float = 0.0,
+    derivative: Literal["dual", "difference"] = "dual",
+) -> Saflex:
+    """Learning to reweight: the label kept, the weight the gain where it is positive.
+
+    That is SAFLEX with ``labels=keep`` and ``weights=relu``: one look-ahead step of SGD, to first
+    order, which for this rule is exact.
+
+    **Deviations.** Where no row has a gain the weights stay as they are; in the paper all are 0.
+
+    Source: Ren et al., Learning to Reweight Examples, ICML 2018, arXiv:1803.09050
+    """
+    return Saflex(
+        upstream=upstream,
+        labels="keep",
+        weights="relu",
+        meta_batch=meta_batch,
+        clean_fraction=clean_fraction,
+        derivative=derivative,
+    )
