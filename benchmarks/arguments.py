@@ -126,6 +126,10 @@ class CompareCommand(Setting, Place):
     """add each method's upstream with as many passes, or as much time"""
     selection: Literal["last", "selected"] = "last"
     """epoch that is shown: the last, or where it is offered the best by select AUC"""
+    records: Annotated[Path | None, _default("none")] = None
+    """also write a line for each run to this .csv file"""
+    figure: Annotated[Path | None, _default("none")] = None
+    """also draw accuracies and differences into this .png, .pdf or .svg file (one benchmark)"""
 
 
 @dataclass(kw_only=True)
@@ -170,13 +174,17 @@ class ShowCommand:
     method: str = "none"
     """method, as for run"""
     model: str = "small_cnn"
-    """network, as initialised, for methods that ask it something"""
+    """network, for methods that ask it something"""
+    epochs: int = 0
+    """passes that first train the network under the method, as run does; 0: as initialised"""
+    by: Literal["rows", "weight"] = "rows"
+    """rows: images and their draws; weight: those of 512 rows with extreme weights and labels"""
     rows: int = 6
-    """images, of each class in turn"""
+    """by rows: images, of each class in turn"""
     draws: int = 8
-    """draws of each image"""
+    """by rows: draws of each image; by weight: images in each band"""
     seed: int = 0
-    """decides images and draws"""
+    """decides images, draws and network"""
     out: Path = Path("show.png")
     """file to write: .png, .pdf or .svg"""
     data: Annotated[Path | None, DATA] = None

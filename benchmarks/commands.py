@@ -36,6 +36,8 @@ from benchmarks.execution import Options
 from methods.base import Spec
 from methods.naming import NamingError, split
 
+FIGURES = (".png", ".pdf", ".svg")
+
 
 class UsageError(ValueError):
     """A value on the command line that cannot be used; says field, what was got and allowed."""
@@ -203,6 +205,10 @@ def _shown(folder: Path) -> str:
 def _compare(command: arguments.CompareCommand) -> int:
     options = _options(command)
     root = command.out.expanduser().absolute()
+    if command.records is not None and command.records.suffix != ".csv":
+        raise UsageError(f"records: expected a name that ends in .csv, got {command.records}")
+    if command.figure is not None and command.figure.suffix not in FIGURES:
+        raise UsageError(f"figure: expected a name in .png, .pdf or .svg, got {command.figure}")
     names = split(command.methods)
     if not names:
         raise UsageError("methods: expected names separated by commas, got none")
@@ -215,9 +221,12 @@ def _compare(command: arguments.CompareCommand) -> int:
     benchmarks = [data.parse_benchmark(name) for name in split(command.benchmark)]
     if not benchmarks:
         raise UsageError("benchmark: expected a name, got none")
+    if command.figure is not None and len(benchmarks) > 1:
+        raise UsageError(f"figure: expected one benchmark, got {len(benchmarks)}")
     makers = [_Maker(command, benchmark, options) for benchmark in benchmarks]
     root.mkdir(parents=True, exist_ok=True)
     code, shown = 0, []
+    kept: list[tables.Row] = []
     for maker in makers:
         few = maker.test_rows < tables.SMALL_TEST
         default = tables.SMALL_TEST_SEEDS if few else tables.SEEDS
@@ -241,10 +250,22 @@ def _compare(command: arguments.CompareCommand) -> int:
         for place, row in missing:
             read.insert(place, row)
         shown.append(tables.comparison(read, command.selection))
+        kept += read
         failed = any(r.result["status"] == "failed" for row in read for r in row.records)
         code = arguments.FAILURE if problems or failed or missing else code
     print("\n\n\n".join(shown))
     print(f"\nResults: {root}")
+    if command.records is not None:
+        text = records.to_csv((row.name, row.records) for row in kept)
+        command.records.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(command.records, text)
+        print(f"Records: {command.records}")
+    if command.figure is not None and any(each.done for row in kept for each in row.records):
+        from analysis import figures  # noqa: PLC0415 - loads matplotlib
+
+        command.figure.parent.mkdir(parents=True, exist_ok=True)
+        figures.draw_forest(kept, command.figure, command.selection)
+        print(f"Figure: {command.figure}")
     return code
 
 
@@ -364,11 +385,13 @@ def _predict(command: arguments.PredictCommand) -> int:
 def _show(command: arguments.ShowCommand) -> int:
     from benchmarks import showing  # noqa: PLC0415 - loads matplotlib
 
-    for name in ("rows", "draws"):
-        if getattr(command, name) < 1:
-            raise UsageError(f"{name}: expected 1 or more, got {getattr(command, name)}")
-    if command.out.suffix not in (".png", ".pdf", ".svg"):
+    for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
+        if getattr(command, name) < least:
+            raise UsageError(f"{name}: expected {least} or more, got {getattr(command, name)}")
+    if command.out.suffix not in FIGURES:
         raise UsageError(f"out: expected a name in .png, .pdf or .svg, got {command.out}")
+    if not command.out.parent.is_dir():  # said before anything is trained
+        raise UsageError(f"out: expected a name in a folder that exists, got {command.out}")
     try:
         showing.show(
             data.parse_benchmark(command.benchmark),
@@ -379,9 +402,18 @@ def _show(command: arguments.ShowCommand) -> int:
             rows=command.rows,
             draws=command.draws,
             seed=command.seed,
+            epochs=command.epochs,
+            by=command.by,
+            progress=progress.for_terminal(),
         )
     except data.NotApplicable as reason:
         raise UsageError(f"method: {command.method} cannot be shown here: {reason}") from reason
+    except trainer.TrainingFailed as reason:
+        print(f"augbench: {reason}", file=sys.stderr)
+        return arguments.FAILURE
+    except trainer.Interrupted:  # unlike a run, nothing was written to go on from
+        print("\naugbench: stopped in training; nothing is kept", file=sys.stderr)
+        return arguments.INTERRUPTED
     print(command.out)
     return 0
 

@@ -155,6 +155,10 @@ def _attempt(
 def _write(folder: Path, fitted: Fitted, splits: Splits, options: Options) -> None:
     write_lines(folder, fitted.state)
     _write_arrays(folder / "predictions.npz", fitted.predictions)
+    learned = fitted.method.learned()
+    if learned:
+        arrays = {name: value.detach().cpu().numpy() for name, value in learned.items()}
+        _write_arrays(folder / "learned.npz", arrays)
     if splits.corrupted is not None:
         _write_arrays(folder / "corruption.npz", splits.corrupted)
     if options.save_model:
@@ -170,7 +174,14 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _conclude(folder: Path, result: dict[str, Any]) -> Status:
     """Write result.json, last and atomically, with the sizes of the files beside it."""
-    names = ("metrics.jsonl", "timing.jsonl", "predictions.npz", "corruption.npz", "model.pt")
+    names = (
+        "metrics.jsonl",
+        "timing.jsonl",
+        "predictions.npz",
+        "learned.npz",
+        "corruption.npz",
+        "model.pt",
+    )
     done = result["status"] == "done"
     present = [folder / name for name in names if done and (folder / name).exists()]
     result["files"] = {path.name: path.stat().st_size for path in present}

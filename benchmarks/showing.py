@@ -1,30 +1,43 @@
-"""What a method makes of images, drawn as a grid."""
+"""What a method makes of images, drawn: draws of some rows, or the extremes of weight and label."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import methods
-from analysis.plots import augmentation_grid
+from analysis.plots import Band, augmentation_grid, sample_bands
 from benchmarks import models
 from benchmarks.context import TrainingContext
 from benchmarks.data import (
     Benchmark,
+    NotApplicable,
     Protocol,
     Splits,
     arrays_of,
+    canonical,
+    chunks,
     make_splits,
     strata_of,
 )
-from benchmarks.runs import Training
+from benchmarks.progress import Progress, Silent
+from benchmarks.runs import Run, Training
 from benchmarks.seeding import generator, seed_global
 from benchmarks.tasks import task_of
-from benchmarks.trainer import check_fits, labels_of, make_optimizer
-from methods.base import Batch
+from benchmarks.trainer import check_batch, check_fits, fit, labels_of, make_optimizer
+from methods.base import Batch, Context, Method
+
+POOL = 512
+"""Augmented rows of which the extremes are drawn, where an epoch has so many."""
+SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
+"""Differences of factors, and moves of a target, that a caption would not show."""
 
 
 def show(
@@ -37,13 +50,22 @@ def show(
     rows: int = 6,
     draws: int = 8,
     seed: int = 0,
+    epochs: int = 0,
+    by: Literal["rows", "weight"] = "rows",
+    progress: Progress | None = None,
 ) -> None:
-    """Write the grid: a column of originals and ``draws`` draws of each, told what was done.
+    """Write the figure, by ``rows`` or by ``weight``.
 
-    The network is the model as initialised, for methods that ask it something.
+    ``rows``: a column of originals and ``draws`` draws of each, told what was done. ``weight``: of
+    a pool of augmented rows, ``draws`` with the highest and with the lowest weight, and those whose
+    label moved most. The network, for methods that ask it something, has trained under the method
+    for ``epochs`` epochs, as a run does; what is drawn is the epoch after them.
 
     Raises:
-        NotApplicable: the method does not work on these data.
+        NotApplicable: the method does not work on these data, or by weight leaves weights and
+            labels alone.
+        TrainingFailed: the network could not be trained.
+        Interrupted: SIGINT or SIGTERM while it trained.
     """
     device = torch.device("cpu")
     method = methods.build(method_name)
@@ -52,31 +74,252 @@ def show(
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )
-    seed_global(device, seed, "init")
-    network = models.build(model_name, splits.spec)
-    check_fits(method_name, method, splits, network, model_name)
+    training = Training(epochs=max(1, epochs))
     task = task_of(splits.kind)
-    optimizer = make_optimizer(network, Training())
-    ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=1, seed=seed)
-    ctx.enter("setup")
-    method.setup(ctx)
+    if epochs:
+        run = Run(
+            benchmark=canonical(benchmark),
+            data=arrays.checksum,
+            model=model_name,
+            method=method_name,
+            training=training,
+            seed=seed,
+        )
+        network, optimizer = _trained(run, splits, method, progress or Silent())
+    else:
+        seed_global(device, seed, "init")
+        network = models.build(model_name, splits.spec)
+        check_fits(method_name, method, splits, network, model_name)
+        optimizer = make_optimizer(network, training)
+    ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
+    if not epochs:
+        ctx.enter("setup")
+        method.setup(ctx)
+    ctx.epoch, ctx.step = epochs, epochs * len(chunks(splits.pool, training.batch_size))
+    network.train()
     ctx.enter("begin_epoch")
     method.begin_epoch(ctx)
-    network.train()
 
+    state = f"network after {epochs} epoch{'s' if epochs > 1 else ''}, " if epochs else ""
+    if by == "rows":
+        title = f"{method_name} on {arrays.name}, training rows, {state}seed {seed}"
+        _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
+        return
+    pool = _pool(method, ctx, method_name, training.batch_size)
+    bands, note = _bands(pool, draws, splits.classes, splits.kind)
+    state = state or "network as initialised, "
+    title = (
+        f"{method_name} on {arrays.name}: {len(pool.x)} augmented training rows, {state}"
+        f"seed {seed}{note}"
+    )
+    sample_bands(bands, title, path)
+
+
+class _Watched(Method):
+    """Passes on what its upstream does; keeps the run's optimiser and the first batch of a step."""
+
+    optimizer: Optimizer
+    given: Batch | None = None
+
+    def setup(self, ctx: Context) -> None:
+        """Keep the optimiser: a method may read its state."""
+        super().setup(ctx)
+        self.optimizer = ctx.optimizer
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The upstream's batch."""
+        out = cast("Method", self.upstream).augment(batch, ctx)
+        if self.given is None:
+            self.given = replace(out, logits=None)
+        return out
+
+
+def _trained(
+    run: Run, splits: Splits, method: Method, progress: Progress
+) -> tuple[nn.Module, Optimizer]:
+    """The network and its optimiser after a run; ``method`` has then learned with them."""
+    watched = _Watched(method)
+    try:
+        return fit(run, splits, watched, progress=progress).model, watched.optimizer
+    finally:
+        progress.end()
+
+
+def _draw_rows(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    rows: int,
+    draws: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Write the grid of some rows and ``draws`` draws of each."""
     index = _of_each_class(splits, rows, seed)
     batch = ctx.train.rows(index)
     drawn, captions = [], []
-    for step in range(draws):
-        ctx.step = step
+    for _ in range(draws):
         ctx.enter("augment")
         out = method.augment(batch, ctx)
         drawn.append(_images(out.x[: len(index)]))
         captions.append(_captions(batch, out, method.captions(), splits.classes))
+        ctx.step += 1
     labels = [_named(y, splits.classes) for y in batch.y]
-    title = f"{method_name} on {arrays.name}, training rows, seed {seed}"
     told = [list(texts) for texts in zip(*captions, strict=True)]
     augmentation_grid(_images(batch.x), np.stack(drawn, axis=1), labels, told, title, path)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Augmented rows, and what the method made of their targets and weights."""
+
+    x: Tensor
+    """(n, C, H, W)"""
+    before: Tensor
+    """(n, K) targets as the augmentation gave them"""
+    after: Tensor
+    """(n, K) targets that are trained on"""
+    factor: Tensor
+    """(n,) weight that is trained with, over that which the augmentation gave"""
+
+    @property
+    def moved(self) -> Tensor:
+        """(n,) half the sum of what each target changed by: the total variation distance."""
+        return (self.after - self.before).abs().sum(dim=1) / 2
+
+
+def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _Pool:
+    """Augmented rows of the coming epoch's batches: ``POOL`` of them, or one pass if that is less.
+
+    What targets and weights were before is what the upstream handed over (of mixup, mixed targets).
+    It is watched: its first call in a step is taken to be on the rows that the method refines,
+    which are the first ones of its batch. A method without an upstream is compared with the rows
+    as drawn. Left out are rows that the method does not weigh or that passed by the upstream (the
+    clean rows of SAFLEX), and rows that it added.
+
+    Raises:
+        NotApplicable: the method hands over other rows than its upstream gave.
+    """
+    watched = _watch(method)
+    ctx.enter("show")
+    kept: list[_Pool] = []
+    for batch in ctx.train.batches(batch_size):
+        if watched is not None:
+            watched.given = None
+        ctx.enter("augment")
+        out = method.augment(batch, ctx)
+        check_batch(out, ctx.spec, name)
+        given = _as_drawn(out, batch, ctx) if watched is None else watched.given
+        count = min(part.weighted(len(batch.x)) for part in method.parts())
+        count = min(count, 0 if given is None else len(given.x))
+        if given is None or not torch.equal(given.index[:count], out.index[:count]):
+            raise NotApplicable(f"{name} hands over other rows than its upstream gave")
+        old, new = given.w[:count], out.w[:count].detach()
+        kept.append(
+            _Pool(
+                x=out.x[:count].detach(),
+                before=given.y[:count].detach(),
+                after=out.y[:count].detach(),
+                factor=torch.where(old > 0, new / torch.where(old > 0, old, 1.0), 1.0),
+            )
+        )
+        ctx.step += 1
+        if sum(len(each.x) for each in kept) >= POOL:
+            break
+    return _Pool(
+        x=torch.cat([each.x for each in kept])[:POOL],
+        before=torch.cat([each.before for each in kept])[:POOL],
+        after=torch.cat([each.after for each in kept])[:POOL],
+        factor=torch.cat([each.factor for each in kept])[:POOL],
+    )
+
+
+def _watch(method: Method) -> _Watched | None:
+    """What from now on watches the upstream of the innermost method that can have one, if it has.
+
+    So head_refit or shuffled_weights over saflex show what saflex's own upstream gave.
+    """
+    while method.upstream is not None and _refines(method.upstream):
+        method = method.upstream
+    if method.upstream is None:
+        return None
+    watched = _Watched(method.upstream)
+    method.upstream = watched
+    return watched
+
+
+def _refines(method: Method) -> bool:
+    """Whether its own constructor takes an upstream, as that of an augmentation does not."""
+    kind = type(method)
+    return kind.__init__ is not Method.__init__ and "upstream" in signature(kind).parameters
+
+
+def _as_drawn(out: Batch, batch: Batch, ctx: TrainingContext) -> Batch:
+    """The rows of ``out`` as the training split has them, with the weights of the drawn batch."""
+    known = out.index >= 0
+    y = torch.where(known[:, None], ctx.train.targets[out.index.clamp_min(0)], out.y)
+    w = torch.full_like(out.w, float(batch.w[0]))
+    return replace(out, y=y, w=w, logits=None)
+
+
+def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tuple[list[Band], str]:
+    """The bands that there are, and what the title says of those that there are not.
+
+    Raises:
+        NotApplicable: there are none.
+    """
+    rows, factor, moved = len(pool.x), pool.factor, pool.moved
+    varied = float(factor.max() - factor.min()) > SAME_WEIGHT
+    changed = int((moved > SAME_LABEL).sum())
+    if not varied and not changed:
+        raise NotApplicable(
+            f"by weight: over {rows} augmented rows all weights are equal and no label moved; "
+            "--by rows draws what becomes of the images"
+        )
+    chosen, notes = [], []
+    if varied:
+        # From the two ends of one order, so that no row is in both where many weights are equal.
+        order = factor.argsort(stable=True)
+        count = min(draws, rows // 2)
+        none = int((factor < SAME_WEIGHT).sum())
+        told = f" ({none} of {rows} rows have weight 0)" if none else ""
+        chosen.append(("highest weight", order.flip(0)[:count]))
+        chosen.append((f"lowest weight{told}", order[:count]))
+    else:
+        notes.append("all weights are equal")
+    if changed:
+        # Hard labels all move by 1: of those rather what is not in the bands above.
+        drawn = np.isin(np.arange(rows), [int(row) for _, index in chosen for row in index])
+        order = torch.from_numpy(np.lexsort((drawn, -moved.numpy().round(3))))
+        heading = f"label moved most ({changed} of {rows} labels moved)"
+        chosen.append((heading, order[: min(draws, changed)]))
+    else:
+        notes.append("no label moved")
+    several = kind == "multi-label"
+    bands = [
+        Band(
+            heading,
+            _images(pool.x[index]),
+            [_told(pool, int(row), classes, several) for row in index],
+        )
+        for heading, index in chosen
+    ]
+    return bands, "".join(f"; {note}" for note in notes)
+
+
+def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str:
+    """The label, what became of it where it moved, and the factor of the weight."""
+    before, after = pool.before[row], pool.after[row]
+    parts = [_named(before, classes)]
+    if float(pool.moved[row]) > SAME_LABEL:
+        if several:  # of many entries, the one that moved most
+            most = int((after - before).abs().argmax())
+            shown = f"{_short(classes[most])}: {float(before[most]):.2f}"
+            parts.append(f"{shown} -> {float(after[most]):.2f}")
+        else:
+            parts = [f"{parts[0]} -> {_named(after, classes)}"]
+    return f"{', '.join(parts)}\nweight x {float(pool.factor[row]):.2f}"
 
 
 def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
@@ -115,7 +358,11 @@ def _named(y: Tensor, classes: tuple[str, ...]) -> str:
     pairs = [(classes[int(k)], float(v)) for v, k in zip(*top, strict=True) if float(v) > 0.005]
     if not pairs:
         return "no label"
-    short = [(name if len(name) < 16 else name[:14] + "…", share) for name, share in pairs]
+    short = [(_short(name), share) for name, share in pairs]
     if len(short) == 1 and short[0][1] > 0.995:
         return short[0][0]
     return ", ".join(f"{name}: {share:.2f}" for name, share in short)
+
+
+def _short(name: str) -> str:
+    return name if len(name) < 16 else name[:14] + "…"

@@ -249,7 +249,7 @@ class Method(nn.Module, ABC):
         return ctx.task.losses(logits, batch.y)
 
     def weighted(self, rows: int) -> int:
-        """How many of ``rows`` rows, from the first, carry weights of the method's own."""
+        """How many of ``rows`` rows, from the first, it works on; the others stay as they came."""
         return rows
 
     def learned(self) -> dict[str, Tensor]:

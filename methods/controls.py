@@ -84,9 +84,13 @@ class RandomLabel(Method):
         """Any upstream that has not used the step's forward."""
         return _forward_left("random_label", self.upstream) or super().supports(task, spec)
 
+    def weighted(self, rows: int) -> int:
+        """All but the clean rows."""
+        return unclean(rows, self.clean_fraction)
+
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """One of K labels with equal chance; of several labels a row each with chance 1/2."""
-        part, clean = parted(batch, unclean(len(batch.x), self.clean_fraction))
+        part, clean = parted(batch, self.weighted(len(batch.x)))
         part = self.upstream.augment(part, ctx) if self.upstream is not None else part
         if exclusive(ctx.task):
             drawn = torch.randint(ctx.spec.classes, (len(part.x), 1), device=part.y.device)
@@ -120,9 +124,13 @@ class SelfDistil(Method):
         """Any upstream that has not used the step's forward."""
         return _forward_left("self_distil", self.upstream) or super().supports(task, spec)
 
+    def weighted(self, rows: int) -> int:
+        """All but the clean rows."""
+        return unclean(rows, self.clean_fraction)
+
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Clean rows keep their labels; p has no gradient."""
-        part, clean = parted(batch, unclean(len(batch.x), self.clean_fraction))
+        part, clean = parted(batch, self.weighted(len(batch.x)))
         part = self.upstream.augment(part, ctx) if self.upstream is not None else part
         x = torch.cat([part.x, clean.x])
         logits = ctx.forward(x)

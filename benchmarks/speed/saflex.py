@@ -1,0 +1,201 @@
+"""Time of a SAFLEX step as a ratio to a plain step: python -m benchmarks.speed.saflex"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import models
+from benchmarks.context import TrainingContext
+from benchmarks.data import Splits, training_order
+from benchmarks.machine import describe_device
+from benchmarks.runs import Training
+from benchmarks.seeding import seed_global
+from benchmarks.tasks import task_of
+from benchmarks.trainer import _step, check_fits, make_optimizer
+from methods import build, canonical
+from methods.saflex import Saflex
+
+CYCLE = 4
+"""Steps of one measurement: as many as the presets keep a meta gradient."""
+PLAIN = "plain"
+PAPER = (
+    "paper: 1.42 on average, 1.54 over RandAugment, 1.31 over mixup "
+    "(wall clock, V100; Ding et al. 2024, appendix)"
+)
+
+
+@dataclass
+class Arguments:
+    """Images of random pixels, 28x28x3; their content does not matter here."""
+
+    model: str = "resnet18"
+    """network"""
+    upstream: str = "none"
+    """what augments the rows, with and without SAFLEX"""
+    batch_size: int = 64
+    """rows a step (B)"""
+    repeats: int = 5
+    """rounds, each of four steps of every row of the table"""
+    threads: int = 1
+    """CPU threads"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where network and rows are"""
+
+
+class Way(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    arguments: str | None = None
+    """SAFLEX's; None for the upstream alone"""
+    target: float | None = None
+    """ratio to the plain step"""
+    batches: int = 1
+    """rows a step, in batches"""
+
+
+WAYS = [
+    Way(PLAIN),
+    Way("plain, twice the rows", batches=2),
+    Way("published: dual, meta B, fresh", "", 3.1),
+    Way("difference, meta B, fresh", "derivative=difference", 2.3),
+    Way("difference, meta B/4, fresh", "derivative=difference, meta_batch=0.25", 1.65),
+    Way("stable: difference, meta 2B, refresh 4", "preset=stable", 2.05),
+    Way("stable, meta B, refresh 4", "meta_batch=1, preset=stable", 1.75),
+    Way("fast: stable on the last stage", "preset=fast", 1.4),
+]
+
+
+class Loop:
+    """The trainer's own steps under one method, with network, optimiser and order of their own."""
+
+    def __init__(self, way: Way, splits: Splits, arguments: Arguments, steps: int) -> None:
+        text = arguments.upstream
+        if way.arguments is not None:
+            text = ", ".join(filter(None, [f"upstream={arguments.upstream}", way.arguments]))
+            text = f"saflex({text})"
+        self.method, self.way = build(text), canonical(text)
+        self.splits, self.place = splits, 0
+        device, rows = torch.device(arguments.device), way.batches * arguments.batch_size
+        self.order = training_order(len(splits.train), (), rows, steps, 0, 0, "train")
+        seed_global(device, 0, "init")
+        network = models.build(arguments.model, splits.spec).to(device)
+        check_fits(self.way, self.method, splits, network, arguments.model)
+        training = Training(epochs=1, batch_size=rows, optimizer="adam")
+        self.ctx = TrainingContext.of_splits(
+            network,
+            make_optimizer(network, training),
+            task_of(splits.kind),
+            splits,
+            epochs=1,
+            seed=0,
+            training=training,
+        )
+        self.method.to(device)
+        self.ctx.enter("setup")
+        self.method.setup(self.ctx)
+        network.train()
+        self.ctx.enter("begin_epoch")
+        self.method.begin_epoch(self.ctx)
+
+    def cycle(self) -> float:
+        """Charged seconds of the next four steps: the clock stands still in the audit."""
+        self.ctx.forget()
+        for index in self.order[self.place : self.place + CYCLE]:
+            _step(self.method, self.ctx, self.splits.train, index, self.way)
+            self.place += 1
+            self.ctx.step = self.place
+        return sum(self.ctx.clock.take().values())
+
+    def count(self) -> tuple[int, int, int]:
+        """Rows forward and backward and floating-point operations in the next four steps."""
+        with FlopCounterMode(display=False) as operations:
+            self.cycle()
+        return *self.ctx.counter.take(), operations.get_total_flops()
+
+    @property
+    def partial(self) -> bool:
+        """Whether it runs a part of the network alone, which the hooks at the trunk cannot see."""
+        return isinstance(self.method, Saflex) and self.method.stages is not None
+
+
+def splits_of(batch_size: int, device: str) -> Splits:
+    """24 batches of training rows and 8 of meta rows, of two classes."""
+    rng = np.random.default_rng(0)
+    train, select, test = (
+        (rng.integers(0, 256, (rows, 28, 28, 3), dtype=np.uint8), np.arange(rows) % 2)
+        for rows in (32 * batch_size, 32, 32)
+    )
+    return Splits.from_arrays(train, select, test, meta_fraction=0.25, device=device)
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(arguments.threads)
+    splits = splits_of(arguments.batch_size, arguments.device)
+    steps = CYCLE * (arguments.repeats + 2)
+    loops = {way: Loop(way, splits, arguments, steps) for way in WAYS}
+    counts = {}
+    for way, loop in loops.items():
+        loop.cycle()  # the first steps allocate, and the first one holds an audit
+        counts[way] = loop.count()
+    seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for _ in range(arguments.repeats):
+        for way, loop in loops.items():
+            seconds[way].append(loop.cycle())
+    plain = WAYS[0]
+    body = []
+    for way, loop in loops.items():
+        forward, backward, operations = counts[way]
+        passes = [rows / (CYCLE * arguments.batch_size) for rows in (forward, backward)]
+        ratios = [one / other for one, other in zip(seconds[way], seconds[plain], strict=True)]
+        ratio = statistics.median(ratios)
+        body.append(
+            [
+                way.name,
+                f"{1000 * statistics.median(seconds[way]) / CYCLE:.0f}",
+                f"{ratio:.2f}",
+                f"{min(ratios):.2f}-{max(ratios):.2f}",
+                *(f"{each:.2f}" for each in passes),
+                "" if loop.partial else f"{(passes[0] + 2 * passes[1]) / 3:.2f}",
+                f"{operations / counts[plain][2]:.2f}",
+                "" if way.target is None else f"{way.target:.2f}",
+                "" if way.target is None else ("yes" if ratio <= 1.1 * way.target else "no"),
+            ]
+        )
+    device = torch.device(arguments.device)
+    clock = "events" if device.type == "cuda" else "CPU seconds of the process"
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {arguments.model}, upstream {arguments.upstream}, 28x28x3, "
+        f"batch {arguments.batch_size} (B), Adam, {arguments.threads} thread(s), "
+        f"{describe_device(device)['name']}, torch {torch.__version__}, n = {arguments.repeats}, "
+        f"medians"
+    )
+    headers = ["", "ms a step", "ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
+    headers += ["target", "within 10 %"]
+    numbers = ("left", *["right"] * 9)
+    print(tabulate(body, headers=headers, colalign=numbers, disable_numparse=True))
+    print(f"ms: {clock} by the run's clock (it stands still in the audit), of {CYCLE} steps each.")
+    print(
+        "forward, backward: passes for each row of the plain step, a tangent counted as backward; "
+        "bound: (forward + 2 backward) / 3."
+    )
+    print(
+        "fast: a backward pass that ends early counts as whole and a pass of the last stage alone "
+        "as none, so its bound is that of the operations (FLOPs, as a ratio)."
+    )
+    print(PAPER)
+
+
+if __name__ == "__main__":
+    main()

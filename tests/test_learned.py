@@ -1,0 +1,150 @@
+"""learned.npz: what a method learned of each training row, in the order of the training split."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import methods
+from benchmarks import cells, runs
+from benchmarks.data import Protocol, arrays_of, chunks, make_splits, parse_benchmark
+from benchmarks.data import training_order as order_of
+from benchmarks.execution import Options, execute
+from benchmarks.progress import Silent
+from benchmarks.trainer import Interrupted
+
+EPOCHS, BATCH = 3, 16
+ROWS = (80, 40, 40)
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng, made = np.random.default_rng(0), {}
+    for split, count in zip(("train", "val", "test"), ROWS, strict=True):
+        made[f"{split}_images"] = rng.integers(0, 256, (count, 12, 12)).astype(np.uint8)
+        made[f"{split}_labels"] = rng.permutation(np.arange(count) % 4)
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, **made)
+    return path
+
+
+def carry_out(npz: Path, out: Path, method: str, progress: Silent | None = None) -> Path:
+    """The directory of a run of the method."""
+    benchmark = parse_benchmark(f"npz:{npz}")
+    cell = cells.make_cell(
+        cells.parse_row(method, Protocol()),
+        benchmark,
+        cells.model_name("small_cnn", 0.25),
+        cells.training_of("medmnist", {"epochs": EPOCHS, "batch_size": BATCH}),
+        Protocol(),
+        0,
+        checksum="",
+        threads=1,
+        oracle_test=False,
+        preset="medmnist",
+    )
+    out.mkdir(exist_ok=True)
+    status = execute(cell.run, cell.recorded, out, Options(), benchmark, progress)
+    folder = runs.folder_of(out, cell.run)
+    assert status.state == "done", (runs.read_result(folder) or {}).get("traceback")
+    return folder
+
+
+def learned(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "learned.npz", allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def scored(rows: int, method: str) -> np.ndarray:
+    """(N,) how often each training row is among the scored ones of its batch."""
+    weighted = methods.build(method).weighted
+    steps, counts = len(chunks(ROWS[0], BATCH)), np.zeros(rows, int)
+    for epoch in range(EPOCHS):
+        for index in order_of(rows, (), BATCH, steps, epoch, 0, "train"):
+            counts += np.bincount(index[: weighted(len(index))], minlength=rows)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "method", ["saflex", "saflex(preset=stable, upstream=mixup)", "l2rw(upstream=crop)"]
+)
+def test_rows_are_those_of_the_training_split(method: str, npz: Path, tmp_path: Path) -> None:
+    folder = carry_out(npz, tmp_path, method)
+    found = learned(folder)
+    result = runs.read_result(folder)
+    assert result is not None
+    rows = result["data"]["rows"]["train"]
+    assert rows == 60, "the meta rows are not among them"
+    assert {name: value.shape for name, value in found.items()} == {
+        "weight": (rows,),
+        "label": (rows, 4),
+        "seen": (rows,),
+    }
+    assert all(value.dtype == np.float32 for value in found.values())
+    assert result["files"]["learned.npz"] == (folder / "learned.npz").stat().st_size
+    counts = scored(rows, method)
+    np.testing.assert_array_equal(found["seen"], counts)
+    assert counts.min() < counts.max(), "else this test sees no order"
+    was = counts > 0
+    assert found["weight"].std() > 0.1
+    np.testing.assert_allclose(found["label"][was].sum(axis=1), 1, atol=1e-5)
+
+
+def test_labels_that_are_kept_are_the_split_s_own(npz: Path, tmp_path: Path) -> None:
+    found = learned(carry_out(npz, tmp_path, "saflex(labels=keep, weights=one)"))
+    benchmark = parse_benchmark(f"npz:{npz}")
+    splits = make_splits(
+        arrays_of(benchmark, tmp_path),
+        benchmark,
+        Protocol(),
+        needs_meta=True,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    was = found["seen"] > 0
+    np.testing.assert_allclose(found["label"][was], splits.train.y.numpy()[was], atol=1e-6)
+    np.testing.assert_allclose(found["weight"][was], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["none", "crop+mixup"])
+def test_what_learns_nothing_writes_none(method: str, npz: Path, tmp_path: Path) -> None:
+    folder = carry_out(npz, tmp_path, method)
+    assert not list(folder.glob("*learned*"))
+    assert "learned.npz" not in json.loads((folder / "result.json").read_text())["files"]
+
+
+class Ends(Silent):
+    """Asks the run to stop at the end of an epoch, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def epoch(self, number: int, line: dict[str, Any]) -> None:
+        if number == self.number:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_and_resumed_is_the_same_file(npz: Path, tmp_path: Path) -> None:
+    method = "saflex(upstream=randaugment)"
+    whole = carry_out(npz, tmp_path / "whole", method)
+    for number in range(1, EPOCHS):
+        with pytest.raises(Interrupted):
+            carry_out(npz, tmp_path / "parts", method, Ends(number))
+    assert not list((tmp_path / "parts").rglob("learned.npz")), "nothing before the end"
+    parts = carry_out(npz, tmp_path / "parts", method)
+    result = runs.read_result(parts)
+    assert result is not None and result["resumed"] == EPOCHS - 1
+    assert (parts / "learned.npz").read_bytes() == (whole / "learned.npz").read_bytes()
+
+
+def test_a_file_cut_short_is_made_again(npz: Path, tmp_path: Path) -> None:
+    path = carry_out(npz, tmp_path, "l2rw") / "learned.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    assert runs.read_result(path.parent) is None
+    carry_out(npz, tmp_path, "l2rw")
+    assert path.read_bytes() == content
