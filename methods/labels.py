@@ -52,10 +52,10 @@ class Balanced(Method):
         self.register_buffer("chance", shares.sum(dim=1), persistent=False)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """As many rows as the batch has, w = 1/B."""
+        """As many rows as the batch has, with its weights."""
         chance = self.get_buffer("chance")
         place = torch.multinomial(chance, len(batch.x), replacement=True)
-        return ctx.train.rows(ctx.train.index[place])
+        return replace(ctx.train.rows(ctx.train.index[place]), w=batch.w)
 
 
 class LogitAdjustment(Method):
