@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -69,6 +70,19 @@ class StagedModel(Model):
     def embed(self, features: list[Tensor]) -> Tensor:
         """(B, D): the last stage, averaged over the image."""
         return F.adaptive_avg_pool2d(self.last(features[-1]), 1).flatten(1)
+
+
+class Perceptron(Model):
+    """Layers that see the whole image at once, and a linear head."""
+
+    def __init__(self, trunk: Trunk, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """(B, D): the last layer."""
+        return features[-1]
 
 
 def _act(activation: Activation) -> nn.Module:
@@ -259,11 +273,26 @@ def small_cnn(spec: Spec, *, width: float = 1.0, activation: Activation = "relu"
     )
 
 
-MODELS: dict[str, Callable[..., StagedModel]] = {
+def mlp(spec: Spec, *, width: float = 1.0, activation: Activation = "relu") -> Perceptron:
+    """Two hidden layers of 128 on the pixels, without normalisation layers.
+
+    Source: ours.
+    """
+    inputs, stages = math.prod(spec.shape), []
+    for _ in range(2):
+        outputs = _width(128, width)
+        stages.append(nn.Sequential(nn.Linear(inputs, outputs), _act(activation)))
+        inputs = outputs
+    trunk = Trunk(_half(spec.shape[0]), nn.Flatten(), stages)
+    return Perceptron(trunk, nn.Linear(inputs, spec.classes))
+
+
+MODELS: dict[str, Callable[..., Model]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "wrn28_10": wrn28_10,
     "small_cnn": small_cnn,
+    "mlp": mlp,
 }
 OWN = "py:"
 

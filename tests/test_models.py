@@ -90,7 +90,8 @@ class TestParameters:
         for one, other in zip(convolutions(whole)[1:], convolutions(half)[1:], strict=True):
             assert one.out_channels == 2 * other.out_channels
             assert one.stride == other.stride
-        assert 3.5 < count(whole) / count(half) < 4.1
+        if name != "mlp":  # most of its weights are between pixels and the first layer
+            assert 3.5 < count(whole) / count(half) < 4.1
 
     @pytest.mark.parametrize("name", MODELS)
     def test_a_tiny_width_keeps_a_channel(self, name: str) -> None:
