@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, Normalize, StagedModel, Trunk, build, canonical
+from benchmarks.models import MODELS, Normalize, Trunk, build, canonical
 from methods.base import Model, Spec
 from methods.naming import NamingError
 
 ROOT = Path(__file__).parents[1]
-NARROW = {"resnet18": 0.125, "resnet50": 0.0625, "wrn28_10": 0.05, "small_cnn": 0.25}
+NARROW = {"resnet18": 0.125, "resnet50": 0.0625, "wrn28_10": 0.05, "small_cnn": 0.25, "mlp": 0.25}
 """A width at which each network runs in milliseconds."""
 
 
@@ -38,12 +38,12 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def narrow(name: str, of: Spec, seed: int = 0, **arguments: str) -> StagedModel:
+def narrow(name: str, of: Spec, seed: int = 0, **arguments: str) -> Model:
     words = {"width": str(NARROW[name]), **arguments}
     torch.manual_seed(seed)
     text = f"{name}({', '.join(f'{key}={value}' for key, value in words.items())})"
     model = build(text, of)
-    assert isinstance(model, StagedModel)
+    assert isinstance(model, Model)
     return model
 
 
@@ -57,6 +57,8 @@ class TestParameters:
         [
             ("resnet18", spec(), 11_173_449),
             ("resnet50", spec(), 23_518_793),
+            # 784 to 128 to 128 to 10, each with a bias.
+            ("mlp", spec(28, 1, 10), 785 * 128 + 129 * 128 + 129 * 10),
             # CIFAR-10 and CIFAR-100, as the authors' tables round them: 36.5 million.
             ("wrn28_10", spec(32, classes=10), 36_479_194),
             ("wrn28_10", spec(32, classes=100), 36_479_194 + 90 * 641),
