@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -203,7 +203,7 @@ class TrainingContext:
 
     @contextmanager
     def uncharged(self) -> Iterator[None]:
-        """Diagnostics: stops the clock, restores generators, buffers and the training mode."""
+        """Diagnostics: stops the clock, restores generators, draws, buffers and training mode."""
         phase = self.clock.switch("")
         counting, self.counter.counting = self.counter.counting, False
         # Copies to play with: the training forward's graph refuses buffers written to since.
@@ -216,7 +216,10 @@ class TrainingContext:
             setattr(module, name, buffer.clone())
         modes = [(module, module.training) for module in self.model.modules()]
         try:
-            with preserved(self.device):
+            with preserved(self.device), ExitStack() as streams:
+                for stream in (self.train, self.meta):
+                    if stream is not None:
+                        streams.enter_context(stream.rewound())
                 yield
         finally:
             for module, name, buffer in buffers:

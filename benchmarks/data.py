@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -616,6 +617,15 @@ class RowStream:
     def move_to(self, *place: int | str) -> None:
         """Begin another call: its draws are a function of ``place``."""
         self._place, self._draws = place, 0
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """What is drawn inside does not move what is drawn afterwards."""
+        before = self._draws
+        try:
+            yield
+        finally:
+            self._draws = before
 
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` (B,), each with w = 1/B; outside the training split index is -1."""

@@ -171,7 +171,7 @@ class Context(Protocol):
         ...
 
     def uncharged(self) -> AbstractContextManager[None]:
-        """Diagnostics: stops the clock, restores generators, buffers and the training mode."""
+        """Diagnostics: stops the clock, restores generators, draws, buffers and training mode."""
         ...
 
     def log(self, **scalars: float) -> None:
@@ -206,8 +206,9 @@ class Method(nn.Module, ABC):
     def __init__(self, upstream: Method | None = None) -> None:
         super().__init__()
         self.upstream = upstream
-        if upstream is not None and upstream.mixes_rows:
-            self.mixes_rows = True
+        if upstream is not None:
+            self.mixes_rows = self.mixes_rows or upstream.mixes_rows
+            self.hands_logits = self.hands_logits or upstream.hands_logits
 
     def parts(self) -> Iterator[Method]:
         """This method and all that run before it."""
@@ -276,6 +277,9 @@ class Chain(Method):
         ]
         if late:
             raise ValueError(f"{late[0]} draws rows of its own and must be the first link")
+        early = [type(link).__name__ for link in links[:-1] if link.hands_logits]
+        if early:
+            raise ValueError(f"{early[0]} uses the step's forward and must be the last link")
         self.links = nn.ModuleList(links)
         self.mixes_rows = any(link.mixes_rows for link in links)
         self.hands_logits = links[-1].hands_logits

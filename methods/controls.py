@@ -148,8 +148,6 @@ class ShuffledWeights(Method):
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
-        if upstream is not None:
-            self.hands_logits = upstream.hands_logits
 
     def supports(self, task: Task, spec: Spec) -> str:
         """A method that weighs rows."""

@@ -159,7 +159,8 @@ def directional(
     *,
     how: Literal["dual", "difference"] = "dual",
     primal: Tensor | None = None,
-    step: float = 1e-2,
+    buffers: Mapping[str, Tensor] | None = None,
+    step: float = 1e-3,
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, K) and their derivative (B, K) along a direction of the parameters; no graph.
 
@@ -167,7 +168,8 @@ def directional(
     ``dual`` is exact (forward-mode differentiation, the cost of three forwards). ``difference`` is
     one-sided, with a shift of norm ``step``: one forward where ``primal``, the logits at the
     parameters themselves with the same dropout masks, is known, else two. The mode of the model
-    is kept and no buffer moves; the generators must stand where those of ``primal`` stood.
+    is kept and no buffer moves; the generators must stand where those of ``primal`` stood, and
+    ``buffers`` are copies of those it began with, where they have moved since.
 
     Raises:
         NotImplementedError: ``dual`` meets an operator without forward-mode differentiation.
@@ -175,6 +177,7 @@ def directional(
     if how == "dual":
         return _dual(model, x, tangent)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters.update(buffers or {})
     with torch.no_grad():
         if primal is None:
             device = next(iter(tangent.values())).device

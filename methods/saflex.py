@@ -122,6 +122,7 @@ def refine(
 def _weighed(w: Tensor, factor: Tensor, renormalise: bool) -> Tensor:
     if not renormalise:
         return w * factor
+    factor = factor / factor.max().clamp_min(torch.finfo(w.dtype).tiny)  # tiny gains add up to 0
     total = (w * factor).sum()
     kept = w * factor * (w.sum() / torch.where(total > 0, total, torch.ones_like(total)))
     return torch.where(total > 0, kept, w)
@@ -256,6 +257,7 @@ class Saflex(Method):
 
     source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
     needs = frozenset({"meta"})
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
         "stable": STABLE,
@@ -412,12 +414,15 @@ class Saflex(Method):
                 self._unsupported = True
         # A difference to bfloat16 logits would be rounding, and where a tail has dropout its masks
         # are not those of the forward.
-        primal = None
+        primal = buffers = None
         if self.stages is None and ctx.repeatable:
+            buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
             given = ctx.forward(x)
             primal = given.detach()
         with ctx.replay():
-            slope = directional(network, inputs, tangent, how="difference", primal=primal)
+            slope = directional(
+                network, inputs, tangent, how="difference", primal=primal, buffers=buffers
+            )
         return given, *slope
 
     def _features(
@@ -444,7 +449,8 @@ class Saflex(Method):
             raise ValueError("saflex learns from meta rows: give the context some")
         if isinstance(self.meta_batch, str):
             return meta.draw(len(meta))
-        return meta.draw(max(1, round(self.meta_batch * rows)), stratified=self.stratified)
+        # One row alone has no batch statistics.
+        return meta.draw(max(2, round(self.meta_batch * rows)), stratified=self.stratified)
 
     def _direction(self, rows: int, ctx: Context) -> dict[str, Tensor]:
         """The meta gradient by parameter name; preconditioned where that is asked for."""
@@ -553,15 +559,17 @@ def _chosen(model: nn.Module, names: list[str]) -> list[tuple[str, nn.Parameter]
 def adam_diagonal(optimizer: Optimizer) -> dict[nn.Parameter, Tensor]:
     """1 / (sqrt(v / (1 - beta2^t)) + eps) by parameter: how Adam's step answers to a gradient.
 
-    Parameters that have not been stepped, or by an optimiser without second moments, are left out.
+    It is 0 where v is 0: what no training row has ever reached (the weight of a pixel that is black
+    in all of them) would have a factor of 1 / eps, and would drown everything else. Parameters that
+    have not been stepped, or by an optimiser without second moments, are left out.
     """
     found: dict[nn.Parameter, Tensor] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
             if "exp_avg_sq" in state:
-                corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-                found[parameter] = 1 / (corrected.sqrt() + group["eps"])
+                v = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+                found[parameter] = (v > 0) / (v.sqrt() + group["eps"])
     return found
 
 

@@ -159,12 +159,12 @@ class TestTruth:
         ctx, x, tangent = loop_of(network), images(), direction(network)
         norm = float(torch.cat([each.flatten() for each in tangent.values()]).norm())
         with ctx.replay():
-            far = shifted(network, x, tangent, 0.01 / norm)
+            far = shifted(network, x, tangent, 0.001 / norm)
         with ctx.replay():
             logits, slope = directional(network, x, tangent, how="difference")
         z = ctx.forward(x).detach()
         torch.testing.assert_close(logits, z, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(slope, (far - z) / (0.01 / norm), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(slope, (far - z) / (0.001 / norm), rtol=1e-9, atol=1e-10)
         with ctx.replay():
             shared = directional(network, x, tangent, how="difference", primal=z)
         assert shared[0] is z

@@ -868,17 +868,17 @@ def row_slopes(
 
 
 def secant(model: nn.Module, x: Tensor, tangent: Parameters) -> Tensor:
-    """(z(theta + c v / |v|) - z(theta)) |v| / c with c = 0.01."""
+    """(z(theta + c v / |v|) - z(theta)) |v| / c with c = 0.001."""
     norm = torch.cat([each.flatten() for each in tangent.values()]).norm()
     ends = []
-    for by in (0.01 / norm, 0.0):
+    for by in (0.001 / norm, 0.0):
         other = copy.deepcopy(model)
         with torch.no_grad():
             for name, each in other.named_parameters():
                 if name in tangent:
                     each.add_(by * tangent[name])
             ends.append(other(x))
-    return (ends[0] - ends[1]) * norm / 0.01
+    return (ends[0] - ends[1]) * norm / 0.001
 
 
 GAINS = "labels=keep, weights=relu, renormalise=false, meta_batch=full"
@@ -990,7 +990,7 @@ class TestAugment:
                 step += 1
 
     @pytest.mark.parametrize(
-        ("meta_batch", "rows"), [("0.25", 2), ("1", 8), ("1.2", 10), ("0.01", 1), ("full", 12)]
+        ("meta_batch", "rows"), [("0.25", 2), ("1", 8), ("1.2", 10), ("0.01", 2), ("full", 12)]
     )
     @pytest.mark.parametrize("stratified", [False, True])
     def test_a_meta_batch_counts_in_training_batches(
@@ -1088,7 +1088,7 @@ class TestCleanRows:
 
     @pytest.mark.parametrize(
         ("clean_fraction", "rows", "first"),
-        [(0, 8, 8), (0.5, 8, 4), (0.25, 8, 6), (0.99, 8, 1), (0.5, 2, 1), (0.9, 1, 1)],
+        [(0, 8, 8), (0.5, 8, 4), (0.35, 8, 5), (0.99, 8, 1), (0.5, 2, 1), (0.9, 1, 1)],
     )
     def test_their_share_is_rounded_and_one_row_is_scored_at_least(
         self, clean_fraction: float, rows: int, first: int
@@ -1290,7 +1290,7 @@ class TestTrainer:
             ("derivative=difference, clean_fraction=0", 1, 36),
             ("derivative=dual, clean_fraction=0.75", 2, 36),
             ("derivative=difference, labels=keep, weights=relu, scale=max", 1, 36),
-            ("derivative=dual, meta_batch=0.25", 2, 9),
+            ("derivative=dual, meta_batch=0.25", 2, 10),
             ("derivative=difference, meta_batch=2", 1, 4 * 16 + 8),
             ("derivative=difference, meta_batch=full", 1, 5 * META_ROWS),
             ("derivative=difference, meta_batch=full, refresh=2", 1, 3 * META_ROWS),
