@@ -30,10 +30,13 @@ def draw_forest(rows: Sequence[Row], path: Path, when: str = "last") -> None:
     bars = []
     for row, name in zip(rows, names, strict=True):
         found = difference(row, rows[0], "accuracy", when) if row is not rows[0] else None
+        accuracies = [
+            POINTS * each.metric("accuracy", when=when) for each in row.by_seed().values()
+        ]
         bars.append(
             Bar(
                 name=name,
-                values=[POINTS * each.metric("accuracy", when=when) for each in row.records],
+                values=[value for value in accuracies if not math.isnan(value)],
                 difference=math.nan if found is None else found.estimate,
                 training=_ends(found.training) if found is not None else None,
                 population=_ends(found.population) if found is not None else None,

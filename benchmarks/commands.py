@@ -223,6 +223,8 @@ def _compare(command: arguments.CompareCommand) -> int:
         raise UsageError("benchmark: expected a name, got none")
     if command.figure is not None and len(benchmarks) > 1:
         raise UsageError(f"figure: expected one benchmark, got {len(benchmarks)}")
+    for path in filter(None, (command.records, command.figure)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # before hours of runs, not after them
     makers = [_Maker(command, benchmark, options) for benchmark in benchmarks]
     root.mkdir(parents=True, exist_ok=True)
     code, shown = 0, []
@@ -257,13 +259,11 @@ def _compare(command: arguments.CompareCommand) -> int:
     print(f"\nResults: {root}")
     if command.records is not None:
         text = records.to_csv((row.name, row.records) for row in kept)
-        command.records.parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(command.records, text)
         print(f"Records: {command.records}")
     if command.figure is not None and any(each.done for row in kept for each in row.records):
         from analysis import figures  # noqa: PLC0415 - loads matplotlib
 
-        command.figure.parent.mkdir(parents=True, exist_ok=True)
         figures.draw_forest(kept, command.figure, command.selection)
         print(f"Figure: {command.figure}")
     return code

@@ -197,6 +197,8 @@ def model_untouched(make: Callable[[], Method], case: Case) -> None:
     modes = [module.training for module in model.modules()]
     buffers = [buffer.clone() for buffer in model.buffers()]
     out = ready.augment(ready.batch())
+    announced = out.logits is None or ready.method.hands_logits
+    assert announced, "augment hands over logits, and hands_logits is False"
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, old[name]), f"augment changed the parameter {name}"
         assert parameter.grad is None, f"augment left a gradient in {name}"

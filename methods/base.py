@@ -251,7 +251,7 @@ class Method(nn.Module, ABC):
 
     def weighted(self, rows: int) -> int:
         """How many of ``rows`` rows, from the first, it works on; the others stay as they came."""
-        return rows
+        return self.upstream.weighted(rows) if self.upstream is not None else rows
 
     def learned(self) -> dict[str, Tensor]:
         """What was learned, for learned.npz: arrays by name; empty where nothing is."""
@@ -277,6 +277,12 @@ class Chain(Method):
         ]
         if late:
             raise ValueError(f"{late[0]} draws rows of its own and must be the first link")
+        learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
+        if learning:
+            raise ValueError(
+                f"{learning[0]} learns from meta rows and takes what runs before it as its "
+                f"upstream: write {learning[0]}(upstream=...), not a chain"
+            )
         early = [type(link).__name__ for link in links[:-1] if link.hands_logits]
         if early:
             raise ValueError(f"{early[0]} uses the step's forward and must be the last link")
@@ -313,6 +319,10 @@ class Chain(Method):
                 raise ValueError("only the last link of a chain may hand over logits")
             batch = link.augment(batch, ctx)
         return batch
+
+    def weighted(self, rows: int) -> int:
+        """The rows that every link works on."""
+        return min(link.weighted(rows) for link in self._each())
 
     def finish(self, ctx: Context) -> None:
         """Finish every link."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from methods.base import Batch, Context, Method, Model, Spec, Task
-from methods.functional import exclusive, frozen, joined, mode, parted, unclean
+from methods.functional import clean_share, exclusive, frozen, joined, mode, parted, unclean
 
 
 class HeadRefit(Method):
@@ -78,7 +78,7 @@ class RandomLabel(Method):
 
     def __init__(self, *, upstream: Method | None = None, clean_fraction: float = 0.5) -> None:
         super().__init__(upstream)
-        self.clean_fraction = _clean(clean_fraction)
+        self.clean_fraction = clean_share(clean_fraction)
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream that has not used the step's forward."""
@@ -118,7 +118,7 @@ class SelfDistil(Method):
         super().__init__(upstream)
         if not 0 <= eps <= 1:
             raise ValueError(f"eps: expected a number in [0, 1], got {eps}")
-        self.eps, self.clean_fraction = eps, _clean(clean_fraction)
+        self.eps, self.clean_fraction = eps, clean_share(clean_fraction)
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream that has not used the step's forward."""
@@ -151,8 +151,8 @@ class ShuffledWeights(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """A method that weighs rows."""
-        if self.upstream is None:
-            return "shuffled_weights needs upstream=, the method whose weights are shuffled"
+        if self.upstream is None or "meta" not in self.upstream.requires():
+            return "shuffled_weights needs upstream=, a method that learns weights"
         return super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
@@ -165,14 +165,10 @@ class ShuffledWeights(Method):
         return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
 
 
-def _clean(fraction: float) -> float:
-    if not 0 <= fraction < 1:
-        raise ValueError(f"clean_fraction: expected a number in [0, 1), got {fraction}")
-    return fraction
-
-
 def _forward_left(name: str, upstream: Method | None) -> str:
     """A reason where the upstream has used the step's forward, for rows that are not the step's."""
     if upstream is None or not upstream.hands_logits:
         return ""
-    return f"{name} needs the step's forward, its upstream uses it (it hands over logits)"
+    return (
+        f"{name} adds rows to those of its upstream, which has used the step's forward on its own"
+    )

@@ -32,6 +32,17 @@ def rows_of(batch: Batch, part: slice) -> Batch:
     return Batch(batch.x[part], batch.y[part], batch.w[part], batch.index[part])
 
 
+def clean_share(fraction: float) -> float:
+    """The share of a batch that is left as it is.
+
+    Raises:
+        ValueError: it is not in [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"clean_fraction: expected a number in [0, 1), got {fraction}")
+    return fraction
+
+
 def unclean(rows: int, clean_fraction: float) -> int:
     """How many of ``rows`` rows are augmented where a share is left as it is; one at least."""
     return max(1, rows - round(clean_fraction * rows))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
 from methods.functional import (
+    clean_share,
     directional,
     evaluate,
     exclusive,
@@ -181,7 +182,8 @@ def refine_pairs(
     ``task`` MultiClass, and ``w`` (B,) the weights of both terms before.
 
     **Deviations.** The paper refines the first term alone; the index of Eq. 14's denominator is
-    read as that of the sum.
+    read as that of the sum. ``gumbel`` draws a noise for each pair, so that a text that several
+    pairs share is the likelier.
     """
     same = (text[:, None] == text[None, :]).to(logits.dtype)
     shared = same / same.sum(dim=1, keepdim=True)
@@ -202,6 +204,8 @@ class Tail(nn.Module):
         self.model = model
         inner = dict(model.trunk.named_children()).get("stages")
         listed = list(inner) if isinstance(inner, nn.ModuleList) else []
+        if stages and not listed:
+            raise TypeError("stages: the network's trunk has no child 'stages', an nn.ModuleList")
         if stages and stages >= len(listed):
             raise ValueError(
                 f"stages: expected less than the {len(listed)} stages of the network, got {stages}"
@@ -297,8 +301,6 @@ class Saflex(Method):
         stages: int | None = None,
     ) -> None:
         super().__init__(upstream)
-        if not 0 <= clean_fraction < 1:
-            raise ValueError(f"clean_fraction: expected a number in [0, 1), got {clean_fraction}")
         if not isinstance(meta_batch, str) and not 0 < meta_batch <= 16:
             raise ValueError(
                 "meta_batch: expected full or a multiple of the training batch above 0 and up to "
@@ -318,7 +320,7 @@ class Saflex(Method):
             eta=eta,
             renormalise=renormalise,
         )
-        self.clean_fraction, self.meta_batch = clean_fraction, meta_batch
+        self.clean_fraction, self.meta_batch = clean_share(clean_fraction), meta_batch
         self.stratified, self.refresh = stratified, refresh
         self.precondition, self.derivative = precondition, derivative
         self.stages = stages
@@ -335,9 +337,9 @@ class Saflex(Method):
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream but one with a loss of its own, and one that has used the step's forward."""
         if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "saflex needs the task's own loss, its upstream has a loss of its own"
+            return "the scores are of the task's own loss, the upstream has a loss of its own"
         if self.upstream is not None and self.upstream.hands_logits:
-            return "saflex needs the step's forward, its upstream uses it (it hands over logits)"
+            return "the upstream has used the step's forward (it hands over logits)"
         return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
@@ -348,6 +350,8 @@ class Saflex(Method):
         self.register_buffer("weight_sum", torch.zeros(rows, device=device))
         self.register_buffer("label_sum", torch.zeros(rows, ctx.spec.classes, device=device))
         names = [name for name, each in ctx.model.named_parameters() if each.requires_grad]
+        if self.stages is not None and not isinstance(ctx.model, Model):
+            raise TypeError("stages: expected a methods.base.Model, whose stages can be reached")
         if self.stages is not None:
             own = set(Tail(cast("Model", ctx.model), self.stages).own())
             names = [name for name in names if name in own]
@@ -386,6 +390,14 @@ class Saflex(Method):
             self._foreseen = None
         self._steps += 1
         return replace(joined(replace(part, y=refined.y, w=refined.w), clean), x=x, logits=given)
+
+    def get_extra_state(self) -> dict[str, bool]:
+        """What a run that goes on must not find out again."""
+        return {"unsupported": self._unsupported}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """The reverse."""
+        self._unsupported = state["unsupported"]
 
     def learned(self) -> dict[str, Tensor]:
         """Per training row: running means of weight (1: untouched) and label, and their number."""
@@ -508,11 +520,16 @@ class Saflex(Method):
         meta = self._meta(rows, ctx)
         torch.manual_seed(0)  # the same dropout masks when we look back
         loss, gradient = self._gradient(meta, ctx)
+        diagonal = adam_diagonal(ctx.optimizer)
+        rate = ctx.optimizer.param_groups[0]["lr"]
         told = {
             "labels_kept": kept,
             "weights_above_0": (refined.w > 0).float().mean(),
             "label_entropy": entropy,
             "gain": refined.gain.mean(),
+            # exact for a small step of SGD; of Adam where it preconditions, but for the momentum
+            "meta_change_by_scores": -rate * (refined.w * refined.gain).sum(),
+            "preconditioned": torch.tensor(float(self.precondition and bool(diagonal))),
             "dual_unsupported": torch.tensor(float(self._unsupported)),
             "difference_apart": torch.tensor(float(not ctx.repeatable)),
         }

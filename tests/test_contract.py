@@ -5,7 +5,19 @@ import pytest
 import methods
 from benchmarks.contract import CASES, CHECKS, Case, check
 
-NAMES = [*methods.BUILTIN, "crop+flip+mixup", "head_refit(upstream=crop+cutmix)"]
+NAMES = [
+    *methods.BUILTIN,
+    "crop+flip+mixup",
+    "head_refit(upstream=crop+cutmix)",
+    "saflex(upstream=mixup)",
+    "saflex(upstream=randaugment)",
+    "saflex(preset=stable)",
+    "saflex(preset=stable, upstream=mixup)",
+    "saflex(preset=fast, upstream=randaugment)",
+    "l2rw(upstream=mixup)",
+    "random_label(upstream=mixup)",
+    "shuffled_weights(upstream=saflex(preset=stable, upstream=randaugment))",
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1378,6 +1378,8 @@ KEYS = {
     "weights_above_0",
     "label_entropy",
     "gain",
+    "meta_change_by_scores",
+    "preconditioned",
     "dual_unsupported",
     "difference_apart",
     "meta_gradient_cosine",
@@ -1515,6 +1517,19 @@ class TestAudit:
             told.append(set(desk.ctx.take_log()))
         assert told == [KEYS - {"meta_change", "meta_change_predicted"},
                         {"meta_change", "meta_change_predicted"}, set(), set()]  # fmt: skip
+
+    def test_the_scores_foresee_a_step_of_sgd(self) -> None:
+        """Of a whole batch, full meta rows and a small rate: the scores tell the meta loss's fall."""
+        desk = Desk(saflex("saflex(meta_batch=full, clean_fraction=0, labels=argmax)"), network())
+        rate = 1e-5
+        desk.ctx.optimizer = torch.optim.SGD(desk.ctx.model.parameters(), lr=rate)
+        out = desk.augment(desk.batch())
+        foreseen = desk.ctx.take_log()["meta_change_by_scores"]
+        logits = desk.ctx.forward(out.x) if out.logits is None else out.logits
+        (out.w @ desk.method.losses(logits, out, desk.ctx)).backward()
+        desk.ctx.optimizer.step()
+        desk.augment(desk.batch(), step=1)
+        assert desk.ctx.take_log()["meta_change"] == pytest.approx(foreseen, rel=1e-2)
 
     def test_dropout_draws_the_same_masks_before_and_after(self) -> None:
         """Else the change of the meta loss would be that of the masks: here nothing moves."""
@@ -1705,12 +1720,17 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("upstream", "reason"),
         [
-            ("gce", "saflex needs the task's own loss, its upstream has a loss of its own"),
-            ("logit_adjustment", "saflex needs the task's own loss, its upstream has a loss of"),
-            ("crop+gce", "saflex needs the task's own loss, its upstream has a loss of its own"),
-            ("saflex", "saflex needs the step's forward, its upstream uses it"),
-            ("l2rw(upstream=crop)", "saflex needs the step's forward, its upstream uses it"),
-            ("crop+saflex", "saflex needs the step's forward, its upstream uses it"),
+            ("gce", "the scores are of the task's own loss, the upstream has a loss of its own"),
+            (
+                "logit_adjustment",
+                "the scores are of the task's own loss, the upstream has a loss of",
+            ),
+                "crop+gce",
+                "the scores are of the task's own loss, the upstream has a loss of its own",
+            ),
+            ("saflex", "the upstream has used the step's forward"),
+            ("l2rw(upstream=crop)", "the upstream has used the step's forward"),
+            ("crop+saflex", "the upstream has used the step's forward"),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(
@@ -1804,3 +1824,45 @@ def test_the_networks_of_the_later_stages_have_learned_something() -> None:
             with torch.no_grad():
                 losses.append(float(mean_loss(task, model(data.x), data.y)))
         assert losses[0] > 1.2 > losses[1] > 0.3 > losses[2]
+
+
+class TestEdges:
+    def test_what_no_row_has_reached_does_not_precondition(self) -> None:
+        """A pixel that is black in every row has v = 0, and 1 / eps would drown the rest."""
+        parameter = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.Adam([parameter])
+        (parameter * torch.tensor([1.0, 0.0, -2.0])).sum().backward()
+        optimizer.step()
+        diagonal = adam_diagonal(optimizer)[parameter]
+        assert diagonal[1] == 0
+        torch.testing.assert_close(diagonal[[0, 2]], torch.tensor([1.0, 0.5]))
+
+    def test_tiny_gains_give_finite_weights(self) -> None:
+        w = torch.full((3,), 1 / 64)
+        scores = Scores(torch.zeros(3, 2), torch.tensor([1e-42, 0.0, -1.0]))
+        y = torch.eye(2)[[0, 1, 0]]
+        rules = Rules(labels="keep", weights="relu")
+        found = refine(rules, MultiClass(), scores, y, w, torch.zeros(3, 2)).w
+        torch.testing.assert_close(found, torch.tensor([3 / 64, 0.0, 0.0]))
+
+    @pytest.mark.parametrize("text", ["crop+saflex", "saflex+mixup", "mixup+head_refit"])
+    def test_a_chain_with_a_learning_link_is_refused_with_the_way_out(self, text: str) -> None:
+        with pytest.raises(NamingError, match=r"write \w+\(upstream=\.\.\.\), not a chain"):
+            build(text)
+
+    def test_a_link_that_uses_the_forward_comes_last(self) -> None:
+        build("crop+self_distil")
+        with pytest.raises(NamingError, match="must be the last link"):
+            build("self_distil+crop")
+
+    def test_a_wrapper_works_on_the_rows_of_what_it_wraps(self) -> None:
+        inner = "head_refit(upstream=saflex)"
+        assert build(inner).weighted(10) == 5
+        assert build(f"shuffled_weights(upstream={inner})").weighted(10) == 5
+        assert build(inner).hands_logits
+
+    def test_shuffling_needs_learned_weights(self) -> None:
+        spec = Spec(10, 3, (1, 8, 8))
+        for upstream in ("", "upstream=randaugment"):
+            reason = build(f"shuffled_weights({upstream})").supports(MultiClass(), spec)
+            assert "learns weights" in reason
