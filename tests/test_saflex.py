@@ -1519,7 +1519,7 @@ class TestAudit:
                         {"meta_change", "meta_change_predicted"}, set(), set()]  # fmt: skip
 
     def test_the_scores_foresee_a_step_of_sgd(self) -> None:
-        """Of a whole batch, full meta rows and a small rate: the scores tell the meta loss's fall."""
+        """Of a whole batch, all meta rows and a small rate: how far the meta loss falls."""
         desk = Desk(saflex("saflex(meta_batch=full, clean_fraction=0, labels=argmax)"), network())
         rate = 1e-5
         desk.ctx.optimizer = torch.optim.SGD(desk.ctx.model.parameters(), lr=rate)
@@ -1725,12 +1725,13 @@ class TestRefusals:
                 "logit_adjustment",
                 "the scores are of the task's own loss, the upstream has a loss of",
             ),
+            (
                 "crop+gce",
                 "the scores are of the task's own loss, the upstream has a loss of its own",
             ),
             ("saflex", "the upstream has used the step's forward"),
             ("l2rw(upstream=crop)", "the upstream has used the step's forward"),
-            ("crop+saflex", "the upstream has used the step's forward"),
+            ("crop+self_distil", "the upstream has used the step's forward"),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(
