@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import methods
-from benchmarks import runs
+from benchmarks import metrics, runs
 from benchmarks.data import Benchmark, NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.download import DataError
 from benchmarks.progress import Gone, Progress, Silent
@@ -25,6 +25,7 @@ from benchmarks.trainer import (
     TrainingFailed,
     first_line,
     fit,
+    labels_of,
     write_lines,
 )
 
@@ -130,8 +131,16 @@ def _attempt(
         folder=folder,
         checkpoint_every=options.checkpoint_every,
     )
-    _write(folder, fitted, splits, options)
+    learned = {
+        name: value.detach().cpu().numpy() for name, value in fitted.method.learned().items()
+    }
+    _write(folder, fitted, learned, splits, options)
     result = fitted.result
+    if splits.corrupted is not None and splits.kind != "multi-label" and learned:
+        given = labels_of(splits.train, splits.kind)
+        clean = given.copy()
+        clean[splits.corrupted["rows"]] = splits.corrupted["before"]
+        result["detection"] = metrics.detection(learned, given, clean)
     result["data"] = {
         "checksum": arrays.checksum,
         "verified": arrays.verified,
@@ -152,13 +161,17 @@ def _attempt(
     return _conclude(folder, {"status": "done", **result})
 
 
-def _write(folder: Path, fitted: Fitted, splits: Splits, options: Options) -> None:
+def _write(
+    folder: Path,
+    fitted: Fitted,
+    learned: dict[str, np.ndarray],
+    splits: Splits,
+    options: Options,
+) -> None:
     write_lines(folder, fitted.state)
     _write_arrays(folder / "predictions.npz", fitted.predictions)
-    learned = fitted.method.learned()
     if learned:
-        arrays = {name: value.detach().cpu().numpy() for name, value in learned.items()}
-        _write_arrays(folder / "learned.npz", arrays)
+        _write_arrays(folder / "learned.npz", learned)
     if splits.corrupted is not None:
         _write_arrays(folder / "corruption.npz", splits.corrupted)
     if options.save_model:

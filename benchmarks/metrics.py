@@ -11,6 +11,7 @@ equal: beyond log-odds of about 36.7 every probability is 1.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,6 +141,29 @@ def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -
     scores, positive = _rankings(p, truth, kind)
     columns = zip(scores.T, positive.T, strict=True)
     return np.mean([_auc_values(score, of_class) for score, of_class in columns], axis=0)
+
+
+def detection(
+    learned: Mapping[str, NDArray], given: NDArray[np.intp], clean: NDArray[np.intp]
+) -> dict[str, float]:
+    """How well what a method learned of its training rows tells which labels were corrupted.
+
+    ``learned`` holds "weight" (N,), "label" (N, K) or both, and may hold "seen" (N,): rows seen
+    never are left out. ``given`` and ``clean`` (N,) are the classes trained on and before the
+    corruption. ``weight_auc`` is the chance that a corrupted row weighs less than a clean one, ties
+    half; ``corrected`` the share of corrupted rows whose learned label is the clean class,
+    ``spoiled`` that of clean rows whose learned label is another one. Nan where there is no row.
+    """
+    seen = learned["seen"] > 0 if "seen" in learned else np.ones(len(given), bool)
+    wrong = (given != clean)[seen]
+    found: dict[str, float] = {}
+    if "weight" in learned:
+        found["weight_auc"] = _auc(-learned["weight"][seen, None].astype(float), wrong[:, None])
+    if "label" in learned:
+        right = learned["label"][seen].argmax(axis=1) == clean[seen]
+        found["corrected"] = float(right[wrong].mean()) if wrong.any() else float("nan")
+        found["spoiled"] = float((~right[~wrong]).mean()) if (~wrong).any() else float("nan")
+    return found
 
 
 def _checked_logits(logits: ArrayLike, kind: str) -> Floats:

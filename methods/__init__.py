@@ -54,6 +54,7 @@ BUILTIN = {
     "gce": Entry("methods.labels:GeneralisedCrossEntropy", "upstream"),
     "saflex": Entry("methods.saflex:Saflex", "method"),
     "l2rw": Entry("methods.saflex:l2rw", "method"),
+    "autodo": Entry("methods.autodo:AutoDO", "method"),
     "random_label": Entry("methods.controls:RandomLabel", "control"),
     "self_distil": Entry("methods.controls:SelfDistil", "control"),
     "shuffled_weights": Entry("methods.controls:ShuffledWeights", "control"),

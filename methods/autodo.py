@@ -1,0 +1,432 @@
+"""AutoDO: warp, weight and soft label of every training row, by implicit differentiation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
+from methods.functional import affine_warp, frozen, mode, single_label
+from methods.implicit import (
+    TOLERATED,
+    Head,
+    answers,
+    conjugate_gradients,
+    largest_eigenvalue,
+    refuse_divergence,
+    series,
+)
+
+OPERATIONS = ("rotate", "translate_x", "translate_y", "shear_x", "shear_y", "scale_x", "scale_y")
+RANGES = (math.radians(30), 0.45, 0.45, 0.3, 0.3, math.log(1.5), math.log(1.5))
+"""Angle; shares of width and height; matrix entries; logarithms: where the magnitude is 1."""
+CHUNK = 512
+"""Meta rows that go through the network at once."""
+
+
+class AutoDO(Method):
+    """Learn augmentation, weight and soft label of each training row from meta rows.
+
+    Row i has for each of seven warps (rotation about the centre, translation, shear and scale along
+    both axes) a probability and a magnitude, a weight 1.44 softplus(omega_i) and a soft label
+    softmax(t_i), all learned (``augment``, ``weight``, ``label`` switch the parts; ``shared`` has
+    one set of warps for all rows). The network trains on warped rows with the Kullback-Leibler
+    divergence from soft label to prediction, ``symmetric`` the mean of both directions.
+
+    From epoch ``start`` on (a share of the epochs, or from 1 their number) an outer phase precedes
+    each epoch: with the network frozen in eval mode, it passes once over the training rows in
+    batches of ``outer_batch`` and steps their hyper-parameters by RMSprop with rate
+    ``learning_rate`` (falling by a cosine) down the hypergradient - v^T H^-1 d2L / dtheta dlambda
+    (Eq. 5), theta the head's weights, v the meta gradient over ``meta_rows`` rows or ``full``.
+    ``solver``: ``neumann`` with ``terms`` and ``step`` (or ``auto``, from the largest eigenvalue),
+    ``cg`` to a relative residual of ``tolerance``, ``identity`` (DARTS). ``curvature``:
+    ``gauss_newton``, or the ``hessian`` of the loss, which may be indefinite; ``damping`` is added
+    to either. A step for which the series diverges is refused, or with ``force`` told in the log.
+
+    ``preset=exact`` solves by conjugate gradients and takes the meta gradient over all meta rows.
+
+    **Deviations.** From the paper (P) and its authors' code at commit ad80c5c (C): weights keep the
+    total of a batch, and the hypergradient knows it; the warp is one, about the image's centre, in
+    shares of its size, with logarithmic scale, black outside, and without C's detour over four
+    times the size; sigma is the standard deviation and its range the whole of ``RANGES`` (C; P has
+    a variance and a further M/10); initial probability 0.25 (P; C has 0.2) and magnitude 0.5; soft
+    labels start from ``smoothing`` 0.1 (P; C has 0.05); the Gauss-Newton curvature in place of the
+    Hessian; the factor ``step`` before the sum is kept; the loss is symmetric whatever is learned
+    (``symmetric=when_soft`` is C's switch); meta rows are not augmented (P; C augments them); no
+    warm-up of the outer rate, which falls to a thousandth.
+    """
+
+    source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
+    needs = frozenset({"meta", "features", "image"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "exact": {"solver": "cg", "damping": 0.01, "meta_rows": "full"},
+    }
+    space: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": ("loguniform", 0.005, 0.2),
+        "start": ("uniform", 0.1, 0.6),
+        "damping": ("loguniform", 0.001, 1.0),
+    }
+
+    def __init__(
+        self,
+        *,
+        upstream: Method | None = None,
+        augment: bool = True,
+        weight: bool = True,
+        label: bool = True,
+        shared: bool = False,
+        start: float = 0.25,
+        solver: Literal["neumann", "cg", "identity"] = "neumann",
+        terms: int = 5,
+        step: float | Literal["auto"] = 0.01,
+        force: bool = False,
+        damping: float = 0.0,
+        tolerance: float = 1e-4,
+        curvature: Literal["gauss_newton", "hessian"] = "gauss_newton",
+        meta_rows: int | Literal["full"] = 256,
+        outer_batch: int = 256,
+        learning_rate: float = 0.05,
+        smoothing: float = 0.1,
+        symmetric: Literal["always", "when_soft", "never"] = "always",
+    ) -> None:
+        super().__init__(upstream)
+        positive = {"start": start, "tolerance": tolerance, "learning_rate": learning_rate}
+        if not isinstance(step, str):
+            positive["step"] = step
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value}")
+        if damping < 0:
+            raise ValueError(f"damping: expected 0 or more, got {damping}")
+        if terms < 0:
+            raise ValueError(f"terms: expected 0 or more, got {terms}")
+        if not 0 < smoothing < 1:
+            raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
+        if outer_batch < 2 or (not isinstance(meta_rows, str) and meta_rows < 2):
+            raise ValueError(
+                f"outer_batch, meta_rows: expected 2 or more, got {outer_batch}, {meta_rows}"
+            )
+        if not (augment or weight or label):
+            raise ValueError("augment, weight, label: one of them must be on")
+        self.parts_on = {"augment": augment, "weight": weight, "label": label}
+        self.shared, self.start = shared, start
+        self.solver, self.terms, self.step, self.force = solver, terms, step, force
+        self.damping, self.tolerance = damping, tolerance
+        self.gauss_newton = curvature == "gauss_newton"
+        self.meta_rows, self.outer_batch = meta_rows, outer_batch
+        self.learning_rate, self.smoothing = learning_rate, smoothing
+        self.symmetric = symmetric == "always" or (symmetric == "when_soft" and label)
+        self._drawn = torch.zeros(0, len(OPERATIONS))
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Images with one label a row; an upstream whose rows stay rows."""
+        if self.upstream is not None and self.upstream.mixes_rows:
+            return "autodo has hyper-parameters for each row, its upstream mixes rows"
+        if self.upstream is not None and any(each.draws_rows for each in self.upstream.parts()):
+            return "autodo visits every row once, its upstream draws rows of its own"
+        if self.upstream is not None and overrides(self.upstream, "losses"):
+            return "autodo has a loss of its own, and so has its upstream"
+        if self.upstream is not None and self.upstream.hands_logits:
+            return "autodo warps rows before the forward, its upstream hands over logits"
+        return single_label("autodo", task) or super().supports(task, spec)
+
+    def setup(self, ctx: Context) -> None:
+        """Allocate the hyper-parameters of each row at their start."""
+        super().setup(ctx)
+        rows, like = ctx.spec.rows, ctx.train.targets
+        policies = 1 if self.shared else rows
+        quarter = math.log(0.25 / 0.75)
+        self.chance = RowStates(like.new_full((policies, len(OPERATIONS)), quarter))
+        self.spread = RowStates(like.new_zeros(policies, len(OPERATIONS)))
+        self.omega = RowStates(like.new_zeros(rows, 1))
+        self.soft = RowStates(self._smoothed(like).log())
+        self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64, device=like.device))
+
+    def begin_epoch(self, ctx: Context) -> None:
+        """From epoch ``start`` on, one pass of outer steps over the training rows."""
+        super().begin_epoch(ctx)
+        first = math.ceil(self.start * ctx.epochs) if self.start < 1 else round(self.start)
+        if ctx.epoch >= first:
+            model = cast("Model", ctx.model)
+            left = (ctx.epoch - first) / max(1, ctx.epochs - first)
+            rate = self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * left)) / 2)
+            with mode(model, training=False), frozen(model):
+                self._outer_phase(model, ctx, rate)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """Warped rows with their soft labels and weights; rows from elsewhere as they came."""
+        if self.upstream is not None:
+            batch = self.upstream.augment(batch, ctx)
+        if batch.logits is not None:
+            raise ValueError("the upstream of autodo has used the step's forward")
+        known, place = batch.index >= 0, batch.index.clamp_min(0)
+        x, y, w = batch.x, batch.y, batch.w
+        if self.parts_on["augment"]:
+            policy = torch.zeros_like(place) if self.shared else place
+            x = self._warped(x, self.chance.values[policy], self.spread.values[policy], known)
+        if self.parts_on["label"]:
+            y = torch.where(known[:, None], self.soft.values[place].softmax(dim=1).to(y.dtype), y)
+        if self.parts_on["weight"]:
+            factor = torch.where(known, _factor(self.omega.values[place, 0]).to(w.dtype), 1.0)
+            w = w * factor * (w.sum() / (w * factor).sum())
+        return replace(batch, x=x, y=y, w=w)
+
+    def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """KL(s||p) of each row (B,), or its mean with KL(p||s); hard targets are smoothed first."""
+        if not (self.symmetric or self.parts_on["label"]):
+            return ctx.task.losses(logits, batch.y)
+        s = self._smoothed(batch.y)
+        if self.parts_on["label"]:
+            s = torch.where((batch.index < 0)[:, None], s, batch.y)
+        log_p, log_s = logits.log_softmax(dim=1), _log(s)
+        losses = (s * (log_s - log_p)).sum(dim=1)
+        if self.symmetric:
+            losses = (losses + (log_p.exp() * (log_p - log_s)).sum(dim=1)) / 2
+        return losses
+
+    def captions(self) -> list[str]:
+        """What the upstream did to each row of the last batch, and its warp."""
+        before = super().captions()
+        if not self.parts_on["augment"]:
+            return before
+        own = [_told(amounts) for amounts in self._drawn.tolist()]
+        if not before:
+            return own
+        return [", ".join(filter(None, texts)) for texts in zip(before, own, strict=True)]
+
+    def learned(self) -> dict[str, Tensor]:
+        """Per training row: weight (1: untouched), label, and of each warp chance and magnitude."""
+        found = super().learned()
+        if self.parts_on["augment"]:
+            found["probability"] = self.chance.values.sigmoid()
+            found["magnitude"] = self.spread.values.sigmoid()
+        if self.parts_on["weight"]:
+            found["weight"] = _factor(self.omega.values[:, 0])
+        if self.parts_on["label"]:
+            found["label"] = self.soft.values.softmax(dim=1)
+        return found
+
+    def _smoothed(self, y: Tensor) -> Tensor:
+        return (1 - self.smoothing) * y + self.smoothing / y.shape[1]
+
+    def _warped(self, x: Tensor, chance: Tensor, spread: Tensor, known: Tensor) -> Tensor:
+        """Rows (B, C, H, W) under a warp drawn from their policy, with a gradient to the policy."""
+        uniform = torch.rand_like(chance).clamp(1e-6, 1 - 1e-6)
+        soft = (chance + uniform.log() - (-uniform).log1p()).sigmoid()  # two-class Gumbel-softmax
+        bit = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+        ranges = torch.tensor(RANGES, dtype=spread.dtype, device=spread.device)
+        amounts = bit * spread.sigmoid() * torch.randn_like(spread) * ranges * known[:, None]
+        self._drawn = amounts.detach()
+        return affine_warp(x, _matrix(amounts, *x.shape[-2:]), "bilinear")
+
+    def _outer_phase(self, model: Model, ctx: Context, rate: float) -> None:
+        h, y = self.meta_features(model, ctx)
+        gradient = None if isinstance(self.meta_rows, int) else _head_gradient(model, h, y)
+        for number, batch in enumerate(ctx.train.batches(self.outer_batch)):
+            if gradient is None or isinstance(self.meta_rows, int):
+                some = torch.randperm(len(h), device=h.device)[: cast("int", self.meta_rows)]
+                self._outer_step(
+                    model, ctx, batch, _head_gradient(model, h[some], y[some]), rate, number
+                )
+            else:
+                self._outer_step(model, ctx, batch, gradient, rate, number)
+        if self.parts_on["label"]:
+            changed = self.soft.values.argmax(dim=1) != ctx.train.targets.argmax(dim=1)
+            ctx.log(labels_changed=float(changed.float().mean()))
+
+    @torch.no_grad()
+    def meta_features(self, model: Model, ctx: Context) -> tuple[Tensor, Tensor]:
+        """What the head reads of all meta rows (M, D) and their targets: exact while frozen."""
+        if ctx.meta is None:
+            raise ValueError("autodo learns from meta rows: give the context some")
+        parts = [(_embedded(model, batch.x), batch.y) for batch in ctx.meta.batches(CHUNK)]
+        return torch.cat([h for h, _ in parts]), torch.cat([y for _, y in parts])
+
+    def _outer_step(
+        self, model: Model, ctx: Context, batch: Batch, v: Tensor, rate: float, number: int
+    ) -> None:
+        """Step the hyper-parameters of a batch's rows down the hypergradient."""
+        if self.upstream is not None:
+            batch = self.upstream.augment(batch, ctx)
+        known = batch.index >= 0
+        place = batch.index.clamp_min(0)
+        policy = torch.zeros_like(place) if self.shared else place
+        leaves: list[Tensor] = []
+        if self.parts_on["augment"]:
+            leaves = [
+                part.values[policy].detach().requires_grad_() for part in (self.chance, self.spread)
+            ]
+            with torch.enable_grad():
+                h = _embedded(model, self._warped(batch.x, leaves[0], leaves[1], known))
+        else:
+            with torch.no_grad():
+                h = _embedded(model, batch.x)
+        mass = batch.w
+        if self.parts_on["weight"]:
+            mass = mass * torch.where(known, _factor(self.omega.values[place, 0]), 1.0)
+        held = h.detach()
+        head = Head(
+            h=held,
+            c=mass * (batch.w.sum() / mass.sum()),
+            log_p=model.head(held).log_softmax(dim=1),
+            log_s=self._log_targets(batch.y, place, known),
+            symmetric=self.symmetric,
+            gauss_newton=self.gauss_newton,
+            decay=_decay(ctx, model) + self.damping,
+        )
+        found = answers(head, model.head.weight, self._solved(head, v, ctx, log=number == 0))
+        self.get_buffer("outer_steps").add_(1)
+        now = self.get_buffer("outer_steps")
+        rows = place[known]
+        if self.parts_on["weight"]:
+            # of c = w f (sum w / sum w f) in each factor f
+            centred = found.coefficients - (mass * found.coefficients).sum() / mass.sum()
+            slope = batch.w * (batch.w.sum() / mass.sum()) * centred
+            slope = slope * _factor_slope(self.omega.values[place, 0])
+            self.omega.visit(rows, slope[known, None], now, rate)
+        if self.parts_on["label"]:
+            self.soft.visit(rows, found.targets[known], now, rate)
+        if leaves:
+            gradients = torch.autograd.grad(h, leaves, found.inputs)
+            for part, gradient in zip((self.chance, self.spread), gradients, strict=True):
+                if self.shared:
+                    part.visit(policy[:1], gradient.sum(dim=0, keepdim=True), now, rate)
+                else:
+                    part.visit(rows, gradient[known], now, rate)
+
+    def _log_targets(self, y: Tensor, place: Tensor, known: Tensor) -> Tensor:
+        """(B, K) logarithm of the targets that ``losses`` compares with."""
+        if not (self.symmetric or self.parts_on["label"]):
+            return _log(y)
+        smoothed = _log(self._smoothed(y))
+        if not self.parts_on["label"]:
+            return smoothed
+        return torch.where(known[:, None], self.soft.values[place].log_softmax(dim=1), smoothed)
+
+    def _solved(self, head: Head, v: Tensor, ctx: Context, log: bool) -> Tensor:
+        """H^-1 v (K, D) as the solver has it."""
+        if self.solver == "identity":
+            solved = v
+        elif self.solver == "cg":
+            solved, iterations = conjugate_gradients(head, v, self.tolerance)
+            if log:
+                ctx.log(cg_iterations=iterations)
+        else:
+            largest = largest_eigenvalue(head)
+            step = 1 / (1.2 * largest) if isinstance(self.step, str) else self.step
+            step = step if largest > 0 else 1.0  # a saturated head has no curvature: any step does
+            solved, growth = series(head, v, self.terms, step)
+            if self.force:
+                diverges = step * largest >= 2 or growth > 1 + TOLERATED
+                ctx.log(series_diverges=float(diverges))
+            else:
+                refuse_divergence(float(step), float(largest), float(growth))
+        if log:
+            with ctx.uncharged():
+                rest = head.product(solved) - v
+                ctx.log(
+                    lambda_max=float(largest_eigenvalue(head)),
+                    residual=float(rest.norm() / v.norm()),
+                    cosine_with_identity=float(
+                        F.cosine_similarity(solved.flatten(), v.flatten(), dim=0)
+                    ),
+                )
+        return solved
+
+
+class RowStates(torch.nn.Module):
+    """A value or several for each row, and the RMSprop that moves them.
+
+    Equal to a dense RMSprop over all rows: of a row without a gradient only the mean square decays,
+    which is made up for at its next visit.
+    """
+
+    values: Tensor
+    square: Tensor
+    last: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+        self.register_buffer("square", torch.zeros_like(values))
+        last = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        self.register_buffer("last", last)
+
+    @torch.no_grad()
+    def visit(
+        self, index: Tensor, gradient: Tensor, now: Tensor, rate: float, decay: float = 0.99
+    ) -> None:
+        """Step the rows ``index`` (B,), each once, at step ``now``, counted from 1."""
+        away = (now - self.last[index])[:, None].to(self.square.dtype)
+        square = self.square[index] * decay**away + (1 - decay) * gradient.square()
+        self.values[index] -= rate * gradient / (square.sqrt() + 1e-8)
+        self.square[index] = square
+        self.last[index] = now
+
+
+def _factor(omega: Tensor) -> Tensor:
+    """Weight of a row: softplus(omega) / ln 2, which is 1 at 0."""
+    return F.softplus(omega) / math.log(2)
+
+
+def _factor_slope(omega: Tensor) -> Tensor:
+    return omega.sigmoid() / math.log(2)
+
+
+def _log(s: Tensor) -> Tensor:
+    return s.clamp_min(torch.finfo(s.dtype).tiny).log()
+
+
+def _embedded(model: Model, x: Tensor) -> Tensor:
+    return model.embed(model.features(x))
+
+
+@torch.no_grad()
+def _head_gradient(model: Model, h: Tensor, y: Tensor) -> Tensor:
+    """(K, D) gradient of the mean cross-entropy in the head's weights."""
+    return (model.head(h).softmax(dim=1) - y).T @ h / len(h)
+
+
+def _decay(ctx: Context, model: Model) -> float:
+    """The optimiser's weight decay on the head."""
+    for group in ctx.optimizer.param_groups:
+        if any(each is model.head.weight for each in group["params"]):
+            return float(group.get("weight_decay", 0.0))
+    return 0.0
+
+
+def _matrix(amounts: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2, 3) from a place of the output to that of the input, in pixels, about the centre."""
+    angle, right, down, shear_x, shear_y, log_x, log_y = amounts.unbind(dim=1)
+    cos, sin = angle.cos(), angle.sin()
+    # rotation times shear times scale
+    xx = (cos - sin * shear_y) * log_x.exp()
+    xy = (cos * shear_x - sin) * log_y.exp()
+    yx = (sin + cos * shear_y) * log_x.exp()
+    yy = (sin * shear_x + cos) * log_y.exp()
+    middle_x, middle_y = width / 2, height / 2
+    x = middle_x + right * width - xx * middle_x - xy * middle_y
+    y = middle_y + down * height - yx * middle_x - yy * middle_y
+    return torch.stack([torch.stack([xx, xy, x], 1), torch.stack([yx, yy, y], 1)], dim=1)
+
+
+def _told(amounts: list[float]) -> str:
+    """A warp in words, without the parts that stand still."""
+    angle, right, down, shear_x, shear_y, log_x, log_y = amounts
+    parts = [
+        (angle, f"rotate {math.degrees(angle):+.0f}°"),
+        (right, f"shift x {right:+.0%}"),
+        (down, f"shift y {down:+.0%}"),
+        (shear_x, f"shear x {shear_x:+.2f}"),
+        (shear_y, f"shear y {shear_y:+.2f}"),
+        (log_x, f"scale x {math.exp(-log_x):.2f}"),
+        (log_y, f"scale y {math.exp(-log_y):.2f}"),
+    ]
+    return ", ".join(text for value, text in parts if value)
