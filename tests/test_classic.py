@@ -440,6 +440,12 @@ class Above(Method):
         return self.upstream.augment(batch, ctx) if self.upstream is not None else batch
 
 
+class AboveWithoutMeta(Above):
+    """The same as a link of a chain may be."""
+
+    needs = frozenset()
+
+
 class TestComposition:
     def test_links_run_in_order_at_every_hook(self) -> None:
         log: list[str] = []
@@ -469,7 +475,7 @@ class TestComposition:
             ([Recorder([], "a"), Recorder([], "b")], False),
             ([OwnLoss([], "a"), Recorder([], "b")], True),
             ([Recorder([], "a"), OwnLoss([], "b")], True),
-            ([Recorder([], "a"), Above(OwnLoss([], "b"))], True),
+            ([Recorder([], "a"), AboveWithoutMeta(OwnLoss([], "b"))], True),
             ([Recorder([], "a"), Chain([OwnLoss([], "b"), Recorder([], "c")])], True),
         ):
             for method in (Chain(list(links)), Above(Chain(list(links)))):

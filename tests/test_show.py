@@ -46,7 +46,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_every_method_is_drawn(method: str, drawn: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "show.png"
     if method == "shuffled_weights":  # it shuffles those of another
-        method = "shuffled_weights(upstream=soft_augmentation)"
+        method = "shuffled_weights(upstream=saflex)"
     assert show(out, "--method", method, "--rows", "3", "--draws", "2") == 0
     with Image.open(out) as picture:
         assert picture.width > 400 and picture.height > 300
