@@ -228,15 +228,14 @@ class AutoDO(Method):
 
     def _outer_phase(self, model: Model, ctx: Context, rate: float) -> None:
         h, y = self.meta_features(model, ctx)
-        gradient = None if isinstance(self.meta_rows, int) else _head_gradient(model, h, y)
+        v: Tensor | None = None
         for number, batch in enumerate(ctx.train.batches(self.outer_batch)):
-            if gradient is None or isinstance(self.meta_rows, int):
-                some = torch.randperm(len(h), device=h.device)[: cast("int", self.meta_rows)]
-                self._outer_step(
-                    model, ctx, batch, _head_gradient(model, h[some], y[some]), rate, number
-                )
-            else:
-                self._outer_step(model, ctx, batch, gradient, rate, number)
+            if not isinstance(self.meta_rows, str):
+                some = torch.randperm(len(h), device=h.device)[: self.meta_rows]
+                v = _head_gradient(model, h[some], y[some])
+            elif v is None:  # the network stands still: once a phase
+                v = _head_gradient(model, h, y)
+            self._outer_step(model, ctx, batch, v, rate, number)
         if self.parts_on["label"]:
             changed = self.soft.values.argmax(dim=1) != ctx.train.targets.argmax(dim=1)
             ctx.log(labels_changed=float(changed.float().mean()))

@@ -121,11 +121,6 @@ def series(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Series:
     return Series(step * total, growth)
 
 
-def neumann(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
-    """The sum of ``series``."""
-    return series(head, v, terms, step).solved
-
-
 def refuse_divergence(step: float, largest: float, growth: float = 1.0) -> None:
     """Raise where the Neumann series with this step does not converge.
 

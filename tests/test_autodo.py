@@ -39,7 +39,6 @@ from methods.implicit import (
     IndefiniteError,
     Series,
     largest_eigenvalue,
-    neumann,
     series,
 )
 from methods.naming import NamingError
@@ -47,6 +46,10 @@ from methods.naming import NamingError
 ROWS, META, CLASSES, EDGE, DECAY, RATE = 20, 12, 3, 8, 0.01, 0.05
 LARGE = 8.0
 IMAGES = Spec(rows=ROWS, classes=CLASSES, shape=(1, EDGE, EDGE))
+
+
+def neumann(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
+    return series(head, v, terms, step).solved
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

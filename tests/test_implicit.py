@@ -27,8 +27,8 @@ from methods.implicit import (
     answers,
     conjugate_gradients,
     largest_eigenvalue,
-    neumann,
     refuse_divergence,
+    series,
 )
 
 CLASSES, INPUTS, ROWS, META, HEIGHT, WIDTH = 3, 8, 48, 60, 6, 8
@@ -38,6 +38,10 @@ STEP = 1e-6
 """Of the central differences; the warp has kinks where a place crosses the centre of a pixel."""
 TERMS = {(False, 1e-1): 50, (False, 1e-2): 150, (False, 1e-3): 500, (True, 1e-2): 300}
 """To a cosine above 0.99 at step 1 / lambda_max, of the notes; 30, 160, 430 and 180 here."""
+
+
+def neumann(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
+    return series(head, v, terms, step).solved
 
 
 def random(*shape: int, seed: int) -> Tensor:
