@@ -90,6 +90,37 @@ def sample_bands(bands: Sequence[Band], title: str, path: Path) -> None:
     figure.savefig(path)
 
 
+def heatmaps(
+    tables: Sequence[tuple[str, np.ndarray]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    rows_name: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Tables (R, C) of values in [0, 1] beside each other, each with its heading."""
+    width, height = 1.6 + 0.48 * len(columns) * len(tables), 1.6 + 0.27 * len(rows)
+    shown = textwrap.fill(title, int(13 * width), break_on_hyphens=False)
+    size = (width, height + 0.15 * shown.count("\n"))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(shown, fontsize=9)
+    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axis, (heading, values) in zip(axes, tables, strict=True):
+        axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            dark = "black" if value > 0.55 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", size=7, color=dark)
+        axis.set_title(heading, fontsize=8)
+        axis.set_xticks(range(len(columns)), columns, fontsize=7, rotation=40, ha="right")
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
+        axis.tick_params(length=0)
+        for side in axis.spines.values():
+            side.set_visible(False)
+    axes[0].set_ylabel(rows_name, fontsize=7.5)
+    figure.savefig(path)
+
+
 def _cells(columns: int, heights: Sequence[float], title: str) -> tuple[Figure, np.ndarray]:
     """A figure with its title and axes (rows, columns) of these heights in inches."""
     width = CELL * columns + 0.2

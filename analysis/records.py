@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,11 @@ class Record:
         value = self.result["metrics"].get(when, {}).get(split, {}).get(name)
         return float("nan") if value is None else float(value)
 
+    def detection(self, name: str) -> float:
+        """How well wrong labels were found (``metrics.detection``); nan where it was not asked."""
+        value = self.result.get("detection", {}).get(name)
+        return float("nan") if value is None else float(value)
+
     def item_values(self, name: str, when: str = "last") -> np.ndarray:
         """(N,) values of the test rows whose mean is the metric."""
         logits = self.predictions[f"test_{when}_logits"]
@@ -62,28 +68,35 @@ def read(folders: Iterable[Path]) -> list[Record]:
     return records
 
 
+DETECTION = ("weight_auc", "corrected", "spoiled")
+
+
 def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
     """A line a run, under the name of its row of the table: what a study leaves behind.
 
     Accuracy, AUC and nll are of the test split at the last epoch, as shares and nats; seconds are
-    charged ones.
+    charged ones. Where labels were corrupted, three more columns tell how well they were found.
     """
+    rows = [(name, list(records)) for name, records in rows]
+    detected = any("detection" in each.result for _, records in rows for each in records)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
          "accuracy", "auc", "nll", "seconds_per_epoch", "passes_per_row"]
+        + (list(DETECTION) if detected else [])
     )  # fmt: skip
     for name, records in rows:
         for record in records:
             run, cost = record.run, record.result.get("cost", {})
-            values = []
+            values = [""] * 5
             if record.done:
                 values = [f"{record.metric(each):.6g}" for each in ("accuracy", "auc", "nll")]
                 values += [f"{cost[each]:.4g}" for each in ("seconds_per_epoch", "passes_per_row")]
-            writer.writerow(
-                [run.benchmark, run.model, run.protocol, name, run.seed, run.id]
-                + [record.result["status"], record.result.get("reason", ""), run.training.epochs]
-                + (values or [""] * 5)
-            )
+            if detected:
+                found = [record.detection(each) for each in DETECTION]
+                values += ["" if math.isnan(value) else f"{value:.6g}" for value in found]
+            ended = [record.result["status"], record.result.get("reason", "")]
+            cell = [run.benchmark, run.model, run.protocol, name, run.seed, run.id]
+            writer.writerow([*cell, *ended, run.training.epochs, *values])
     return text.getvalue()

@@ -114,6 +114,7 @@ def comparison(rows: Sequence[Row], when: str = "last") -> str:
         _scores(rows, when),
         _differences(rows, "accuracy", "accuracy", when),
         _differences(rows, "auc", "AUC", when),
+        _detection(rows),
         "\n".join([*_reasons(rows), *map(_wrapped, _remarks(rows, done, when))]),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -214,6 +215,29 @@ def _differences(rows: Sequence[Row], metric: str, label: str, when: str) -> str
         return ""
     head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
     return f"Test {label} against {first.name}, in points, paired by seed\n" + _grid(head, body)
+
+
+def _detection(rows: Sequence[Row]) -> str:
+    """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
+    body = []
+    for row in rows:
+        records = [each for each in row.by_seed().values() if each.result.get("detection")]
+        if not records:
+            continue
+        shares = [
+            [POINTS * r.detection(name) for r in records] for name in ("corrected", "spoiled")
+        ]
+        auc = _mean_sd([r.detection("weight_auc") for r in records], 3)
+        body.append([row.name, len(records), auc, *(_mean_sd(each, 2) for each in shares)])
+    if not body:
+        return ""
+    head = ["", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
+    told = (
+        "Wrong labels found: AUC, the chance that a mislabelled training row weighs less than a "
+        "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
+        "spoiled, right ones whose learned label is another class"
+    )
+    return f"{_wrapped(told)}\n{_grid(head, body)}"
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:

@@ -177,8 +177,9 @@ class ShowCommand:
     """network, for methods that ask it something"""
     epochs: int = 0
     """passes that first train the network under the method, as run does; 0: as initialised"""
-    by: Literal["rows", "weight"] = "rows"
-    """rows: images and their draws; weight: those of 512 rows with extreme weights and labels"""
+    by: Literal["rows", "weight", "class"] = "rows"
+    """rows: images and their draws; weight: those of 512 rows with extreme weights and labels;
+    class: learned probability and magnitude of each operation"""
     rows: int = 6
     """by rows: images, of each class in turn"""
     draws: int = 8

@@ -1,4 +1,4 @@
-"""What a method makes of images, drawn: draws of some rows, or the extremes of weight and label."""
+"""What a method makes of images, drawn: draws of some rows, extremes of weight, learned policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import methods
-from analysis.plots import Band, augmentation_grid, sample_bands
+from analysis.plots import Band, augmentation_grid, heatmaps, sample_bands
 from benchmarks import models
 from benchmarks.context import TrainingContext
 from benchmarks.data import (
@@ -51,19 +51,21 @@ def show(
     draws: int = 8,
     seed: int = 0,
     epochs: int = 0,
-    by: Literal["rows", "weight"] = "rows",
+    by: Literal["rows", "weight", "class"] = "rows",
     progress: Progress | None = None,
 ) -> None:
-    """Write the figure, by ``rows`` or by ``weight``.
+    """Write the figure, by ``rows``, ``weight`` or ``class``.
 
     ``rows``: a column of originals and ``draws`` draws of each, told what was done. ``weight``: of
     a pool of augmented rows, ``draws`` with the highest and with the lowest weight, and those whose
-    label moved most. The network, for methods that ask it something, has trained under the method
-    for ``epochs`` epochs, as a run does; what is drawn is the epoch after them.
+    label moved most. ``class``: the learned probability and magnitude of each operation, a mean
+    over the training rows of each class. The network, for methods that ask it something, has
+    trained under the method for ``epochs`` epochs, as a run does; what is drawn is the epoch after
+    them.
 
     Raises:
-        NotApplicable: the method does not work on these data, or by weight leaves weights and
-            labels alone.
+        NotApplicable: the method does not work on these data, by weight leaves weights and labels
+            alone, or by class learns nothing of operations.
         TrainingFailed: the network could not be trained.
         Interrupted: SIGINT or SIGTERM while it trained.
     """
@@ -104,6 +106,10 @@ def show(
     if by == "rows":
         title = f"{method_name} on {arrays.name}, training rows, {state}seed {seed}"
         _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
+        return
+    if by == "class":
+        state = state or "before the first epoch, "
+        _draw_policy(method, splits, f"{method_name} on {arrays.name}, {state}seed {seed}", path)
         return
     pool = _pool(method, ctx, method_name, training.batch_size)
     bands, note = _bands(pool, draws, splits.classes, splits.kind)
@@ -170,6 +176,45 @@ def _draw_rows(
     augmentation_grid(_images(batch.x), np.stack(drawn, axis=1), labels, told, title, path)
 
 
+def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None:
+    """Write what was learned of each operation, class by class.
+
+    Raises:
+        NotApplicable: it learned nothing of operations.
+    """
+    learned = method.learned()
+    names = next((part.operations for part in method.parts() if part.operations), ())
+    found = [name for name in ("probability", "magnitude") if name in learned]
+    if not found:
+        raise NotApplicable(
+            "by class: it learns no probability or magnitude of operations; --by rows draws what "
+            "becomes of the images"
+        )
+    labels = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    groups = [("all rows", np.arange(len(labels)))]
+    if len(learned[found[0]]) == len(labels):
+        members = [(name, np.flatnonzero(labels == k)) for k, name in enumerate(splits.classes)]
+        groups = [(_short(name), rows) for name, rows in members if len(rows)]
+    tables = [
+        (f"{name}, mean", np.stack([_mean_of(learned[name], rows) for _, rows in groups]))
+        for name in found
+    ]
+    heatmaps(
+        tables,
+        [f"{name} ({len(rows)})" for name, rows in groups],
+        [name.replace("_", " ") for name in names],
+        "class as trained on (rows)" if len(groups) > 1 else "",
+        title,
+        path,
+    )
+
+
+def _mean_of(values: Tensor, rows: np.ndarray) -> np.ndarray:
+    """(P,) mean of those rows; of all where the rows share one."""
+    kept = values if len(values) == 1 else values[torch.from_numpy(rows)]
+    return kept.detach().cpu().numpy().mean(axis=0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Pool:
     """Augmented rows, and what the method made of their targets and weights."""
@@ -182,6 +227,8 @@ class _Pool:
     """(n, K) targets that are trained on"""
     factor: Tensor
     """(n,) weight that is trained with, over that which the augmentation gave"""
+    captions: list[str]
+    """n texts: what was done to the image"""
 
     @property
     def moved(self) -> Tensor:
@@ -216,12 +263,14 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
         if given is None or not torch.equal(given.index[:count], out.index[:count]):
             raise NotApplicable(f"{name} hands over other rows than its upstream gave")
         old, new = given.w[:count], out.w[:count].detach()
+        captions = method.captions()[:count]
         kept.append(
             _Pool(
                 x=out.x[:count].detach(),
                 before=given.y[:count].detach(),
                 after=out.y[:count].detach(),
                 factor=torch.where(old > 0, new / torch.where(old > 0, old, 1.0), 1.0),
+                captions=captions + [""] * (count - len(captions)),
             )
         )
         ctx.step += 1
@@ -232,6 +281,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
         before=torch.cat([each.before for each in kept])[:POOL],
         after=torch.cat([each.after for each in kept])[:POOL],
         factor=torch.cat([each.factor for each in kept])[:POOL],
+        captions=[text for each in kept for text in each.captions][:POOL],
     )
 
 
@@ -309,7 +359,7 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
 
 
 def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str:
-    """The label, what became of it where it moved, and the factor of the weight."""
+    """The label, what became of it where it moved, the factor of the weight, and the warp."""
     before, after = pool.before[row], pool.after[row]
     parts = [_named(before, classes)]
     if float(pool.moved[row]) > SAME_LABEL:
@@ -319,7 +369,8 @@ def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str
             parts.append(f"{shown} -> {float(after[most]):.2f}")
         else:
             parts = [f"{parts[0]} -> {_named(after, classes)}"]
-    return f"{', '.join(parts)}\nweight x {float(pool.factor[row]):.2f}"
+    parts.append(f"weight x {float(pool.factor[row]):.2f}")
+    return "\n".join(filter(None, [", ".join(parts[:-1]), parts[-1], pool.captions[row]]))
 
 
 def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:

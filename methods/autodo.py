@@ -63,6 +63,7 @@ class AutoDO(Method):
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
+    operations = OPERATIONS
     needs = frozenset({"meta", "features", "image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
@@ -417,15 +418,15 @@ def _matrix(amounts: Tensor, height: int, width: int) -> Tensor:
 
 
 def _told(amounts: list[float]) -> str:
-    """A warp in words, without the parts that stand still."""
+    """What a warp does to the image, in words, without the parts that are hardly there."""
     angle, right, down, shear_x, shear_y, log_x, log_y = amounts
     parts = [
         (angle, f"rotate {math.degrees(angle):+.0f}°"),
-        (right, f"shift x {right:+.0%}"),
-        (down, f"shift y {down:+.0%}"),
+        (right, f"shift x {-right:+.0%}"),
+        (down, f"shift y {-down:+.0%}"),
         (shear_x, f"shear x {shear_x:+.2f}"),
         (shear_y, f"shear y {shear_y:+.2f}"),
         (log_x, f"scale x {math.exp(-log_x):.2f}"),
         (log_y, f"scale y {math.exp(-log_y):.2f}"),
     ]
-    return ", ".join(text for value, text in parts if value)
+    return ", ".join(text for value, text in parts if abs(value) > 0.01)

@@ -194,6 +194,8 @@ class Method(nn.Module, ABC):
     """Authors, title, venue and arXiv number."""
     version: ClassVar[int] = 1
     """Raised whenever the method's numbers change; part of a run's id."""
+    operations: ClassVar[tuple[str, ...]] = ()
+    """Names of the columns of "probability" and "magnitude", where ``learned`` has them."""
     mixes_rows: bool = False
     """Whether an output row holds several rows of the input."""
     draws_rows: ClassVar[bool] = False

@@ -950,9 +950,10 @@ def test_captions_tell_the_warp() -> None:
     assert _told([0.0] * 7) == ""
     values = [math.radians(-12), 0.25, -0.1, 0.2, -0.05, math.log(2), -math.log(1.25)]
     assert _told(values) == (
-        "rotate -12°, shift x +25%, shift y -10%, shear x +0.20, shear y -0.05, "
+        "rotate -12°, shift x -25%, shift y +10%, shear x +0.20, shear y -0.05, "
         "scale x 0.50, scale y 1.25"
     )
+    assert _told([0.009] * 7) == ""
     desk = Desk()
     desk.method.chance.values[:] = -200.0
     desk.method.chance.values[:, 0] = 200.0
@@ -963,6 +964,31 @@ def test_captions_tell_the_warp() -> None:
     degrees = [float(text.removeprefix("rotate ").removesuffix("°")) for text in told]
     wanted = [math.degrees(each) for each in desk.method._drawn[:, 0].tolist()]
     assert degrees == pytest.approx(wanted, abs=0.51)
+
+
+def test_captions_tell_what_becomes_of_the_image() -> None:
+    """To the right and down, counter-clockwise and larger are positive."""
+    x = torch.zeros(1, 1, 40, 40, dtype=torch.float64)
+    x[..., 18:22, 26:30] = 1.0  # right of the centre
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+
+    def place(operation: str, amount: float) -> tuple[str, float, float]:
+        values = [0.0] * 7
+        values[OPERATIONS.index(operation)] = amount
+        image = warped(x, torch.tensor([values], dtype=torch.float64))[0, 0]
+        total = image.sum()
+        right, down = (image * columns).sum() / total, (image * rows).sum() / total
+        return _told(values), float(right) - 19.5, float(down) - 19.5
+
+    told, right, down = place("translate_x", 0.2)
+    assert told == "shift x -20%" and (right, down) == pytest.approx((8 - 8, 0), abs=1e-6)
+    told, right, down = place("translate_y", -0.25)
+    assert told == "shift y +25%" and (right, down) == pytest.approx((8, 10), abs=1e-6)
+    told, right, down = place("rotate", math.radians(30))
+    assert told == "rotate +30°" and right == pytest.approx(8 * math.cos(math.pi / 6), abs=0.05)
+    assert down == pytest.approx(-4, abs=0.05), "up, as an image is drawn"
+    told, right, down = place("scale_x", -math.log(1.5))
+    assert told == "scale x 1.50" and (right, down) == pytest.approx((12, 0), abs=0.05)
 
 
 def test_captions_of_the_upstream_are_told_too() -> None:

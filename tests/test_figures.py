@@ -78,3 +78,16 @@ def test_records_hold_a_line_a_run() -> None:
         assert line["id"] == each.run.id and line["status"] == "done"
     assert lines[3]["status"] == "failed" and lines[3]["reason"] == "so"
     assert lines[3]["accuracy"] == "" and lines[3]["passes_per_row"] == ""
+
+
+def test_records_tell_how_wrong_labels_were_found_where_some_were() -> None:
+    def lines(rows: list[Row]) -> list[dict[str, str]]:
+        return list(csv.DictReader(records.to_csv((r.name, r.records) for r in rows).splitlines()))
+
+    plain = row("none", 3, 0.5)
+    assert "weight_auc" not in lines([plain])[0]
+    found = {"weight_auc": 0.75, "corrected": 0.25, "spoiled": None}
+    learned = [replace(each, result={**each.result, "detection": found}) for each in plain.records]
+    plain, other = lines([plain, replace(plain, name="l", records=tuple(learned))])[2:4]
+    assert [plain[name] for name in records.DETECTION] == ["", "", ""]
+    assert [other[name] for name in records.DETECTION] == ["0.75", "0.25", ""]

@@ -245,7 +245,9 @@ def test_bands_hold_the_extremes(
                 if abs(values[row] - values[order[place]]) < 2e-3
             ]
             assert same, f"{heading}: the image at place {place} is another"
-            assert text in {told(before[row], after[row], factor[row]) for row in same}
+            assert "\n".join(text.split("\n")[:2]) in {
+                told(before[row], after[row], factor[row]) for row in same
+            }
 
 
 def told(before: Tensor, after: Tensor, factor: Tensor) -> str:
@@ -343,7 +345,8 @@ def pool_of(
 ) -> showing._Pool:
     rows = len(factor)
     x = torch.arange(rows).view(-1, 1, 1, 1) / rows  # the grey value tells the row
-    return showing._Pool(x, torch.tensor(before), torch.tensor(after), torch.tensor(factor))
+    told = [f"turned {row}" if row % 2 else "" for row in range(rows)]
+    return showing._Pool(x, torch.tensor(before), torch.tensor(after), torch.tensor(factor), told)
 
 
 def rows_of(band: Band, rows: int) -> list[int]:
@@ -362,7 +365,10 @@ def test_no_row_is_in_two_bands_where_many_are_equal() -> None:
     turned = [[0.0, 1.0]] * 6  # labels all moved as far: what is not in the bands above comes first
     bands, _ = showing._bands(pool_of([1.2, 0, 1, 1, 1, 1], same, turned), 2, ("a", "b"), "")
     assert not set(rows_of(bands[2], 6)) & {*rows_of(bands[0], 6), *rows_of(bands[1], 6)}
-    assert bands[2].captions[0] == "a -> b\nweight x 1.00"
+    (first, second) = rows_of(bands[2], 6)
+    assert bands[2].captions[0] == "a -> b\nweight x 1.00" + f"\nturned {first}" * (first % 2)
+    assert bands[2].captions[1] == "a -> b\nweight x 1.00" + f"\nturned {second}" * (second % 2)
+    assert {first % 2, second % 2} == {0, 1}
     assert bands[2].heading == "label moved most (6 of 6 labels moved)"
 
 
@@ -385,6 +391,72 @@ def test_the_pool_ends_where_it_is_full(
     method = graded(monkeypatch, tmp_path, None)
     assert len(method.seen) == 2 and "100 augmented training rows" in banded["title"]
     assert len({text for band in banded["bands"].values() for text in band.captions}) > 8
+
+
+# --- learned policies -----------------------------------------------------------------------------
+
+
+class Policy(Method):
+    """Knows a probability and a magnitude of two operations for each row."""
+
+    operations = ("turn", "grow_x")
+
+    shared = False
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self.classes = ctx.train.targets.argmax(dim=1).float()
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        return batch
+
+    def learned(self) -> dict[str, Tensor]:
+        odd = torch.arange(len(self.classes)) % 2
+        chance = torch.stack([self.classes / 10, odd.float()], dim=1)
+        found = {"probability": chance, "magnitude": 1 - chance}
+        return {name: value[:1] for name, value in found.items()} if self.shared else found
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("around", [lambda made: made, lambda made: Chain([Graded(None), made])])
+def test_policies_are_drawn_class_by_class(
+    around: Any, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(tables: Any, rows: Any, columns: Any, name: str, title: str, path: Path) -> None:
+        seen.update(tables=dict(tables), rows=rows, columns=columns, title=title)
+        plots.heatmaps(tables, rows, columns, name, title, path)
+
+    made = Policy()
+    monkeypatch.setattr(showing, "heatmaps", spy)
+    monkeypatch.setattr(methods, "build", lambda name: around(made))
+    made.shared = shared
+    assert show(tmp_path / "policy.png", "--by", "class", "--seed", "2") == 0
+    with Image.open(tmp_path / "policy.png") as picture:
+        assert picture.width > 400 and picture.height > 200
+    assert seen["columns"] == ["turn", "grow x"]
+    assert "before the first epoch, seed 2" in seen["title"]
+    probability, magnitude = seen["tables"].values()
+    np.testing.assert_allclose(probability + magnitude, 1, atol=1e-6)
+    if shared:
+        assert seen["rows"] == [f"all rows ({len(made.classes)})"]
+        np.testing.assert_allclose(probability, made.learned()["probability"].numpy())
+        return
+    labels = made.classes.numpy()
+    assert seen["rows"] == [f"{k} ({(labels == k).sum()})" for k in range(10)]
+    wanted = [np.flatnonzero(labels == k) % 2 for k in range(10)]
+    np.testing.assert_allclose(probability[:, 0], np.arange(10) / 10, atol=1e-6)
+    np.testing.assert_allclose(probability[:, 1], [each.mean() for each in wanted], atol=1e-6)
+
+
+def test_without_a_policy_there_is_nothing_to_draw_by_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("randaugment", "autodo(augment=false)"):
+        assert show(tmp_path / "policy.png", "--by", "class", "--method", method) == 2
+        assert "learns no probability or magnitude" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # --- a network that has trained -------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The comparison's numbers against hand-worked cases, and what it says beside them."""
 
+import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -172,3 +173,16 @@ def test_nothing_done_is_said() -> None:
 def test_selected_epoch_where_it_is_not_offered() -> None:
     text = comparison([row("none", 4, 0.5), row("mixup", 4, 1.5)], "selected")
     assert "best epoch by select AUC" in text and "n/a" in text
+
+
+def test_how_wrong_labels_were_found_is_told_of_the_rows_that_learned() -> None:
+    rows = [row("none", 3, 0.5), row("autodo", 3, 0.6), row("l2rw", 3, 0.7)]
+    assert "Wrong labels found" not in comparison(rows)
+    for seed, each in enumerate(rows[1].records):
+        auc = 0.7 + 0.1 * seed
+        each.result["detection"] = {"weight_auc": auc, "corrected": 0.02, "spoiled": 0.0}
+    rows[2].records[0].result["detection"] = {"weight_auc": 0.9}
+    lines = comparison(rows).split("Wrong labels found")[1].splitlines()
+    found = [re.split(r"  +", line) for line in lines[5:8]]
+    assert found[0] == ["autodo", "3", "0.800 ± 0.100", "2.00 ± 0.00", "0.00 ± 0.00"]
+    assert found[1] == ["l2rw", "1", "0.900", "n/a", "n/a"] and found[2] == [""]
