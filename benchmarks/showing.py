@@ -103,20 +103,20 @@ def show(
     method.begin_epoch(ctx)
 
     state = f"network after {epochs} epoch{'s' if epochs > 1 else ''}, " if epochs else ""
+    shown = canonical(benchmark)
     if by == "rows":
-        title = f"{method_name} on {arrays.name}, training rows, {state}seed {seed}"
+        title = f"{method_name} on {shown}, training rows, {state}seed {seed}"
         _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
         return
     if by == "class":
         state = state or "before the first epoch, "
-        _draw_policy(method, splits, f"{method_name} on {arrays.name}, {state}seed {seed}", path)
+        _draw_policy(method, splits, f"{method_name} on {shown}, {state}seed {seed}", path)
         return
     pool = _pool(method, ctx, method_name, training.batch_size)
     bands, note = _bands(pool, draws, splits.classes, splits.kind)
     state = state or "network as initialised, "
     title = (
-        f"{method_name} on {arrays.name}: {len(pool.x)} augmented training rows, {state}"
-        f"seed {seed}{note}"
+        f"{method_name} on {shown}: {len(pool.x)} augmented training rows, {state}seed {seed}{note}"
     )
     sample_bands(bands, title, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
@@ -10,15 +11,17 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW
 
 from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
-from methods.functional import affine_warp, frozen, mode, single_label
+from methods.functional import affine_warp, frozen, mode, reweighted, single_label
 from methods.implicit import (
-    TOLERATED,
+    DivergenceError,
     Head,
+    IndefiniteError,
     answers,
     conjugate_gradients,
-    largest_eigenvalue,
+    extreme_eigenvalues,
     refuse_divergence,
     series,
 )
@@ -40,14 +43,19 @@ class AutoDO(Method):
     divergence from soft label to prediction, ``symmetric`` the mean of both directions.
 
     From epoch ``start`` on (a share of the epochs, or from 1 their number) an outer phase precedes
-    each epoch: with the network frozen in eval mode, it passes once over the training rows in
-    batches of ``outer_batch`` and steps their hyper-parameters by RMSprop with rate
-    ``learning_rate`` (falling by a cosine) down the hypergradient - v^T H^-1 d2L / dtheta dlambda
-    (Eq. 5), theta the head's weights, v the meta gradient over ``meta_rows`` rows or ``full``.
-    ``solver``: ``neumann`` with ``terms`` and ``step`` (or ``auto``, from the largest eigenvalue),
-    ``cg`` to a relative residual of ``tolerance``, ``identity`` (DARTS). ``curvature``:
+    each epoch (``outer_steps`` in the log counts its steps): with the network frozen in eval mode,
+    it passes once over the training rows in batches of ``outer_batch`` and steps their
+    hyper-parameters by RMSprop with rate ``learning_rate`` (falling by a cosine) down the
+    hypergradient - v^T H^-1 d2L / dtheta dlambda (Eq. 5), theta the head's weights, v the meta
+    gradient over ``meta_rows`` rows or ``full``. ``solver``: ``neumann`` with ``terms`` and
+    ``step`` (or ``auto``, from the largest eigenvalue), ``cg`` to a relative residual of
+    ``tolerance``, ``identity`` (DARTS). ``curvature``:
     ``gauss_newton``, or the ``hessian`` of the loss, which may be indefinite; ``damping`` is added
-    to either. A step for which the series diverges is refused, or with ``force`` told in the log.
+    to either, as is the optimiser's weight decay where that is a penalty (not AdamW's). A series
+    that diverges is refused, or with ``force`` told by a warning and in the log.
+
+    Rows that the upstream adds (index -1) stay as they are; what it does to a label is overruled
+    by a learned one.
 
     ``preset=exact`` solves by conjugate gradients and takes the meta gradient over all meta rows.
 
@@ -57,12 +65,14 @@ class AutoDO(Method):
     times the size; sigma is the standard deviation and its range the whole of ``RANGES`` (C; P has
     a variance and a further M/10); initial probability 0.25 (P; C has 0.2) and magnitude 0.5; soft
     labels start from ``smoothing`` 0.1 (P; C has 0.05); the Gauss-Newton curvature in place of the
-    Hessian; the factor ``step`` before the sum is kept; the loss is symmetric whatever is learned
+    Hessian; the factor ``step`` before the sum is kept; the weight
+    decay is part of H (P; C leaves it out); the loss is symmetric whatever is learned
     (``symmetric=when_soft`` is C's switch); meta rows are not augmented (P; C augments them); no
     warm-up of the outer rate, which falls to a thousandth.
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
+    version = 2
     operations = OPERATIONS
     needs = frozenset({"meta", "features", "image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -116,6 +126,16 @@ class AutoDO(Method):
             )
         if not (augment or weight or label):
             raise ValueError("augment, weight, label: one of them must be on")
+        series_only = "" if solver == "neumann" else f"solver={solver}"
+        for name, given, beside in (
+            ("shared", shared, "" if augment else "augment=false"),
+            ("terms", terms != 5, series_only),
+            ("step", step != 0.01, series_only),
+            ("force", force, series_only),
+            ("tolerance", tolerance != 1e-4, "" if solver == "cg" else f"solver={solver}"),
+        ):
+            if given and beside:
+                raise ValueError(f"{name}: it has no effect with {beside}, leave it out")
         self.parts_on = {"augment": augment, "weight": weight, "label": label}
         self.shared, self.start = shared, start
         self.solver, self.terms, self.step, self.force = solver, terms, step, force
@@ -125,6 +145,7 @@ class AutoDO(Method):
         self.learning_rate, self.smoothing = learning_rate, smoothing
         self.symmetric = symmetric == "always" or (symmetric == "when_soft" and label)
         self._drawn = torch.zeros(0, len(OPERATIONS))
+        self._warned = False
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images with one label a row; an upstream whose rows stay rows."""
@@ -142,24 +163,29 @@ class AutoDO(Method):
         """Allocate the hyper-parameters of each row at their start."""
         super().setup(ctx)
         rows, like = ctx.spec.rows, ctx.train.targets
-        policies = 1 if self.shared else rows
-        quarter = math.log(0.25 / 0.75)
-        self.chance = RowStates(like.new_full((policies, len(OPERATIONS)), quarter))
-        self.spread = RowStates(like.new_zeros(policies, len(OPERATIONS)))
-        self.omega = RowStates(like.new_zeros(rows, 1))
-        self.soft = RowStates(self._smoothed(like).log())
+        if self.parts_on["augment"]:
+            policies, quarter = 1 if self.shared else rows, math.log(0.25 / 0.75)
+            self.chance = RowStates(like.new_full((policies, len(OPERATIONS)), quarter))
+            self.spread = RowStates(like.new_zeros(policies, len(OPERATIONS)))
+        if self.parts_on["weight"]:
+            self.omega = RowStates(like.new_zeros(rows, 1))
+        if self.parts_on["label"]:
+            self.soft = RowStates(self._smoothed(like).log())
         self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64, device=like.device))
 
     def begin_epoch(self, ctx: Context) -> None:
         """From epoch ``start`` on, one pass of outer steps over the training rows."""
         super().begin_epoch(ctx)
-        first = math.ceil(self.start * ctx.epochs) if self.start < 1 else round(self.start)
+        # 0.07 of 100 epochs is a little above 7 in floating point.
+        share = math.ceil(self.start * ctx.epochs - 1e-9)
+        first = share if self.start < 1 else round(self.start)
         if ctx.epoch >= first:
             model = cast("Model", ctx.model)
             left = (ctx.epoch - first) / max(1, ctx.epochs - first)
             rate = self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * left)) / 2)
             with mode(model, training=False), frozen(model):
                 self._outer_phase(model, ctx, rate)
+        ctx.log(outer_steps=int(self.get_buffer("outer_steps")))
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Warped rows with their soft labels and weights; rows from elsewhere as they came."""
@@ -175,8 +201,7 @@ class AutoDO(Method):
         if self.parts_on["label"]:
             y = torch.where(known[:, None], self.soft.values[place].softmax(dim=1).to(y.dtype), y)
         if self.parts_on["weight"]:
-            factor = torch.where(known, _factor(self.omega.values[place, 0]).to(w.dtype), 1.0)
-            w = w * factor * (w.sum() / (w * factor).sum())
+            w = reweighted(w, self._factors(place, known).to(w.dtype))
         return replace(batch, x=x, y=y, w=w)
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
@@ -213,6 +238,10 @@ class AutoDO(Method):
         if self.parts_on["label"]:
             found["label"] = self.soft.values.softmax(dim=1)
         return found
+
+    def _factors(self, place: Tensor, known: Tensor) -> Tensor:
+        """(B,) factor of each row's weight; 1 for rows from elsewhere."""
+        return torch.where(known, _factor(self.omega.values[place, 0]), 1.0)
 
     def _smoothed(self, y: Tensor) -> Tensor:
         return (1 - self.smoothing) * y + self.smoothing / y.shape[1]
@@ -268,13 +297,13 @@ class AutoDO(Method):
         else:
             with torch.no_grad():
                 h = _embedded(model, batch.x)
-        mass = batch.w
+        c = batch.w
         if self.parts_on["weight"]:
-            mass = mass * torch.where(known, _factor(self.omega.values[place, 0]), 1.0)
+            c = reweighted(c, self._factors(place, known))
         held = h.detach()
         head = Head(
             h=held,
-            c=mass * (batch.w.sum() / mass.sum()),
+            c=c,
             log_p=model.head(held).log_softmax(dim=1),
             log_s=self._log_targets(batch.y, place, known),
             symmetric=self.symmetric,
@@ -286,10 +315,10 @@ class AutoDO(Method):
         now = self.get_buffer("outer_steps")
         rows = place[known]
         if self.parts_on["weight"]:
-            # of c = w f (sum w / sum w f) in each factor f
-            centred = found.coefficients - (mass * found.coefficients).sum() / mass.sum()
-            slope = batch.w * (batch.w.sum() / mass.sum()) * centred
-            slope = slope * _factor_slope(self.omega.values[place, 0])
+            # of c = w f (sum w / sum w f), where dc_i / df_j = c_i (1_ij / f_i - c_j / (f_j sum c))
+            total = c.sum()
+            mean = (c * found.coefficients).sum() / torch.where(total > 0, total, 1.0)
+            slope = c * (found.coefficients - mean) * _relative_slope(self.omega.values[place, 0])
             self.omega.visit(rows, slope[known, None], now, rate)
         if self.parts_on["label"]:
             self.soft.visit(rows, found.targets[known], now, rate)
@@ -311,34 +340,58 @@ class AutoDO(Method):
         return torch.where(known[:, None], self.soft.values[place].log_softmax(dim=1), smoothed)
 
     def _solved(self, head: Head, v: Tensor, ctx: Context, log: bool) -> Tensor:
-        """H^-1 v (K, D) as the solver has it."""
+        """H^-1 v (K, D) as the solver has it.
+
+        Raises:
+            DivergenceError, IndefiniteError: the series does not converge, or nothing finite came.
+            SingularError: conjugate gradients find no solution.
+        """
+        ends = extreme_eigenvalues(head) if self.solver == "neumann" else None
         if self.solver == "identity":
             solved = v
-        elif self.solver == "cg":
+        elif ends is None:
             solved, iterations = conjugate_gradients(head, v, self.tolerance)
             if log:
                 ctx.log(cg_iterations=iterations)
         else:
-            largest = largest_eigenvalue(head)
-            step = 1 / (1.2 * largest) if isinstance(self.step, str) else self.step
-            step = step if largest > 0 else 1.0  # a saturated head has no curvature: any step does
-            solved, growth = series(head, v, self.terms, step)
-            if self.force:
-                diverges = step * largest >= 2 or growth > 1 + TOLERATED
-                ctx.log(series_diverges=float(diverges))
-            else:
-                refuse_divergence(float(step), float(largest), float(growth))
+            smallest, largest = float(ends.smallest), float(ends.largest)
+            # Of a saturated head the curvature is rounding.
+            least = torch.finfo(v.dtype).eps
+            step = 1 / (1.2 * max(largest, least)) if isinstance(self.step, str) else self.step
+            self._guard(step, smallest, largest, ctx)
+            solved = series(head, v, self.terms, step)
+        if not bool(solved.isfinite().all()):
+            raise DivergenceError(
+                f"the hypergradient is not finite after {ctx.epoch} epochs (solver={self.solver}): "
+                "the network or the series has diverged"
+            )
         if log:
             with ctx.uncharged():
                 rest = head.product(solved) - v
+                largest = (ends or extreme_eigenvalues(head)).largest
                 ctx.log(
-                    lambda_max=float(largest_eigenvalue(head)),
+                    lambda_max=float(largest),
                     residual=float(rest.norm() / v.norm()),
                     cosine_with_identity=float(
                         F.cosine_similarity(solved.flatten(), v.flatten(), dim=0)
                     ),
                 )
         return solved
+
+    def _guard(self, step: float, smallest: float, largest: float, ctx: Context) -> None:
+        """Refuse a series that diverges, or with ``force`` warn once and tell the log."""
+        try:
+            refuse_divergence(step, smallest, largest)
+            diverges = False
+        except (DivergenceError, IndefiniteError) as reason:
+            if not (self.force and math.isfinite(largest)):
+                raise
+            diverges = True
+            if not self._warned:
+                warnings.warn(f"{reason}; force=true goes on", RuntimeWarning, stacklevel=2)
+                self._warned = True
+        if self.force:
+            ctx.log(series_diverges=float(diverges))
 
 
 class RowStates(torch.nn.Module):
@@ -364,6 +417,7 @@ class RowStates(torch.nn.Module):
         self, index: Tensor, gradient: Tensor, now: Tensor, rate: float, decay: float = 0.99
     ) -> None:
         """Step the rows ``index`` (B,), each once, at step ``now``, counted from 1."""
+        gradient = gradient.to(self.values.dtype)
         away = (now - self.last[index])[:, None].to(self.square.dtype)
         square = self.square[index] * decay**away + (1 - decay) * gradient.square()
         self.values[index] -= rate * gradient / (square.sqrt() + 1e-8)
@@ -376,8 +430,11 @@ def _factor(omega: Tensor) -> Tensor:
     return F.softplus(omega) / math.log(2)
 
 
-def _factor_slope(omega: Tensor) -> Tensor:
-    return omega.sigmoid() / math.log(2)
+def _relative_slope(omega: Tensor) -> Tensor:
+    """Derivative of the logarithm of ``_factor``, which tends to 1 where the factor does to 0."""
+    tiny = torch.finfo(omega.dtype).tiny
+    factor = F.softplus(omega)
+    return torch.where(factor > tiny, omega.sigmoid() / factor.clamp_min(tiny), 1.0)
 
 
 def _log(s: Tensor) -> Tensor:
@@ -395,9 +452,10 @@ def _head_gradient(model: Model, h: Tensor, y: Tensor) -> Tensor:
 
 
 def _decay(ctx: Context, model: Model) -> float:
-    """The optimiser's weight decay on the head."""
+    """The optimiser's penalty on the head; AdamW's decay is none."""
     for group in ctx.optimizer.param_groups:
-        if any(each is model.head.weight for each in group["params"]):
+        decoupled = isinstance(ctx.optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        if any(each is model.head.weight for each in group["params"]) and not decoupled:
             return float(group.get("weight_decay", 0.0))
     return 0.0
 

@@ -27,6 +27,17 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.dim() - 1)))
 
 
+def reweighted(w: Tensor, factor: Tensor) -> Tensor:
+    """Weights (B,) times a factor of each row, 0 or more, with the total kept; ``w`` where it is 0.
+
+    w' = w r (sum w / sum w r).
+    """
+    factor = factor / factor.max().clamp_min(torch.finfo(w.dtype).tiny)  # tiny ones add up to 0
+    total = (w * factor).sum()
+    kept = w * factor * (w.sum() / torch.where(total > 0, total, torch.ones_like(total)))
+    return torch.where(total > 0, kept, w)
+
+
 def rows_of(batch: Batch, part: slice) -> Batch:
     """These rows of a batch, without logits."""
     return Batch(batch.x[part], batch.y[part], batch.w[part], batch.index[part])

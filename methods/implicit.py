@@ -8,6 +8,7 @@ v the meta gradient and H the curvature of L. Everything here is in closed form:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,8 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERATED = 1e-5
-"""Growth of the terms of a series that counts as rounding."""
+LANCZOS = 30
+"""Products with H that an estimate of its extreme eigenvalues takes."""
+NEGATIVE = 1e-4
+"""Below minus this share of the largest eigenvalue one counts as negative, not as rounding."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,63 +85,87 @@ class IndefiniteError(RuntimeError):
     """The curvature has a negative direction, so that no minimum is near."""
 
 
+class SingularError(RuntimeError):
+    """The curvature has directions without any, in which nothing can be solved."""
+
+
 class DivergenceError(ValueError):
     """A Neumann series that does not converge; the message tells the step that would."""
 
 
-def largest_eigenvalue(head: Head, steps: int = 30) -> Tensor:
-    """Largest eigenvalue of H in magnitude by power iteration, a little below it.
+class Extremes(NamedTuple):
+    """The two ends of a spectrum, each () in the dtype of the head."""
 
-    The start is drawn from the global generator.
+    smallest: Tensor
+    """not below the smallest eigenvalue"""
+    largest: Tensor
+    """not below the largest one, but for what the start has nothing of"""
+
+
+@torch.no_grad()
+def extreme_eigenvalues(head: Head, steps: int = LANCZOS) -> Extremes:
+    """Smallest and largest eigenvalue of H by Lanczos iterations with full orthogonalisation.
+
+    The largest is given with the norm of its residual on top, so that it is a bound, and tight:
+    the estimate itself is never above it. The start is drawn from the global generator.
+
+    Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.1.
     """
-    v = torch.randn(head.log_p.shape[1], head.h.shape[1], dtype=head.h.dtype, device=head.h.device)
-    value = v.new_zeros(())
-    for _ in range(steps):
-        v = head.product(v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
-        value = v.norm()
-    return value
+    shape = head.log_p.shape[1], head.h.shape[1]
+    steps = min(steps, shape[0] * shape[1])
+    q = torch.randn(shape, dtype=head.h.dtype, device=head.h.device).flatten()
+    tiny = torch.finfo(q.dtype).tiny
+    basis = q.new_zeros(steps, len(q))
+    diagonal, beside = q.new_zeros(steps), q.new_zeros(steps)
+    for k in range(steps):
+        for _ in range(2):  # also where nothing but rounding was left, whose direction is new
+            q = q / q.norm().clamp_min(tiny)
+            q = q - basis[:k].T @ (basis[:k] @ q)
+        basis[k] = q = q / q.norm().clamp_min(tiny)
+        q = head.product(q.view(shape)).flatten()
+        diagonal[k] = basis[k] @ q
+        q = q - basis[: k + 1].T @ (basis[: k + 1] @ q)
+        beside[k] = q.norm()
+    between = beside[:-1].diag(1)
+    values, vectors = torch.linalg.eigh(diagonal.diag() + between + between.T)
+    return Extremes(values[0], values[-1] + beside[-1] * vectors[-1, -1].abs())
 
 
-class Series(NamedTuple):
-    """A Neumann series and how its terms end."""
-
-    solved: Tensor
-    """(K, D)"""
-    growth: Tensor
-    """Norm of the last term over that of the one before: at most 1 where the series converges."""
-
-
-def series(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Series:
-    """step * sum_{j=0..terms} (1 - step H)^j v; tends to H^-1 v for a step below 2 / lambda_max.
+def series(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
+    """step * sum_{j=0..terms} (1 - step H)^j v (K, D); tends to H^-1 v for a step below
+    2 / lambda_max.
 
     Source: Lorraine et al., Optimizing Millions of Hyperparameters, AISTATS 2020, Eq. 7.
     """
-    total, growth = v, torch.ones_like(v[0, 0])
+    total = v
     for _ in range(terms):
-        before, v = v, v - step * head.product(v)
-        growth = v.norm() / before.norm().clamp_min(torch.finfo(v.dtype).tiny)
+        v = v - step * head.product(v)
         total = total + v
-    return Series(step * total, growth)
+    return step * total
 
 
-def refuse_divergence(step: float, largest: float, growth: float = 1.0) -> None:
-    """Raise where the Neumann series with this step does not converge.
+def refuse_divergence(step: float, smallest: float, largest: float) -> None:
+    """Raise where the Neumann series with this step does not converge, however many its terms.
 
     Raises:
-        DivergenceError: step * largest is 2 or more.
-        IndefiniteError: its terms grow although the step is short enough.
+        IndefiniteError: the smallest eigenvalue is negative, so that no step converges.
+        DivergenceError: step * largest is 2 or more, or an eigenvalue is no number.
     """
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise DivergenceError(
+            f"the curvature is not finite (lambda_max {largest:.4g}): the network has diverged"
+        )
+    if smallest < -NEGATIVE * max(largest, -smallest):
+        raise IndefiniteError(
+            f"the Neumann series diverges with every step (the step is {step:.4g}, lambda_max "
+            f"{largest:.4g}): the curvature has a negative eigenvalue, {smallest:.4g}; use "
+            f"curvature=gauss_newton, or a damping above {-smallest:.4g}"
+        )
     if step * largest >= 2:
         raise DivergenceError(
             f"the Neumann series diverges: lambda_max is {largest:.4g} and the step {step:.4g}; "
             f"the largest step that converges is {2 / largest:.4g} "
             f"(step=auto takes {1 / (1.2 * largest):.4g})"
-        )
-    if growth > 1 + TOLERATED:
-        raise IndefiniteError(
-            f"the Neumann series diverges: its terms grow by {growth:.6g} although the step "
-            f"{step:.4g} is below 2 / lambda_max (lambda_max {largest:.4g}), so the curvature has "
-            "a negative eigenvalue; use curvature=gauss_newton, or a larger damping"
         )
 
 
@@ -149,25 +176,41 @@ def conjugate_gradients(
 
     Raises:
         IndefiniteError: a direction of negative curvature was met.
+        SingularError: one without curvature, or the residual is not reached within ``limit``.
     """
     x, r = torch.zeros_like(v), v
     d, squared = r, (r * r).sum()
-    goal = tolerance**2 * squared
+    start, goal = squared, tolerance**2 * squared
+    steepest, rounding = torch.zeros_like(squared), 4 * torch.finfo(v.dtype).eps
     for iteration in range(limit):
         if squared <= goal:
             return x, iteration
         product = head.product(d)
-        curvature = (d * product).sum()
-        if curvature <= 0:
+        along = (d * product).sum()
+        curvature = along / (d * d).sum()
+        steepest = torch.maximum(steepest, curvature.abs())
+        if curvature < -NEGATIVE * steepest:
             raise IndefiniteError(
-                f"the curvature is not positive definite (d.Hd = {float(curvature):.3g} at "
-                f"iteration {iteration + 1}); use curvature=gauss_newton, or a larger damping"
+                f"the curvature has a negative direction ({float(curvature):.3g} at iteration "
+                f"{iteration + 1}); use curvature=gauss_newton, or a larger damping"
             )
-        along = squared / curvature
-        x, r = x + along * d, r - along * product
+        if not curvature > rounding * steepest:
+            raise SingularError(
+                f"the curvature is singular ({float(curvature):.3g} in a direction at iteration "
+                f"{iteration + 1}, {float(steepest):.3g} in another), so conjugate gradients have "
+                f"no solution: give a damping, such as {0.01 * float(steepest):.2g}"
+            )
+        x, r = x + squared / along * d, r - squared / along * product
         before, squared = squared, (r * r).sum()
         d = r + squared / before * d
-    return x, limit
+    if squared <= goal:
+        return x, limit
+    raise SingularError(
+        f"conjugate gradients stand at a relative residual of "
+        f"{math.sqrt(float(squared / start)):.2g} after {limit} iterations, expected "
+        f"{tolerance:g}: the curvature is nearly singular; give a larger damping, such as "
+        f"{0.01 * float(steepest):.2g}"
+    )
 
 
 class Answers(NamedTuple):

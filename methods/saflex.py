@@ -18,6 +18,7 @@ from methods.functional import (
     exclusive,
     joined,
     parted,
+    reweighted,
     rows_of,
     unclean,
 )
@@ -117,16 +118,8 @@ def refine(
         factor = gain.clamp_min(0).to(w.dtype)
     else:
         factor = torch.ones_like(w)
-    return Refined(y_new, _weighed(w, factor, rules.renormalise), gain, factor)
-
-
-def _weighed(w: Tensor, factor: Tensor, renormalise: bool) -> Tensor:
-    if not renormalise:
-        return w * factor
-    factor = factor / factor.max().clamp_min(torch.finfo(w.dtype).tiny)  # tiny gains add up to 0
-    total = (w * factor).sum()
-    kept = w * factor * (w.sum() / torch.where(total > 0, total, torch.ones_like(total)))
-    return torch.where(total > 0, kept, w)
+    weighed = reweighted(w, factor) if rules.renormalise else w * factor
+    return Refined(y_new, weighed, gain, factor)
 
 
 def _labels(rules: Rules, task: Task, raw: Tensor, y: Tensor, logits: Tensor, one: bool) -> Tensor:

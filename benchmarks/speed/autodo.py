@@ -191,6 +191,7 @@ def main() -> None:
     print("ms: CPU seconds of the process by the run's clock, of an inner step.")
     print("inner, outer: a step as a ratio to a plain step, the features of the meta rows, made")
     print("once a phase, included; without meta: without them; epoch: inner and outer phase.")
+    print("target: of an outer step; 1.0 without meta for A,W,S, and 2.2 for an epoch, are others.")
     print(memory())
 
 
