@@ -88,7 +88,7 @@ def show(
         network, optimizer = _trained(run, splits, method, progress or Silent())
     else:
         seed_global(device, seed, "init")
-        network = models.build(model_name, splits.spec)
+        network = models.build(model_name, splits.spec, method.requires())
         check_fits(method_name, method, splits, network, model_name)
         optimizer = make_optimizer(network, training)
     ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
