@@ -112,7 +112,12 @@ class Judged(NamedTuple):
 def look(model: Model, x: Tensor) -> Seen:
     """What ``model`` makes of rows (B, *S), in its mode and on its branch."""
     features = model.features(x)
-    return Seen(perceptual(features), model.head(model.embed(features)))
+    return Seen(perceptual(features), logits_of(model, features))
+
+
+def logits_of(model: Model, features: list[Tensor]) -> Tensor:
+    """(B, K) from the outputs of the stages."""
+    return model.head(model.embed(features))
 
 
 def likelihood(logits: Tensor, y: Tensor, one: bool) -> Tensor:
@@ -419,20 +424,21 @@ class Lpa3(Method):
         self, model: Model, batch: Batch, known: Tensor, ctx: Context
     ) -> tuple[Tensor, Reference | None]:
         """Places of the rows to attack, and what to keep of them; None where they are too few."""
-        seen: Seen | None = None
-        places = known
+        places, features = known, None
         with torch.no_grad():
             if self.ratio < 1:
-                seen = self._look(model, batch.x[known])
-                consistency = self._consistency(batch.index[known], seen.logits, ctx)
-                chosen = lowest(consistency, self.ratio)
-                places = known[chosen]
-                seen = Seen(seen.phi[chosen], seen.logits[chosen])
+                self._looked += len(known)
+                features = model.features(batch.x[known])
+                logits = logits_of(model, features)
+                chosen = lowest(self._consistency(batch.index[known], logits, ctx), self.ratio)
+                places, features = known[chosen], [each[chosen] for each in features]
             if len(places) < self._least:
                 return places[:0], None
-            if seen is None or not self.running:
+            if features is None or not self.running:
                 # Batch statistics are those of the attacked rows alone, as in the attack.
                 seen = self._look(model, batch.x[places])
+            else:
+                seen = Seen(perceptual(features), logits_of(model, features))
         one = exclusive(ctx.task)
         y = predicted(seen.logits, one) if self.label == "predicted" else batch.y[places]
         return places, Reference(seen.phi, y, likelihood(seen.logits, y, one), seen.logits)
