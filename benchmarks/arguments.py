@@ -180,7 +180,7 @@ class ShowCommand:
     by: Literal["rows", "weight"] = "rows"
     """rows: images and their draws; weight: those of 512 rows with extreme weights and labels"""
     rows: int = 6
-    """by rows: images, of each class in turn"""
+    """by rows: images, of each class in turn; of a method that adds rows, those beside originals"""
     draws: int = 8
     """by rows: draws of each image; by weight: images in each band"""
     seed: int = 0

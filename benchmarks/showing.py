@@ -25,6 +25,7 @@ from benchmarks.data import (
     canonical,
     chunks,
     make_splits,
+    rows_from_tensors,
     strata_of,
 )
 from benchmarks.progress import Progress, Silent
@@ -56,14 +57,16 @@ def show(
 ) -> None:
     """Write the figure, by ``rows`` or by ``weight``.
 
-    ``rows``: a column of originals and ``draws`` draws of each, told what was done. ``weight``: of
+    ``rows``: a column of originals and ``draws`` draws of each, told what was done; of a method
+    that adds rows each of these once, beside the row it was made from, with their difference and
+    what the network makes of both. ``weight``: of
     a pool of augmented rows, ``draws`` with the highest and with the lowest weight, and those whose
     label moved most. The network, for methods that ask it something, has trained under the method
     for ``epochs`` epochs, as a run does; what is drawn is the epoch after them.
 
     Raises:
-        NotApplicable: the method does not work on these data, or by weight leaves weights and
-            labels alone.
+        NotApplicable: the method does not work on these data, by weight leaves weights and labels
+            alone, or adds no row yet.
         TrainingFailed: the network could not be trained.
         Interrupted: SIGINT or SIGTERM while it trained.
     """
@@ -103,6 +106,9 @@ def show(
     state = f"network after {epochs} epoch{'s' if epochs > 1 else ''}, " if epochs else ""
     if by == "rows":
         title = f"{method_name} on {arrays.name}, training rows, {state}seed {seed}"
+        if method.added() is not None:
+            _draw_added(method, ctx, splits, rows, training.batch_size, seed, title, path)
+            return
         _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
         return
     pool = _pool(method, ctx, method_name, training.batch_size)
@@ -168,6 +174,58 @@ def _draw_rows(
     labels = [_named(y, splits.classes) for y in batch.y]
     told = [list(texts) for texts in zip(*captions, strict=True)]
     augmentation_grid(_images(batch.x), np.stack(drawn, axis=1), labels, told, title, path)
+
+
+def _draw_added(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    rows: int,
+    batch_size: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Write the grid of rows that the method adds to a batch of training, beside their originals.
+
+    Raises:
+        NotApplicable: it adds none.
+    """
+    ctx.enter("show")
+    batch = next(ctx.train.batches(batch_size))
+    ctx.enter("augment")
+    method.augment(batch, ctx)
+    added = method.added()
+    if added is None or not len(added.x):
+        raise NotApplicable(
+            f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0"
+        )
+    labels = labels_of(rows_from_tensors(added.x, added.y), splits.kind)
+    chosen = _in_turn(strata_of(labels, len(splits.classes)), rows, seed)
+    origin, x, y = (each[chosen].detach() for each in added)
+    with ctx.uncharged(), torch.no_grad():
+        ctx.model.eval()
+        told = [ctx.task.labels(ctx.model(each), 1.0) for each in (origin, x)]
+    before, after = ([_likeliest(p, splits.classes) for p in each] for each in told)
+    change = x - origin
+    scale = 0.5 / max(float(change.abs().max()), 1e-6)
+    drawn = np.stack([_images(x), _images((0.5 + scale * change).clamp(0, 1))], axis=1)
+    norms = change.flatten(1).norm(dim=1)
+    names = [_named(each, splits.classes) for each in y]
+    augmentation_grid(
+        _images(origin),
+        drawn,
+        [f"{name}\nsays {said}" for name, said in zip(names, before, strict=True)],
+        [[f"says {said}", f"norm {float(n):.2f}"] for said, n in zip(after, norms, strict=True)],
+        f"{title}; what the network says in eval mode",
+        path,
+        columns=("augmented", f"difference x {scale:.3g}"),
+    )
+
+
+def _likeliest(p: Tensor, classes: tuple[str, ...]) -> str:
+    """The class of the highest probability, and this."""
+    return f"{_short(classes[int(p.argmax())])}: {float(p.max()):.3f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,6 +383,11 @@ def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str
 def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
     """Rows of the training split, class by class in turn; distinct, as many as there are."""
     strata = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    return _in_turn(strata, rows, seed)
+
+
+def _in_turn(strata: np.ndarray, rows: int, seed: int) -> Tensor:
+    """Places of some rows, stratum by stratum in turn; drawn by the seed."""
     order = torch.randperm(len(strata), generator=generator(seed, "show")).numpy()
     rank = np.empty(len(strata), int)
     for stratum in np.unique(strata):

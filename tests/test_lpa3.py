@@ -7,9 +7,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import methods
 from benchmarks import data, models
+from benchmarks.context import TrainingContext
 from benchmarks.contract import BATCH, CASES, Case, bench, splits
 from benchmarks.data import Protocol, Splits
 from benchmarks.runs import Run, Training
-from benchmarks.tasks import MultiClass
-from benchmarks.trainer import Fitted, fit
+from benchmarks.tasks import MultiClass, task_of
+from benchmarks.trainer import Fitted, fit, make_optimizer
 from methods import build, lpa3
 from methods.base import Batch, Model, Spec
 from methods.functional import noised, perceptual, row_norms
@@ -46,7 +46,7 @@ from methods.lpa3 import (
     predicted,
 )
 from methods.naming import NamingError
-from tests.test_saflex import Problem, effects, meta_gradient, scored
+from tests.test_saflex import Problem, effects, scored
 
 SPEC = Spec(rows=16, classes=4, shape=(1, 12, 12))
 STRICT = Rules(radius=0.02, lagrange=100.0, best=True)
@@ -226,7 +226,7 @@ class Linear(Model):
         self.scale = nn.Parameter(torch.rand(2, 1, 12, 12))
         self.head = nn.Linear(144, 4)
         with torch.no_grad():
-            self.head.weight.mul_(0.05)
+            self.head.weight.mul_(0.5)
 
     def features(self, x: Tensor) -> list[Tensor]:
         return [torch.cat([x * self.scale[0], x * self.scale[1] + 0.1], dim=1), x]
@@ -248,7 +248,7 @@ class TestStep:
         change, moved = (logs[1] - logs[0]).abs(), row_norms(out - start)
         slope = change / moved
         torch.testing.assert_close(change, 1e-4 * slope / (slope + GUARD), rtol=0.02, atol=0)
-        assert bool((slope > 3 * GUARD).all())
+        assert float(slope.median()) > 3 * GUARD
 
     def test_with_a_radius_is_as_long_as_the_radius_says(self) -> None:
         x, y = 0.4 + 0.2 * images(6), targets(6)
@@ -313,28 +313,10 @@ def replace_steps(rules: Rules, count: int) -> Rules:
     return Some(steps=rules.steps, radius=rules.radius, margin=rules.margin)
 
 
-class TestLimits:
-    def test_no_multiplier_and_no_margin_are_the_same_ascent(self) -> None:
-        model, x, y = network(), images(6), targets(6)
-        free = attacked(model, x, y, Rules(radius=0.02, lagrange=0.0))
-        assert torch.equal(free, attacked(model, x, y, Rules(radius=0.02, margin=math.inf)))
-        held = attacked(model, x, y, Rules(radius=0.02, margin=0.0, lagrange=100.0))
-        assert float(distances(model, x, free).mean()) > float(distances(model, x, held).mean())
-
-    def test_a_wider_margin_lets_rows_go_further(self) -> None:
-        model, x, y = network(), images(16), targets(16)
-        means = [
-            float(distances(model, x, attacked(model, x, y, Rules(radius=0.04, lagrange=100.0,
-                  best=True, margin=margin))).mean())
-            for margin in (0.001, 0.01, 0.1, 1.0)
-        ]  # fmt: skip
-        assert all(b > a - 0.02 for a, b in zip(means, means[1:], strict=False))
-        assert means[-1] > means[0]
-
-    def test_a_radius_of_nothing_leaves_the_start(self) -> None:
-        model, x, y = network(), images(4), targets(4)
-        out = attacked(model, x, y, Rules(radius=1e-12))
-        torch.testing.assert_close(out, started(x), rtol=0, atol=1e-10)
+def test_a_radius_of_nothing_leaves_the_start() -> None:
+    model, x, y = network(), images(4), targets(4)
+    out = attacked(model, x, y, Rules(radius=1e-12))
+    torch.testing.assert_close(out, started(x), rtol=0, atol=1e-10)
 
 
 class TestBestIterate:
@@ -388,6 +370,10 @@ class Trained(NamedTuple):
 
 DATA = os.environ.get("AUGBENCH_DATA")
 SETS = ["digits(rows_per_class=40)", "pneumoniamnist(rows_per_class=150)"]
+UNDER = "lpa3(preset=fast, warmup=4)"
+NETWORKS = [(SETS[0], "none"), (SETS[0], UNDER), (SETS[1], "none")]
+ROWS = 64
+"""Training rows that are attacked and judged."""
 
 
 @cache
@@ -402,26 +388,20 @@ def trained(benchmark: str, method: str) -> Trained:
     made = data.make_splits(
         arrays, parsed, Protocol(), needs_meta=False, seed=0, device=torch.device("cpu")
     )
+    tiny = benchmark.startswith("digits")
     run = Run(
         benchmark=benchmark,
         data="",
-        model="small_cnn(width=0.25)",
+        model="small_cnn(width=0.5)" if tiny else "resnet18(width=0.125)",
         method=method,
-        training=Training(epochs=10, batch_size=32, learning_rate=0.003),
+        training=Training(epochs=12 if tiny else 5, batch_size=32, learning_rate=0.003),
     )
     fitted = fit(run, made, build(method))
     return Trained(cast("Model", fitted.model), made, fitted)
 
 
-METHODS = ["none", "lpa3(preset=strict, warmup=1)", "lpa3(warmup=1)"]
-
-
 def on_all_rows(found: Trained, method: str, epoch: int = 0) -> tuple[Batch, Batch, dict[str, Any]]:
     """Rows as drawn and as augmented, all attacked, with what was logged."""
-    from benchmarks.context import TrainingContext  # noqa: PLC0415
-    from benchmarks.tasks import task_of  # noqa: PLC0415
-    from benchmarks.trainer import make_optimizer  # noqa: PLC0415
-
     model = found.model.train()
     ctx = TrainingContext.of_splits(
         model, make_optimizer(model, Training()), task_of("multi-class"), found.splits,
@@ -433,7 +413,7 @@ def on_all_rows(found: Trained, method: str, epoch: int = 0) -> tuple[Batch, Bat
     ctx.epoch = epoch
     ctx.enter("begin_epoch")
     made.begin_epoch(ctx)
-    batch = ctx.train.rows(torch.arange(128))
+    batch = ctx.train.rows(torch.arange(ROWS))
     ctx.enter("augment")
     out = made.augment(batch, ctx)
     ctx.counter.close()
@@ -466,67 +446,102 @@ def judged_apart(model: Model, x: Tensor, far: Tensor, y: Tensor) -> Kept:
     )
 
 
+class Evaluated(NamedTuple):
+    """An attack on a trained network: what it says of itself, and what the test finds."""
+
+    log: dict[str, Any]
+    kept: Kept
+    moved: Tensor
+    start: Tensor
+
+
+@cache
+def evaluated(benchmark: str, method: str, preset: str) -> Evaluated:
+    found = trained(benchmark, method)
+    batch, out, log = on_all_rows(found, f"lpa3(preset={preset}, ratio=1.0, warmup=0)")
+    far, model = out.x[ROWS:], cast("Model", copy.deepcopy(found.model).double().eval())
+    x = batch.x.double()
+    kept = judged_apart(found.model, batch.x, far, batch.y)
+    return Evaluated(log, kept, row_norms(far - batch.x) > 0, distances(model, x, started(x)))
+
+
 class TestTrained:
     @pytest.mark.parametrize("preset", ["strict", "fast"])
-    @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("benchmark", SETS)
+    @pytest.mark.parametrize(("benchmark", "method"), NETWORKS)
     def test_strict_keeps_margin_and_prediction_of_every_row(
         self, benchmark: str, method: str, preset: str
     ) -> None:
-        found = trained(benchmark, method)
-        batch, out, log = on_all_rows(found, f"lpa3(preset={preset}, ratio=1.0, warmup=0)")
-        kept = judged_apart(found.model, batch.x, out.x[128:], batch.y)
+        log, kept, moved, _ = evaluated(benchmark, method, preset)
         assert float(kept.fallen.max()) <= 0.002 + 1e-6
         assert bool(kept.same.all())
         assert log["attack_margin_kept"] == log["attack_prediction_kept"] == 1
-        moved = row_norms(out.x[128:] - batch.x) > 0
         assert log["attack_unmoved"] == pytest.approx(1 - float(moved.float().mean()))
+        assert log["attack_unmoved"] < 0.05
 
-    @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("benchmark", SETS)
+    @pytest.mark.parametrize(("benchmark", "method"), NETWORKS)
     def test_strict_goes_further_than_noise_of_its_norm(self, benchmark: str, method: str) -> None:
-        found = trained(benchmark, method)
-        batch, out, log = on_all_rows(found, "lpa3(preset=strict, ratio=1.0, warmup=0)")
-        kept = judged_apart(found.model, batch.x, out.x[128:], batch.y)
+        log, kept, _, start = evaluated(benchmark, method, "strict")
         assert float((kept.distance > kept.noise).double().mean()) >= 0.95
         assert float(kept.distance.mean()) > 1.2 * float(kept.noise.mean())
-        start = started(batch.x.double())
-        near = distances(copy.deepcopy(found.model).double().eval(), batch.x.double(), start)
-        assert float(kept.distance.mean()) >= 5 * float(near.mean())
+        assert float(kept.distance.mean()) >= 5 * float(start.mean())
         assert log["attack_distance"] == pytest.approx(float(kept.distance.mean()), rel=1e-4)
-        assert log["attack_noise_distance"] == pytest.approx(float(kept.noise.mean()), rel=0.05)
+        assert log["attack_noise_distance"] == pytest.approx(float(kept.noise.mean()), rel=0.02)
+
+    def test_a_wider_margin_lets_rows_go_further(self) -> None:
+        found = trained(SETS[0], "none")
+        means = [
+            on_all_rows(found, f"lpa3(preset=strict, iterate=last, ratio=1.0, warmup=0, {text})")[
+                2
+            ]["attack_distance"]
+            for text in ("margin=0.002", "margin=0.3", "margin=9.0")
+        ]
+        assert all(b > a - 0.05 for a, b in pairwise(means))
+        assert means[-1] > means[0] + 0.05
+
+    def test_no_multiplier_and_no_margin_are_the_same_ascent(self) -> None:
+        found = trained(SETS[0], "none")
+        model = cast("Model", copy.deepcopy(found.model).double().eval())
+        spec = found.splits.spec
+        x, y = found.splits.train.inputs(torch.arange(32)).double(), found.splits.train.y[:32]
+        one, other, held = (
+            attacked(model, x, y.double(), rules, spec=spec)
+            for rules in (
+                Rules(radius=0.02, lagrange=0.0),
+                Rules(radius=0.02, margin=math.inf),
+                Rules(radius=0.02, margin=0.0, lagrange=100.0),
+            )
+        )
+        assert torch.equal(one, other)
+        assert float(distances(model, x, one).mean()) > float(distances(model, x, held).mean())
 
     @pytest.mark.parametrize("benchmark", SETS)
     def test_published_reports_what_it_does_not_keep(self, benchmark: str) -> None:
         """Its figures are those that the test finds, in the attack's own batch statistics."""
         found = trained(benchmark, "none")
         batch, out, log = on_all_rows(found, "lpa3(ratio=1.0, warmup=0)")
-        far = out.x[128:]
+        far = out.x[ROWS:]
         other = copy.deepcopy(found.model).train()
         with torch.no_grad():
             logits, now = other(batch.x), other(far)
         own = F.one_hot(logits.argmax(1), logits.shape[1])
         fallen = ((F.log_softmax(logits, 1) - F.log_softmax(now, 1)) * own).sum(dim=1)
         held = float((fallen <= 0.002 + 1e-6).float().mean())
-        assert log["attack_margin_kept"] == pytest.approx(held, abs=0.009)  # a row of 128
+        assert log["attack_margin_kept"] == pytest.approx(held, abs=1.1 / ROWS)
         same = float((logits.argmax(1) == now.argmax(1)).float().mean())
         assert log["attack_prediction_kept"] == pytest.approx(same, abs=1e-6)
         assert held < 1, "the released rule leaves the margin for some rows"
         norms = row_norms(far - batch.x)
-        assert log["attack_norm_50"] == pytest.approx(float(norms.median()), rel=0.05)
+        assert log["attack_norm_50"] == pytest.approx(float(norms.quantile(0.5)), rel=1e-4)
         assert log["attack_norm_95"] == pytest.approx(float(norms.quantile(0.95)), rel=1e-4)
         assert log["attack_norm_05"] <= log["attack_norm_50"] <= log["attack_norm_95"]
 
-    @pytest.mark.parametrize("benchmark", SETS)
-    def test_every_epoch_tells_what_it_did(self, benchmark: str) -> None:
-        lines = [
-            json.loads(each) for each in trained(benchmark, METHODS[1]).fitted.state.metric_lines
-        ]
-        first, *rest = [line["log"] for line in lines]
-        assert first == {"attack_selected": 0}
-        for log in rest:
+    def test_every_epoch_tells_what_it_did(self) -> None:
+        lines = [json.loads(each) for each in trained(*NETWORKS[1]).fitted.state.metric_lines]
+        logs = [line["log"] for line in lines]
+        assert logs[:4] == [{"attack_selected": 0}] * 4
+        for log in logs[4:]:
             assert log["attack_selected"] == pytest.approx(0.5, abs=0.02)
-            assert log["attack_forwards"] == pytest.approx(1 + 0.5 * 6, abs=0.1)
+            assert log["attack_forwards"] == pytest.approx(1 + 0.5 * 4, abs=0.1)
             assert log["attack_margin_kept"] == log["attack_prediction_kept"] == 1
 
 
@@ -679,16 +694,19 @@ class TestSelection:
         one = bench(make, Case(1))
         for step in range(5):
             one.augment(one.batch(step=step), step=step)
+        fresh = bench(make, Case(1))
         file = io.BytesIO()
         torch.save(one.method.state_dict(), file)
         file.seek(0)
         other = bench(make, Case(1))
         other.method.load_state_dict(torch.load(file, weights_only=True))
-        found = [each.augment(each.batch(step=3), epoch=1, step=30) for each in (one, other)]
-        assert torch.equal(found[0].x, found[1].x)
-        fresh = bench(make, Case(1))
-        last = fresh.augment(fresh.batch(step=3), epoch=1, step=30)
-        assert torch.equal(last.x, found[0].x) == (ratio == 1)
+        found = []
+        for each in (one, other, fresh):
+            with torch.no_grad():  # predictions move, and not all rows' alike
+                cast("Model", each.ctx.model).head.weight.mul_(-9)
+            found.append(each.augment(each.batch(step=3), epoch=1, step=30).x)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2]) == (ratio == 1)
 
     def test_a_single_row_under_batch_statistics_is_left_alone(self) -> None:
         ready = bench(lambda: build("lpa3(warmup=0)"), Case(1))
@@ -790,8 +808,9 @@ class TestBatch:
     def test_the_label_is_the_own_prediction_or_the_target(self) -> None:
         """A margin of 0 that is held fast: the likelihood of that label alone must not fall."""
         for label in ("target", "predicted"):
-            text = f"lpa3(preset=strict, label={label}, margin=0.01, ratio=1.0, warmup=0)"
-            ready = bench(lambda: build(text), Case(1))
+            settings = "margin=0.0, radius=0.3, ratio=1.0, warmup=0"
+            make = partial(build, f"lpa3(preset=strict, label={label}, {settings})")
+            ready = bench(make, Case(1))
             model, batch = cast("Model", ready.ctx.model), ready.batch()
             out = ready.augment(batch)
             model.eval()
@@ -804,8 +823,8 @@ class TestBatch:
                 for y in (batch.y, own)
             ]
             kept = fallen[0 if label == "target" else 1]
-            assert float(kept) <= 0.01 + 1e-6
-            assert float(max(fallen)) > 0.011, "the other label is not held"
+            assert float(kept) <= 1e-6
+            assert float(max(fallen)) > 1e-3, "the other label is not held"
 
     def test_strict_keeps_every_one_of_several_labels(self) -> None:
         ready = bench(
@@ -863,7 +882,6 @@ class TestRefresh:
         batch = ready.batch()
         first = ready.augment(batch).x[BATCH:]
         seen: list[Tensor] = []
-        ready.ctx.model.register_forward_pre_hook(lambda *_: None)
         cast("Model", ready.ctx.model).trunk.register_forward_hook(
             lambda _, inputs, __: seen.append(inputs[0].detach().clone())
         )
@@ -995,10 +1013,9 @@ class TestUnderSaflex:
         _, _, scores = scored(model, both, MultiClass())
         assert torch.equal(scores.labels.argmax(dim=1), exact.argmin(dim=1))
         assert float(row_norms(far - x).min()) > 0
-        assert meta_gradient(model, both, MultiClass())
 
     def test_its_batch_holds_refined_attacked_rows(self) -> None:
-        text = "saflex(clean_fraction=0.0, upstream=lpa3(preset=strict, warmup=0))"
+        text = "saflex(clean_fraction=0.0, derivative=difference, upstream=lpa3(warmup=0))"
         ready = bench(lambda: build(text), Case(1))
         batch = ready.batch()
         out = ready.augment(batch)
