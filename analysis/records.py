@@ -65,25 +65,26 @@ def read(folders: Iterable[Path]) -> list[Record]:
 def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
     """A line a run, under the name of its row of the table: what a study leaves behind.
 
-    Accuracy, AUC and nll are of the test split at the last epoch, as shares and nats; seconds are
-    charged ones.
+    Accuracy, AUC, nll and ECE are of the test split at the last epoch, as shares and nats; seconds
+    are charged ones.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
-         "accuracy", "auc", "nll", "seconds_per_epoch", "passes_per_row"]
+         "accuracy", "auc", "nll", "ece", "seconds_per_epoch", "passes_per_row"]
     )  # fmt: skip
     for name, records in rows:
         for record in records:
             run, cost = record.run, record.result.get("cost", {})
             values = []
             if record.done:
-                values = [f"{record.metric(each):.6g}" for each in ("accuracy", "auc", "nll")]
+                names = ("accuracy", "auc", "nll", "ece")
+                values = [f"{record.metric(each):.6g}" for each in names]
                 values += [f"{cost[each]:.4g}" for each in ("seconds_per_epoch", "passes_per_row")]
             writer.writerow(
                 [run.benchmark, run.model, run.protocol, name, run.seed, run.id]
                 + [record.result["status"], record.result.get("reason", ""), run.training.epochs]
-                + (values or [""] * 5)
+                + (values or [""] * 6)
             )
     return text.getvalue()
