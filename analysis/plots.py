@@ -50,22 +50,25 @@ def augmentation_grid(
     captions: Sequence[Sequence[str]],
     title: str,
     path: Path,
+    columns: Sequence[str] = ("draws",),
 ) -> None:
     """A row for each image: the original, then what was drawn from it, each with its caption.
 
-    originals (R, H, W, C) and draws (R, D, H, W, C) in [0, 1]; labels R texts, captions R x D.
+    originals (R, H, W, C) and draws (R, D, H, W, C) in [0, 1]; labels R texts, captions R x D;
+    ``columns`` are the headings from the first draw on.
     """
-    rows, columns = draws.shape[:2]
+    rows, count = draws.shape[:2]
     wrapped = [[_wrapped(text) for text in row] for row in captions]
     heights = [_height(row) for row in wrapped]
-    figure, axes = _cells(columns + 1, heights, title)
+    figure, axes = _cells(count + 1, heights, title)
     for row in range(rows):
         cells = [(originals[row], labels[row])]
-        cells += [(draws[row, column], wrapped[row][column]) for column in range(columns)]
+        cells += [(draws[row, column], wrapped[row][column]) for column in range(count)]
         for axis, (image, text) in zip(axes[row], cells, strict=True):
             _picture(axis, image, text)
     axes[0, 0].set_title("original", fontsize=8)
-    axes[0, 1].set_title("draws", fontsize=8, loc="left")
+    for axis, heading in zip(axes[0, 1:], columns, strict=False):
+        axis.set_title(heading, fontsize=8, loc="left")
     for axis in axes[:, 0]:
         for side in axis.spines.values():
             side.set_linewidth(1.5)

@@ -74,8 +74,8 @@ DETECTION = ("weight_auc", "corrected", "spoiled")
 def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
     """A line a run, under the name of its row of the table: what a study leaves behind.
 
-    Accuracy, AUC and nll are of the test split at the last epoch, as shares and nats; seconds are
-    charged ones. Where labels were corrupted, three more columns tell how well they were found.
+    Accuracy, AUC, nll and ECE are of the test split at the last epoch, as shares and nats; seconds
+    are charged ones. Where labels were corrupted, three more columns tell how well they were found.
     """
     rows = [(name, list(records)) for name, records in rows]
     detected = any("detection" in each.result for _, records in rows for each in records)
@@ -83,15 +83,16 @@ def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
-         "accuracy", "auc", "nll", "seconds_per_epoch", "passes_per_row"]
+         "accuracy", "auc", "nll", "ece", "seconds_per_epoch", "passes_per_row"]
         + (list(DETECTION) if detected else [])
     )  # fmt: skip
     for name, records in rows:
         for record in records:
             run, cost = record.run, record.result.get("cost", {})
-            values = [""] * 5
+            values = [""] * 6
             if record.done:
-                values = [f"{record.metric(each):.6g}" for each in ("accuracy", "auc", "nll")]
+                names = ("accuracy", "auc", "nll", "ece")
+                values = [f"{record.metric(each):.6g}" for each in names]
                 values += [f"{cost[each]:.4g}" for each in ("seconds_per_epoch", "passes_per_row")]
             if detected:
                 found = [record.detection(each) for each in DETECTION]

@@ -181,7 +181,7 @@ class ShowCommand:
     """rows: images and their draws; weight: those of 512 rows with extreme weights and labels;
     class: learned probability and magnitude of each operation"""
     rows: int = 6
-    """by rows: images, of each class in turn"""
+    """by rows: images, of each class in turn; of a method that adds rows, those beside originals"""
     draws: int = 8
     """by rows: draws of each image; by weight: images in each band"""
     seed: int = 0

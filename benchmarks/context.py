@@ -17,6 +17,7 @@ from benchmarks.runs import Training
 from benchmarks.seeding import preserved, seed_global
 from benchmarks.tasks import MultiClass, MultiLabel
 from methods.base import Batch, Model, Spec, Task
+from methods.functional import buffers_kept
 
 PHASES = ("data", "outer", "augment", "forward", "backward")
 """Where charged time goes: drawing rows, a method's own phases, its ``augment``, the step."""
@@ -206,24 +207,14 @@ class TrainingContext:
         """Diagnostics: stops the clock, restores generators, draws, buffers and training mode."""
         phase = self.clock.switch("")
         counting, self.counter.counting = self.counter.counting, False
-        # Copies to play with: the training forward's graph refuses buffers written to since.
-        buffers = [
-            (module, name, buffer)
-            for module in self.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer.clone())
         modes = [(module, module.training) for module in self.model.modules()]
         try:
-            with preserved(self.device), ExitStack() as streams:
+            with preserved(self.device), buffers_kept(self.model), ExitStack() as streams:
                 for stream in (self.train, self.meta):
                     if stream is not None:
                         streams.enter_context(stream.rewound())
                 yield
         finally:
-            for module, name, buffer in buffers:
-                setattr(module, name, buffer)
             for module, training in modes:
                 module.training = training
             self.counter.counting = counting

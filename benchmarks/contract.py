@@ -120,7 +120,7 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
     if reason:
         raise Skipped(reason)
     torch.manual_seed(0)
-    model = models.build("small_cnn(width=0.25)", made.spec)
+    model = models.build("small_cnn(width=0.25)", made.spec, method.requires())
     ctx = TrainingContext.of_splits(
         model, make_optimizer(model, Training()), task, made, epochs=epochs, seed=0
     )

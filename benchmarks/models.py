@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Model, Spec
+from methods.branches import add_branch, on_branch
 from methods.naming import Call, NamingError, bind, call_of, parse, render, unknown
 
 Activation = Literal["relu", "celu"]
@@ -66,6 +67,13 @@ class StagedModel(Model):
         self.trunk = trunk
         self.last = last or nn.Identity()
         self.head = head
+
+    def forward(self, x: Tensor, branch: int = 0) -> Tensor:
+        """Logits (B, K); ``branch`` 1 by the second set of normalisation layers, where there is."""
+        if branch == 0:
+            return super().forward(x)
+        with on_branch(self, branch):
+            return super().forward(x)
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """(B, D): the last stage, averaged over the image."""
@@ -311,8 +319,11 @@ def canonical(text: str) -> str:
     return render(call_of(call.name, bind(call, MODELS[call.name], "model")))
 
 
-def build(text: str, spec: Spec) -> nn.Module:
+def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
     """A new network on the CPU, initialised from the global generator.
+
+    Where ``needs``, a method's, hold "auxiliary_norm", a network with batch normalisation gets a
+    second set of it; its weights are else the same.
 
     Raises:
         NamingError: an unknown name or argument, or a value that does not fit the data.
@@ -329,6 +340,8 @@ def build(text: str, spec: Spec) -> nn.Module:
         raise NamingError(f"model {text!r}: {error}") from error
     if not isinstance(model, nn.Module):
         raise NamingError(f"model {text!r} returned {type(model).__name__}, expected a nn.Module")
+    if "auxiliary_norm" in needs and isinstance(model, StagedModel):
+        add_branch(model)
     return model
 
 

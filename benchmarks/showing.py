@@ -25,6 +25,7 @@ from benchmarks.data import (
     canonical,
     chunks,
     make_splits,
+    rows_from_tensors,
     strata_of,
 )
 from benchmarks.progress import Progress, Silent
@@ -56,16 +57,17 @@ def show(
 ) -> None:
     """Write the figure, by ``rows``, ``weight`` or ``class``.
 
-    ``rows``: a column of originals and ``draws`` draws of each, told what was done. ``weight``: of
-    a pool of augmented rows, ``draws`` with the highest and with the lowest weight, and those whose
-    label moved most. ``class``: the learned probability and magnitude of each operation, a mean
-    over the training rows of each class. The network, for methods that ask it something, has
-    trained under the method for ``epochs`` epochs, as a run does; what is drawn is the epoch after
-    them.
+    ``rows``: a column of originals and ``draws`` draws of each, told what was done; of a method
+    that adds rows each of these once, beside the row it was made from, with their difference and
+    what the network makes of both. ``weight``: of a pool of augmented rows, ``draws`` with the
+    highest and with the lowest weight, and those whose label moved most. ``class``: the learned
+    probability and magnitude of each operation, a mean over the training rows of each class. The
+    network, for methods that ask it something, has trained under the method for ``epochs`` epochs,
+    as a run does; what is drawn is the epoch after them.
 
     Raises:
         NotApplicable: the method does not work on these data, by weight leaves weights and labels
-            alone, or by class learns nothing of operations.
+            alone, by class learns nothing of operations, or adds no row yet.
         TrainingFailed: the network could not be trained.
         Interrupted: SIGINT or SIGTERM while it trained.
     """
@@ -90,7 +92,7 @@ def show(
         network, optimizer = _trained(run, splits, method, progress or Silent())
     else:
         seed_global(device, seed, "init")
-        network = models.build(model_name, splits.spec)
+        network = models.build(model_name, splits.spec, method.requires())
         check_fits(method_name, method, splits, network, model_name)
         optimizer = make_optimizer(network, training)
     ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
@@ -106,6 +108,9 @@ def show(
     shown = canonical(benchmark)
     if by == "rows":
         title = f"{method_name} on {shown}, training rows, {state}seed {seed}"
+        if method.added() is not None:
+            _draw_added(method, ctx, splits, rows, training.batch_size, seed, title, path)
+            return
         _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
         return
     if by == "class":
@@ -213,6 +218,58 @@ def _mean_of(values: Tensor, rows: np.ndarray) -> np.ndarray:
     """(P,) mean of those rows; of all where the rows share one."""
     kept = values if len(values) == 1 else values[torch.from_numpy(rows)]
     return kept.detach().cpu().numpy().mean(axis=0)
+
+
+def _draw_added(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    rows: int,
+    batch_size: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Write the grid of rows that the method adds to a batch of training, beside their originals.
+
+    Raises:
+        NotApplicable: it adds none.
+    """
+    ctx.enter("show")
+    batch = next(ctx.train.batches(batch_size))
+    ctx.enter("augment")
+    method.augment(batch, ctx)
+    added = method.added()
+    if added is None or not len(added.x):
+        raise NotApplicable(
+            f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0"
+        )
+    labels = labels_of(rows_from_tensors(added.x, added.y), splits.kind)
+    chosen = _in_turn(strata_of(labels, len(splits.classes)), rows, seed)
+    origin, x, y = (each[chosen].detach() for each in added)
+    with ctx.uncharged(), torch.no_grad():
+        ctx.model.eval()
+        told = [ctx.task.labels(ctx.model(each), 1.0) for each in (origin, x)]
+    before, after = ([_likeliest(p, splits.classes) for p in each] for each in told)
+    change = x - origin
+    scale = 0.5 / max(float(change.abs().max()), 1e-6)
+    drawn = np.stack([_images(x), _images((0.5 + scale * change).clamp(0, 1))], axis=1)
+    norms = change.flatten(1).norm(dim=1)
+    names = [_named(each, splits.classes) for each in y]
+    augmentation_grid(
+        _images(origin),
+        drawn,
+        [f"{name}\nsays {said}" for name, said in zip(names, before, strict=True)],
+        [[f"says {said}", f"norm {float(n):.2f}"] for said, n in zip(after, norms, strict=True)],
+        f"{title}; what the network says in eval mode",
+        path,
+        columns=("augmented", f"difference x {scale:.3g}"),
+    )
+
+
+def _likeliest(p: Tensor, classes: tuple[str, ...]) -> str:
+    """The class of the highest probability, and this."""
+    return f"{_short(classes[int(p.argmax())])}: {float(p.max()):.3f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,6 +433,11 @@ def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str
 def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
     """Rows of the training split, class by class in turn; distinct, as many as there are."""
     strata = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    return _in_turn(strata, rows, seed)
+
+
+def _in_turn(strata: np.ndarray, rows: int, seed: int) -> Tensor:
+    """Places of some rows, stratum by stratum in turn; drawn by the seed."""
     order = torch.randperm(len(strata), generator=generator(seed, "show")).numpy()
     rank = np.empty(len(strata), int)
     for stratum in np.unique(strata):

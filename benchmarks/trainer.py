@@ -40,6 +40,7 @@ from benchmarks.runs import Run, Training
 from benchmarks.seeding import seed_global
 from benchmarks.tasks import task_of
 from methods.base import Batch, Method, Model, Spec, overrides
+from methods.branches import has_branches
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: each look waits for the device."""
@@ -136,7 +137,8 @@ def _fit(
 ) -> Fitted:
     training, task, spec = run.training, task_of(splits.kind), splits.spec
     seed_global(device, run.seed, "init")
-    network = (model(spec) if model is not None else models.build(run.model, spec)).to(device)
+    made = model(spec) if model is not None else models.build(run.model, spec, method.requires())
+    network = made.to(device)
     check_fits(run.method, method, splits, network, run.model)
     if training.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,6 +168,7 @@ def _fit(
     result["resumed"] = state.resumed
     result["device"] = describe_device(device)
     result["versions"] = installed_versions()
+    result["auxiliary_norm"] = has_branches(network)
     result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
     return Fitted(network, method, state, result, predictions)
 
@@ -182,6 +185,11 @@ def check_fits(
     if "features" in needs and not isinstance(network, Model):
         raise NotApplicable(
             f"{name} needs the stages of a methods.base.Model, {model_name} gives logits only"
+        )
+    if "auxiliary_norm" in needs and not has_branches(network):
+        raise NotApplicable(
+            f"{name} needs a second set of batch normalisation, {model_name} has none: take one of "
+            "our networks that has batch normalisation, such as resnet18"
         )
     if "image" in needs and spec.kind != "image":
         raise NotApplicable(f"{name} needs images, the data are {spec.kind}s")

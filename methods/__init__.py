@@ -55,9 +55,11 @@ BUILTIN = {
     "saflex": Entry("methods.saflex:Saflex", "method"),
     "l2rw": Entry("methods.saflex:l2rw", "method"),
     "autodo": Entry("methods.autodo:AutoDO", "method"),
+    "lpa3": Entry("methods.lpa3:Lpa3", "method"),
     "random_label": Entry("methods.controls:RandomLabel", "control"),
     "self_distil": Entry("methods.controls:SelfDistil", "control"),
     "shuffled_weights": Entry("methods.controls:ShuffledWeights", "control"),
+    "norm_noise": Entry("methods.controls:NormNoise", "control"),
     "head_refit": Entry("methods.controls:HeadRefit", "control"),
 }
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,6 +31,17 @@ class Batch:
     """(B,) int64 row of the training split, -1 for a row from elsewhere."""
     logits: Tensor | None = None
     """(B, K) with graph: ``ctx.forward(x)``, if the method needed it; so no forward runs twice."""
+
+
+class Added(NamedTuple):
+    """Rows that a method added to a batch, beside those that it made them from."""
+
+    origin: Tensor
+    """(n, *S)"""
+    x: Tensor
+    """(n, *S)"""
+    y: Tensor
+    """(n, K)"""
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,8 @@ class Method(nn.Module, ABC):
     """Whether an output row holds several rows of the input."""
     draws_rows: ClassVar[bool] = False
     """Whether it replaces the batch by rows of its own: such a one comes first in a chain."""
+    as_drawn: bool = False
+    """Whether it must see the rows as they were drawn: such a one comes first in a chain."""
     hands_logits: bool = False
     """Whether its batch holds the logits of the step's ``ctx.forward``."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -263,6 +276,10 @@ class Method(nn.Module, ABC):
         """What was done to each row of the last batch, for a figure; empty where not remembered."""
         return self.upstream.captions() if self.upstream is not None else []
 
+    def added(self) -> Added | None:
+        """What was added to the last batch, for a figure; None where nothing ever is."""
+        return self.upstream.added() if self.upstream is not None else None
+
 
 class Chain(Method):
     """Several augmentations, one after the other: ``crop+flip+mixup``."""
@@ -279,6 +296,13 @@ class Chain(Method):
         ]
         if late:
             raise ValueError(f"{late[0]} draws rows of its own and must be the first link")
+        changed = [
+            type(link).__name__ for link in links[1:] if any(p.as_drawn for p in link.parts())
+        ]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} keeps what belongs to a row's own pixels and must be the first link"
+            )
         learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
         if learning:
             raise ValueError(
@@ -346,6 +370,11 @@ class Chain(Method):
         """The links' captions of each row, joined."""
         told = [texts for link in self._each() if (texts := link.captions())]
         return [", ".join(filter(None, texts)) for texts in zip(*told, strict=True)]
+
+    def added(self) -> Added | None:
+        """What the last link that adds rows added."""
+        told = [added for link in self._each() if (added := link.added()) is not None]
+        return told[-1] if told else None
 
 
 def overrides(method: Method, hook: Literal["losses", "finish", "begin_epoch"]) -> bool:

@@ -6,8 +6,19 @@ from dataclasses import replace
 
 import torch
 
-from methods.base import Batch, Context, Method, Model, Spec, Task
-from methods.functional import clean_share, exclusive, frozen, joined, mode, parted, unclean
+from methods.base import Added, Batch, Context, Method, Model, Spec, Task
+from methods.functional import (
+    clean_share,
+    exclusive,
+    frozen,
+    joined,
+    mode,
+    noised,
+    parted,
+    row_norms,
+    unclean,
+)
+from methods.lpa3 import Lpa3
 
 
 class HeadRefit(Method):
@@ -163,6 +174,41 @@ class ShuffledWeights(Method):
         own = self.upstream.weighted(len(batch.x))
         order = torch.randperm(own, device=out.w.device)
         return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
+
+
+class NormNoise(Method):
+    """Uniform noise in place of ``upstream``'s attacks, for each row of the attack's own norm.
+
+    ``upstream`` is lpa3 with the settings to control: it selects the rows and attacks them, and
+    what it gains over this row is more than noise of this size on these rows could give.
+    """
+
+    def __init__(self, *, upstream: Method | None = None) -> None:
+        super().__init__(upstream)
+        self._added = Added(*torch.zeros(3, 0))
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """lpa3 alone, and where it has not used the step's forward."""
+        if not isinstance(self.upstream, Lpa3):
+            return "norm_noise needs upstream=lpa3, or lpa3(...) with settings of its own"
+        return _forward_left("norm_noise", self.upstream) or super().supports(task, spec)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch of the upstream with other pixels in the rows that it added."""
+        if self.upstream is None:
+            return batch
+        out, added = self.upstream.augment(batch, ctx), self.upstream.added()
+        self._added = added or self._added
+        if added is None or not len(added.x):
+            return out
+        norms = row_norms(added.x - added.origin)
+        x = noised(added.origin, norms, ctx.spec.low, ctx.spec.high)
+        self._added = added._replace(x=x)
+        return replace(out, x=torch.cat([out.x[: -len(x)], x]))
+
+    def added(self) -> Added:
+        """The noisy rows of the last batch."""
+        return self._added
 
 
 def _forward_left(name: str, upstream: Method | None) -> str:

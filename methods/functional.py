@@ -163,6 +163,59 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers of ``model`` are copies inside, so that none of its own moves, also on error."""
+    own = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in own:  # a graph refuses buffers that were written to since
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            setattr(module, name, buffer)
+
+
+def perceptual(features: list[Tensor]) -> Tensor:
+    """(B, D) embedding in which the Euclidean distance is the perceptual one, from stage outputs.
+
+    At each place of each stage (B, C, *places) the vector of channels has length one, and places
+    share the weight of their stage: so the distance lies in [0, 2 sqrt(stages)] (Yang et al. 2022,
+    Eq. 3; Laidlaw et al. 2021). Where all channels are 0, so is the embedding.
+    """
+    parts = []
+    for feature in features:
+        places = feature[0, 0].numel()
+        unit = torch.nn.functional.normalize(feature, dim=1, eps=1e-10)
+        parts.append(unit.flatten(1) / places**0.5)
+    return torch.cat(parts, dim=1)
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Euclidean norm of each row (B,); its gradient at 0 is 0."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def noised(x: Tensor, norms: Tensor, low: float, high: float) -> Tensor:
+    """``x`` (B, *S) plus uniform noise that is clipped to [low, high] and has these norms (B,).
+
+    Where a norm is beyond what the directions drawn can reach within the range, they go to its end.
+    """
+    noise = 2 * torch.rand_like(x) - 1
+    reach = (high - low) / noise.abs().clamp_min(torch.finfo(x.dtype).tiny)
+    below, above = torch.zeros_like(norms), reach.flatten(1).amax(dim=1).clamp_max(1e6)
+    for _ in range(50):  # the clipped norm grows with the scale: halve the interval
+        middle = (below + above) / 2
+        clipped = (x + noise * per_row(middle, x)).clamp(low, high)
+        short = row_norms(clipped - x) < norms
+        below, above = torch.where(short, middle, below), torch.where(short, above, middle)
+    return (x + noise * per_row(below, x)).clamp(low, high)
+
+
 def evaluate(
     model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor | list[Tensor]
 ) -> Tensor:

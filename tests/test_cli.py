@@ -672,6 +672,17 @@ def test_predict_writes_what_the_run_predicted(
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
+def test_predict_takes_a_network_with_a_second_set_of_norms(npz: Path, tmp_path: Path) -> None:
+    given = ["--method", "lpa3(auxiliary_norm=true, preset=fast, warmup=0)", "--save-model"]
+    assert cli.run(["run", *on(npz, tmp_path / "runs", *given)]) == 0
+    (folder,) = runs.folders(tmp_path / "runs")
+    out = tmp_path / "p.npz"
+    assert cli.run(["predict", str(folder), "--data", f"npz:{npz}", "--out", str(out)]) == 0
+    with np.load(out) as content:
+        logits = runs.read_predictions(folder)["test_last_logits"]
+        np.testing.assert_array_equal(content["logits"], logits)
+
+
 def test_predict_takes_images_without_labels(
     kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

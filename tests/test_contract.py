@@ -17,6 +17,14 @@ NAMES = [
     "l2rw(upstream=mixup)",
     "random_label(upstream=mixup)",
     "shuffled_weights(upstream=saflex(preset=stable, upstream=randaugment))",
+    # A warm-up of 0, as the checks train for an epoch or two.
+    "lpa3(warmup=0)",
+    "lpa3(preset=strict, warmup=0)",
+    "lpa3(preset=fast, refresh=2, warmup=0)",
+    "lpa3(auxiliary_norm=true, warmup=0)",
+    "norm_noise(upstream=lpa3(preset=fast, warmup=0))",
+    "saflex(upstream=lpa3(warmup=0))",
+    "saflex(preset=stable, upstream=lpa3(preset=strict, warmup=0))",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import MODELS, Normalize, Trunk, build, canonical
 from methods.base import Model, Spec
+from methods.branches import BranchedNorm, has_branches
 from methods.naming import NamingError
 
 ROOT = Path(__file__).parents[1]
@@ -428,3 +429,79 @@ def test_torchvision_is_not_imported_before_it_is_asked_for() -> None:
         "assert not {'torchvision', 'kornia', 'ray', 'matplotlib'} & set(sys.modules)\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+class TestAuxiliaryNorm:
+    """A second set of normalisation layers, beside a network that is else the same."""
+
+    BRANCHED: ClassVar = ["resnet18", "resnet50", "wrn28_10", "small_cnn"]
+
+    @staticmethod
+    def both(name: str) -> tuple[Model, Model]:
+        found = []
+        for needs in (frozenset(), frozenset({"auxiliary_norm"})):
+            torch.manual_seed(0)
+            found.append(build(f"{name}(width={NARROW[name]})", spec(), needs))
+        return cast("tuple[Model, Model]", tuple(found))
+
+    @pytest.mark.parametrize("name", BRANCHED)
+    def test_branch_0_is_the_network_bit_for_bit(self, name: str) -> None:
+        plain, branched = self.both(name)
+        assert not has_branches(plain) and has_branches(branched)
+        renamed = {
+            key.replace(".main.", "."): value
+            for key, value in branched.state_dict().items()
+            if ".auxiliary." not in key
+        }
+        assert list(renamed) == list(plain.state_dict())
+        for key, value in plain.state_dict().items():
+            assert torch.equal(value, renamed[key])
+        x = images(4, spec())
+        for training in (True, False):
+            plain.train(training)
+            branched.train(training)
+            with torch.no_grad():
+                assert torch.equal(plain(x), branched(x))
+                assert torch.equal(branched(x), branched(x, branch=0))
+
+    @pytest.mark.parametrize("name", BRANCHED)
+    def test_branch_1_has_statistics_and_scales_of_its_own(self, name: str) -> None:
+        _, model = self.both(name)
+        x, norms = images(4, spec()), [m for m in model.modules() if isinstance(m, BranchedNorm)]
+        of_each = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        assert of_each == 2 * len(norms)
+        model.train()
+        model(x)
+        assert all(int(norm.main.num_batches_tracked or 0) == 1 for norm in norms)
+        assert all(int(norm.auxiliary.num_batches_tracked or 0) == 0 for norm in norms)
+        before = [norm.main.running_mean.clone() for norm in norms]  # type: ignore[union-attr]
+        loss = model(x, branch=1).square().sum()
+        for norm, mean in zip(norms, before, strict=True):
+            assert torch.equal(cast("Tensor", norm.main.running_mean), mean)
+            assert int(norm.auxiliary.num_batches_tracked or 0) == 1
+            assert norm.branch == 0
+        loss.backward()
+        for norm in norms:
+            assert norm.main.weight.grad is None and norm.auxiliary.weight.grad is not None
+        with torch.no_grad():
+            norms[-1].auxiliary.weight.mul_(2.0)
+            assert not torch.equal(model(x), model(x, branch=1))
+
+    def test_the_branch_is_restored_where_a_forward_fails(self) -> None:
+        _, model = self.both("small_cnn")
+        with pytest.raises(RuntimeError):
+            model(torch.rand(2, 1, 8, 8), branch=1)
+        assert all(m.branch == 0 for m in model.modules() if isinstance(m, BranchedNorm))
+
+    def test_where_there_is_one_branch_only_another_is_refused(self) -> None:
+        plain, branched = self.both("small_cnn")
+        with pytest.raises(ValueError, match="one set of normalisation layers"):
+            plain(images(2, spec()), branch=1)
+        with pytest.raises(ValueError, match="branch: expected 0 or 1, got 2"):
+            branched(images(2, spec()), branch=2)
+        assert not has_branches(build("mlp", spec(), {"auxiliary_norm"}))
+
+    @pytest.mark.parametrize("name", ["resnet18", "small_cnn"])
+    def test_needed_by_no_method_nothing_changes(self, name: str) -> None:
+        keys = list(narrow(name, spec()).state_dict())
+        assert not [key for key in keys if ".main." in key or ".auxiliary." in key]

@@ -34,9 +34,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     real = plots.augmentation_grid
 
-    def spy(originals: Any, draws: Any, labels: Any, captions: Any, title: str, path: Path) -> None:
+    def spy(
+        originals: Any, draws: Any, labels: Any, captions: Any, title: str, path: Path, **more: Any
+    ) -> None:
         seen.update(originals=originals, draws=draws, labels=labels, captions=captions, title=title)
-        real(originals, draws, labels, captions, title, path)
+        seen.update(more)
+        real(originals, draws, labels, captions, title, path, **more)
 
     monkeypatch.setattr(showing, "augmentation_grid", spy)
     return seen
@@ -47,13 +50,18 @@ def test_every_method_is_drawn(method: str, drawn: dict[str, Any], tmp_path: Pat
     out = tmp_path / "show.png"
     if method == "shuffled_weights":  # it shuffles those of another
         method = "shuffled_weights(upstream=saflex)"
+    if method == "lpa3":  # its first epochs are a warm-up
+        method = "lpa3(warmup=0)"
+    if method == "norm_noise":
+        method = "norm_noise(upstream=lpa3(warmup=0))"
     assert show(out, "--method", method, "--rows", "3", "--draws", "2") == 0
     with Image.open(out) as picture:
         assert picture.width > 400 and picture.height > 300
         assert len(np.unique(np.asarray(picture.convert("L")))) > 20
     assert drawn["draws"].shape == (3, 2, 28, 28, 1)
     assert len(drawn["captions"]) == 3 and all(len(row) == 2 for row in drawn["captions"])
-    assert sorted(drawn["labels"]) == ["0", "1", "2"], "a row of each class in turn"
+    names = [label.partition("\n")[0] for label in drawn["labels"]]
+    assert sorted(names) == ["0", "1", "2"], "a row of each class in turn"
 
 
 def test_nothing_is_said_where_nothing_was_done(drawn: dict[str, Any], tmp_path: Path) -> None:
@@ -81,6 +89,42 @@ def test_each_link_of_a_chain_fits_on_a_line(drawn: dict[str, Any], tmp_path: Pa
     assert any(part.startswith("crop ") for part in parts)
     assert any(part.startswith("erased ") for part in parts)
     assert max(map(len, parts)) < plots.CAPTION_WIDTH
+
+
+@pytest.mark.parametrize("inner", ["", "norm_noise"])
+def test_added_rows_stand_beside_their_originals_with_difference_and_confidence(
+    inner: str, drawn: dict[str, Any], tmp_path: Path
+) -> None:
+    method = "lpa3(preset=strict, warmup=1)"
+    method = f"{inner}(upstream={method})" if inner else method
+    arguments = ["--method", method, "--rows", "5", "--epochs", "1"]
+    assert show(tmp_path / "show.png", *arguments) == 0
+    originals, draws = drawn["originals"], drawn["draws"]
+    assert originals.shape == (5, 28, 28, 1) and draws.shape == (5, 2, 28, 28, 1)
+    assert drawn["columns"][0] == "augmented"
+    scale = float(drawn["columns"][1].removeprefix("difference x "))
+    change = draws[:, 0] - originals
+    assert np.abs(change).max() * scale == pytest.approx(0.5, rel=0.01)
+    np.testing.assert_allclose(draws[:, 1], 0.5 + scale * change, atol=0.005)
+    for label, (said, norm), one in zip(drawn["labels"], drawn["captions"], change, strict=True):
+        name, before = label.split("\n")
+        assert name in "0123456789"
+        classes, shares = zip(
+            *(text.removeprefix("says ").split(": ") for text in (before, said)), strict=True
+        )
+        if inner != "norm_noise":
+            assert classes[0] == classes[1], "strict keeps the prediction"
+        assert all(0.1 <= float(share) <= 1 for share in shares)
+        assert norm == f"norm {np.linalg.norm(one):.2f}"
+    assert "in eval mode" in drawn["title"] and "network after 1 epoch" in drawn["title"]
+
+
+def test_a_method_that_adds_no_row_yet_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(tmp_path / "show.png", "--method", "lpa3") == 2
+    told = capsys.readouterr().err
+    assert "adds no row in epoch 1: give --epochs its warm-up, or set warmup=0" in told
 
 
 def test_the_same_seed_draws_the_same(drawn: dict[str, Any], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from benchmarks.seeding import seed_global
 from benchmarks.tasks import task_of
 from benchmarks.trainer import TrainingFailed, fit, learning_rate, make_optimizer
 from methods.base import Batch, Context, Method, Spec
+from methods.branches import BranchedNorm
 
 CPU = torch.device("cpu")
 
@@ -125,7 +126,15 @@ def test_equals_a_loop_written_by_hand() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", [*methods.BUILTIN, "head_refit(upstream=crop+mixup)"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *methods.BUILTIN,
+        "head_refit(upstream=crop+mixup)",
+        "lpa3(preset=fast, refresh=2, warmup=0)",
+        "lpa3(auxiliary_norm=true, warmup=1)",
+    ],
+)
 @pytest.mark.parametrize("after", [1, 2])
 def test_resumes_bit_for_bit(
     name: str, case: Case, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -577,3 +586,47 @@ def test_a_damaged_checkpoint_starts_the_run_again(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 cut short")
     fitted = fit(a_run(), splits(Case(1), False), methods.build("none"), folder=tmp_path)
     assert fitted.state.resumed == 0 and fitted.state.epoch == 2
+
+
+@pytest.mark.parametrize("batch_size", [36, 12])
+def test_attacked_rows_train_the_second_set_of_norms_and_clean_rows_the_first(
+    batch_size: int,
+) -> None:
+    method = "lpa3(auxiliary_norm=true, preset=fast, ratio=1.0, warmup=0)"
+    plain, fitted = (
+        fit(
+            a_run(each, epochs=1, batch_size=batch_size),
+            splits(Case(1), False),
+            methods.build(each),
+        )
+        for each in ("none", method)
+    )
+    alone = [each for each in plain.model.modules() if isinstance(each, nn.BatchNorm2d)]
+    norms = [each for each in fitted.model.modules() if isinstance(each, BranchedNorm)]
+    for norm in norms:
+        for each in (norm.main, norm.auxiliary):
+            assert int(each.num_batches_tracked or 0) == 36 // batch_size
+        assert not torch.equal(norm.main.weight, norm.auxiliary.weight)
+    assert fitted.result["auxiliary_norm"] and not plain.result["auxiliary_norm"]
+    more = sum(2 * norm.main.num_features for norm in norms)
+    assert fitted.result["parameters"] == plain.result["parameters"] + more
+    # After one step the statistics are those of the clean rows, which plain training has seen too.
+    same = [
+        torch.equal(one.state_dict()["running_mean"], norm.main.state_dict()["running_mean"])
+        for one, norm in zip(alone, norms, strict=True)
+    ]
+    assert all(same) == (batch_size == 36)
+
+
+@pytest.mark.parametrize("model", ["mlp", "small_cnn"])
+def test_a_network_without_a_second_set_is_skipped_with_the_reason(model: str) -> None:
+    """mlp has no normalisation, and a network that fit is given is taken as it is."""
+    text = "lpa3(auxiliary_norm=true)"
+    own = partial(models.build, model) if model == "small_cnn" else None
+    with pytest.raises(NotApplicable, match=f"second set of batch normalisation, {model} has none"):
+        fit(
+            replace(a_run(text), model=model),
+            splits(Case(1), False),
+            methods.build(text),
+            model=own,
+        )

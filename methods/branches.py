@@ -1,0 +1,60 @@
+"""A second set of batch normalisation within one network: statistics and scales of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+class BranchedNorm(nn.Module):
+    """Two normalisation layers in one place, of which the chosen one works.
+
+    Source: Xie et al., Adversarial Examples Improve Image Recognition, CVPR 2020, arXiv:1911.09665
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.main, self.auxiliary = norm, copy.deepcopy(norm)
+        self.branch = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return self.auxiliary(x) if self.branch else self.main(x)
+
+
+def add_branch(model: nn.Module) -> None:
+    """Put a second layer, equal to the first one, beside every BatchNorm2d of ``model``."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(module, BranchedNorm):
+                setattr(module, name, BranchedNorm(child))
+
+
+def has_branches(model: nn.Module) -> bool:
+    """Whether ``model`` has a second set of normalisation layers."""
+    return any(isinstance(module, BranchedNorm) for module in model.modules())
+
+
+@contextmanager
+def on_branch(model: nn.Module, branch: int) -> Iterator[None]:
+    """Every normalisation layer of ``model`` works on this branch inside; restored afterwards.
+
+    Raises:
+        ValueError: ``branch`` is not 0 or 1, or the model has one branch only.
+    """
+    if branch not in (0, 1):
+        raise ValueError(f"branch: expected 0 or 1, got {branch}")
+    norms = [module for module in model.modules() if isinstance(module, BranchedNorm)]
+    if branch and not norms:
+        raise ValueError("branch: expected 0, as the model has one set of normalisation layers")
+    before = [norm.branch for norm in norms]
+    for norm in norms:
+        norm.branch = branch
+    try:
+        yield
+    finally:
+        for norm, chosen in zip(norms, before, strict=True):
+            norm.branch = chosen

@@ -1,0 +1,502 @@
+"""LP-A3: hard positives, as far from their row as the network's view of its label allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.base import Added, Batch, Context, Method, Model, Spec, Task
+from methods.branches import on_branch
+from methods.functional import (
+    buffers_kept,
+    exclusive,
+    frozen,
+    joined,
+    mode,
+    noised,
+    per_row,
+    perceptual,
+    row_norms,
+)
+
+NOISE, SHIFT, GUARD = 0.005, 0.05, 2e-4
+"""Half-width of the noise that an attack starts from, shift of the finite difference and guard of
+its quotient: the released code's 0.01, 0.1 and 1e-4 in units of [0, 1], whose normalised images
+have twice the range (MedMNIST's own normalisation)."""
+FLAT = 1e-8
+"""Added to the norm of a gradient, which may be 0."""
+ROUNDING = 1e-5
+"""Held back from the margin where an iterate must keep it, so that it also does in a forward that
+sums in another order."""
+SLACK = 1e-6
+"""Excess that the log counts as none."""
+FADE = 0.01
+"""What of a row's time consistency is left when its next comparison comes in."""
+STRICT = {
+    "label": "target",
+    "statistics": "running",
+    "radius": 0.02,
+    "iterate": "best",
+    "lagrange": 100.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How far an attack goes, and when an iterate is good enough."""
+
+    margin: float = 0.002
+    steps: int = 5
+    lagrange: float = 1.0
+    radius: float | None = None
+    best: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "steps", "lagrange"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"radius: expected a number above 0, got {self.radius}")
+        if self.radius is None and not math.isfinite(self.margin):
+            raise ValueError(
+                f"margin: expected a finite number where no radius is set, got {self.margin}"
+            )
+
+    def schedule(self) -> list[tuple[float, float]]:
+        """Of each step its share of the first one's length, 10^(-k/N), and the multiplier."""
+        shares = [0.1 ** (k / self.steps) for k in range(self.steps)]
+        return [(share, self.lagrange * 0.1 / share) for share in shares]
+
+
+class Seen(NamedTuple):
+    """What the network makes of rows."""
+
+    phi: Tensor
+    """(B, D) their perceptual embedding"""
+    logits: Tensor
+    """(B, K)"""
+
+
+class Reference(NamedTuple):
+    """What an attack must keep of rows, and what it moves away from."""
+
+    phi: Tensor
+    """(B, D)"""
+    y: Tensor
+    """(B, K) the label to keep"""
+    likelihood: Tensor
+    """(B, M) logarithm of the likelihood of each of its labels"""
+    logits: Tensor
+    """(B, K)"""
+
+
+class Judged(NamedTuple):
+    """How rows stand beside their reference."""
+
+    distance: Tensor
+    """(B,) perceptual"""
+    excess: Tensor
+    """(B, M) by how much the log-likelihood has fallen beyond the margin; 0 or less within it"""
+    same: Tensor
+    """(B,) whether the prediction is that of the reference"""
+
+
+def look(model: Model, x: Tensor) -> Seen:
+    """What ``model`` makes of rows (B, *S), in its mode and on its branch."""
+    features = model.features(x)
+    return Seen(perceptual(features), logits_of(model, features))
+
+
+def logits_of(model: Model, features: list[Tensor]) -> Tensor:
+    """(B, K) from the outputs of the stages."""
+    return model.head(model.embed(features))
+
+
+def likelihood(logits: Tensor, y: Tensor, one: bool) -> Tensor:
+    """(B, M) log-likelihood of targets (B, K): of the only label (M = 1), or of each of K.
+
+    A soft target's is that of its classes, each as much as it counts: minus the cross-entropy.
+    """
+    if one:
+        return (y * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
+    return y * F.logsigmoid(logits) + (1 - y) * F.logsigmoid(-logits)
+
+
+def predicted(logits: Tensor, one: bool) -> Tensor:
+    """(B, K) the likeliest target, of zeros and ones."""
+    if one:
+        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+    return (logits > 0).to(logits.dtype)
+
+
+def judge(seen: Seen, reference: Reference, margin: float, one: bool) -> Judged:
+    """Distance, excess and whether the prediction stayed."""
+    fallen = reference.likelihood - likelihood(seen.logits, reference.y, one)
+    same = (predicted(seen.logits, one) == predicted(reference.logits, one)).all(dim=1)
+    return Judged(row_norms(seen.phi - reference.phi), fallen - margin, same)
+
+
+def objective(judged: Judged, multiplier: float) -> Tensor:
+    """(B,) minus the distance plus the multiplier times the excess of each label (Eq. 5)."""
+    return multiplier * judged.excess.clamp_min(0).sum(dim=1) - judged.distance
+
+
+def attack(
+    see: Callable[[Tensor], Seen],
+    x: Tensor,
+    start: Tensor,
+    reference: Reference,
+    rules: Rules,
+    one: bool,
+    spec: Spec,
+    *,
+    first: int = 0,
+) -> Tensor:
+    """Hard positives (B, *S) of rows ``x`` from ``start``, by the steps from the ``first`` on.
+
+    Each step goes down the objective's normalised gradient in the row's own pixels. It changes the
+    log-likelihood by margin times its share, to first order (by the finite difference over a shift
+    of ``SHIFT``), or with ``radius`` has the length radius sqrt(values) times its share. The result
+    is the last iterate; with ``best`` that with the largest distance of all, ``start`` included,
+    which keep margin and prediction, and the row itself where none does.
+    """
+    now, kept = start, x
+    farthest = torch.full_like(reference.likelihood[:, 0], -1.0)
+
+    def keep(candidate: Tensor, judged: Judged) -> None:
+        nonlocal kept, farthest
+        holds = (judged.excess <= -ROUNDING).all(dim=1) & judged.same
+        better = holds & (judged.distance > farthest)
+        kept = torch.where(per_row(better, x), candidate, kept)
+        farthest = torch.where(better, judged.distance, farthest)
+
+    for share, multiplier in rules.schedule()[first:]:
+        now = now.detach().requires_grad_()
+        with torch.enable_grad():
+            judged = judge(see(now), reference, rules.margin, one)
+            # A sum, so that no row's gradient depends on how many rows there are.
+            (gradient,) = torch.autograd.grad(objective(judged, multiplier).sum(), now)
+        with torch.no_grad():
+            if rules.best:
+                keep(now, Judged(*(each.detach() for each in judged)))
+            direction = gradient / per_row(row_norms(gradient) + FLAT, x)
+            if rules.radius is not None:
+                length = torch.full_like(farthest, share * rules.radius * math.sqrt(x[0].numel()))
+            else:
+                shifted = judge(see(now - SHIFT * direction), reference, rules.margin, one)
+                change = (shifted.excess - judged.excess).abs().amax(dim=1) / SHIFT
+                length = share * rules.margin / (change + GUARD)
+            now = (now - per_row(length, x) * direction).clamp(spec.low, spec.high)
+    now = now.detach()
+    if not rules.best:
+        return now
+    with torch.no_grad():
+        keep(now, judge(see(now), reference, rules.margin, one))
+    return kept.detach()
+
+
+def divergence(now: Tensor, before: Tensor, one: bool) -> Tensor:
+    """(B,) Kullback-Leibler divergence from predictions ``before`` to ``now``, logits (B, K),
+    divided by K.
+    """
+    if one:
+        log_p, log_q = now.log_softmax(dim=1), before.log_softmax(dim=1)
+        return (log_p.exp() * (log_p - log_q)).mean(dim=1)
+    yes = now.sigmoid() * (F.logsigmoid(now) - F.logsigmoid(before))
+    no = (-now).sigmoid() * (F.logsigmoid(-now) - F.logsigmoid(-before))
+    return (yes + no).mean(dim=1)
+
+
+def lowest(consistency: Tensor, ratio: float) -> Tensor:
+    """Places of the round(ratio n) lowest values of (n,), ascending; of ties the first ones."""
+    order = consistency.argsort(stable=True)
+    return order[: round(ratio * len(order))].sort().values
+
+
+class Lpa3(Method):
+    """Add to each batch hard positives: far from their row for the network, of the same label.
+
+    From x' = x plus a little noise, ``steps`` steps of gradient descent on the pixels minimise
+
+        - ||phi(x') - phi(x)|| + lambda_k max(0, log p(y|x) - log p(y|x') - margin)
+
+    (Eq. 5), phi the outputs of the network's stages, channels normalised (Eq. 3), lambda_k the
+    multiplier ``lagrange`` times 0.1^(1 - k / steps). The network stands still: only gradients in
+    the pixels are computed. ``label`` y is the row's ``target`` or the network's own ``predicted``
+    one. With several labels a row each label has its constraint.
+
+    From epoch ``warmup`` on, the share ``ratio`` of a batch with the lowest time consistency is
+    attacked: minus the Kullback-Leibler divergence from a row's prediction at its last visit to
+    that of now, an average that forgets 99 % at each visit; rows without an earlier visit come
+    first. Rows from elsewhere (index -1) are not attacked. An attacked row follows the clean rows,
+    with the target of its row and ``weight`` times its weight.
+
+    ``radius`` is the length of the first step, in [0, 1], over the square root of the number of
+    values; without, steps are calibrated in log-likelihood. ``statistics``: normalisation by those
+    of the ``batch`` of attacked rows, or by the ``running`` ones, so that rows are independent.
+    ``iterate``: the ``last`` one, or the ``best`` that keeps margin and prediction, else the row
+    itself. ``refresh`` k: a perturbation is made anew after k epochs, and until then attacked from
+    where it stands by the last two fifths of the steps. ``auxiliary_norm``: attacked rows have a
+    second set of normalisation layers, in the attack and in training.
+
+    ``preset=strict`` is our variant, not the paper's: it keeps margin and prediction for every row;
+    ``preset=fast`` is that with three steps.
+
+    **Deviations.** From the paper (P) and its authors' code at commit 7059ca3 (C), with the
+    settings of C's supervised CIFAR-10 script, as those for MedMNIST are not at hand: Eq. 4 and 5
+    print the distance with a plus, text and C maximise it. Reference and attack see the same rows
+    (in C the batch statistics of the reference are those of more rows). Ordinary normalisation
+    layers, whose running statistics do not move in the attack, or the second set with
+    ``auxiliary_norm`` (C). ``log_softmax``; a sum over rows, not their mean; noise, shift and guard
+    in units of [0, 1]; no gradient in the weights. The lowest of each batch are selected, exactly
+    round(ratio n) and before the attack (P; C compares with a threshold of the epoch before, and
+    attacks all rows); no attack during the warm-up (C attacks and throws away).
+    """
+
+    source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
+    needs = frozenset({"features", "image"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "strict": STRICT,
+        "fast": {**STRICT, "steps": 3},
+    }
+    space: ClassVar[Mapping[str, Any]] = {
+        "margin": ("loguniform", 0.001, 0.1),
+        "ratio": ("choice", [0.3, 0.5, 1.0]),
+        "weight": ("uniform", 0.25, 1.0),
+    }
+    audit_every = 25
+    """Steps with an attack between two looks at what it does, for the log; the first at every
+    epoch's first one."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Method | None = None,
+        margin: float = 0.002,
+        steps: int = 5,
+        lagrange: float = 1.0,
+        ratio: float = 0.5,
+        warmup: int = 5,
+        weight: float = 0.5,
+        label: Literal["target", "predicted"] = "predicted",
+        radius: float | None = None,
+        statistics: Literal["batch", "running"] = "batch",
+        iterate: Literal["last", "best"] = "last",
+        refresh: int = 1,
+        auxiliary_norm: bool = False,
+    ) -> None:
+        super().__init__(upstream)
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"ratio: expected a number in [0, 1], got {ratio}")
+        if warmup < 0:
+            raise ValueError(f"warmup: expected 0 or more epochs, got {warmup}")
+        if not weight > 0:
+            raise ValueError(f"weight: expected a number above 0, got {weight}")
+        if refresh < 1:
+            raise ValueError(f"refresh: expected 1 or more epochs, got {refresh}")
+        if refresh > 1 and statistics == "batch":
+            raise ValueError(
+                f"refresh: {refresh} parts a batch into rows with and without a perturbation, "
+                "which must not depend on each other: set statistics=running"
+            )
+        self.rules = Rules(
+            margin=margin, steps=steps, lagrange=lagrange, radius=radius, best=iterate == "best"
+        )
+        self.ratio, self.warmup, self.weight, self.label = ratio, warmup, weight, label
+        self.running, self.refresh = statistics == "running", refresh
+        self.hands_logits = self.auxiliary_norm = auxiliary_norm
+        self.as_drawn = refresh > 1
+        self._attacks = self._looked = 0
+        self._added = Added(*torch.zeros(3, 0))
+
+    def requires(self) -> frozenset[str]:
+        """Images and the stages of the network; a second set of its norms where it is asked for."""
+        return super().requires() | ({"auxiliary_norm"} if self.auxiliary_norm else set())
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Any upstream where nothing is remembered of a row; else one whose rows stay rows."""
+        if self.upstream is not None and self.upstream.hands_logits:
+            return "lpa3 adds rows to those of its upstream, which has used the step's forward"
+        if self.upstream is not None and self.refresh > 1:
+            return (
+                "lpa3(refresh) keeps the perturbation of a row's own pixels, its upstream may "
+                "change them from epoch to epoch"
+            )
+        if self.mixes_rows and 0 < self.ratio < 1:
+            return (
+                "lpa3 compares a row's prediction with that of its last visit, its upstream mixes "
+                "rows: set ratio=1"
+            )
+        return super().supports(task, spec)
+
+    def setup(self, ctx: Context) -> None:
+        """Allocate what is remembered of each row."""
+        super().setup(ctx)
+        rows, device = ctx.spec.rows, ctx.train.targets.device
+        self.register_buffer("visited", torch.zeros(rows, dtype=torch.bool, device=device))
+        self.register_buffer("consistency", torch.zeros(rows, device=device))
+        self.register_buffer("before", torch.zeros(rows, ctx.spec.classes, device=device))
+        if self.refresh > 1:
+            made = torch.full((rows,), -1, dtype=torch.int64, device=device)
+            kept = torch.zeros(rows, *ctx.spec.shape, dtype=torch.float16, device=device)
+            self.register_buffer("made", made)
+            self.register_buffer("perturbation", kept)
+
+    def begin_epoch(self, ctx: Context) -> None:
+        """Count the epoch's attacks."""
+        super().begin_epoch(ctx)
+        self._attacks = 0
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The upstream's rows, then the attacked ones."""
+        if self.upstream is not None:
+            batch = self.upstream.augment(batch, ctx)
+        if batch.logits is not None:
+            raise ValueError("the upstream of lpa3 has used the step's forward")
+        places, x = self._positives(batch, ctx)
+        y = batch.y[places]
+        self._added = Added(batch.x[places], x, y)
+        ctx.log(attack_selected=len(places) / len(batch.x))
+        if not len(places):
+            return batch
+        index = torch.full_like(places, -1)
+        out = joined(batch, Batch(x, y, self.weight * batch.w[places], index))
+        if not self.auxiliary_norm:
+            return out
+        logits = ctx.forward(batch.x)
+        with on_branch(ctx.model, 1):
+            return replace(out, logits=torch.cat([logits, ctx.model(x)]))
+
+    def added(self) -> Added:
+        """The attacked rows of the last batch."""
+        return self._added
+
+    def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Places (n,) in the batch of the rows that are attacked, and what becomes of them."""
+        known = (batch.index >= 0).nonzero()[:, 0]
+        if ctx.epoch < self.warmup or self.ratio == 0 or len(known) < self._least:
+            return known[:0], batch.x[:0]
+        model = cast("Model", ctx.model)
+        self._looked = 0
+        with self._still(model):
+            places, reference = self._choose(model, batch, known, ctx)
+            if reference is None:
+                return known[:0], batch.x[:0]
+            x, index = batch.x[places], batch.index[places]
+            attacked = self._attacked(model, x, index, reference, ctx)
+            ctx.log(attack_forwards=self._looked / len(batch.x))
+            if self._attacks % self.audit_every == 0:
+                with ctx.uncharged():
+                    self._audit(model, x, attacked, reference, ctx)
+        self._attacks += 1
+        return places, attacked
+
+    @property
+    def _least(self) -> int:
+        """Rows that an attack takes: one row alone has no batch statistics."""
+        return 1 if self.running else 2
+
+    @contextmanager
+    def _still(self, model: Model) -> Iterator[None]:
+        """The network as an attack sees it: nothing of it changes, and its norms are chosen."""
+        with frozen(model), buffers_kept(model), on_branch(model, int(self.auxiliary_norm)):
+            if not self.running:
+                yield
+                return
+            with mode(model, training=False):
+                yield
+
+    def _look(self, model: Model, x: Tensor) -> Seen:
+        """What the network makes of rows, which are counted."""
+        self._looked += len(x)
+        return look(model, x)
+
+    def _choose(
+        self, model: Model, batch: Batch, known: Tensor, ctx: Context
+    ) -> tuple[Tensor, Reference | None]:
+        """Places of the rows to attack, and what to keep of them; None where they are too few."""
+        places, features = known, None
+        with torch.no_grad():
+            if self.ratio < 1:
+                self._looked += len(known)
+                features = model.features(batch.x[known])
+                logits = logits_of(model, features)
+                chosen = lowest(self._consistency(batch.index[known], logits, ctx), self.ratio)
+                places, features = known[chosen], [each[chosen] for each in features]
+            if len(places) < self._least:
+                return places[:0], None
+            if features is None or not self.running:
+                # Batch statistics are those of the attacked rows alone, as in the attack.
+                seen = self._look(model, batch.x[places])
+            else:
+                seen = Seen(perceptual(features), logits_of(model, features))
+        one = exclusive(ctx.task)
+        y = predicted(seen.logits, one) if self.label == "predicted" else batch.y[places]
+        return places, Reference(seen.phi, y, likelihood(seen.logits, y, one), seen.logits)
+
+    def _consistency(self, index: Tensor, logits: Tensor, ctx: Context) -> Tensor:
+        """Time consistency (n,) of rows by their predictions of now, which are remembered."""
+        visited, before = self.get_buffer("visited"), self.get_buffer("before")
+        known, now = visited[index], logits.to(before.dtype)
+        moved = divergence(now, before[index], exclusive(ctx.task))
+        value = FADE * self.get_buffer("consistency")[index] - (1 - FADE) * moved
+        self.get_buffer("consistency")[index] = torch.where(known, value, 0.0)
+        before[index], visited[index] = now, True
+        return torch.where(known, value, -math.inf)
+
+    def _attacked(
+        self, model: Model, x: Tensor, index: Tensor, reference: Reference, ctx: Context
+    ) -> Tensor:
+        """What becomes of rows (n, *S), those of the training split with this ``index`` (n,)."""
+        see, one, spec = partial(self._look, model), exclusive(ctx.task), ctx.spec
+        start = (x + NOISE * (2 * torch.rand_like(x) - 1)).clamp(spec.low, spec.high)
+        if self.refresh == 1:
+            return attack(see, x, start, reference, self.rules, one, spec)
+        made, kept = self.get_buffer("made"), self.get_buffer("perturbation")
+        warm = (made[index] >= 0) & (ctx.epoch - made[index] < self.refresh)
+        stored = (x + kept[index].to(x.dtype)).clamp(spec.low, spec.high)
+        start = torch.where(per_row(warm, x), stored, start)
+        late = min(round(0.6 * self.rules.steps), max(0, self.rules.steps - 1))
+        out = torch.empty_like(x)
+        for rows, first in ((~warm, 0), (warm, late)):
+            if bool(rows.any()):
+                own = Reference(*(each[rows] for each in reference))
+                out[rows] = attack(
+                    see, x[rows], start[rows], own, self.rules, one, spec, first=first
+                )
+        kept[index] = (out - x).to(kept.dtype)
+        # A row that stayed as it is has nothing to go on from.
+        age = torch.where(warm, made[index], ctx.epoch)
+        made[index] = torch.where(row_norms(out - x) > 0, age, -1)
+        return out
+
+    @torch.no_grad()
+    def _audit(
+        self, model: Model, x: Tensor, attacked: Tensor, reference: Reference, ctx: Context
+    ) -> None:
+        """Log how far attacked rows are, beside noise of their norms, and what they keep."""
+        one, margin, spec = exclusive(ctx.task), self.rules.margin, ctx.spec
+        judged = judge(look(model, attacked), reference, margin, one)
+        norms = row_norms(attacked - x)
+        noisy = noised(x, norms, spec.low, spec.high)
+        noise = judge(look(model, noisy), reference, margin, one).distance
+        told = {
+            "attack_margin_kept": (judged.excess <= SLACK).all(dim=1).to(x.dtype).mean(),
+            "attack_prediction_kept": judged.same.to(x.dtype).mean(),
+            "attack_unmoved": (norms == 0).to(x.dtype).mean(),
+            "attack_distance": judged.distance.mean(),
+            "attack_noise_distance": noise.mean(),
+            "attack_beats_noise": (judged.distance > noise).to(x.dtype).mean(),
+        }
+        for share in (0.05, 0.5, 0.95):
+            told[f"attack_norm_{round(100 * share):02d}"] = norms.quantile(share)
+        ctx.log(**{name: float(value) for name, value in told.items()})
