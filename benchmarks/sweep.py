@@ -13,10 +13,12 @@ import logging
 import math
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from benchmarks import cleanup, data, execution, runs, search, sources
+from benchmarks.arguments import FAILURE
 from benchmarks.board import Board
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell
@@ -51,7 +54,11 @@ LONGEST_FOLDER = 30
 """Letters of the folder of temporary files: the path of a Unix socket has at most 107."""
 LOST_NODES = 20
 """How often a run may lose its machine before it counts as failed."""
+LOST_MACHINE = ("node died", "node failure", "node was terminated", "node is dead", "nodediederror")
+"""How Ray says that a worker went with its machine."""
 SETTINGS = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -209,20 +216,47 @@ def opened(
             os.environ["RAY_TMPDIR"] = str(folder)
         flag = stack.enter_context(_flag(root))
         ray = importlib.import_module("ray")
-        with _unwarned():
-            stack.callback(ray.shutdown)
-            cluster = (
-                _join(ray, address, study, workers)
-                if joined
-                else _start(ray, folder, study, options, workers)
-            )
-        for name in ("ray", "ray.tune", "ray.data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        stack.callback(ray.shutdown)
+        _silence()
         if joined:
+            cluster = _join(ray, address, study, workers)
             check_machines(ray, root, flag, options, wanted)
+        else:
+            cluster = _start(ray, folder, study, workers)
+            stack.enter_context(_watched())
         # A trial that waits keeps the worker of one that ends, which takes seconds to start.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * cluster.workers)
         yield Sweep(ray, cluster, flag, folder)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """End this process when Ray's own are gone: it would wait for them, and then die untold."""
+    node = importlib.import_module("ray._private.worker")._global_node
+    started = [
+        each.process
+        for name in ("raylet", "gcs_server")
+        for each in node.all_processes.get(name, ())
+    ]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            if any(process.poll() is not None for process in started) and not over.is_set():
+                again = shlex.join(["augbench", *sys.argv[1:]])
+                print(
+                    "\naugbench: Ray's processes on this machine were ended from outside; out of "
+                    f"memory? The same command goes on from the checkpoints: {again}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(FAILURE)  # nothing of Ray answers any more, not even to be shut down
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _restore_environment(before: dict[str, str]) -> None:
@@ -278,16 +312,15 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Ray's own word at its start, above warnings, is not for the user."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    yield
+def _silence() -> None:
+    """Ray prints the deaths of workers on standard output, where our tables go."""
+    for name in ("ray", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    worker = importlib.import_module("ray._private.worker")
+    vars(worker)["print_to_stdstream"] = lambda *_, **__: None
 
 
-def _start(
-    ray: ModuleType, folder: Path, study: Study, options: Options, workers: int | None
-) -> Cluster:
+def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> Cluster:
     """A Ray on this machine that only this machine can reach."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -611,10 +644,10 @@ def _halving(state: _State) -> Any:
 
 
 def _watching(state: _State) -> Any:
-    """Tune's callback: tells the state what happens to the trials."""
-    from ray.tune import Callback  # noqa: PLC0415
+    """Tune's callback: tells the state what happens to the trials, in place of Tune's own lines."""
+    from ray.tune.progress_reporter import TrialProgressCallback  # noqa: PLC0415
 
-    class Watching(Callback):
+    class Watching(TrialProgressCallback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             state.board.tick()
 
@@ -638,7 +671,8 @@ def _watching(state: _State) -> Any:
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            text, machine = _death(trial.get_pickled_error())
+            path = Path(trial.error_file or "")
+            text, machine = _death(path.read_text(encoding="utf-8") if path.is_file() else "")
             state.died(trial.trial_id, text, machine)
 
     return Watching()
@@ -658,18 +692,17 @@ def _ending(state: _State) -> Any:
     return Ending()
 
 
-def _death(error: BaseException | None) -> tuple[str, bool]:
-    """Why a worker is gone, in words, and whether its whole machine is."""
-    text = " ".join(str(error).split())
+def _death(text: str) -> tuple[str, bool]:
+    """Why a worker is gone, from what Ray wrote of it, and whether its whole machine is."""
     lower = text.lower()
-    if "memory" in lower and "oom" in lower:
-        return "its process was ended because memory ran out; give the runs fewer workers", False
-    if "node" in lower and ("node died" in lower or "node was terminated" in lower
-                            or "node failure" in lower or "node is dead" in lower):  # fmt: skip
+    if any(sign in lower for sign in LOST_MACHINE):
         return "its machine is gone", True
-    if "unexpectedly" in lower or "died" in lower or "killed" in lower:
+    if "memory pressure" in lower or "outofmemoryerror" in lower:
+        return f"its process was ended because memory ran out, use fewer workers; {GOES_ON}", False
+    if "worker died" in lower or "actordiederror" in lower or "actor died" in lower:
         return f"its process was ended from outside; out of memory? {GOES_ON}", False
-    return first_line(error) if error is not None else "it ended without a word", False
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "its process ended without a word", False
 
 
 class _Told(Silent):
