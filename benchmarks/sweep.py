@@ -37,7 +37,7 @@ from benchmarks.download import DataError
 from benchmarks.execution import Options
 from benchmarks.pool import GOES_ON, GRACE_SECONDS, Problem, said
 from benchmarks.progress import Gone, Silent
-from benchmarks.rounds import Job, Ledger, Round
+from benchmarks.rounds import Job, Ledger, Round, costs_in
 from benchmarks.runs import Status
 from benchmarks.search import Ladder
 from benchmarks.study import Study, StudyError
@@ -48,6 +48,7 @@ REPORT_SECONDS = 1.0
 LOOK_SECONDS = 0.3
 """Between two looks at the flag that ends the runs."""
 GO, STOP = "go", "stop"
+CLIENT = "ray://"
 OBJECT_STORE_BYTES = 128 << 20
 """What workers share is a list of runs."""
 LONGEST_FOLDER = 30
@@ -95,71 +96,52 @@ class Place:
     flag: Path
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A round as the driver of Tune needs it."""
+
+    jobs: tuple[Job, ...]
+    ladder: Ladder | None
+    ledger: Ledger
+    options: Options
+    study: Study
+    cluster: Cluster
+    flag: Path
+    folder: Path
+    """for Tune's own files"""
+
+
 class Sweep:
     """A Ray that carries out rounds of jobs, from ``opened`` on."""
 
     def __init__(self, ray: ModuleType, cluster: Cluster, flag: Path, folder: Path) -> None:
         self.cluster = cluster
         self._ray, self._flag, self._folder = ray, flag, folder
-        self._stopped_at: float | None = None
-        self._count = 0
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to stop."""
-        return self._stopped_at is not None
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the workers had their time to write checkpoints."""
-        return self.stopping and time.monotonic() - (self._stopped_at or 0) > GRACE_SECONDS
-
-    def stop(self) -> None:
-        """Tell every worker to write its checkpoint and end."""
-        self._stopped_at = time.monotonic()
-        _write(self._flag, STOP)
+        self._stopping = False
 
     def carry_out(
-        self, work: Round, ledger: Ledger, options: Options, study: Study, board: Board
+        self, work: Round, ledger: Ledger, options: Options, study: Study
     ) -> dict[str, Status | Problem]:
         """Do the jobs that are left; the outcome of each run by its id.
 
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
         """
-        from ray import tune  # noqa: PLC0415 - takes a second
-
         jobs = tuple(job for job in work.jobs if any(ledger.to_do(cell) for cell in job.cells))
-        board.begin([cell for job in jobs for cell in job.cells if ledger.to_do(cell)])
         if not jobs:
             return {}
-        state = _State(jobs, work.ladder, ledger, board, self, study)
-        place = Place(jobs, ledger.root, options, self._flag)
-        resources = {"cpu": self.cluster.cpus, "gpu": self.cluster.gpu}
-        self._count += 1
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_work, place=place), resources),
-            tune_config=tune.TuneConfig(
-                search_alg=_offering(state),
-                scheduler=_halving(state),
-                num_samples=-1,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=f"round-{self._count}",
-                storage_path=str(self._folder),
-                callbacks=[_watching(state), *_loggers(study)],
-                stop=_ending(state),
-                failure_config=tune.FailureConfig(max_failures=0),
-                verbose=0,
-            ),
-        )
+        folder = self._folder / f"round-{secrets.token_hex(4)}"
+        task = _Task(jobs, work.ladder, ledger, options, study, self.cluster, self._flag, folder)
         with self._signals():
-            tuner.fit()
-        if self.stopping:
-            kept = sum(state.ledger.status(job.first).state == "interrupted" for job in jobs)
+            if self.cluster.address.startswith(CLIENT):  # there Tune's driver runs on the cluster
+                there = self._ray.remote(_round).options(num_cpus=0, max_retries=0)
+                outcomes = self._ray.get(there.remote(task))
+            else:
+                outcomes = _round(task)
+        if self._stopping:
+            kept = sum(ledger.status(job.first).state == "interrupted" for job in jobs)
             raise KeyboardInterrupt(f"stopped; {kept} run(s) stand at their checkpoints")
-        return state.outcomes
+        return outcomes
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -170,7 +152,8 @@ class Sweep:
         def ask(number: int, frame: FrameType | None) -> None:
             for each in asked:
                 signal.signal(each, signal.default_int_handler)
-            self.stop()
+            self._stopping = True
+            _write(self._flag, STOP)
             print("\naugbench: stopping, the runs write their checkpoints", file=sys.stderr)
 
         for each in asked:
@@ -180,6 +163,44 @@ class Sweep:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _round(task: _Task) -> dict[str, Status | Problem]:
+    """Tune's driver: hands the jobs to workers until none is left or the flag says stop."""
+    from ray import tune  # noqa: PLC0415 - takes a second
+
+    os.environ.update(SETTINGS)
+    cluster, ledger = task.cluster, task.ledger
+    # A trial that waits keeps the worker of one that ends, which takes seconds to start.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * cluster.workers)
+    left = [cell for job in task.jobs for cell in job.cells if ledger.to_do(cell)]
+    board = Board(len(left), cluster.workers, costs_in(ledger.root))
+    board.begin(left)
+    state = _State(task, board)
+    place = Place(task.jobs, ledger.root, task.options, task.flag)
+    resources = {"cpu": cluster.cpus, "gpu": cluster.gpu}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_work, place=place), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_offering(state),
+            scheduler=_halving(state),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=task.folder.name,
+            storage_path=str(task.folder.parent),
+            callbacks=[_watching(state), *_loggers(task.study)],
+            stop=_ending(state),
+            failure_config=tune.FailureConfig(max_failures=0),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        board.close()
+    return state.outcomes
 
 
 @contextmanager
@@ -224,8 +245,6 @@ def opened(
         else:
             cluster = _start(ray, folder, study, workers)
             stack.enter_context(_watched())
-        # A trial that waits keeps the worker of one that ends, which takes seconds to start.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * cluster.workers)
         yield Sweep(ray, cluster, flag, folder)
 
 
@@ -376,8 +395,9 @@ def takes(study: Study, gpus: bool) -> tuple[float, float]:
 
 def _join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Cluster:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        remote = address.startswith(CLIENT)
+        ray.init(address=address, log_to_driver=remote, logging_level=logging.ERROR)
+    except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
         raise StudyError(
             f"address: no Ray cluster answers at {address} ({first_line(error)}); start one with "
             "'ray start --head', or leave the address out"
@@ -468,19 +488,13 @@ def check_here(root: str, flag: str, options: Options, benchmarks: list[Any]) ->
 class _State:
     """What the driver knows of the jobs of a round; Tune's hooks below all work on it."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        ladder: Ladder | None,
-        ledger: Ledger,
-        board: Board,
-        sweep: Sweep,
-        study: Study,
-    ) -> None:
-        self.jobs, self.ladder, self.ledger, self.board = jobs, ladder, ledger, board
-        self.sweep, self.curves = sweep, _curves(study, ledger.root)
+    def __init__(self, task: _Task, board: Board) -> None:
+        self.jobs, self.ladder, self.ledger = task.jobs, task.ladder, task.ledger
+        self.board, self.curves = board, _curves(task.study, task.ledger.root)
+        self.stopping = _stopped(task.flag)
         self.outcomes: dict[str, Status | Problem] = {}
-        self._waiting = deque(range(len(jobs)))
+        self._cluster = task.cluster
+        self._waiting = deque(range(len(task.jobs)))
         self._offered: dict[str, int] = {}
         self._running: set[str] = set()
         self._lost: dict[int, int] = {}
@@ -488,7 +502,7 @@ class _State:
     @property
     def over(self) -> bool:
         """Whether nothing is left to offer or to come back."""
-        return self.sweep.stopping or not (self._waiting or self._offered)
+        return self.stopping() or not (self._waiting or self._offered)
 
     @property
     def idle(self) -> bool:
@@ -497,7 +511,7 @@ class _State:
 
     def offer(self, trial: str) -> dict[str, Any] | None:
         """The next job for a worker, as Tune's and other loggers' configuration of a trial."""
-        cluster = self.sweep.cluster
+        cluster = self._cluster
         most = cluster.workers if cluster.address else 2 * cluster.workers
         if not self._waiting or len(self._offered) >= most:
             return None
@@ -569,7 +583,7 @@ class _State:
         place = self._offered.pop(trial)
         self._running.discard(trial)
         job, again = self.jobs[place], ""
-        if self.sweep.stopping:
+        if self.stopping():
             return
         for cell in job.cells:
             if cell.run.id in self.outcomes:  # it was ended before, or a problem was told
@@ -683,11 +697,16 @@ def _ending(state: _State) -> Any:
     from ray.tune import Stopper  # noqa: PLC0415
 
     class Ending(Stopper):
+        since = math.inf
+
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return state.sweep.stopping and (state.idle or state.sweep.overdue)
+            if not state.stopping():
+                return False
+            self.since = min(self.since, time.monotonic())
+            return state.idle or time.monotonic() - self.since > GRACE_SECONDS
 
     return Ending()
 

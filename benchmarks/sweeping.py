@@ -14,7 +14,7 @@ from typing import Any
 
 from analysis import records, tables
 from benchmarks import arguments, cells, rounds, runs, search, sources, study
-from benchmarks.board import Board, duration
+from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
 from benchmarks.execution import Options
 from benchmarks.pool import Problem
@@ -149,11 +149,7 @@ def _run(
                 f"Runs: {len(left)} to do, {done} done, {cluster.workers} at a time{where}",
                 file=sys.stderr,
             )
-            board = Board(len(left), cluster.workers, rounds.costs_in(ledger.root))
-            try:
-                outcomes |= opened.carry_out(each, ledger, options, asked, board)
-            finally:
-                board.close()
+            outcomes |= opened.carry_out(each, ledger, options, asked)
     return outcomes
 
 

@@ -20,6 +20,7 @@ from benchmarks.execution import Options
 from benchmarks.pool import Problem
 from benchmarks.rounds import Job, Ledger
 from benchmarks.runs import Status
+from benchmarks.search import Ladder
 from benchmarks.study import Costs, Plan
 from tests import sweeping
 
@@ -172,22 +173,23 @@ def test_retry_failed_does_just_them(
 # What needs no Ray
 
 
-class Silenced:
-    """In place of what Ray and the terminal are told."""
-
-    cluster = sweep.Cluster("", 2, 1.0, 0.0, 1)
-    stopping = False
-
-
 def state_of(
-    jobs: list[Job], root: Path, healthy: study.Study, retries: int = 1, **more: Any
+    jobs: list[Job],
+    root: Path,
+    healthy: study.Study,
+    retries: int = 1,
+    ladder: Ladder | None = None,
 ) -> sweep._State:
-    ledger = Ledger(root, retries)
+    """The driver's knowledge of these jobs, without a driver."""
+    flag = root / "flag"
+    flag.write_text(sweep.GO)
     board = Board(len(jobs), 2, Costs())
     board.begin([job.first for job in jobs])
     quiet = replace(healthy, tensorboard=False)
-    fake: Any = Silenced()
-    return sweep._State(jobs, more.get("ladder"), ledger, board, fake, quiet)
+    cluster = sweep.Cluster("", 2, 1.0, 0.0, 1)
+    ledger = Ledger(root, retries)
+    task = sweep._Task(tuple(jobs), ladder, ledger, Options(), quiet, cluster, flag, root)
+    return sweep._State(task, board)
 
 
 @pytest.fixture
@@ -238,8 +240,6 @@ def test_a_problem_is_told_and_not_recorded(job: Job, healthy: study.Study, tmp_
 def test_a_trial_that_is_pruned_is_ended_on_disk(
     job: Job, healthy: study.Study, tmp_path: Path
 ) -> None:
-    from benchmarks.search import Ladder
-
     ladder = Ladder(2)
     ladder.seen("row", 1, 7, 0.9)
     trial = replace(job, trial=1, group="row", rungs=(1,))
