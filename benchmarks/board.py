@@ -47,9 +47,12 @@ class Board:
         self._running[cell.run.id] = cell, time.monotonic()
         self._show()
 
+    def paused(self, cell: Cell) -> None:
+        """No worker has the run any more, and it is to go on."""
+        self._stop(cell)
+
     def again(self, cell: Cell, reason: str) -> None:
         """The run failed and is tried once more."""
-        self._stop(cell)
         self.note(f"{label(cell)}: tried again after: {reason}")
 
     def ended(self, cell: Cell, outcome: Status | Problem, result: dict[str, Any] | None) -> None:

@@ -53,7 +53,7 @@ class Ledger:
 
     def __init__(self, root: Path, retries: int, retry_failed: bool = False) -> None:
         self.root, self._retries, self._retry_failed = root, retries, retry_failed
-        self._given_another_chance: set[str] = set()
+        self._forgiven: set[str] = set()
 
     def folder(self, cell: Cell) -> Path:
         """The run's directory."""
@@ -79,28 +79,25 @@ class Ledger:
         with (folder / FAILURES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def may_try(self, cell: Cell) -> bool:
-        """Whether a run that failed has a try left."""
-        return max(1, len(self.failures(cell))) <= self._retries
-
     def to_do(self, cell: Cell, status: Status | None = None) -> bool:
-        """Whether the run is to be started."""
+        """Whether the run is to be started; one that failed, as often as its tries allow."""
         state = (status or self.status(cell)).state
         if state != "failed":
             return state in UNFINISHED
-        if self._retry_failed and cell.run.id not in self._given_another_chance:
-            return True
-        return self.may_try(cell)
+        forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
+        return (self._retry_failed and forgiven) or self.tries_left(cell)
+
+    def tries_left(self, cell: Cell) -> bool:
+        """Whether a run that failed is tried again; one that failed elsewhere failed once."""
+        return max(1, len(self.failures(cell))) <= self._retries
 
     def begin(self, wanted: Sequence[Cell]) -> None:
-        """With --retry-failed the failures of these runs are forgotten, once."""
-        if not self._retry_failed:
-            return
-        for cell in wanted:
-            if cell.run.id not in self._given_another_chance:
+        """With --retry-failed what failed before this command is forgotten."""
+        for cell in wanted if self._retry_failed else ():
+            if cell.run.id not in self._forgiven:
                 if self.status(cell).state == "failed":
                     (self.folder(cell) / FAILURES).unlink(missing_ok=True)
-                self._given_another_chance.add(cell.run.id)
+                self._forgiven.add(cell.run.id)
 
 
 class Search:
@@ -130,6 +127,11 @@ class Search:
             made = search.trial_of(self.table, self.row, len(self.trials), values, tune)
             self.trials.append(made)
         return bool(settings)
+
+    def foresee(self) -> None:
+        """Add the trials that the file alone names."""
+        if self.tune.search != "optuna":
+            self.grow(Path())
 
     def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
         if count < 1:

@@ -37,7 +37,7 @@ from benchmarks.download import DataError
 from benchmarks.execution import Options
 from benchmarks.pool import GOES_ON, GRACE_SECONDS, Problem, said
 from benchmarks.progress import Gone, Silent
-from benchmarks.rounds import Job, Ledger, Round, costs_in
+from benchmarks.rounds import UNFINISHED, Job, Ledger, Round, costs_in
 from benchmarks.runs import Status
 from benchmarks.search import Ladder
 from benchmarks.study import Study, StudyError
@@ -51,9 +51,9 @@ GO, STOP = "go", "stop"
 CLIENT = "ray://"
 OBJECT_STORE_BYTES = 128 << 20
 """What workers share is a list of runs."""
-LONGEST_FOLDER = 30
+LONGEST_FOLDER = 20
 """Letters of the folder of temporary files: the path of a Unix socket has at most 107."""
-LOST_NODES = 20
+LOST_MACHINES = 20
 """How often a run may lose its machine before it counts as failed."""
 LOST_MACHINE = ("node died", "node failure", "node was terminated", "node is dead", "nodediederror")
 """How Ray says that a worker went with its machine."""
@@ -234,7 +234,9 @@ def opened(
             # A token of this sweep's own, so that nothing is written to the home folder.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-            os.environ["RAY_TMPDIR"] = str(folder)
+            # Networks of the user's own are looked for in the folder of the command.
+            paths = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         flag = stack.enter_context(_flag(root))
         ray = importlib.import_module("ray")
         stack.callback(ray.shutdown)
@@ -373,7 +375,7 @@ def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> 
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _temp_dir=str(folder),
+        _temp_dir=str(folder / "ray"),  # which Ray opens to everyone; the folder above is closed
         _node_ip_address="127.0.0.1",
     )
     return Cluster("", count, cpus, gpu, 1)
@@ -495,7 +497,8 @@ class _State:
         self.outcomes: dict[str, Status | Problem] = {}
         self._cluster = task.cluster
         self._waiting = deque(range(len(task.jobs)))
-        self._offered: dict[str, int] = {}
+        self._offered: dict[str, tuple[int, set[str]]] = {}
+        """by trial: the job's place, and the ids of its runs that are to be done"""
         self._running: set[str] = set()
         self._lost: dict[int, int] = {}
 
@@ -516,13 +519,13 @@ class _State:
         if not self._waiting or len(self._offered) >= most:
             return None
         place = self._waiting.popleft()
-        self._offered[trial] = place
         job = self.jobs[place]
         run = job.first.run
-        again = any(self.ledger.status(cell).state == "failed" for cell in job.cells)
+        left = {cell.run.id for cell in job.cells if self.ledger.to_do(cell)}
+        self._offered[trial] = place, left
         return {
             "job": place,
-            "again": again,
+            "runs": sorted(left),
             "benchmark": run.benchmark,
             "model": run.model,
             "protocol": run.protocol,
@@ -534,14 +537,14 @@ class _State:
     def started(self, trial: str) -> None:
         """A worker begins."""
         self._running.add(trial)
-        self.board.started(self.jobs[self._offered[trial]].first)
+        self.board.started(self._job(trial).first)
 
     def reported(self, trial: str, result: dict[str, Any]) -> None:
         """A run goes on, or ends."""
         for note in result.get("notes", ()):
             self.board.note(note)
         self.board.tick()
-        job = self.jobs[self._offered[trial]]
+        job = self._job(trial)
         if self.curves is not None and "epoch" in result:
             self.curves.extend(job.cells)
 
@@ -549,7 +552,7 @@ class _State:
         """Whether a trial of a search earned its way past a rung; else its runs are ended."""
         if self.ladder is None or "rung" not in result:
             return True
-        job = self.jobs[self._offered[trial]]
+        job = self._job(trial)
         rung, score = result["rung"], result["score"]
         self.ladder.seen(job.group, rung, job.trial, score)
         if self.ladder.goes_on(job.group, rung, job.trial):
@@ -561,66 +564,60 @@ class _State:
 
     def ended(self, trial: str) -> None:
         """The worker returned: the runs' directories say how."""
-        self._end(trial, None)
+        self._end(trial, "")
 
     def problem(self, trial: str, text: str) -> None:
         """The worker could not do it for a reason that is not the run's; nothing is recorded."""
-        job = self.jobs[self._offered[trial]]
-        for cell in job.cells:
-            if self.ledger.to_do(cell):
-                self.outcomes[cell.run.id] = Problem(text)
+        for cell in self._job(trial).cells:
+            if self.ledger.status(cell).state in UNFINISHED:
+                self._tell(cell, Problem(text))
 
     def died(self, trial: str, reason: str, machine: bool) -> None:
         """The worker's process is gone, or raised what no run may raise."""
-        place = self._offered[trial]
-        self._lost[place] = self._lost.get(place, 0) + 1
-        if machine and self._lost[place] <= LOST_NODES:
-            self._end(trial, None, lost=f"its machine is gone; {GOES_ON}")
-        else:
-            self._end(trial, reason)
+        self._end(trial, "" if machine else reason)
 
-    def _end(self, trial: str, death: str | None, lost: str = "") -> None:
-        place = self._offered.pop(trial)
+    def _job(self, trial: str) -> Job:
+        return self.jobs[self._offered[trial][0]]
+
+    def _end(self, trial: str, death: str) -> None:
+        place, left = self._offered.pop(trial)
         self._running.discard(trial)
-        job, again = self.jobs[place], ""
         if self.stopping():
             return
-        for cell in job.cells:
-            if cell.run.id in self.outcomes:  # it was ended before, or a problem was told
-                continue
+        job, again = self.jobs[place], False
+        cells = [c for c in job.cells if c.run.id in left and c.run.id not in self.outcomes]
+        if not death and any(self.ledger.status(cell).state in UNFINISHED for cell in cells):
+            self._lost[place] = self._lost.get(place, 0) + 1
+            again = self._lost[place] <= LOST_MACHINES
+            death = "" if again else "it was lost with its machine too often"
+        for cell in cells:
             status = self.ledger.status(cell)
-            if death is not None and status.state in ("new", "interrupted"):
-                self.ledger.failed(cell, death)
-                if self.ledger.may_try(cell):
-                    again = death
-                    continue
-                reason = f"{death} (tried {len(self.ledger.failures(cell))} time(s))"
-                status = execution.conclude(
-                    cell.run, cell.recorded, self.ledger.root, "failed", reason
-                )
-            elif status.state == "failed":
-                self.ledger.failed(cell, status.reason)
-                if self.ledger.may_try(cell):
-                    again = status.reason
-                    continue
-            elif status.state in ("new", "interrupted"):
-                again = lost or "it was not finished"
+            if status.state in UNFINISHED and not death:
                 continue
+            if status.state in (*UNFINISHED, "failed"):
+                reason = status.reason if status.state == "failed" else death
+                self.ledger.failed(cell, reason)
+                if self.ledger.tries_left(cell):
+                    self.board.again(cell, reason)
+                    again = True
+                    continue
+            if status.state in UNFINISHED:
+                text = f"{death} (tried {len(self.ledger.failures(cell))} time(s))"
+                root = self.ledger.root
+                status = execution.conclude(cell.run, cell.recorded, root, "failed", text)
             self._tell(cell, status)
-        for cell in job.cells:
-            outcome = self.outcomes.get(cell.run.id)
-            if isinstance(outcome, Problem):
-                self.board.ended(cell, outcome, None)
         if again:
-            self.board.again(job.first, again)
+            self.board.paused(job.first)
             self._waiting.append(place)
 
-    def _tell(self, cell: Cell, status: Status) -> None:
-        self.outcomes[cell.run.id] = status
-        result = runs.read_result(self.ledger.folder(cell)) if status.state == "done" else None
-        if self.curves is not None and status.state == "done":
+    def _tell(self, cell: Cell, outcome: Status | Problem) -> None:
+        self.outcomes[cell.run.id] = outcome
+        done = not isinstance(outcome, Problem) and outcome.state == "done"
+        if self.curves is not None and done:
             self.curves.finish(cell)
-        self.board.ended(cell, status, result)
+        self.board.ended(
+            cell, outcome, runs.read_result(self.ledger.folder(cell)) if done else None
+        )
 
 
 def _offering(state: _State) -> Any:
@@ -784,14 +781,15 @@ def _work(config: dict[str, Any], place: Place) -> None:
     from ray import tune  # noqa: PLC0415
 
     job = place.jobs[config["job"]]
-    options = replace(place.options, retry_failed=config["again"])
+    options = replace(place.options, retry_failed=True)  # only these runs are to be done
+    cells = [cell for cell in job.cells if cell.run.id in config["runs"]]
     ends = _stopped(place.flag)
     folders = [runs.folder_of(place.root, cell.run) for cell in job.cells]
     try:
         for until in (*job.rungs, 0):
             if until and min(len(search.lines_of(folder)) for folder in folders) > until:
                 continue  # it has earned its way on before
-            for cell in job.cells:
+            for cell in cells:
                 if ends():
                     return
                 _leg(cell, place, options, until, ends, tune.report)

@@ -44,12 +44,12 @@ def carry_out(command: arguments.SweepCommand) -> int:
     data_root = command.data or asked.data or sources.default_root()
     data_root = data_root.expanduser().absolute()
     plan = Plan(asked, data_root)
-    work = Work(plan, root, study.chosen(command.only))
+    chosen = study.chosen(command.only)
     ledger = Ledger(root, asked.retries, command.retry_failed)
-    if asked.tune is not None:
-        for each in work.searches:
-            each.grow(root) if asked.tune.search != "optuna" else None
-    wanted = work.cells()
+    foreseen = Work(plan, root, chosen)
+    for each in foreseen.searches:
+        each.foresee()
+    wanted = foreseen.cells()
     if command.only and not wanted:
         names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
         raise study.StudyError(
@@ -65,6 +65,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune)
     root.mkdir(parents=True, exist_ok=True)
+    work = Work(plan, root, chosen)
     outcomes = _run(command, plan, work, ledger, data_root)
     return _told(plan, work, ledger, outcomes)
 
