@@ -133,6 +133,35 @@ class CompareCommand(Setting, Place):
 
 
 @dataclass(kw_only=True)
+class SweepCommand:
+    """Carry out a study file on this machine or on a Ray cluster; what is done is not done again.
+
+    Example: augbench sweep ray_configs/quickstart.yaml --dry-run
+    """
+
+    file: Positional[Path]
+    """study file (YAML)"""
+    dry_run: bool = False
+    """print every run, what is done, and the time that the rest takes"""
+    only: str = ""
+    """the runs whose name, as the dry run prints it, holds this; * and ? stand for any letters"""
+    settings: Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE ...")] = ()
+    """values that go before those of the file, such as training.epochs=5 seeds=3"""
+    workers: Annotated[int | None, _default("the file's, else as many as fit")] = None
+    """runs at a time"""
+    address: str = ""
+    """Ray cluster (auto, HOST:PORT, ray://HOST:PORT); local: none, whatever RAY_ADDRESS says"""
+    out: Annotated[Path | None, _default("the file's, else runs")] = None
+    """results folder"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    retry_failed: bool = False
+    """do failed runs again"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
 class ListCommand:
     """Show methods, benchmarks, models and training presets, a line each with its source.
 
@@ -215,6 +244,7 @@ Command = (
     Annotated[ListCommand, subcommand("list")]
     | Annotated[RunCommand, subcommand("run")]
     | Annotated[CompareCommand, subcommand("compare")]
+    | Annotated[SweepCommand, subcommand("sweep")]
     | Annotated[PredictCommand, subcommand("predict")]
     | Annotated[ShowCommand, subcommand("show")]
     | Annotated[DataCommand, subcommand("data")]

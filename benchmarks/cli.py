@@ -1,4 +1,4 @@
-"""The command line: ``augbench list | run | compare | predict | show | data``."""
+"""The command line: ``augbench list | run | compare | sweep | predict | show | data``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from benchmarks.arguments import (
     PredictCommand,
     RunCommand,
     ShowCommand,
+    SweepCommand,
 )
 
 
@@ -74,7 +75,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _carry_out(
-    command: RunCommand | CompareCommand | PredictCommand | ShowCommand | DataCommand,
+    command: RunCommand
+    | CompareCommand
+    | SweepCommand
+    | PredictCommand
+    | ShowCommand
+    | DataCommand,
 ) -> int:
     from benchmarks import commands  # loads torch, which neither --help nor list needs
 

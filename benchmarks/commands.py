@@ -26,6 +26,7 @@ from benchmarks import (
     progress,
     runs,
     sources,
+    sweeping,
     trainer,
 )
 from benchmarks.catalogue import CATALOGUE
@@ -48,6 +49,7 @@ def carry_out(command: Any) -> int:
     actions = {
         arguments.RunCommand: _run,
         arguments.CompareCommand: _compare,
+        arguments.SweepCommand: sweeping.carry_out,
         arguments.PredictCommand: _predict,
         arguments.ShowCommand: _show,
         arguments.DataCommand: _data,

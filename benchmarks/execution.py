@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,11 +51,14 @@ def execute(
     options: Options,
     benchmark: Benchmark,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Status:
     """Do one run on disk unless it is done; afterwards its directory says how it ended.
 
+    ``stop`` is asked before every step whether to end there.
+
     Raises:
-        Interrupted: SIGINT or SIGTERM; the same call goes on from the checkpoint.
+        Interrupted: SIGINT, SIGTERM or ``stop``; the same call goes on from the checkpoint.
         DataError: the data cannot be had; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
@@ -77,10 +80,9 @@ def execute(
         if status.state != "done":
             for name in ("result.json", "metrics.jsonl", "timing.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-        cell = {"id": run.id, "run": asdict(run), "recorded": recorded}  # type: ignore[call-overload]
-        runs.write_text(folder / "run.json", json.dumps(cell, indent=1) + "\n")
+        _write_cell(run, recorded, folder)
         try:
-            status = _attempt(run, folder, options, benchmark, progress)
+            status = _attempt(run, folder, options, benchmark, progress, stop)
         except NotApplicable as reason:
             status = _conclude(folder, {"status": "skipped", "reason": str(reason)})
         except (Interrupted, Gone, DataError, runs.StorageError):
@@ -104,8 +106,46 @@ def _to_do(status: Status, folder: Path, options: Options) -> bool:
     return status.state in ("new", "interrupted")
 
 
+def conclude(
+    run: Run,
+    recorded: dict[str, Any],
+    root: Path,
+    state: Literal["failed", "stopped"],
+    reason: str,
+) -> Status:
+    """Say from outside how a run ended that cannot say it; its checkpoint stays where it failed.
+
+    A run that has ended meanwhile keeps its own word.
+
+    Raises:
+        OSError: the results cannot be written.
+        runs.Held: a process works on it.
+    """
+    folder = runs.folder_of(root, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.locked(folder):
+        status = runs.status_of(folder)
+        if status.state not in ("new", "interrupted"):
+            return status
+        _write_cell(run, recorded, folder)
+        status = _conclude(folder, {"status": state, "reason": reason})
+        if state == "stopped":
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return status
+
+
+def _write_cell(run: Run, recorded: dict[str, Any], folder: Path) -> None:
+    cell = {"id": run.id, "run": asdict(run), "recorded": recorded}  # type: ignore[call-overload]
+    runs.write_text(folder / "run.json", json.dumps(cell, indent=1) + "\n")
+
+
 def _attempt(
-    run: Run, folder: Path, options: Options, benchmark: Benchmark, progress: Progress
+    run: Run,
+    folder: Path,
+    options: Options,
+    benchmark: Benchmark,
+    progress: Progress,
+    stop: Callable[[], bool] | None,
 ) -> Status:
     device = torch.device(options.device)
     arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
@@ -130,6 +170,7 @@ def _attempt(
         progress=progress,
         folder=folder,
         checkpoint_every=options.checkpoint_every,
+        stop=stop,
     )
     learned = {
         name: value.detach().cpu().numpy() for name, value in fitted.method.learned().items()

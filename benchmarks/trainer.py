@@ -53,7 +53,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM ended the run; its checkpoint is on disk."""
+    """The run was told to end, by SIGINT, SIGTERM or its caller; its checkpoint is on disk."""
 
 
 @dataclass
@@ -105,22 +105,23 @@ def fit(
     progress: Progress | None = None,
     folder: Path | None = None,
     checkpoint_every: int = 1,
+    stop: Callable[[], bool] | None = None,
 ) -> Fitted:
     """Train one network and judge it; ``model`` makes a network of one's own from the Spec.
 
     With ``folder`` it goes on from the checkpoint there and writes one every
-    ``checkpoint_every`` epochs.
+    ``checkpoint_every`` epochs. ``stop`` is asked before every step whether to end here.
 
     Raises:
         NotApplicable: the method does not work on this task, data or network.
         TrainingFailed: the loss is not finite, or the method handed back a wrong batch.
-        Interrupted: SIGINT or SIGTERM.
+        Interrupted: SIGINT or SIGTERM, or ``stop`` said so.
     """
     progress, device = progress or Silent(), torch.device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(run.threads)
     try:
-        return _fit(run, splits, method, device, model, progress, folder, checkpoint_every)
+        return _fit(run, splits, method, device, model, progress, folder, checkpoint_every, stop)
     finally:
         torch.set_num_threads(threads)
 
@@ -134,6 +135,7 @@ def _fit(
     progress: Progress,
     folder: Path | None,
     checkpoint_every: int,
+    stop: Callable[[], bool] | None,
 ) -> Fitted:
     training, task, spec = run.training, task_of(splits.kind), splits.spec
     seed_global(device, run.seed, "init")
@@ -161,8 +163,9 @@ def _fit(
     )
     method.to(device)
     reset_peak_memory(device)
-    with _signals() as stop:
-        state = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, stop)
+    with _signals() as asked:
+        ends = asked if stop is None else lambda: asked() or stop()
+        state = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
     result, predictions = _judge(run, splits, network, state, method)
     ctx.counter.close()
     result["resumed"] = state.resumed
@@ -220,6 +223,8 @@ def _loop(
     state = _restore(folder, ctx, method, progress, f"{run.row}, seed {run.seed}")
     if state.resumed:  # what setup cost and told was counted when the run began
         ctx.forget()
+    if state.resumed and folder is not None:  # these tell how far it is, also if it stops again
+        write_lines(folder, state)
     offered, _ = selection_offered(splits, method)
     progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, splits.pool)
     held: dict[str, Any] | None = None

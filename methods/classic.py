@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class Crop(Method):
     """Pad each image and cut a window of the old size at a random place."""
 
     source = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385"
+    space: ClassVar[Mapping[str, Any]] = {"pad": ("int", 1, 6)}
 
     def __init__(self, *, pad: int = 4, mode: Literal["zeros", "reflect"] = "zeros") -> None:
         super().__init__()
@@ -141,6 +142,7 @@ class Mixup(Method):
 
     source = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412"
     mixes_rows = True
+    space: ClassVar[Mapping[str, Any]] = {"alpha": ("loguniform", 0.1, 2.0)}
 
     def __init__(self, *, alpha: float = 0.2) -> None:
         super().__init__()
@@ -168,6 +170,7 @@ class CutMix(Method):
 
     source = "Yun et al., CutMix: Regularization Strategy, ICCV 2019, arXiv:1905.04899"
     mixes_rows = True
+    space: ClassVar[Mapping[str, Any]] = {"alpha": ("loguniform", 0.1, 2.0)}
 
     def __init__(self, *, alpha: float = 1.0) -> None:
         super().__init__()
@@ -222,6 +225,7 @@ class SoftAugmentation(Method):
     """
 
     source = "Liu et al., Soft Augmentation for Image Classification, CVPR 2023, arXiv:2211.04625"
+    space: ClassVar[Mapping[str, Any]] = {"sigma": ("uniform", 0.1, 0.5)}
 
     def __init__(
         self,
@@ -357,6 +361,7 @@ class GaussianNoise(Method):
     """Add normal noise of standard deviation ``sigma`` to every value, cut off at [0, 1]."""
 
     source = "Bishop, Training with Noise is Equivalent to Tikhonov Regularization, 1995"
+    space: ClassVar[Mapping[str, Any]] = {"sigma": ("loguniform", 0.01, 0.3)}
 
     def __init__(self, *, sigma: float = 0.1) -> None:
         super().__init__()

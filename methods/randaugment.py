@@ -16,10 +16,11 @@ row does is known before the device has done it, so nothing waits for the device
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -209,6 +210,7 @@ class RandAugment(PerRow):
     """
 
     source = "Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719"
+    space: ClassVar[Mapping[str, Any]] = {"m": ("int", 1, 15)}
 
     def __init__(
         self,

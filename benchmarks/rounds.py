@@ -1,0 +1,325 @@
+"""What a study has done and has left, and in which rounds the rest is done. Needs no ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cells, data, runs, search
+from benchmarks.cells import Cell, Row
+from benchmarks.data import strata_of
+from benchmarks.runs import Status
+from benchmarks.search import Ladder, Outcome, Trial, Values
+from benchmarks.study import Costs, Plan, StudyError, Table, Tune
+
+FAILURES = "failures.jsonl"
+"""In a run's directory: a line for each time that it failed, with the reason."""
+UNFINISHED = ("new", "interrupted")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does in one go: a run, or the runs of one trial from rung to rung."""
+
+    cells: tuple[Cell, ...]
+    trial: int = 0
+    group: str = ""
+    """the row whose trials compete"""
+    rungs: tuple[int, ...] = ()
+    metric: str = "auc"
+
+    @property
+    def first(self) -> Cell:
+        """The run that stands for the job."""
+        return self.cells[0]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Jobs that may run at once."""
+
+    jobs: list[Job]
+    ladder: Ladder | None = None
+
+
+class Ledger:
+    """What lies in the results folder, read anew whenever it is asked."""
+
+    def __init__(self, root: Path, retries: int, retry_failed: bool = False) -> None:
+        self.root, self._retries, self._retry_failed = root, retries, retry_failed
+        self._forgiven: set[str] = set()
+
+    def folder(self, cell: Cell) -> Path:
+        """The run's directory."""
+        return runs.folder_of(self.root, cell.run)
+
+    def status(self, cell: Cell) -> Status:
+        """How the run stands."""
+        return runs.status_of(self.folder(cell))
+
+    def failures(self, cell: Cell) -> list[str]:
+        """The reasons of its failures."""
+        try:
+            lines = (self.folder(cell) / FAILURES).read_text(encoding="utf-8").splitlines()
+            return [json.loads(line)["reason"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def failed(self, cell: Cell, reason: str) -> None:
+        """Count a failure."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        line = {"reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with (folder / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def to_do(self, cell: Cell, status: Status | None = None) -> bool:
+        """Whether the run is to be started; one that failed, as often as its tries allow."""
+        state = (status or self.status(cell)).state
+        if state != "failed":
+            return state in UNFINISHED
+        forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
+        return (self._retry_failed and forgiven) or self.tries_left(cell)
+
+    def tries_left(self, cell: Cell) -> bool:
+        """Whether a run that failed is tried again; one that failed elsewhere failed once."""
+        return max(1, len(self.failures(cell))) <= self._retries
+
+    def begin(self, wanted: Sequence[Cell]) -> None:
+        """With --retry-failed what failed before this command is forgotten."""
+        for cell in wanted if self._retry_failed else ():
+            if cell.run.id not in self._forgiven:
+                if self.status(cell).state == "failed":
+                    (self.folder(cell) / FAILURES).unlink(missing_ok=True)
+                self._forgiven.add(cell.run.id)
+
+
+class Search:
+    """The search of one row of one table."""
+
+    def __init__(self, table: Table, row: Row, tune: Tune) -> None:
+        self.table, self.row, self.tune = table, row, tune
+        self.rungs = search.rungs(tune.asha, table.training.epochs)
+        self.name = f"{table.name}, {search.row_name(row)}"
+        self.trials: list[Trial] = []
+
+    def grow(self, root: Path) -> bool:
+        """Add the trials that can be named by now; whether there were any."""
+        tune, have = self.tune, len(self.trials)
+        if tune.search != "optuna":
+            settings = search.listed(self.row, self.table.training, tune)[have:]
+        elif not have:
+            settings: list[Values] = [{}]
+            settings += self._asked([], min(tune.batch, tune.trials) - 1)
+        else:
+            ended = self.outcomes(root)
+            if any(each.state == "new" for each in ended):
+                return False
+            seen = [(each.values, each.score if each.complete else None) for each in ended]
+            settings = self._asked(seen, min(tune.batch, tune.trials - have))
+        for values in settings:
+            made = search.trial_of(self.table, self.row, len(self.trials), values, tune)
+            self.trials.append(made)
+        return bool(settings)
+
+    def foresee(self) -> None:
+        """Add the trials that the file alone names."""
+        if self.tune.search != "optuna":
+            self.grow(Path())
+
+    def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
+        if count < 1:
+            return []
+        return search.asked(self.row, self.table.training, self.tune, seen, count)
+
+    def outcomes(self, root: Path) -> list[Outcome]:
+        """The trials as they stand on disk."""
+        return [search.outcome(trial, root, self.tune.metric) for trial in self.trials]
+
+    def jobs(self) -> list[Job]:
+        """Every trial as a job."""
+        return [
+            Job(trial.cells, trial.number, self.name, self.rungs, self.tune.metric)
+            for trial in self.trials
+        ]
+
+
+def check_search(plan: Plan, tune: Tune) -> None:
+    """Refuse a search whose choice would be noise, or whose extra is missing.
+
+    Raises:
+        StudyError: names the table and what to do.
+    """
+    if tune.search == "optuna":
+        try:
+            importlib.import_module("optuna")
+        except ImportError as error:
+            raise StudyError(
+                "tune.search: optuna is not installed: pip install 'augbench[optuna]', or use "
+                "search: random"
+            ) from error
+    for table in plan.tables:
+        study = plan.study
+        arrays = data.arrays_of(
+            table.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
+        )
+        labels, classes = arrays.val_y, len(arrays.classes)
+        strata = strata_of(labels, classes)
+        counts = [int((strata == k).sum()) for k in range(classes)]
+        if labels.ndim > 1:
+            counts = [int(count) for count in labels.sum(axis=0)]
+        reason = search.refused(len(labels), min(counts), table.protocol.name, tune)
+        if reason:
+            raise StudyError(f"tune: {table.name}: {reason}")
+
+
+class Work:
+    """The runs of a study, in rounds: what later rounds hold depends on how earlier ones ended."""
+
+    def __init__(self, plan: Plan, root: Path, only: Callable[[Cell], bool]) -> None:
+        self.plan, self.root, self._only = plan, root, only
+        tune = plan.study.tune
+        self.searches = [
+            Search(table, row, tune) for table in plan.tables for row in table.rows if tune
+        ]
+        self.extra: dict[int, list[Row]] = {}
+        """rows with an equal budget, by the place of their table"""
+
+    def rounds(self) -> Iterator[Round]:
+        """Jobs, of which those that are done are left out by who carries them out."""
+        if self.searches:
+            yield from self._searching()
+            return
+        yield Round(self._jobs([cell for table in self.plan.tables for cell in table.cells()]))
+        more: list[Cell] = []
+        for place, table in enumerate(self.plan.tables):
+            plain = table.cells([row for row in table.rows if not row.dirty])
+            self.extra[place] = [
+                row
+                for kind in table.block.same
+                for row in cells.equal_budget_rows(plain, self.root, kind)
+            ]
+            more += table.cells(self.extra[place])
+        if more:
+            yield Round(self._jobs(more))
+
+    def _searching(self) -> Iterator[Round]:
+        while [each for each in self.searches if each.grow(self.root)]:
+            jobs = [job for each in self.searches for job in each.jobs()]
+            yield Round([job for job in jobs if self._only(job.first)], self._ladder())
+        final: list[Cell] = []
+        for each in self.searches:
+            for values in finalists(each, self.budget(each.table), self.root):
+                final += search.finals(each.table, each.row, values, each.tune)
+        yield Round(self._jobs(final))
+
+    def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
+        once = {cell.run.id: cell for cell in wanted if self._only(cell)}
+        return [Job((cell,)) for cell in once.values()]
+
+    def _ladder(self) -> Ladder | None:
+        tune = self.plan.study.tune
+        if tune is None or tune.asha is None:
+            return None
+        ladder = Ladder(tune.asha.factor)
+        for each in self.searches:
+            for trial in each.trials:
+                folders = [runs.folder_of(self.root, cell.run) for cell in trial.cells]
+                reached = min(len(search.lines_of(folder)) for folder in folders)
+                for rung in each.rungs:
+                    if rung <= reached:
+                        score = search.score_at(folders, rung, tune.metric)
+                        ladder.seen(each.name, rung, trial.number, score)
+        return ladder
+
+    def budget(self, table: Table) -> int:
+        """Passes that the cheapest search of a table took: what equal passes means there."""
+        rows = [each for each in self.searches if each.table is table]
+        return min(sum(one.passes for one in each.outcomes(self.root)) for each in rows)
+
+    def cells(self) -> list[Cell]:
+        """Every run that can be named by now; of a search, its trials and the default's finals."""
+        if not self.searches:
+            wanted = [cell for table in self.plan.tables for cell in table.cells()]
+            wanted += [
+                cell
+                for place, rows in self.extra.items()
+                for cell in self.plan.tables[place].cells(rows)
+            ]
+        else:
+            wanted = []
+            for each in self.searches:
+                wanted += [cell for trial in each.trials for cell in trial.cells]
+                settings = finalists(each, self.budget(each.table), self.root)
+                for values in settings:
+                    wanted += search.finals(each.table, each.row, values, each.tune)
+        once = {cell.run.id: cell for cell in wanted if self._only(cell)}
+        return list(once.values())
+
+
+def finalists(each: Search, passes: int, root: Path) -> list[Values]:
+    """The settings that run on fresh seeds: as written, the winner, and the one at equal passes."""
+    outcomes = each.outcomes(root)
+    found: list[Values] = [{}]
+    for among in (outcomes, search.within(outcomes, passes)):
+        best = search.winner(among)
+        if best is not None and best.values not in found:
+            found.append(best.values)
+    return found
+
+
+def costs_in(root: Path) -> Costs:
+    """What the runs in a results folder have taken."""
+    costs = Costs()
+    for folder in runs.folders(root):
+        result = runs.read_result(folder)
+        if result is not None and result["status"] == "done":
+            try:
+                run, _ = runs.read_run(folder)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            costs.saw(run, result)
+    return costs
+
+
+def record(each: Search, work: Work) -> dict[str, Any]:
+    """What the search of one row found, for search.json."""
+    outcomes = each.outcomes(work.root)
+    budget = work.budget(each.table)
+    best, cheap = search.winner(outcomes), search.winner(search.within(outcomes, budget))
+    return {
+        "table": each.table.name,
+        "row": search.row_name(each.row),
+        "metric": each.tune.metric,
+        "seeds": [cell.run.seed for cell in each.trials[0].cells] if each.trials else [],
+        "trials": [
+            {
+                "number": one.number,
+                "values": dict(one.values),
+                "runs": [cell.run.id for cell in trial.cells],
+                "state": one.state,
+                "rung": one.rung,
+                "select": one.score,
+                "test": one.test,
+                "passes": one.passes,
+            }
+            for one, trial in zip(outcomes, each.trials, strict=True)
+        ],
+        "passes": sum(one.passes for one in outcomes),
+        "equal_passes": budget,
+        "winner": None if best is None else best.number,
+        "winner_at_equal_passes": None if cheap is None else cheap.number,
+        "regret": search.regret(outcomes),
+        "expected": search.expected(outcomes),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of what there is; nan of nothing."""
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,676 @@
+"""A study file: YAML to a typed study, and from there to the cells that it names. Needs no ray."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+import methods
+from analysis import tables
+from benchmarks import cells, data, models, runs
+from benchmarks.catalogue import CATALOGUE
+from benchmarks.cells import Cell, Row
+from benchmarks.data import Benchmark, Protocol
+from benchmarks.runs import CONFIG, Training
+from methods.base import Spec
+from methods.naming import NamingError, from_mapping, nearest, render, split
+
+MAX_RUNS = 100_000
+"""More than this is a slip of the pen, and would fill a disk with directories."""
+
+
+class StudyError(NamingError):
+    """A study file that cannot be used; names the file, the line, and what is allowed there."""
+
+
+def expand(text: str) -> list[str]:
+    """The short form for products: ``{breast|pneumonia}mnist`` is two names; braces may nest.
+
+    Raises:
+        NamingError: a brace without its partner.
+    """
+    start = text.find("{")
+    if start < 0:
+        if "}" in text:
+            raise NamingError(f"{text!r}: expected a {{ before the }}")
+        return [text]
+    depth, cuts = 0, [start]
+    for place in range(start, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if text[place] == "|" and depth == 1:
+            cuts.append(place)
+        if depth == 0:
+            cuts.append(place)
+            break
+    else:
+        raise NamingError(f"{text!r}: expected a }} after the {{")
+    head, tails = text[:start], expand(text[cuts[-1] + 1 :])
+    options = [text[one + 1 : other].strip() for one, other in itertools.pairwise(cuts)]
+    return [
+        head + middle + tail for option in options for middle in expand(option) for tail in tails
+    ]
+
+
+def _names(value: Any) -> Any:
+    """A text, a mapping or a list of them as a list of texts, products written out."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    found: list[str] = []
+    for each in listed:
+        if isinstance(each, str):
+            found += [part for text in expand(each) for part in split(text)]
+        else:
+            found.append(render(from_mapping(each)))
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _seeds(value: Any) -> Any:
+    """A number of seeds, counted from 0, or the list of them."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"expected 1 or more, or a list of seeds, got {value}")
+        return tuple(range(value))
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Listed = BeforeValidator(_listed)
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Resources:
+    """What one run takes."""
+
+    cpus: float | None = None
+    """cores; the run's threads unless given"""
+    gpus: float | None = None
+    """0 trains on the CPU; one unless given, where there are any"""
+    trials_per_gpu: int = 0
+    """so many runs share a GPU; the same as gpus: 1/k"""
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise ValueError(f"cpus: expected a number above 0, got {self.cpus}")
+        if self.gpus is not None and not 0 <= self.gpus < math.inf:
+            raise ValueError(f"gpus: expected 0 or more, got {self.gpus}")
+        if self.trials_per_gpu < 0:
+            raise ValueError(f"trials_per_gpu: expected 1 or more, got {self.trials_per_gpu}")
+        if self.trials_per_gpu and self.gpus is not None:
+            raise ValueError("trials_per_gpu: expected either this or gpus, got both")
+
+    @property
+    def gpu(self) -> float | None:
+        """GPUs of one run; None where the file does not say."""
+        return 1 / self.trials_per_gpu if self.trials_per_gpu else self.gpus
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Asha:
+    """Successive halving: at each rung only the best share of a row's trials goes on."""
+
+    grace: int = 1
+    """epochs before the first rung"""
+    factor: int = 3
+    """one in so many goes on, and the next rung is so many times as far"""
+
+    def __post_init__(self) -> None:
+        if self.grace < 1:
+            raise ValueError(f"grace: expected 1 epoch or more, got {self.grace}")
+        if self.factor < 2:
+            raise ValueError(f"factor: expected 2 or more, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Tune:
+    """A search of hyper-parameters on the select split; every row gets as many trials."""
+
+    trials: int = 16
+    search: Literal["random", "grid", "optuna"] = "random"
+    metric: Literal["auc", "accuracy"] = "auc"
+    """of the select split; test is never seen"""
+    seeds: int = 1
+    """a trial's score is the mean over so many seeds; 3 or more where select is small"""
+    final_seeds: int = 10
+    """fresh seeds on which the winner and the default run"""
+    asha: Asha | None = None
+    common: dict[str, Any] = field(default_factory=dict)
+    """what every row searches beside the spaces of the methods in it; name: [kind, ...]"""
+    spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """replaces a method's own space"""
+    batch: int = 8
+    """optuna: so many trials are asked for at a time"""
+    seed: int = 0
+    """decides the list of trials"""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "seeds", "final_seeds", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Block:
+    """A product of benchmarks, models, methods and seeds under one training."""
+
+    benchmarks: Names = ()
+    models: Names = ("resnet18",)
+    methods: Names = ()
+    seeds: Seeds | None = None
+    """10, and 30 where test has under 500 rows"""
+    preset: str = "medmnist"
+    training: dict[str, Any] = field(default_factory=dict)
+    """fields that differ from the preset"""
+    protocols: Annotated[tuple[Literal["equal", "paper"], ...], Listed] = ("equal",)
+    meta_fraction: float = 0.2
+    crossfit: int = 1
+    controls: bool = False
+    """the control rows of each method that learns from meta rows (paper: always)"""
+    same: Annotated[tuple[Literal["passes", "time"], ...], Listed] = ()
+    """each method's upstream with as many passes, or as much time"""
+    threads: int = 1
+    oracle_test: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("benchmarks", "models", "methods", "protocols"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+        if self.threads < 1:
+            raise ValueError(f"threads: expected 1 or more, got {self.threads}")
+        if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
+            raise ValueError(f"seeds: expected 0 or more each, got {list(self.seeds)}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Study:
+    """What a study file says."""
+
+    name: str
+    question: str = ""
+    family: Names = ()
+    """the rows whose comparisons with the first one belong together"""
+    margin: float = 0.5
+    """points of accuracy within which two rows count as equal"""
+    prediction: str = ""
+    """written before the first run"""
+    blocks: tuple[Block, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    workers: int | None = None
+    """runs at a time; as many as fit unless given"""
+    address: str = ""
+    """of a Ray cluster; RAY_ADDRESS and --address go before it"""
+    dashboard: bool = False
+    out: Path = Path("runs")
+    data: Path | None = None
+    retries: int = 1
+    """how often a run that failed is tried again"""
+    checkpoint_every: int = 1
+    allow_unverified: bool = False
+    memory_gib: float = 4.0
+    tensorboard: bool = True
+    wandb: dict[str, Any] | None = None
+    """arguments of Ray's WandbLoggerCallback"""
+    mlflow: dict[str, Any] | None = None
+    """arguments of Ray's MLflowLoggerCallback"""
+    tune: Tune | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: expected 1 or more, got {self.workers}")
+        for name, least in (("retries", 0), ("checkpoint_every", 1), ("memory_gib", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not self.margin >= 0:
+            raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
+
+
+PRODUCT = runs.field_names(Block)
+"""What a block may say; at the top of the file it is the default of every block."""
+OF_STUDY = tuple(name for name in runs.field_names(Study) if name != "name")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, nothing of Python's; a key that is given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> Study:
+    """The study in a file, with ``settings`` such as ``training.epochs=5`` put over it.
+
+    Raises:
+        StudyError: it cannot be read, a key is not known, or a value is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        there = sorted(each.name for each in path.parent.glob("*.y*ml"))
+        hint = f" (there is: {', '.join(there)})" if there else ""
+        raise StudyError(f"study {path}: {error.strerror}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"study {path}: expected UTF-8 text, {error.reason}") from error
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise StudyError(f"study {path}{where}: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise StudyError(f"study {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
+        raise StudyError(f"study {path}: expected a mapping such as methods: [none, mixup]")
+    given: dict[tuple[str, ...], str] = {}
+    for setting in settings:
+        _put(content, setting, given)
+    file = _File(path, node, given)
+    made = file.typed(content)
+    for place, block in enumerate(made.blocks):
+        file.checked(block, ("blocks", place) if "blocks" in content else ())
+    return made
+
+
+def _put(content: dict[str, Any], setting: str, given: dict[tuple[str, ...], str]) -> None:
+    key, sign, value = setting.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not sign or not all(path):
+        raise StudyError(f"--set {setting}: expected key=value, such as training.epochs=5")
+    inner: Any = content
+    for part in path[:-1]:
+        deeper = inner.get(part)
+        inner[part] = dict(deeper) if isinstance(deeper, dict) else {}
+        inner = inner[part]
+    try:
+        inner[path[-1]] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {setting}: the value cannot be read as YAML") from error
+    given[path] = setting
+
+
+@dataclass(frozen=True, config={"arbitrary_types_allowed": True})
+class _File:
+    """A file with the lines of its keys, for errors."""
+
+    path: Path
+    node: yaml.MappingNode
+    given: dict[tuple[str, ...], str]
+
+    def typed(self, content: dict[str, Any]) -> Study:
+        own = content.get("name", self.path.stem)
+        product = {key: value for key, value in content.items() if key in PRODUCT}
+        rest = {key: value for key, value in content.items() if key not in PRODUCT}
+        unknown = [key for key in rest if key not in OF_STUDY and key != "name"]
+        if unknown:
+            raise self._unknown((str(unknown[0]),), (*PRODUCT, *OF_STUDY))
+        listed = rest.pop("blocks", None)
+        if listed is not None and (not isinstance(listed, list) or not listed):
+            raise self._error(("blocks",), "expected a list of blocks", listed)
+        where: list[tuple[str | int, ...]] = [()]
+        blocks = [product]
+        if listed is not None:
+            where = [("blocks", place) for place in range(len(listed))]
+            blocks = []
+            for place, block in enumerate(listed):
+                if not isinstance(block, dict):
+                    raise self._error(("blocks", place), "expected a mapping", block)
+                training = {**(product.get("training") or {}), **(block.get("training") or {})}
+                blocks.append({**product, **block, "training": training})
+        made = tuple(
+            self._made(Block, block, path) for block, path in zip(blocks, where, strict=True)
+        )
+        return self._made(Study, {**rest, "name": own, "blocks": made}, ())
+
+    def _made(self, kind: type, content: Any, where: tuple[str | int, ...]) -> Any:
+        try:
+            return TypeAdapter(kind).validate_python(content)
+        except NamingError as error:
+            raise StudyError(f"study {self.path}: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = (*where, *first["loc"])
+            if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                known = _fields(kind, first["loc"][:-1])
+                raise self._unknown(path, known) from error
+            text = first["msg"].removeprefix("Value error, ")
+            raise self._error(path, text, first["input"]) from error
+
+    def checked(self, block: Block, where: tuple[str | int, ...]) -> None:
+        """Refuse what only the rest of augbench can tell to be wrong."""
+        known = runs.field_names(Training)
+        for key in block.training:
+            if key not in known:
+                raise self._unknown((*where, "training", key), known)
+        checks: list[tuple[str, Callable[[], Any]]] = [
+            ("preset", lambda: cells.training_of(block.preset, {})),
+            ("training", lambda: cells.training_of(block.preset, block.training)),
+            ("protocols", lambda: _protocols(block)),
+            *(("benchmarks", lambda name=name: data.parse_benchmark(name))
+              for name in block.benchmarks),
+            *(("models", lambda name=name: models.canonical(name)) for name in block.models),
+            *(("methods", lambda name=name: cells.parse_row(name, Protocol()))
+              for name in block.methods),
+        ]  # fmt: skip
+        for key, check in checks:
+            try:
+                check()
+            except methods.Unavailable:  # a row of the table that says why, not a slip
+                continue
+            except ValueError as error:
+                raise StudyError(f"study {self.path}{self._line((*where, key))}: {error}") from None
+
+    def _unknown(self, path: tuple[str | int, ...], known: Iterable[str]) -> StudyError:
+        listed = sorted(known)
+        name = str(path[-1])
+        return StudyError(
+            f"study {self.path}{self._line(path)}: unknown key {name!r}{nearest(name, listed)} "
+            f"(known: {', '.join(listed)})"
+        )
+
+    def _error(self, path: tuple[str | int, ...], text: str, got: Any) -> StudyError:
+        key = ".".join(str(part) for part in path if not isinstance(part, int))
+        shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
+        shown = "" if ", got " in text else shown
+        return StudyError(
+            f"study {self.path}{self._line(path)}: {key + ': ' if key else ''}{text}{shown}"
+        )
+
+    def _line(self, path: tuple[str | int, ...]) -> str:
+        """``, line 12``: of the deepest part of the path that the file has."""
+        for setting_path, setting in self.given.items():
+            if setting_path == path[: len(setting_path)]:
+                return f", --set {setting}"
+        node: yaml.Node = self.node
+        mark = node.start_mark
+        for place, part in enumerate(path):
+            found = _inner(node, part)
+            if found is None and place >= 2 and path[0] == "blocks":  # told at the top of the file
+                return self._line(path[place:])
+            if found is None:
+                break
+            mark, node = found
+        return f", line {mark.line + 1}"
+
+
+def _inner(node: yaml.Node, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark, node.value[part]
+    if isinstance(node, yaml.MappingNode):
+        merged = []
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark, value
+            if key.tag == "tag:yaml.org,2002:merge":
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        return next(filter(None, (_inner(each, part) for each in merged)), None)
+    return None
+
+
+def _fields(kind: type, path: tuple[str | int, ...]) -> tuple[str, ...]:
+    """The keys that are known at a place below a dataclass."""
+    inner = {"resources": Resources, "tune": Tune, "asha": Asha}
+    named = [part for part in path if part in inner]
+    return runs.field_names(inner[str(named[-1])] if named else kind)
+
+
+def _protocols(block: Block) -> list[Protocol]:
+    return [
+        Protocol(name=name, meta_fraction=block.meta_fraction, crossfit=block.crossfit)
+        if name == "equal"
+        else Protocol(name=name)
+        for name in block.protocols
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What must be known of a data set to name its runs."""
+
+    checksum: str
+    shape: tuple[int, int, int]
+    classes: int
+    test_rows: int
+
+
+def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
+    """Facts about a data set, from the catalogue where its files are the official ones.
+
+    Raises:
+        DataError: a file of one's own cannot be read.
+    """
+    entry = CATALOGUE.get(benchmark.name)
+    if entry is not None and any(entry.files.values()) and not study.allow_unverified:
+        size = benchmark.size if benchmark.size in entry.sizes else min(entry.sizes)
+        channels = 3 if benchmark.as_rgb else entry.channels
+        return Source(
+            checksum="+".join(file.md5 for file in entry.files[size]),
+            shape=(channels, size, size),
+            classes=len(entry.classes),
+            test_rows=entry.counts[2],
+        )
+    arrays = data.arrays_of(benchmark, root, study.allow_unverified, study.memory_gib)
+    grey = arrays.train_x.ndim == 3
+    channels = (3 if benchmark.as_rgb else 1) if grey else arrays.train_x.shape[3]
+    return Source(
+        checksum=arrays.checksum,
+        shape=(channels, *arrays.train_x.shape[1:3]),
+        classes=len(arrays.classes),
+        test_rows=len(arrays.test_y),
+    )
+
+
+@dataclass(frozen=True, config={"arbitrary_types_allowed": True})
+class Table:
+    """All runs of one benchmark, model and protocol: what one table compares."""
+
+    benchmark: Benchmark
+    model: str
+    protocol: Protocol
+    training: Training
+    rows: tuple[Row, ...]
+    """first those of the file, then their control rows"""
+    seeds: tuple[int, ...]
+    source: Source
+    block: Block
+    missing: tuple[tuple[str, str], ...] = ()
+    """rows whose plug-in cannot be had, with the reason"""
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return f"{data.canonical(self.benchmark)}, {self.model}, {self.protocol.name}"
+
+    def of(self, row: Row, training: Training | None = None) -> Callable[[int], Cell]:
+        """Makes the cell of a row for a seed; what is the same for all seeds is done once."""
+        first = cells.make_cell(
+            row,
+            self.benchmark,
+            self.model,
+            training or self.training,
+            self.protocol,
+            0,
+            checksum=self.source.checksum,
+            threads=self.block.threads,
+            oracle_test=self.block.oracle_test,
+            preset=self.block.preset,
+        )
+        return lambda seed: replace(first, run=_with_seed(first.run, seed))
+
+    def cells(self, rows: Iterable[Row] | None = None) -> list[Cell]:
+        """The runs, seed by seed, so that a sweep cut short has whole seeds."""
+        makers = [self.of(row) for row in (self.rows if rows is None else rows)]
+        return [make(seed) for seed in self.seeds for make in makers]
+
+
+def _with_seed(run: runs.Run, seed: int) -> runs.Run:
+    # replace() would validate all fields again, which takes most of the time of a dry run
+    if seed == run.seed:
+        return run
+    made = object.__new__(runs.Run)
+    made.__dict__.update(run.__dict__, seed=seed)
+    return made
+
+
+class Plan:
+    """The tables of a study."""
+
+    def __init__(self, study: Study, root: Path) -> None:
+        self.study, self.data_root = study, root
+        self._sources: dict[tuple[str, str, int, bool], Source] = {}
+        self._fits: set[tuple[str, tuple[int, ...], int]] = set()
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """One for each benchmark, model and protocol of each block."""
+        return [table for block in self.study.blocks for table in self._of(block)]
+
+    def _of(self, block: Block) -> Iterator[Table]:
+        training = cells.training_of(block.preset, block.training)
+        for name, model, protocol in itertools.product(
+            block.benchmarks, block.models, _protocols(block)
+        ):
+            benchmark, canonical = data.parse_benchmark(name), models.canonical(model)
+            source = self.source(benchmark)
+            self._check(canonical, source)
+            rows, missing = rows_of(block.methods, protocol)
+            if block.controls or protocol.name == "paper":  # there they are compulsory
+                rows += cells.control_rows(rows, benchmark, protocol)
+            few = source.test_rows < tables.SMALL_TEST
+            default = range(tables.SMALL_TEST_SEEDS if few else tables.SEEDS)
+            yield Table(
+                benchmark=benchmark,
+                model=canonical,
+                protocol=protocol,
+                training=training,
+                rows=tuple(rows),
+                seeds=tuple(default if block.seeds is None else block.seeds),
+                source=source,
+                block=block,
+                missing=tuple(missing),
+            )
+
+    def source(self, benchmark: Benchmark) -> Source:
+        """Facts about a data set, looked up once."""
+        key = benchmark.name, benchmark.path, benchmark.size, benchmark.as_rgb
+        if key not in self._sources:
+            self._sources[key] = source_of(benchmark, self.data_root, self.study)
+        return self._sources[key]
+
+    def _check(self, model: str, source: Source) -> None:
+        """Refuse a network that cannot be built on these images, before anything runs."""
+        key = model, source.shape, source.classes
+        if key not in self._fits:
+            check_model(model, Spec(2, source.classes, source.shape))
+            self._fits.add(key)
+
+
+def check_model(model: str, spec: Spec) -> None:
+    """Refuse a network that cannot be built.
+
+    Raises:
+        NamingError: the message holds the reason.
+    """
+    try:
+        with torch.device("meta"):  # shapes are checked, and nothing is filled with numbers
+            models.build(model, spec)
+    except NamingError:
+        raise
+    except (Exception, SystemExit) as error:  # one of the user's own may raise anything
+        shape = " x ".join(map(str, spec.shape))
+        raise NamingError(
+            f"model: {model} cannot be built for {shape} images: {type(error).__name__}: {error}"
+        ) from error
+
+
+def rows_of(names: Sequence[str], protocol: Protocol) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The rows, and those whose plug-in cannot be had, with the reason."""
+    rows: list[Row] = []
+    missing = []
+    for name in names:
+        try:
+            rows.append(cells.parse_row(name, protocol))
+        except methods.Unavailable as reason:
+            missing.append((name, str(reason)))
+    return list(dict.fromkeys(rows)), missing
+
+
+def label(cell: Cell) -> str:
+    """A run in words: what ``--only`` is compared with."""
+    run = cell.run
+    protocol = "" if run.protocol == "equal" else f", {run.protocol}"
+    return f"{run.benchmark}, {run.model}{protocol}, {run.row}, seed {run.seed}"
+
+
+def chosen(pattern: str) -> Callable[[Cell], bool]:
+    """Whether a run's label holds the pattern; ``*`` and ``?`` stand for any letters."""
+    return lambda cell: fnmatch.fnmatchcase(label(cell), f"*{pattern}*") if pattern else True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one run at a time; of some runs nothing is known."""
+
+    seconds: float
+    unknown: int
+
+
+class Costs:
+    """Seconds of a run, foreseen from the runs that lie in the results folder."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[float]] = {}
+        self._alike: dict[str, list[float]] = {}
+
+    def saw(self, run: runs.Run, result: Mapping[str, Any]) -> None:
+        """Remember what a run that is done has taken."""
+        cost = result.get("cost")
+        if not cost:
+            return
+        seconds = (cost["charged_seconds"] + cost["evaluation_seconds"]) / cost["epochs"]
+        self._exact.setdefault(self._key(run), []).append(seconds)
+        self._alike.setdefault(self._key(run, own=False), []).append(seconds)
+
+    def of(self, run: runs.Run) -> float | None:
+        """Mean of the other seeds; else of other rows on the same data and network; else None."""
+        for seconds in (
+            self._exact.get(self._key(run)),
+            self._alike.get(self._key(run, own=False)),
+        ):
+            if seconds:
+                return sum(seconds) / len(seconds) * run.training.epochs
+        return None
+
+    def total(self, left: Iterable[runs.Run]) -> Estimate:
+        """Of all these runs, one after the other."""
+        known = [self.of(run) for run in left]
+        return Estimate(
+            seconds=sum(each for each in known if each is not None),
+            unknown=sum(each is None for each in known),
+        )
+
+    @staticmethod
+    def _key(run: runs.Run, own: bool = True) -> str:
+        training = asdict(run.training)  # type: ignore[call-overload]
+        parts = [run.benchmark, run.model, str(training["batch_size"]), training["precision"]]
+        return "|".join([*parts, run.method, run.control] if own else parts)

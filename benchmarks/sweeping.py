@@ -1,0 +1,293 @@
+"""``augbench sweep``: what it checks before anything runs, and what it prints. Needs no ray."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from analysis import records, tables
+from benchmarks import arguments, cells, rounds, runs, search, sources, study
+from benchmarks.board import duration
+from benchmarks.cells import Cell, Row
+from benchmarks.execution import Options
+from benchmarks.pool import Problem
+from benchmarks.rounds import Ledger, Search, Work
+from benchmarks.runs import Status
+from benchmarks.study import Plan, Study, Table, label
+
+MOST_TABLES = 4
+"""More are not printed at once."""
+STATES = {
+    "done": "done",
+    "interrupted": "to do, goes on from its checkpoint",
+    "new": "to do",
+    "failed": "failed",
+    "skipped": "skipped",
+    "stopped": "stopped",
+}
+Outcomes = dict[str, Status | Problem]
+
+
+def carry_out(command: arguments.SweepCommand) -> int:
+    """Do what the study file says; the exit code."""
+    asked = study.load(command.file, command.settings)
+    if command.workers is not None and command.workers < 1:
+        raise study.StudyError(f"workers: expected 1 or more, got {command.workers}")
+    root = (command.out or asked.out).expanduser().absolute()
+    data_root = command.data or asked.data or sources.default_root()
+    data_root = data_root.expanduser().absolute()
+    plan = Plan(asked, data_root)
+    chosen = study.chosen(command.only)
+    ledger = Ledger(root, asked.retries, command.retry_failed)
+    foreseen = Work(plan, root, chosen)
+    for each in foreseen.searches:
+        each.foresee()
+    wanted = foreseen.cells()
+    if command.only and not wanted:
+        names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
+        raise study.StudyError(
+            f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
+            f"{command.only!r}"
+        )
+    if len(wanted) > study.MAX_RUNS:
+        raise study.StudyError(
+            f"the file names {len(wanted)} runs, expected {study.MAX_RUNS:,} at most"
+        )
+    if command.dry_run:
+        return _dry_run(plan, ledger, wanted, command.workers)
+    if asked.tune is not None:
+        rounds.check_search(plan, asked.tune)
+    root.mkdir(parents=True, exist_ok=True)
+    work = Work(plan, root, chosen)
+    outcomes = _run(command, plan, work, ledger, data_root)
+    return _told(plan, work, ledger, outcomes)
+
+
+def _heading(asked: Study) -> list[str]:
+    lines = [f"Study      {asked.name}"]
+    lines += [f"Question   {' '.join(asked.question.split())}"] if asked.question else []
+    lines += [f"Prediction {' '.join(asked.prediction.split())}"] if asked.prediction else []
+    return lines
+
+
+def _dry_run(plan: Plan, ledger: Ledger, wanted: Sequence[Cell], workers: int | None) -> int:
+    """Print every run, what is done, what would run, and the time that it is to take."""
+    print("\n".join([*_heading(plan.study), ""]))
+    left, states = [], Counter[str]()
+    for cell in wanted:
+        status = ledger.status(cell)
+        text = STATES[status.state]
+        if status.state == "failed" and ledger.to_do(cell):
+            text = "to do, tried again after: "
+            text += status.reason
+        elif status.reason:
+            text += f": {status.reason}"
+        if ledger.to_do(cell, status):
+            left.append(cell.run)
+        states[status.state] += 1
+        print(f"{cell.run.id}  {label(cell)}: {text}")
+    for table in plan.tables:
+        for name, reason in table.missing:
+            print(f"{table.name}, {name}: not available: {reason}")
+    asked = plan.study
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    threads = max(block.threads for block in asked.blocks)
+    at_once = workers or asked.workers or max(1, int(cores / (asked.resources.cpus or threads)))
+    estimate = rounds.costs_in(ledger.root).total(left)
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    print(f"\n{len(wanted)} runs: {counted or 'none'}; {len(left)} to do, {at_once} at a time")
+    if asked.tune is not None:
+        print("The winners' runs on fresh seeds come on top: the search names them.")
+    if left and estimate.unknown < len(left):
+        beside = (
+            f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""
+        )
+        print(f"About {duration(estimate.seconds / at_once)} by the runs in {ledger.root}{beside}")
+    elif left:
+        print(f"No run in {ledger.root} tells how long they take.")
+    return 0
+
+
+def _run(
+    command: arguments.SweepCommand, plan: Plan, work: Work, ledger: Ledger, data_root: Path
+) -> Outcomes:
+    """Carry out the rounds; Ray is only started where something is to be done."""
+    asked, outcomes = plan.study, {}
+    address = command.address or os.environ.get("RAY_ADDRESS", "") or asked.address
+    workers = command.workers or asked.workers
+    options = Options(
+        data_root=data_root,
+        allow_unverified=asked.allow_unverified,
+        memory_gib=asked.memory_gib,
+        checkpoint_every=asked.checkpoint_every,
+    )
+    opened: Any = None
+    with ExitStack() as stack:
+        for each in work.rounds():
+            wanted = [cell for job in each.jobs for cell in job.cells]
+            ledger.begin(wanted)
+            left = [cell for cell in wanted if ledger.to_do(cell)]
+            if not left:
+                continue
+            if opened is None:
+                from benchmarks import sweep  # noqa: PLC0415 - Ray, where it is needed
+
+                opened = stack.enter_context(
+                    sweep.opened(asked, ledger.root, options, address, workers, wanted)
+                )
+                options = replace(options, device="cuda" if opened.cluster.gpu else "cpu")
+            cluster = opened.cluster
+            done = len(wanted) - len(left)
+            where = f" on {cluster.machines} machine(s)" if cluster.address else ""
+            print(
+                f"Runs: {len(left)} to do, {done} done, {cluster.workers} at a time{where}",
+                file=sys.stderr,
+            )
+            outcomes |= opened.carry_out(each, ledger, options, asked)
+    return outcomes
+
+
+def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
+    """Print what was found and what failed; the exit code."""
+    wanted = work.cells()
+    problems = {
+        name: outcome.text for name, outcome in outcomes.items() if isinstance(outcome, Problem)
+    }
+    statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
+    print("\n".join(_heading(plan.study)))
+    if work.searches:
+        _print_searches(work, ledger.root)
+    else:
+        _print_tables(plan, work, ledger.root, problems)
+    bad = [
+        (label(cell), problems.get(cell.run.id) or statuses[cell.run.id].reason)
+        for cell in wanted
+        if cell.run.id in problems or statuses[cell.run.id].state == "failed"
+    ]
+    missing = [(f"{t.name}, {name}", reason) for t in plan.tables for name, reason in t.missing]
+    print(f"\nResults: {ledger.root}")
+    memory = _memory(wanted, ledger)
+    if memory:
+        print(memory)
+    counts = Counter(status.state for status in statuses.values())
+    listed = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    print(f"Runs: {listed}", file=sys.stderr)
+    for name, reason in [*bad, *missing]:
+        print(f"not done: {name}: {reason}", file=sys.stderr)
+    if any(statuses[cell.run.id].state == "failed" for cell in wanted):
+        print("Failed runs are done again with --retry-failed.", file=sys.stderr)
+    return arguments.FAILURE if bad or missing else 0
+
+
+def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
+    """What runs that share a GPU need of it; empty on a CPU."""
+    peaks = []
+    for cell in wanted:
+        result = runs.read_result(ledger.folder(cell)) or {}
+        if result.get("status") == "done" and result["device"]["type"] == "cuda":
+            peaks.append(result["cost"]["memory_mib"])
+    return f"GPU memory of a run: {max(peaks):,.0f} MiB at most" if peaks else ""
+
+
+def _print_tables(plan: Plan, work: Work, root: Path, problems: dict[str, str]) -> None:
+    chosen = {cell.run.id for cell in work.cells()}
+    shown = []
+    for place, table in enumerate(plan.tables):
+        rows = [*table.rows, *work.extra.get(place, [])]
+        read = [_table_row(table, row, root, problems, chosen) for row in rows]
+        read = [each for each in read if each.records or each.reasons]
+        if read:
+            read += [
+                tables.Row(name, "none", (), (f"not available: {reason}",))
+                for name, reason in table.missing
+            ]
+            shown.append((table, read))
+    if len(shown) > MOST_TABLES:
+        names = "\n".join(f"  {table.name}" for table, _ in shown)
+        print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
+        return
+    for _, read in shown:
+        print(f"\n{tables.comparison(read)}")
+
+
+def _table_row(
+    table: Table, row: Row, root: Path, problems: dict[str, str], chosen: set[str]
+) -> tables.Row:
+    made = [cell for cell in table.cells([row]) if cell.run.id in chosen]
+    name = search.row_name(row) if row.dirty else (made[0].run.row if made else row.method)
+    reasons = [
+        f"not done, seed {cell.run.seed}: {problems[cell.run.id]}"
+        for cell in made
+        if cell.run.id in problems
+    ]
+    folders = [runs.folder_of(root, cell.run) for cell in made]
+    upstream = cells.upstream_of(row.method)
+    return tables.Row(name, upstream, tuple(records.read(folders)), tuple(reasons))
+
+
+def _print_searches(work: Work, root: Path) -> None:
+    """The chosen values, and what they are worth on fresh seeds; all of it into search.json."""
+    kept = []
+    for each in work.searches:
+        found = rounds.record(each, work)
+        outcomes = each.outcomes(root)
+        states = Counter(one.state for one in outcomes)
+        counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        print(f"\n{each.name}\n  {len(outcomes)} trials: {counted}; {found['passes']:,} passes")
+        best = search.winner(outcomes)
+        if best is None:
+            print("  no trial has ended: nothing is chosen")
+            kept.append(found)
+            continue
+        print(f"  chosen: trial {best.number}, {search.told(best.values)}")
+        print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {found['regret']:.4f}")
+        compared = [("chosen against as written", best.values)]
+        cheap = search.winner(search.within(outcomes, found["equal_passes"]))
+        if cheap is not None and cheap.values != best.values:
+            print(f"  at equal passes: trial {cheap.number}, {search.told(cheap.values)}")
+            compared.append(("at equal passes against as written", cheap.values))
+        found["fresh"] = []
+        for name, values in compared:
+            line, kept_line = _fresh(each, values, root)
+            print(f"  {name}: {line}")
+            found["fresh"].append({"what": name, **kept_line})
+        kept.append(found)
+    folder = root / "studies" / work.plan.study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_text(folder / "search.json", runs.to_json(kept) + "\n")
+    print(f"\nSearch: {folder / 'search.json'}")
+
+
+def _fresh(each: Search, values: search.Values, root: Path) -> tuple[str, dict[str, Any]]:
+    """A setting against the row as written, on seeds that the search has not seen."""
+    if not values:
+        return "the row as written won", {"difference": 0.0}
+    read = [
+        records.read(
+            runs.folder_of(root, cell.run)
+            for cell in search.finals(each.table, each.row, setting, each.tune)
+        )
+        for setting in (values, {})
+    ]
+    ours, theirs = (
+        tables.Row(name, "none", tuple(found))
+        for name, found in zip(("chosen", "as written"), read, strict=True)
+    )
+    metric = each.tune.metric
+    found = tables.difference(ours, theirs, metric)
+    if found is None:
+        return "no run on fresh seeds has ended", {"difference": math.nan}
+    text = f"{found.estimate:+.2f} points of test {metric} over {found.seeds} fresh seeds"
+    kept: dict[str, Any] = {"difference": found.estimate, "seeds": found.seeds}
+    for name, interval in (("training", found.training), ("population", found.population)):
+        if interval is not None:
+            text += f", {name} 95 % CI {interval.low:+.2f} to {interval.high:+.2f}"
+            kept[name] = [interval.low, interval.high]
+    return text, kept

@@ -1,0 +1,180 @@
+"""What the tests of sweeps share: studies, networks that fail, and what is left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import runs
+
+NETWORKS = '''\
+"""Networks that go wrong while BROKEN is set, and one that tells where it runs."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, spec, wrong):
+        super().__init__()
+        self.head = nn.Linear(spec.shape[0] * spec.shape[1] * spec.shape[2], spec.classes)
+        self.wrong = wrong
+
+    def forward(self, x):
+        if self.training and os.environ.get("BROKEN"):
+            self.wrong()
+        logits = self.head(x.flatten(1))
+        late = self.training and os.environ.get("BROKEN")
+        return logits * float("nan") if self.wrong is divides and late else logits
+
+
+def raises():
+    raise RuntimeError("a network of one's own")
+
+
+def divides():
+    pass
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tells():
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    (Path(os.environ["WHERE"]) / node).touch()
+    time.sleep(float(os.environ.get("SLEEP", "0")))
+
+
+def raising(spec):
+    return Network(spec, raises)
+
+
+def nan(spec):
+    return Network(spec, divides)
+
+
+def killed(spec):
+    return Network(spec, dies)
+
+
+def telling(spec):
+    return Network(spec, tells)
+'''
+
+
+def prepare(folder: Path) -> Path:
+    """A folder with the networks and a small data set; it belongs on PYTHONPATH."""
+    (folder / "broken.py").write_text(NETWORKS, encoding="utf-8")
+    rng, arrays = np.random.default_rng(0), {}
+    for split, rows in (("train", 400), ("val", 60), ("test", 60)):
+        labels = np.arange(rows) % 4
+        images = rng.integers(0, 120, (rows, 12, 12))
+        images[:, :6] += 100 * (labels // 2)[:, None, None]
+        images[:, :, :6] += 30 * (labels % 2)[:, None, None]
+        arrays[f"{split}_images"] = images.astype(np.uint8)
+        arrays[f"{split}_labels"] = labels
+    np.savez(folder / "small.npz", **arrays)
+    return folder
+
+
+def study(folder: Path, text: str, name: str = "some.yaml") -> Path:
+    """A study file on that data set."""
+    path = folder / name
+    path.write_text(f"benchmarks: npz:{folder / 'small.npz'}\n{text}", encoding="utf-8")
+    return path
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a sweep: our source, the networks, and a short folder for sockets."""
+    source = Path(runs.__file__).parent.parent
+    paths = [str(source), str(folder), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+
+
+def command(path: Path, out: Path, *more: str) -> list[str]:
+    """The sweep as a command line."""
+    return [sys.executable, "-m", "benchmarks", "sweep", str(path), "--out", str(out), *more]
+
+
+def start(
+    path: Path, out: Path, folder: Path, *more: str, **variables: str
+) -> subprocess.Popen[str]:
+    """A sweep that runs."""
+    return subprocess.Popen(
+        command(path, out, *more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment(folder, **variables),
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 400) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    shown, errors = process.communicate(timeout=timeout)
+    return process.returncode, shown, errors
+
+
+def statuses(out: Path) -> dict[str, str]:
+    """State of each run, by the name of its network, row and seed."""
+    found = {}
+    for folder in runs.folders(out):
+        run, _ = runs.read_run(folder)
+        found[f"{run.model} {run.row} {run.seed}"] = runs.status_of(folder).state
+    return found
+
+
+def numbers(out: Path) -> dict[str, tuple[bytes, bytes]]:
+    """What must not depend on how a run came about, by id."""
+    found = {}
+    for folder in runs.folders(out):
+        if (folder / "predictions.npz").exists():
+            metrics, predictions = folder / "metrics.jsonl", folder / "predictions.npz"
+            found[folder.name] = (metrics.read_bytes(), predictions.read_bytes())
+    return found
+
+
+def left_behind(out: Path, temporary: Path) -> list[str]:
+    """Files that stand for work that goes on, folders of Ray, and processes that use them."""
+    passing = {"lock", "checkpoint.pt"}
+    found = [
+        path.name
+        for path in out.rglob("*")
+        if path.name in passing or path.name.endswith(".part") or path.name.startswith(".sweep-")
+    ]
+    found += [path.name for path in temporary.glob("augbench-*")]
+    return found + processes(temporary)
+
+
+def processes(temporary: Path) -> list[str]:
+    """Processes of Ray whose files lie below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(link.startswith(f"{temporary}/augbench-") for link in links):
+            found.append(f"process {process.name}")
+    return found
+
+
+def wait_until_clean(out: Path, temporary: Path, seconds: float) -> float:
+    """Seconds until nothing of a sweep that was killed is left but its runs."""
+    begin = time.monotonic()
+    while left := [*processes(temporary), *(path.name for path in temporary.glob("augbench-*"))]:
+        assert time.monotonic() - begin < seconds, left
+        time.sleep(0.1)
+    return time.monotonic() - begin

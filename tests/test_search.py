@@ -1,0 +1,399 @@
+"""The search of hyper-parameters: trials, rungs, the winner, what is recorded. Without ray."""
+
+import importlib.util
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import rounds, runs, search, study, sweeping
+from benchmarks.cells import Cell
+from benchmarks.execution import conclude
+from benchmarks.rounds import Job, Ledger, Work
+from benchmarks.search import Ladder, Outcome, Parameter, parameter
+from benchmarks.study import Asha, Plan, Study, StudyError, Tune
+from methods.naming import NamingError
+
+HEAD = """\
+benchmarks: digits
+models: small_cnn
+methods: [none, saflex, saflex(upstream=randaugment), mixup]
+training: {epochs: 9}
+"""
+
+
+def made(folder: Path, text: str = "", *settings: str) -> Study:
+    path = folder / "searching.yaml"
+    path.write_text(HEAD + text, encoding="utf-8")
+    return study.load(path, settings)
+
+
+def settings_of(study_: Study, folder: Path) -> dict[str, list[Mapping[str, Any]]]:
+    tune = study_.tune
+    assert tune is not None
+    (table,) = Plan(study_, folder).tables
+    return {row.method: search.listed(row, table.training, tune) for row in table.rows}
+
+
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [
+        (["unifrm", 0, 1], "did you mean 'uniform'"),
+        (["uniform", 1, 0], "low < high"),
+        (["uniform", 0], "expected"),
+        (["loguniform", 0, 1], "0 < low < high"),
+        (["loguniform", "x", 1], "expected"),
+        (["choice"], "at least one option"),
+        (0.3, "expected [kind, ...]"),
+    ],
+)
+def test_spaces_that_are_refused(space: Any, part: str) -> None:
+    with pytest.raises(NamingError, match=part.replace("[", r"\[").replace("]", r"\]")):
+        parameter("x", space)
+
+
+def test_draws_stay_within_their_space() -> None:
+    rng = np.random.default_rng(0)
+    log = parameter("x", ["loguniform", "1e-4", "1e-2"])  # as YAML reads them
+    drawn = [log.draw(rng) for _ in range(2000)]
+    assert 1e-4 <= min(drawn) <= max(drawn) <= 1e-2
+    below = np.mean(np.array(drawn) < 1e-3)
+    assert 0.45 < below < 0.55, "the median of a log-uniform is the geometric mean"
+    whole = parameter("x", ("int", 2, 4))
+    assert {whole.draw(rng) for _ in range(200)} == {2, 3, 4}
+    assert {parameter("x", ("choice", [1, "a"])).draw(rng) for _ in range(100)} == {1, "a"}
+    assert parameter("x", ("loguniform", 1e-3, 1e-1)).grid() == (0.001, 0.01, 0.1)
+    assert parameter("x", ("int", 1, 2)).grid() == (1, 2)
+    assert parameter("x", ("uniform", 0, 4)).grid() == (0.0, 2.0, 4.0)
+
+
+def test_every_row_searches_the_common_space_and_its_own(tmp_path: Path) -> None:
+    study_ = made(tmp_path, "tune: {trials: 12}\n")
+    found = settings_of(study_, tmp_path)
+    assert {len(settings) for settings in found.values()} == {12}, "equal trials"
+    keys = {name: set(settings[1]) for name, settings in found.items()}
+    common = {"learning_rate", "weight_decay"}
+    assert keys["none"] == common
+    assert keys["mixup"] == common | {"mixup.alpha"}
+    own = {key for key in keys["saflex"] if key.startswith("saflex.")}
+    assert len(own) >= 5
+    assert keys["saflex"] == common | own
+    assert keys["saflex(upstream=randaugment)"] == common | own | {"randaugment.m"}
+    for number in range(1, 12):  # what two rows share, they draw alike
+        for one, other in itertools.combinations(found.values(), 2):
+            shared = one[number].keys() & other[number].keys()
+            assert all(one[number][key] == other[number][key] for key in shared)
+    assert found["none"][0] == {}, "the first trial is the row as written"
+
+
+def test_the_list_of_trials_is_a_function_of_the_file(tmp_path: Path) -> None:
+    text = "tune: {trials: 6}\n"
+    one, other = (settings_of(made(tmp_path, text), tmp_path) for _ in range(2))
+    assert one == other
+    assert one != settings_of(made(tmp_path, text, "tune.seed=1"), tmp_path)
+    longer = settings_of(made(tmp_path, text, "tune.trials=9"), tmp_path)
+    assert all(longer[name][:6] == settings for name, settings in one.items())
+
+
+def test_a_grid(tmp_path: Path) -> None:
+    text = """\
+tune:
+  search: grid
+  trials: 100
+  common: {learning_rate: [choice, 0.1, 0.01], weight_decay: [choice, 0, 0.001]}
+  spaces: {saflex: {beta: [uniform, 0, 1]}, randaugment: {}, mixup: {}}
+"""
+    found = settings_of(made(tmp_path, text), tmp_path)
+    rates, decays, betas = (0.1, 0.01), (0, 0.001), (0.0, 0.5, 1.0)
+    assert [tuple(each.values()) for each in found["none"][1:]] == list(
+        itertools.product(rates, decays)
+    )
+    assert len(found["saflex"]) == 1 + len(rates) * len(decays) * len(betas)
+    few = settings_of(made(tmp_path, text, "tune.trials=4"), tmp_path)
+    assert {len(each) for each in few.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("tune: {common: {learning_rat: [uniform, 0, 1]}}\n", "did you mean 'learning_rate'"),
+        ("tune: {spaces: {saflx: {beta: [uniform, 0, 1]}}}\n", "did you mean 'saflex'"),
+        ("tune: {spaces: {saflex: {bta: [uniform, 0, 1]}}}\n", "did you mean 'beta'"),
+    ],
+)
+def test_names_in_a_search_are_checked(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(NamingError, match=part):
+        settings_of(made(tmp_path, text), tmp_path)
+
+
+def test_a_trial_is_a_run_like_any_other(tmp_path: Path) -> None:
+    study_ = made(tmp_path, "tune: {trials: 3, seeds: 2, final_seeds: 4}\n")
+    (table,) = Plan(study_, tmp_path).tables
+    tune, row = study_.tune, table.rows[2]
+    assert tune is not None
+    values = {"learning_rate": 0.005, "saflex.beta": 2.0, "randaugment.m": 5}
+    trial = search.trial_of(table, row, 1, values, tune)
+    run = trial.cells[0].run
+    assert run.method == "saflex(beta=2.0, upstream=randaugment(m=5))"
+    assert run.training.learning_rate == 0.005
+    assert run.training.epochs == 9
+    fresh = search.finals(table, row, values, tune)
+    assert not {cell.run.seed for cell in trial.cells} & {cell.run.seed for cell in fresh}
+    assert [cell.run.seed for cell in fresh] == [0, 1, 2, 3]
+    default = search.finals(table, row, {}, tune)
+    plain = [cell for cell in table.cells() if cell.run.method == row.method]
+    assert [cell.run.id for cell in default] == [cell.run.id for cell in plain][:4]
+
+
+def test_rungs() -> None:
+    assert search.rungs(None, 100) == ()
+    assert search.rungs(Asha(grace=1, factor=3), 100) == (1, 3, 9, 27, 81)
+    assert search.rungs(Asha(grace=2, factor=2), 9) == (2, 4, 8)
+    assert search.rungs(Asha(grace=4, factor=3), 4) == ()
+
+
+def test_at_a_rung_the_best_share_goes_on() -> None:
+    ladder = Ladder(3)
+    scores = [0.5, 0.9, 0.4, 0.8, math.nan, 0.95]
+    going = []
+    for trial, score in enumerate(scores):
+        ladder.seen("row", 1, trial, score)
+        going.append(ladder.goes_on("row", 1, trial))
+    # of 1, 2, 3 the best one, of 4 to 6 the best two; what is not finite never
+    assert going == [True, True, False, True, False, True]
+    ladder.seen("other row", 1, 0, 0.1)
+    assert ladder.goes_on("other row", 1, 0), "rows do not compete"
+    ladder.seen("row", 3, 1, 0.2)
+    assert ladder.goes_on("row", 3, 1), "rungs do not compete"
+    everyone = Ladder(4)
+    for trial in range(64):
+        everyone.seen("row", 1, trial, float(trial))
+    assert sum(everyone.goes_on("row", 1, trial) for trial in range(64)) == 16
+
+
+def outcome(
+    number: int, score: float, test: float, state: str = "done", passes: int = 10
+) -> Outcome:
+    rung = 3 if state == "stopped" else 0
+    return Outcome(number, {"x": number} if number else {}, state, rung, score, passes, test)
+
+
+def test_the_winner_is_chosen_on_select_alone() -> None:
+    trials = [
+        outcome(0, 0.80, 0.90),
+        outcome(1, 0.85, 0.70),
+        outcome(2, 0.85, 0.99),
+        outcome(3, 0.99, math.nan, "stopped"),
+        outcome(4, math.nan, 0.99),
+    ]
+    best = search.winner(trials)
+    assert best is not None
+    assert best.number == 1, "of equals the first, whatever test says; a pruned one never"
+    assert search.regret(trials) == pytest.approx(0.29)
+    assert search.winner(trials[3:]) is None
+    assert math.isnan(search.regret(trials[3:]))
+
+
+def test_the_expected_score_is_that_of_all_subsets() -> None:
+    rng = np.random.default_rng(3)
+    trials = [
+        outcome(k, float(rng.random()), float(rng.random()), "stopped" if k in (2, 5) else "done")
+        for k in range(7)
+    ]
+    for told in search.expected(trials):
+        n = int(told["trials"])
+        best = [search.winner(subset) for subset in itertools.combinations(trials, n)]
+        chosen = [each for each in best if each is not None]
+        assert told["select"] == pytest.approx(np.mean([each.score for each in chosen]))
+        assert told["test"] == pytest.approx(np.mean([each.test for each in chosen]))
+        assert told["share"] == pytest.approx(len(chosen) / len(best))
+    assert [told["trials"] for told in search.expected(trials)] == list(range(1, 8))
+
+
+def test_equal_passes() -> None:
+    cheap = [outcome(k, 0.1 * k, 0.5, passes=10) for k in range(4)]
+    costly = [outcome(k, 0.1 * k, 0.5, passes=25) for k in range(4)]
+    budget = sum(each.passes for each in cheap)
+    assert search.within(cheap, budget) == cheap
+    assert search.within(costly, budget) == costly[:1]
+    assert search.within(costly, 50) == costly[:2]
+    assert search.within([], 50) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "rarest", "protocol", "seeds", "part"),
+    [
+        (500, 100, "equal", 1, ""),
+        (120, 40, "equal", 1, "120 rows"),
+        (500, 10, "equal", 2, "10 of its rarest"),
+        (120, 10, "equal", 3, ""),
+        (500, 100, "paper", 5, "meta rows too"),
+    ],
+)
+def test_where_select_is_small_a_score_is_a_mean_over_seeds(
+    rows: int, rarest: int, protocol: str, seeds: int, part: str
+) -> None:
+    reason = search.refused(rows, rarest, protocol, Tune(seeds=seeds))
+    assert (part in reason) if part else not reason
+
+
+def test_a_search_that_would_choose_noise_is_refused(tmp_path: Path) -> None:
+    study_ = made(tmp_path, "tune: {trials: 2}\n")
+    assert study_.tune is not None
+    with pytest.raises(StudyError, match=r"digits.*set tune\.seeds to 3"):
+        rounds.check_search(Plan(study_, tmp_path), study_.tune)
+
+
+def pretend(cell: Cell, root: Path, epochs: int, score: float, test: float) -> None:
+    """Write a run as it stands after so many epochs."""
+    folder = runs.folder_of(root, cell.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"id": cell.run.id, "run": asdict(cell.run), "recorded": cell.recorded}  # type: ignore[call-overload]
+    (folder / "run.json").write_text(json.dumps(told))
+    lines = [
+        {
+            "epoch": epoch,
+            "select": {"auc": score * epoch / cell.run.training.epochs, "accuracy": 0.5},
+            "test": {"auc": 99.0},
+            "rows": {"forward": 10, "backward": 10},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if epochs == cell.run.training.epochs:
+        result = {"status": "done", "files": {}, "metrics": {"last": {"test": {"auc": test}}}}
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+def planted(cell: Cell) -> float:
+    """A synthetic trainable's score: best at a rate of 0.003."""
+    rate = cell.run.training.learning_rate
+    return 1.0 - 0.2 * abs(math.log10(rate) - math.log10(0.003))
+
+
+def carry_out(jobs: list[Job], ladder: Ladder | None, ledger: Ledger) -> None:
+    """What the workers do, with the synthetic trainable."""
+    for job in jobs:
+        if not any(ledger.to_do(cell) for cell in job.cells):
+            continue
+        for until in (*job.rungs, job.first.run.training.epochs):
+            for cell in job.cells:
+                pretend(cell, ledger.root, until, planted(cell), 1 - planted(cell))
+            if ladder is None or until not in job.rungs:
+                continue
+            folders = [ledger.folder(cell) for cell in job.cells]
+            ladder.seen(job.group, until, job.trial, search.score_at(folders, until, job.metric))
+            if not ladder.goes_on(job.group, until, job.trial):
+                for cell in job.cells:
+                    conclude(cell.run, cell.recorded, ledger.root, "stopped", f"rung {until}")
+                break
+
+
+@pytest.mark.parametrize("asha", ["", "\n  asha: {grace: 1, factor: 3}"])
+def test_the_search_finds_a_planted_optimum(
+    tmp_path: Path, asha: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On select; test, planted to be worst there, chooses nothing. Again, nothing is to do."""
+    text = f"tune:\n  trials: 24\n  seeds: 3\n  final_seeds: 2{asha}\n"
+    study_ = made(tmp_path, text, "methods=[none]")
+    root = tmp_path / "runs"
+    root.mkdir()
+    ledger = Ledger(root, retries=0)
+    work = Work(Plan(study_, tmp_path), root, lambda cell: True)
+    for each in work.rounds():
+        carry_out(each.jobs, each.ladder, ledger)
+    (only,) = work.searches
+    outcomes = only.outcomes(root)
+    best = search.winner(outcomes)
+    assert best is not None
+    # an unpruned search takes the best of the list; a pruned one too, as ranks here do not change
+    nearest = max(only.trials, key=lambda trial: planted(trial.cells[0]))
+    assert best.number == nearest.number
+    assert abs(math.log10(best.values["learning_rate"]) - math.log10(0.003)) < 0.15
+    stopped = [each for each in outcomes if each.state == "stopped"]
+    assert bool(stopped) == bool(asha)
+    assert all(each.rung in (1, 3) for each in stopped)
+    assert {cell.run.seed for trial in only.trials for cell in trial.cells} == {1000, 1001, 1002}
+    again = Work(Plan(study_, tmp_path), root, lambda cell: True)
+    left = [
+        cell
+        for each in again.rounds()
+        for job in each.jobs
+        for cell in job.cells
+        if ledger.to_do(cell)
+    ]
+    assert left == [], "pruned trials are never resumed, and nothing is done twice"
+    found = rounds.record(only, work)
+    assert found["winner"] == best.number
+    assert found["regret"] > 0
+    assert len(found["trials"]) == 24
+    assert sweeping.__doc__ is not None
+    json.loads(runs.to_json(found))
+    capsys.readouterr()
+
+
+def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:
+    text = "tune:\n  trials: 6\n  seeds: 3\n  asha: {grace: 1, factor: 3}\n"
+    study_ = made(tmp_path, text, "methods=[none]")
+    work = Work(Plan(study_, tmp_path), tmp_path, lambda cell: True)
+    first = next(work.rounds())
+    assert first.ladder is not None
+    (only,) = work.searches
+    for number, trial in enumerate(only.trials[:4]):
+        for cell in trial.cells:
+            pretend(cell, tmp_path, 3, float(number), 0.0)
+    again = Work(Plan(study_, tmp_path), tmp_path, lambda cell: True)
+    ladder = next(again.rounds()).ladder
+    assert ladder is not None
+    name = again.searches[0].name
+    ladder.seen(name, 3, 5, 0.1)
+    assert not ladder.goes_on(name, 3, 5), "two of four are better there"
+    ladder.seen(name, 3, 4, 9.0)
+    assert ladder.goes_on(name, 3, 4)
+
+
+def test_a_parameter_is_told_in_words() -> None:
+    assert search.told({}) == "as written"
+    assert search.told({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
+    assert Parameter("x", "choice", ((1, 2), "a")).grid() == ((1, 2), "a")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is an extra")
+def test_optuna_is_fed_what_is_on_disk(tmp_path: Path) -> None:
+    text = "tune: {trials: 20, search: optuna, seeds: 3, batch: 5, final_seeds: 1}\n"
+    study_ = made(tmp_path, text, "methods=[none]")
+    found = []
+    for name in ("one", "other"):
+        root = tmp_path / name
+        root.mkdir()
+        ledger = Ledger(root, retries=0)
+        work = Work(Plan(study_, tmp_path), root, lambda cell: True)
+        rounds_ = 0
+        for each in work.rounds():
+            carry_out(each.jobs if name == "one" else each.jobs[::-1], each.ladder, ledger)
+            rounds_ += 1
+        assert rounds_ == 5, "four times five trials, and the fresh seeds"
+        found.append([trial.values for trial in work.searches[0].trials])
+    assert found[0] == found[1], "whatever order the runs end in"
+    assert len(found[0]) == 20
+    rates = [values["learning_rate"] for values in found[0][1:]]
+    early, late = rates[:9], rates[9:]
+    distance = [
+        np.mean([abs(math.log10(rate) - math.log10(0.003)) for rate in part])
+        for part in (early, late)
+    ]
+    assert distance[1] < distance[0], "it learns where the optimum lies"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="optuna is installed")
+def test_without_optuna_the_search_says_what_to_do(tmp_path: Path) -> None:
+    study_ = made(tmp_path, "tune: {search: optuna, seeds: 3}\n")
+    assert study_.tune is not None
+    with pytest.raises(StudyError, match=r"pip install 'augbench\[optuna\]'"):
+        rounds.check_search(Plan(study_, tmp_path), study_.tune)

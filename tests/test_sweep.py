@@ -1,0 +1,418 @@
+"""A sweep on Ray: what is done, what fails and why, nothing done twice, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import cleanup, cli, execution, pool, rounds, runs, study, sweep
+from benchmarks.board import Board, duration
+from benchmarks.execution import Options
+from benchmarks.pool import Problem
+from benchmarks.rounds import Job, Ledger
+from benchmarks.runs import Status
+from benchmarks.search import Ladder
+from benchmarks.study import Costs, Plan
+from tests import sweeping
+
+MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
+TEXT = f"""\
+question: Does one run that fails leave the others alone?
+models: {MODELS}
+methods: none
+seeds: 1
+training: {{epochs: 3}}
+workers: 2
+retries: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sweeping.prepare(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ab", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path, temporary: Path) -> tuple[int, str, str]:
+    """A sweep of four runs, of which one raises, one ends in nan and one kills its worker."""
+    path, out = sweeping.study(place, TEXT), place / "runs"
+    process = sweeping.start(path, out, place, BROKEN="1", TMPDIR=str(temporary))
+    return sweeping.finish(process)
+
+
+@pytest.fixture(scope="module")
+def healthy(place: Path) -> study.Study:
+    path = sweeping.study(place, TEXT.replace(MODELS, "small_cnn(width=0.25)"), "healthy.yaml")
+    return study.load(path)
+
+
+def test_what_fails_is_named_and_the_others_finish(
+    place: Path, swept: tuple[int, str, str]
+) -> None:
+    code, _, errors = swept
+    assert code == 1
+    assert sweeping.statuses(place / "runs") == {
+        "small_cnn(width=0.25) none 0": "done",
+        "py:broken:raising none 0": "failed",
+        "py:broken:nan none 0": "failed",
+        "py:broken:killed none 0": "failed",
+    }
+    named = [line for line in errors.splitlines() if line.startswith("not done: ")]
+    assert len(named) == 3
+    reasons = {line.split(", ")[1]: line for line in named}
+    assert "RuntimeError: a network of one's own" in reasons["py:broken:raising"]
+    assert "loss is nan" in reasons["py:broken:nan"]
+    assert "ended from outside; out of memory?" in reasons["py:broken:killed"]
+    assert "tried 2 time(s)" in reasons["py:broken:killed"]
+    assert "--retry-failed" in errors
+    for folder in runs.folders(place / "runs"):
+        lines = folder / rounds.FAILURES
+        wanted = 0 if runs.status_of(folder).state == "done" else 2
+        assert len(lines.read_text().splitlines() if lines.exists() else []) == wanted
+
+
+def test_nothing_is_left_behind(place: Path, temporary: Path, swept: tuple[int, str, str]) -> None:
+    assert sweeping.left_behind(place / "runs", temporary) == []
+
+
+def test_only_the_table_is_on_standard_output(swept: tuple[int, str, str]) -> None:
+    shown = swept[1]
+    assert shown.startswith("Study      some")
+    assert "Model      small_cnn(width=0.25)" in shown
+    assert "ray" not in shown.lower().replace("array", "")
+
+
+def test_curves_are_written(place: Path, swept: tuple[int, str, str]) -> None:
+    folder = place / "runs" / "studies" / "some" / "tensorboard"
+    assert len(list(folder.glob("*/events.out.tfevents.*"))) == 1
+
+
+def test_the_bits_are_those_of_one_process(
+    place: Path, swept: tuple[int, str, str], healthy: study.Study, tmp_path: Path
+) -> None:
+    (table,) = Plan(healthy, place).tables
+    (cell,) = table.cells()
+    execution.execute(cell.run, cell.recorded, tmp_path, Options(data_root=place), cell.benchmark)
+    ours, theirs = sweeping.numbers(place / "runs"), sweeping.numbers(tmp_path)
+    assert ours[cell.run.id] == theirs[cell.run.id]
+
+
+def test_compare_after_a_sweep_trains_nothing(
+    place: Path,
+    swept: tuple[int, str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def never(*arguments: Any) -> dict[str, Any]:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(pool, "run_all", never)
+    code = cli.run(
+        ["compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn",
+         "--width", "0.25", "--methods", "none", "--seeds", "1", "--epochs", "3",
+         "--out", str(place / "runs"), "--device", "cpu"]
+    )  # fmt: skip
+    assert code == 0
+    assert "small_cnn(width=0.25)" in capsys.readouterr().out
+
+
+def test_again_nothing_is_trained_and_failures_stay_told(
+    place: Path,
+    swept: tuple[int, str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def never(*arguments: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(sweep, "opened", never)
+    monkeypatch.syspath_prepend(str(place))
+    out = place / "runs"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert cli.run(["sweep", str(place / "some.yaml"), "--out", str(out)]) == 1
+    assert capsys.readouterr().err.count("not done: ") == 3
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert after == before
+    dry = ["sweep", str(place / "some.yaml"), "--out", str(out), "--dry-run", "--retry-failed"]
+    assert cli.run(dry) == 0
+    assert "4 runs: 1 done, 3 failed; 3 to do" in capsys.readouterr().out
+
+
+def test_retry_failed_does_just_them(
+    place: Path, temporary: Path, swept: tuple[int, str, str]
+) -> None:
+    out = place / "runs"
+    done = next(each for each in runs.folders(out) if runs.status_of(each).state == "done")
+    before = (done / "result.json").stat().st_mtime_ns
+    process = sweeping.start(
+        place / "some.yaml", out, place, "--retry-failed", BROKEN="", TMPDIR=str(temporary)
+    )
+    code, _, errors = sweeping.finish(process)
+    assert code == 0, errors
+    assert "Runs: 3 to do, 1 done" in errors
+    assert set(sweeping.statuses(out).values()) == {"done"}
+    assert (done / "result.json").stat().st_mtime_ns == before
+    assert sweeping.left_behind(out, temporary) == []
+
+
+# What needs no Ray
+
+
+def state_of(
+    jobs: list[Job],
+    root: Path,
+    healthy: study.Study,
+    retries: int = 1,
+    ladder: Ladder | None = None,
+) -> sweep._State:
+    """The driver's knowledge of these jobs, without a driver."""
+    flag = root / "flag"
+    flag.write_text(sweep.GO)
+    board = Board(len(jobs), 2, Costs())
+    board.begin([job.first for job in jobs])
+    quiet = replace(healthy, tensorboard=False)
+    cluster = sweep.Cluster("", 2, 1.0, 0.0, 1)
+    ledger = Ledger(root, retries)
+    task = sweep._Task(tuple(jobs), ladder, ledger, Options(), quiet, cluster, flag, root)
+    return sweep._State(task, board)
+
+
+@pytest.fixture
+def job(healthy: study.Study, place: Path) -> Job:
+    (table,) = Plan(healthy, place).tables
+    return Job(tuple(table.cells()))
+
+
+def test_a_worker_that_dies_is_replaced_as_often_as_the_file_says(
+    job: Job, healthy: study.Study, tmp_path: Path
+) -> None:
+    state = state_of([job], tmp_path, healthy, retries=2)
+    for attempt in range(3):
+        assert not state.over
+        assert state.offer(f"t{attempt}") is not None
+        state.started(f"t{attempt}")
+        state.died(f"t{attempt}", "killed", machine=False)
+    assert state.over
+    outcome = state.outcomes[job.first.run.id]
+    assert isinstance(outcome, Status)
+    assert outcome.state == "failed"
+    assert "tried 3 time(s)" in outcome.reason
+    assert len(state.ledger.failures(job.first)) == 3
+
+
+def test_a_machine_that_dies_is_not_the_runs_fault(
+    job: Job, healthy: study.Study, tmp_path: Path
+) -> None:
+    state = state_of([job], tmp_path, healthy, retries=0)
+    for attempt in range(5):
+        assert state.offer(f"t{attempt}") is not None
+        state.died(f"t{attempt}", "its machine is gone", machine=True)
+    assert not state.over
+    assert state.ledger.failures(job.first) == []
+
+
+def test_a_problem_is_told_and_not_recorded(job: Job, healthy: study.Study, tmp_path: Path) -> None:
+    state = state_of([job], tmp_path, healthy)
+    state.offer("t")
+    state.started("t")
+    state.problem("t", "the disk is full")
+    state.ended("t")
+    assert state.outcomes == {job.first.run.id: Problem("the disk is full")}
+    assert state.over
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_a_trial_that_is_pruned_is_ended_on_disk(
+    job: Job, healthy: study.Study, tmp_path: Path
+) -> None:
+    ladder = Ladder(2)
+    ladder.seen("row", 1, 7, 0.9)
+    trial = replace(job, trial=1, group="row", rungs=(1,))
+    state = state_of([trial], tmp_path, healthy, ladder=ladder)
+    state.offer("t")
+    state.started("t")
+    assert state.goes_on("t", {"epoch": 1})
+    assert not state.goes_on("t", {"epoch": 1, "rung": 1, "score": 0.5})
+    state.ended("t")
+    status = state.ledger.status(job.first)
+    assert status.state == "stopped"
+    assert status.reason.startswith("rung 1: ")
+    assert not state.ledger.to_do(job.first)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "machine"),
+    [
+        ("Failure # 1\nray.exceptions.ActorDiedError: The actor died", "outside", False),
+        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory",
+         "memory ran out", False),
+        ("The actor died because its node died. ...", "machine is gone", True),
+        ("Traceback\n  File x\nValueError: no such thing\n", "ValueError: no such thing", False),
+        ("", "without a word", False),
+    ],
+)  # fmt: skip
+def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:
+    told, whole = sweep._death(text)
+    assert reason in told
+    assert whole is machine
+
+
+def test_a_run_ends_with_the_flag_of_its_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "LOOK_SECONDS", 0.0)
+    with sweep._flag(tmp_path) as flag:
+        ends = sweep._stopped(flag)
+        assert not ends()
+        sweep._write(flag, sweep.STOP)
+        assert ends()
+    assert not flag.exists()
+    assert sweep._stopped(flag)(), "a sweep that is gone has no flag"
+
+
+def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
+    tmp_path: Path,
+) -> None:
+    dead = tmp_path / ".sweep-dead"
+    dead.write_text("go")
+    with sweep._flag(tmp_path) as living:
+        assert not dead.exists()
+        with sweep._flag(tmp_path):
+            assert living.exists()
+
+
+def test_what_one_run_takes(healthy: study.Study) -> None:
+    def with_(**resources: Any) -> study.Study:
+        return replace(healthy, resources=study.Resources(**resources))
+
+    assert sweep.takes(healthy, gpus=False) == (1.0, 0.0)
+    assert sweep.takes(healthy, gpus=True) == (1.0, 1.0)
+    assert sweep.takes(with_(gpus=0), gpus=True) == (1.0, 0.0)
+    assert sweep.takes(with_(trials_per_gpu=4, cpus=2), gpus=True) == (2.0, 0.25)
+
+
+def test_more_than_this_machine_has_is_refused_before_ray_starts(
+    healthy: study.Study, tmp_path: Path
+) -> None:
+    for resources, part in (({"cpus": 4096}, "4096 cores"), ({"gpus": 64}, "64 GPU")):
+        asked = replace(healthy, resources=study.Resources(**resources))
+        ray: Any = None
+        with pytest.raises(study.StudyError, match=part):
+            sweep._start(ray, tmp_path, asked, None)
+
+
+def test_a_results_folder_that_is_another_one_there_is_told(tmp_path: Path) -> None:
+    with sweep._flag(tmp_path) as flag:
+        assert sweep.check_here(str(tmp_path), flag.name, Options(), []) == []
+        other = tmp_path / "elsewhere"
+        other.mkdir()
+        (text,) = sweep.check_here(str(other), flag.name, Options(), [])
+    assert "storage that all machines share" in text
+
+
+def test_temporary_files_lie_where_sockets_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
+    folder = sweep._private_folder()
+    try:
+        assert len(str(folder)) < 45
+        assert folder.stat().st_mode & 0o077 == 0, "closed to others"
+    finally:
+        folder.rmdir()
+
+
+def sleeper(folder: Path) -> subprocess.Popen[bytes]:
+    """A process with a file below the folder open."""
+    code = (
+        "import sys, time; file = open(sys.argv[1], 'w'); print('x', flush=True); time.sleep(600)"
+    )
+    arguments = [sys.executable, "-c", code, str(folder / "log")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    return process
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_killed_driver_is_cleaned_up_after(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    folder.mkdir()
+    stays, goes = sleeper(tmp_path), sleeper(folder)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from benchmarks import cleanup\n"
+        "with cleanup.outlived(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    driver = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert driver.returncode == -signal.SIGKILL
+    assert goes.wait(timeout=20) == -signal.SIGKILL
+    limit = time.monotonic() + 20
+    while folder.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    assert stays.poll() is None
+    stays.kill()
+    stays.wait()
+    for process in (stays, goes):
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_cleaning_spares_the_driver(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    folder.mkdir()
+    with (folder / "log").open("w"):
+        cleanup.clean(folder, spared=os.getpid())
+    assert not folder.exists()
+
+
+def test_folders_of_dead_sweeps_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="ab", dir="/tmp") as name:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        dead, living = (Path(name) / f"augbench-{each}" for each in ("dead", "living"))
+        for folder in (dead, living):
+            folder.mkdir()
+            (folder / "owner").touch()
+        with sweep._held(living / "owner"):
+            sweep.remove_stale()
+        assert not dead.exists()
+        assert living.exists()
+
+
+def test_durations_in_words() -> None:
+    told = [duration(seconds) for seconds in (5, 89, 600, 7200, 400000)]
+    assert told == ["5 s", "89 s", "10 min", "2.0 h", "4.6 d"]
+
+
+def test_where_the_sweep_stands(job: Job) -> None:
+    board = Board(1, 2, Costs())
+    board.begin([job.first])
+    assert board.where().startswith("0 done, 0 running, 1 left, an unknown time left")
+    board.started(job.first)
+    assert board.where().startswith("0 done, 1 running, 0 left")
+    board.ended(job.first, Status("failed", "why"), None)
+    assert board.where().startswith("0 done, 0 running, 1 failed, 0 left, 0 s left")
+
+
+def test_a_record_of_failures_that_was_cut_short_counts_as_none(job: Job, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, retries=1)
+    ledger.failed(job.first, "once")
+    assert ledger.failures(job.first) == ["once"]
+    path = ledger.folder(job.first) / rounds.FAILURES
+    path.write_text(json.dumps({"reason": "x"})[:-3])
+    assert ledger.failures(job.first) == []
