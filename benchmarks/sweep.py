@@ -58,7 +58,6 @@ LOST_MACHINES = 20
 LOST_MACHINE = ("node died", "node failure", "node was terminated", "node is dead", "nodediederror")
 """How Ray says that a worker went with its machine."""
 SETTINGS = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -241,12 +240,15 @@ def opened(
         ray = importlib.import_module("ray")
         stack.callback(ray.shutdown)
         _silence()
+        handler = signal.getsignal(signal.SIGTERM)
         if joined:
             cluster = _join(ray, address, study, workers)
-            check_machines(ray, root, flag, options, wanted)
         else:
             cluster = _start(ray, folder, study, workers)
             stack.enter_context(_watched())
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, that ends without a word
+        if joined:
+            check_machines(ray, root, flag, options, wanted)
         yield Sweep(ray, cluster, flag, folder)
 
 

@@ -123,7 +123,12 @@ def start(
 
 def finish(process: subprocess.Popen[str], timeout: float = 400) -> tuple[int, str, str]:
     """Exit code, output and errors."""
-    shown, errors = process.communicate(timeout=timeout)
+    try:
+        shown, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+        raise AssertionError(f"not over after {timeout} s:\n{errors}") from None
     return process.returncode, shown, errors
 
 
