@@ -236,9 +236,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_network_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
     path = tmp_path / "tiny.npz"
-    pictures = np.zeros((30, 8, 8), np.uint8)
-    np.savez(path, **{f"{s}_images": pictures for s in ("train", "val", "test")},
-             **{f"{s}_labels": np.arange(30) % 2 for s in ("train", "val", "test")})  # fmt: skip
+    made: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        made[f"{split}_images"] = np.zeros((30, 8, 8), np.uint8)
+        made[f"{split}_labels"] = np.arange(30) % 2
+    np.savez(path, **made)
     sys.modules["too_small"] = type(sys)("too_small")
     sys.modules["too_small"].__file__ = __file__
 
