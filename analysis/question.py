@@ -1,0 +1,97 @@
+"""What a study asks, written before its first run and kept beside its runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from methods.naming import NamingError, parse, render
+
+FILES = ("study.yaml", "study.yml", "study.json")
+OVER = " over "
+MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Question:
+    """Question, family of comparisons, margin and prediction of a study."""
+
+    text: str = ""
+    family: tuple[tuple[str, str], ...] = ()
+    """(row, the row that it is compared with; empty: its own baseline); empty: every method"""
+    margin: float = MARGIN
+    """points within which two rows count as equal"""
+    prediction: str = ""
+    source: str = ""
+    """name of the file; empty where there is none"""
+
+
+def read(root: Path) -> Question:
+    """The question in the study file of a folder of runs; the default one where there is none.
+
+    The keys question, family, margin and prediction are read, all others are somebody else's. An
+    entry of the family is a row, or ``row over base``.
+
+    Raises:
+        ValueError: the file cannot be read, or a value is of the wrong kind.
+    """
+    there = [root / name for name in FILES if (root / name).is_file()]
+    if not there:
+        return Question()
+    path = there[0]
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a mapping with question, family, margin, prediction")
+    return Question(
+        text=_text(path, content, "question"),
+        family=tuple(_pair(path, entry) for entry in _entries(path, content)),
+        margin=_margin(path, content.get("margin", MARGIN)),
+        prediction=_text(path, content, "prediction"),
+        source=path.name,
+    )
+
+
+def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
+    value = content.get(name, "")
+    if not isinstance(value, str):
+        raise ValueError(f"{path}: {name}: expected a text, got {value!r}")
+    return value.strip()
+
+
+def _margin(path: Path, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ValueError(f"{path}: margin: expected points above 0, got {value!r}")
+    return float(value)
+
+
+def _entries(path: Path, content: Mapping[str, Any]) -> list[str]:
+    value = content.get("family", [])
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise ValueError(f"{path}: family: expected a list of rows, got {value!r}")
+    return listed
+
+
+def _pair(path: Path, entry: str) -> tuple[str, str]:
+    row, over, base = entry.partition(OVER)
+    try:
+        return written(row), written(base) if over else ""
+    except NamingError as error:
+        raise ValueError(f"{path}: family: {error}") from error
+
+
+def written(row: str) -> str:
+    """A row's name with the spacing that runs have: ``saflex(upstream=mixup)@train``."""
+    name, at, control = row.strip().partition("@")
+    return render(parse(name)) + at + control.strip()
