@@ -204,9 +204,10 @@ def comma_separated(made: Table) -> str:
     return text.getvalue()
 
 
-def html(made: Table) -> Markup:
+def html(made: Table, wide: bool = False) -> Markup:
     """The table with every text escaped; cells name their column, for narrow screens."""
-    lines: list[str] = ["<table>", f"<caption>{_shown(made.title)}</caption>", "<thead><tr>"]
+    start = '<table class="wide">' if wide else "<table>"
+    lines: list[str] = [start, f"<caption>{_shown(made.title)}</caption>", "<thead><tr>"]
     lines += [f'<th scope="col">{_shown(name)}</th>' for name in made.head]
     lines.append("</tr></thead>")
     for group in made.groups:

@@ -18,6 +18,10 @@ OVER = " over "
 MARGIN = 0.5
 
 
+class QuestionError(ValueError):
+    """A study file that cannot be used; the message names it and what is expected."""
+
+
 @dataclass(frozen=True)
 class Question:
     """Question, family of comparisons, margin and prediction of a study."""
@@ -39,7 +43,7 @@ def read(root: Path) -> Question:
     entry of the family is a row, or ``row over base``.
 
     Raises:
-        ValueError: the file cannot be read, or a value is of the wrong kind.
+        QuestionError: the file cannot be read, or a value is of the wrong kind.
     """
     there = [root / name for name in FILES if (root / name).is_file()]
     if not there:
@@ -49,9 +53,9 @@ def read(root: Path) -> Question:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise QuestionError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a mapping with question, family, margin, prediction")
+        raise QuestionError(f"{path}: expected a mapping with question, family, margin, prediction")
     return Question(
         text=_text(path, content, "question"),
         family=tuple(_pair(path, entry) for entry in _entries(path, content)),
@@ -64,14 +68,14 @@ def read(root: Path) -> Question:
 def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
     value = content.get(name, "")
     if not isinstance(value, str):
-        raise ValueError(f"{path}: {name}: expected a text, got {value!r}")
+        raise QuestionError(f"{path}: {name}: expected a text, got {value!r}")
     return value.strip()
 
 
 def _margin(path: Path, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
-        raise ValueError(f"{path}: margin: expected points above 0, got {value!r}")
+        raise QuestionError(f"{path}: margin: expected points above 0, got {value!r}")
     return float(value)
 
 
@@ -79,7 +83,7 @@ def _entries(path: Path, content: Mapping[str, Any]) -> list[str]:
     value = content.get("family", [])
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
-        raise ValueError(f"{path}: family: expected a list of rows, got {value!r}")
+        raise QuestionError(f"{path}: family: expected a list of rows, got {value!r}")
     return listed
 
 
@@ -88,7 +92,7 @@ def _pair(path: Path, entry: str) -> tuple[str, str]:
     try:
         return written(row), written(base) if over else ""
     except NamingError as error:
-        raise ValueError(f"{path}: family: {error}") from error
+        raise QuestionError(f"{path}: family: {error}") from error
 
 
 def written(row: str) -> str:

@@ -24,7 +24,7 @@ P_SHOWN = 0.001
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
     """Methods by data sets: mean and standard deviation over seeds, in points."""
-    columns = [column for column in block.columns if _offered(column, when)]
+    columns = [column for column in block.columns if offered(column, when)]
     marks = {column.name: _marks(column, block, metric, when) for column in columns}
     usual = {column.name: max(_count(column, each, when) for each in block.entries)
              for column in columns}  # fmt: skip
@@ -73,7 +73,7 @@ def _epoch(when: str) -> str:
     return "last epoch" if when == "last" else "epoch of the best select AUC"
 
 
-def _offered(column: Column, when: str) -> bool:
+def offered(column: Column, when: str) -> bool:
     """Whether every run has numbers at this epoch: they are not mixed with others."""
     return all(when in record.result["metrics"] for record in column.done)
 

@@ -119,12 +119,13 @@ def comparison(rows: Sequence[Row], when: str = "last") -> str:
         _differences(rows, "accuracy", "accuracy", when),
         _differences(rows, "auc", "AUC", when),
         _detection(rows),
-        "\n".join([*_reasons(rows), *map(_wrapped, _remarks(rows, done, when))]),
+        "\n".join([*_reasons(rows), *map(wrapped, _remarks(rows, done, when))]),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """A remark on lines of a width that can be read."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
@@ -189,7 +190,7 @@ def _scores(rows: Sequence[Row], when: str) -> str:
         )
     head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "select AUC ↑", "s/epoch ↓", "ratio ↓"]
     head.append("passes/row")
-    return "Mean ± standard deviation over n seeds\n" + _grid(head, body)
+    return "Mean ± standard deviation over n seeds\n" + grid(head, body)
 
 
 def _select_auc(records: Sequence[Record], when: str) -> str:
@@ -218,7 +219,7 @@ def _differences(rows: Sequence[Row], metric: str, label: str, when: str) -> str
     if not body:
         return ""
     head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
-    return f"Test {label} against {first.name}, in points, paired by seed\n" + _grid(head, body)
+    return f"Test {label} against {first.name}, in points, paired by seed\n" + grid(head, body)
 
 
 def _detection(rows: Sequence[Row]) -> str:
@@ -241,7 +242,7 @@ def _detection(rows: Sequence[Row]) -> str:
         "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
         "spoiled, right ones whose learned label is another class"
     )
-    return f"{_wrapped(told)}\n{_grid(head, body)}"
+    return f"{wrapped(told)}\n{grid(head, body)}"
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
@@ -318,7 +319,8 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     return [line.replace("..", ".") for line in lines]
 
 
-def _grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+def grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """A table as text, the first column to the left and the others to the right."""
     align = ["left", *["right"] * (len(head) - 1)]
     return tabulate(body, headers=head, tablefmt="simple", colalign=align, disable_numparse=True)
 
