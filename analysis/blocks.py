@@ -209,9 +209,9 @@ def _undirty(record: Record) -> tuple[str, bool]:
     name = record.run.benchmark
     if "meta_noise" not in name:
         return name, False
-    call = parse(name)
-    given = dict(call.arguments) if isinstance(call, Call) else {}
-    if not isinstance(call, Call) or given.get("meta_noise") != given.get("noise"):
+    call = call_in(name)
+    given = dict(call.arguments) if call is not None else {}
+    if call is None or given.get("meta_noise") != given.get("noise"):
         return name, False
     return render(call_of(call.name, {k: v for k, v in given.items() if k != "meta_noise"})), True
 
@@ -302,17 +302,23 @@ def wrapped(method: str) -> tuple[str, str]:
 
     For an upstream itself the first is empty and the second its own name.
     """
-    try:
-        expression = parse(method)
-    except NamingError:  # the name of another version of the language
+    call = call_in(method)
+    if call is None:
         return "", method
-    if not isinstance(expression, Call):
-        return "", method
-    inner = dict(expression.arguments).get("upstream")
+    inner = dict(call.arguments).get("upstream")
     if inner is None:
         return (NONE, NONE) if outer(method) in CONTROLS else ("", method)
     text = render(inner)
     return text, wrapped(text)[1]
+
+
+def call_in(text: str) -> Call | None:
+    """The call that a name of a run writes; None for a chain, and for what is no such name."""
+    try:
+        expression = parse(text)
+    except NamingError:  # runs may come from another version, or from anybody
+        return None
+    return expression if isinstance(expression, Call) else None
 
 
 def spread(trainings: Iterable[Training]) -> dict[str, list[str]]:

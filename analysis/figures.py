@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from analysis import plots
-from analysis.blocks import Block, Column, Entry
+from analysis.blocks import Block, Column, Entry, call_in
 from analysis.findings import Finding, mean_ranks, scores
 from analysis.plots import Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
 from analysis.stats import Interval
 from analysis.summary import variants
 from analysis.tables import POINTS, Row, difference
 from benchmarks import metrics, runs
-from methods.naming import Call, call_of, parse, render
+from methods.naming import call_of, render
 
 LONG = 12
 """Letters from which on an upstream's name is written as U."""
@@ -420,8 +420,8 @@ def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[
     for parameter in CORRUPTIONS:
         groups: dict[str, list[tuple[float, Column]]] = {}
         for column in columns:
-            call = parse(column.benchmark)
-            if not isinstance(call, Call):
+            call = call_in(column.benchmark)
+            if call is None:
                 continue
             given = dict(call.arguments)
             level = given.pop(parameter, 0 if parameter == "noise" else 1)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from analysis.blocks import Block, outer
-from methods.naming import Call, parse
+from analysis.blocks import Block, call_in, outer
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def beside(block: Block, metric: str) -> list[tuple[str, list[Printed | None]]]:
 
 def _known(benchmark: str) -> str:
     """The benchmark as published numbers name it: arguments in order, 224 pixels as a suffix."""
-    call = parse(benchmark)
-    if not isinstance(call, Call):
+    call = call_in(benchmark)
+    if call is None:
         return benchmark
     given = dict(call.arguments)
     size = given.pop("size", 28)

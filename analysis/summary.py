@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import published
-from analysis.blocks import CONTROLS, NONE, Block, Column, Entry, outer
+from analysis.blocks import CONTROLS, NONE, Block, Column, Entry, call_in, outer
 from analysis.findings import Finding, Overall, best, mean_ranks, scores
 from analysis.formats import Cell, Group, Mark, Table, cells, table
 from analysis.records import DETECTION, Record, Unread
 from analysis.stats import MIN_SEEDS
 from analysis.tables import POINTS, Row, bounds, cost_ratio, mean_sd, number, signed
-from methods.naming import Call, parse, render
+from methods.naming import Call, render
 
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
 MISSING = "n/a"
@@ -277,10 +277,8 @@ def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, 
 
 
 def _call(entry: Entry) -> Call | None:
-    if entry.name != entry.method:  # control rows, other budgets and versions
-        return None
-    expression = parse(entry.method)
-    return expression if isinstance(expression, Call) else None
+    # Control rows, other budgets and other versions differ in more than an argument.
+    return call_in(entry.method) if entry.name == entry.method else None
 
 
 def _text(value: object) -> str:

@@ -87,6 +87,7 @@ def test_torchvision_is_never_imported_at_import_time(path: str) -> None:
         ("benchmarks.runs", ("torch", "ray", "sklearn")),
         ("benchmarks.listing", ("torch", "sklearn", "scipy")),
         ("analysis.tables", ("torch", "ray", "matplotlib", "torchvision")),
+        ("benchmarks.reporting", ("torch", "ray", "torchvision", "kornia")),
         (
             "benchmarks.execution",
             ("torchvision", "ray", "pandas", "matplotlib", "kornia", "sklearn"),

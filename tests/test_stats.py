@@ -360,3 +360,69 @@ def test_mean_interval_adds_independent_sets_and_averages_views_of_one():
 def test_errors_of_tests_over_sets(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def coverage(seeds, images, sds, repeats):
+    """How often the training interval holds the effect on the images at hand, and the population
+    interval the effect on all images, in studies of a true effect of 1.
+    """
+    generator = np.random.default_rng([seeds, images, repeats])
+    chunk = max(1, min(repeats, 4_000_000 // (seeds * images)))
+    fixed = everywhere = 0
+    for start in range(0, repeats, chunk):
+        count = min(chunk, repeats - start)
+        item = generator.normal(0, sds[1], (count, 1, images))
+        d = 1 + generator.normal(0, sds[0], (count, seeds, 1)) + item
+        d += generator.normal(0, sds[2], (count, seeds, images))
+        for one, on_these in zip(d, 1 + item.mean(axis=(1, 2)), strict=True):
+            training, population = training_interval(one.mean(axis=1)), population_interval(one)
+            fixed += training.low <= on_these <= training.high
+            everywhere += population.low <= 1 <= population.high
+    return fixed / repeats, everywhere / repeats
+
+
+# Seeds as large as the choice of images, and four times as large; the residual is the largest part
+# of an image's variance, as in accuracies of networks.
+SOURCES = [(1.0, 1.0), (2.0, 0.5)]
+
+
+def sds_of(sources, images):
+    """Standard deviations that give a mean over images these errors, and a residual beside."""
+    return sources[0], sources[1] * math.sqrt(images), math.sqrt(images) / 2
+
+
+@pytest.mark.parametrize("sources", SOURCES)
+def test_both_intervals_cover_what_they_speak_of_in_a_small_simulation(sources):
+    for share in coverage(5, 156, sds_of(sources, 156), 500):
+        assert share == pytest.approx(0.95, abs=0.035)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", SOURCES)
+@pytest.mark.parametrize("images", [156, 5000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_both_intervals_cover_what_they_speak_of(seeds, images, sources):
+    for share in coverage(seeds, images, sds_of(sources, images), 2000):
+        assert 0.93 <= share <= 0.97
+
+
+def family_error(seeds, images, repeats):
+    """How often any of four methods without an effect is told apart from their baseline."""
+    generator, wrong = np.random.default_rng([seeds, images]), 0
+    for _ in range(repeats):
+        runs = generator.normal(0, 1, (5, seeds, 1)) + generator.normal(0, 8, (5, 1, images))
+        runs = runs + generator.normal(0, 8, (5, seeds, images))
+        p = [crossed(each - runs[0]).p_zero() for each in runs[1:]]
+        wrong += holm(p).min() <= 0.05
+    return wrong / repeats
+
+
+def test_the_error_of_a_family_in_a_small_simulation():
+    assert family_error(5, 156, 300) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [156, 1000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_error_of_a_family_is_at_most_five_per_cent(seeds, images):
+    assert family_error(seeds, images, 2000) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
