@@ -19,6 +19,8 @@ from analysis.tables import grid, number, wrapped
 MOST_SEEDS = 1000
 ALL = 10**9
 """So many seeds are as good as all."""
+SURE = 30.0
+"""Standard errors from which on an effect is found for certain, and the noncentral t overflows."""
 HOUR = 3600
 
 
@@ -47,7 +49,7 @@ def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
     interval = variances.interval(level)
     if not interval.se > 0:
         return 1.0 if effect else 1 - level
-    critical, shift = variances.half(level) / interval.se, abs(effect) / interval.se
+    critical, shift = variances.half(level) / interval.se, min(abs(effect) / interval.se, SURE)
     if interval.df > ALL:
         return float(special.ndtr(shift - critical) + special.ndtr(-shift - critical))
     beyond = 1 - special.nctdtr(interval.df, shift, critical)

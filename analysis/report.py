@@ -44,6 +44,8 @@ class Part:
     tables: list[Table]
     protocol: list[str]
     commands: list[str]
+    samples: list[str]
+    """commands that draw augmented images, which takes the data and the network"""
     outcome: str
 
 
@@ -152,7 +154,9 @@ def _part(
         summary.main_table(block, metric, metric, with_published, "last")
         for metric in ("accuracy", "auc")
     ]
-    offered = [column for column in block.columns if summary.offered(column, "selected")]
+    offered = [
+        column for column in block.columns if column.done and summary.offered(column, "selected")
+    ]
     if offered:
         chosen = replace(block, columns=tuple(offered))
         main.append(summary.main_table(chosen, "accuracy", "selected", False, "selected"))
@@ -185,6 +189,7 @@ def _part(
             *words.caveats(block),
         ],
         commands=[words.command(block, column) for column in block.columns],
+        samples=words.samples(block),
         outcome=words.outcome(found),
     )
 
@@ -216,6 +221,7 @@ def _apart(made: Sequence[Block]) -> Table:
     return formats.table("blocks", "What differs between the blocks", head, rows)
 
 
+SAMPLES = "What the rows make of training images is drawn from the data, not from runs:"
 APART = (
     "These runs are of {count} settings that no table may mix. Each is a block with tables, a "
     "family and figures of its own, in this order:"
@@ -249,7 +255,7 @@ def _write(path: Path, text: str) -> None:
 def html(whole: Report) -> str:
     """The page in one file: figures inside, no script, nothing from a network."""
     text = resources.files("analysis").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
 
     def shown(tables: Sequence[Table]) -> list[Markup]:
         return [formats.html(each, wide=len(each.head) >= WIDE) for each in tables]
@@ -257,6 +263,7 @@ def html(whole: Report) -> str:
     page = {
         **{name: getattr(whole, name) for name in runs.field_names(Report)},
         "apart": shown([whole.apart])[0] if whole.apart else "",
+        "samples_text": SAMPLES,
         "apart_text": APART.format(count=len(whole.parts)),
         "failures": shown([whole.failures])[0] if whole.failures else "",
         "parts": [
@@ -270,6 +277,11 @@ def html(whole: Report) -> str:
         ],
     }
     return environment.from_string(text).render(page=page)
+
+
+def _seen(value: object) -> object:
+    """Text without signs that cannot be seen; what is HTML already was made of such text."""
+    return formats.plain(value) if type(value) is str else value
 
 
 def _embedded(figure: Figure) -> dict[str, str]:
@@ -302,6 +314,8 @@ def markdown(whole: Report, out: Path) -> str:
             lines += ["### More figures", "", *_images(part.figures[MAIN_FIGURES:], out)]
         lines += ["### The runs again", ""]
         lines += [line for each in part.commands for line in _code(each)]
+        if part.samples:
+            lines += [SAMPLES, "", *_code(*part.samples)]
     lines += ["## Runs without a result", ""]
     lines.append(
         formats.markdown(whole.failures)
@@ -329,10 +343,10 @@ def _images(drawn: Sequence[Figure], out: Path) -> list[str]:
     return lines
 
 
-def _code(command: str) -> list[str]:
-    """A command as a code block whose fence is longer than any in it."""
-    text = formats.plain(command)
+def _code(*commands: str) -> list[str]:
+    """Commands as a code block whose fence is longer than any in them."""
+    lines = [formats.plain(command) for command in commands]
     fence = "```"
-    while fence in text:
+    while any(fence in line for line in lines):
         fence += "`"
-    return [f"{fence}sh", text, fence, ""]
+    return [f"{fence}sh", *lines, fence, ""]

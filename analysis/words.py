@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from analysis.blocks import Block, Column, Entry, outer
+from analysis.blocks import NONE, Block, Column, Entry, outer
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.formats import Table, table
 from analysis.question import Question
@@ -292,15 +292,11 @@ def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
 def command(block: Block, column: Column) -> str:
     """The command that makes the runs of a column again."""
     first = column.records[0]
-    run, path = first.run, first.recorded.get("path")
-    benchmark = column.benchmark
-    if path:
-        kind, _, arguments = benchmark.partition("(")
-        benchmark = f"{kind}:{path}" + (f"({arguments}" if arguments else "")
+    run = first.run
     names = [_plain(name) for name, row in column.rows.items() if row.records]
     plain = [name for name in names if "[" not in name]
     numbers = [record.run.seed for record in column.records]
-    words = ["augbench", "compare", "--benchmark", benchmark, "--model", run.model]
+    words = ["augbench", "compare", "--benchmark", _benchmark(column), "--model", run.model]
     words += ["--methods", ",".join(dict.fromkeys(plain)), "--seeds", str(max(numbers) + 1)]
     for name, default in (("protocol", "equal"), ("threads", 1)):
         if getattr(run, name) != default:
@@ -314,6 +310,26 @@ def command(block: Block, column: Column) -> str:
     if run.oracle_test:
         words.append("--oracle-test")
     return shlex.join([*words, *_training(column, first.recorded.get("preset", ""))])
+
+
+def samples(block: Block) -> list[str]:
+    """The commands that draw what each row makes of training images of the first data set."""
+    column = block.columns[0]
+    start = ["augbench", "show", "--benchmark", _benchmark(column)]
+    methods = dict.fromkeys(each.method for each in block.compared if each.method != NONE)
+    return [
+        shlex.join([*start, "--method", method, "--out", f"samples-{number}.png"])
+        for number, method in enumerate(methods, start=1)
+    ]
+
+
+def _benchmark(column: Column) -> str:
+    """The data set as a command line names it, with the path of a user's own."""
+    path = column.records[0].recorded.get("path")
+    if not path:
+        return column.benchmark
+    kind, _, arguments = column.benchmark.partition("(")
+    return f"{kind}:{path}" + (f"({arguments}" if arguments else "")
 
 
 def _plain(name: str) -> str:
