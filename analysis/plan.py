@@ -17,10 +17,10 @@ from analysis.stats import ALPHA, MIN_SEEDS, Crossed
 from analysis.tables import grid, number, wrapped
 
 MOST_SEEDS = 1000
-ALL = 10**9
-"""So many seeds are as good as all."""
-SURE = 30.0
-"""Standard errors from which on an effect is found for certain, and the noncentral t overflows."""
+ALL = 10**6
+"""So many degrees of freedom are as good as all."""
+GRID = (np.arange(2000) + 0.5) / 2000
+"""Probabilities over which a chance is averaged; scipy's noncentral t fails for large effects."""
 HOUR = 3600
 
 
@@ -43,17 +43,16 @@ def with_seeds(variances: Crossed, seeds: int) -> Crossed:
 def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
     """The chance that the population interval at this level leaves out 0, given a true effect.
 
-    The noncentral t with the interval's own degrees of freedom: those whose quantile gives its
-    half-width.
+    That of a noncentral t with the interval's own degrees of freedom, those whose quantile gives
+    its half-width: the normal chance, averaged over what the standard error may turn out to be.
     """
     interval = variances.interval(level)
     if not interval.se > 0:
         return 1.0 if effect else 1 - level
-    critical, shift = variances.half(level) / interval.se, min(abs(effect) / interval.se, SURE)
-    if interval.df > ALL:
-        return float(special.ndtr(shift - critical) + special.ndtr(-shift - critical))
-    beyond = 1 - special.nctdtr(interval.df, shift, critical)
-    return float(beyond + special.nctdtr(interval.df, shift, -critical))
+    critical, shift = variances.half(level) / interval.se, abs(effect) / interval.se
+    scale = np.sqrt(special.chdtri(interval.df, GRID) / interval.df) if interval.df < ALL else 1.0
+    beyond = special.ndtr(shift - critical * scale) + special.ndtr(-shift - critical * scale)
+    return float(np.mean(beyond))
 
 
 def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from methods.naming import NamingError, parse, render
+from methods.naming import NamingError, from_mapping, parse, render, split
 
 FILES = ("study.yaml", "study.yml", "study.json")
 OVER = " over "
@@ -74,17 +74,20 @@ def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
 
 def _margin(path: Path, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise QuestionError(f"{path}: margin: expected points above 0, got {value!r}")
+    if not number or not 0 <= value < math.inf:
+        raise QuestionError(f"{path}: margin: expected points of 0 or more, got {value!r}")
     return float(value)
 
 
 def _entries(path: Path, content: Mapping[str, Any]) -> list[str]:
     value = content.get("family", [])
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+    listed = split(value) if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(each, str | dict) for each in listed):
         raise QuestionError(f"{path}: family: expected a list of rows, got {value!r}")
-    return listed
+    try:
+        return [each if isinstance(each, str) else render(from_mapping(each)) for each in listed]
+    except NamingError as error:
+        raise QuestionError(f"{path}: family: {error}") from error
 
 
 def _pair(path: Path, entry: str) -> tuple[str, str]:

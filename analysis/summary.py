@@ -43,18 +43,23 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
         cost = number(float(np.median(known)), 2) if known else MISSING
         return (Cell(entry.name), Cell(_range(counts)), *values, Cell(cost))
 
-    groups = [Group("", tuple(row(entry) for entry in block.compared))]
-    if block.controls:
-        groups.append(Group("Control rows", tuple(row(entry) for entry in block.controls)))
+    def rows(entries: Sequence[Entry]) -> tuple[tuple[Cell, ...], ...]:
+        # The last epoch shows what has no result; another epoch is a second look at what has one.
+        kept = [e for e in entries if when == "last" or any(_count(c, e, when) for c in columns)]
+        return tuple(row(entry) for entry in kept)
+
+    groups = [Group("", rows(block.compared))]
+    if rows(block.controls):
+        groups.append(Group("Control rows", rows(block.controls)))
     notes = _main_notes(block, columns, when, any(usual[each.name] < MIN_SEEDS for each in columns))
     if with_published:
         printed = published.beside(block, metric)
-        rows = tuple(
+        body = tuple(
             cells([label, "", *(_printed(each) for each in values), ""])
             for label, values in printed
         )
-        if rows:
-            groups.append(Group("Published numbers, not ours", rows))
+        if body:
+            groups.append(Group("Published numbers, not ours", body))
             notes += published.notes(printed)
             notes.append(
                 "Published numbers are of networks of full width under their own training, and "
@@ -170,7 +175,7 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         f"equivalent: within the margin of {margin:g} points (two one-sided tests). detectable: "
         "the smallest true difference found with 80 % power, one comparison alone.",
     ]
-    return table(name, "Differences in test accuracy", head, rows, notes)
+    return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
 
 
 def overall_table(found: Sequence[Overall], reason: str, name: str, margin: float) -> Table:
@@ -197,7 +202,7 @@ def overall_table(found: Sequence[Overall], reason: str, name: str, margin: floa
     ]
     if reason:
         notes.append(f"No Wilcoxon test: {reason}.")
-    return table(name, "Over all data sets", head, rows, notes)
+    return table(name, "Differences over all data sets, last epoch", head, rows, notes)
 
 
 def cost_table(block: Block, name: str) -> Table:
@@ -306,7 +311,7 @@ def ablation_table(block: Block, name: str) -> Table | None:
         groups.append(Group(f"{method} over {upstream}", tuple(body)))
     head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
     note = "default: of the method, or of its preset where one is named."
-    return Table(name, "Test accuracy by argument", head, tuple(groups), (note,))
+    return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
 
 
 def search_table(block: Block, name: str) -> Table | None:

@@ -88,7 +88,7 @@ def _verdict(each: Finding, made: Difference, interval: Interval, margin: float)
     held = interval.low <= 0 <= interval.high
     why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
     return (
-        f"undecided: {why}, and it is not within the margin of {margin:g}. The smallest "
+        f"undecided: {why}, and equivalence within {margin:g} is not shown either. The smallest "
         f"difference that would have been found with 80 % power is {made.detectable:.2f} points."
     )
 
@@ -150,8 +150,8 @@ def controls(block: Block, margin: float, name: str) -> tuple[list[str], Table |
         return [], None
     if not sentences:
         sentences.append(
-            "No method has a gain over its baseline whose interval (population, not corrected) "
-            "leaves out 0, so there is none to explain."
+            "No method that has control rows gains over its baseline by an interval (population, "
+            "not corrected) that leaves out 0, so there is no gain to explain."
         )
     head = ["", "data set", "n", "difference, points", "population 95 % CI", "reading"]
     notes = [

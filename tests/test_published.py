@@ -16,7 +16,7 @@ def test_numbers_are_those_of_the_papers() -> None:
     assert "copied from lpa3 table 3" in copied.note
     share = found["medmnist_v2", "3", "breastmnist", "resnet18", "none"]
     assert share.mean == pytest.approx(86.3) and "best validation AUC" in share.note
-    error = found["autodo", "1", "svhn(imbalance=100, noise=0.1)", "wrn28_10", "baseline"]
+    error = found["autodo", "1", "svhn(imbalance=100, noise=0.1)", "wrn28_10", "none"]
     assert error.mean == pytest.approx(100 - 20.0)
     assert "printed as an error" in error.note and "best test epoch" in error.note
     assert any(p.dataset == "breastmnist" for p in published.read("auc"))

@@ -60,7 +60,7 @@ def test_markdown_names_its_figures_and_shows_the_same_numbers(small: Path) -> N
         own = re.findall(r"\d\d\.\d\d ± \d+\.\d\d",
                          (small / "tables" / name).read_text().replace(mark, " ± "))  # fmt: skip
         assert own == cells[: len(own)] and len(own) == 4
-    assert "<script" not in text
+    assert "<script" not in re.sub(r"(?s)```sh\n.*?```", "", text)  # a code block acts on nothing
 
 
 def test_what_a_reader_is_told(small: Path) -> None:
@@ -151,7 +151,7 @@ def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
 
 def test_sentences_of_every_verdict() -> None:
     listed = findings.judged(
-        [made(2, 5), made(-2, 5), made(0.1, 0.5), made(0.4, 30), made(0.45, 0.05), made(0.6, 5)],
+        [made(2, 5), made(-2, 5), made(0.005, 0.5), made(0.4, 30), made(0.45, 0.05), made(0.6, 5)],
         0.5,
     )
     told = [words.finding(each, 0.5, 6) for each in listed]
@@ -221,9 +221,13 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
                 "Does it help?", ((SAFLEX, ""), ("mixup", "none@train")), 1.0, "", "study.yaml"
             ),
         ),
+        (
+            "family: [saflex: {upstream: mixup}, 'none']",
+            Question(family=((SAFLEX, ""), ("none", "")), source="study.yaml"),
+        ),
         ("prediction: |\n  none wins\n", Question(prediction="none wins", source="study.yaml")),
         ("- a list", "expected a mapping"),
-        ("margin: -1", "margin: expected points above 0, got -1"),
+        ("margin: -1", "margin: expected points of 0 or more, got -1"),
         ("margin: [", "cannot be read"),
         ("family: [[a, b]]", "family: expected a list of rows"),
         ("family: ['saflex(']", "family: cannot read"),
