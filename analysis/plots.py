@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.formats import plain
 
 CAPTION_WIDTH, CAPTION_SIZE = 19, 6.5
 """Letters a line and points of the text under an image."""
@@ -176,19 +181,7 @@ def forest(
         left.plot(bar.values, [place] * len(bar.values), "o", ms=3, mfc="none", mec="0.55", mew=0.7)
         if bar.values:
             left.plot(float(np.mean(bar.values)), place, "D", ms=4.5, color="#0072b2")
-        if bar.population is not None:
-            right.plot(bar.population, [place, place], "-", lw=1, color="black")
-        if bar.training is not None:
-            right.plot(
-                bar.training,
-                [place, place],
-                "-",
-                lw=3.5,
-                color="#0072b2",
-                alpha=0.55,
-                solid_capstyle="butt",
-            )
-        right.plot(bar.difference, place, "D", ms=4, color="black")
+        _whiskers(right, place, Span(bar.difference, bar.training, bar.population))
     left.set_yticks(list(places), [bar.name for bar in bars], fontsize=7)
     left.invert_yaxis()
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
@@ -206,3 +199,405 @@ def forest(
     if note:
         figure.supxlabel(note, fontsize=7)
     figure.savefig(path)
+
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, told apart with every kind of colour blindness; yellow is too pale for lines."""
+MARKERS, DASHES = "osD^vP*X<>", ("-", "--", ":", "-.")
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "svg.hashsalt": "augbench",
+    "axes.axisbelow": True,
+}
+"""A name with dollar signs is no formula, and the same figure is the same file."""
+PANEL, PANELS_A_ROW = (2.7, 2.2), 4
+"""Inches of a panel of several, and how many stand beside each other."""
+NAME_WIDTH = 64
+"""Letters a line of a legend."""
+WIDE_RANGE = 8
+"""An axis of positive values that spans more than this factor is logarithmic."""
+
+
+class Point(NamedTuple):
+    """A method in a plane, with the standard deviation of y over seeds (nan: one seed)."""
+
+    name: str
+    x: float
+    y: float
+    sd: float
+
+
+class Front(NamedTuple):
+    """A panel of points; those that no other point beats in both are joined."""
+
+    heading: str
+    points: Sequence[Point]
+    best: Sequence[int]
+    """points on the front, from the left"""
+
+
+class Span(NamedTuple):
+    """A difference with its intervals, None where there is none."""
+
+    estimate: float
+    training: tuple[float, float] | None
+    population: tuple[float, float] | None
+
+
+class Curve(NamedTuple):
+    """A line with a band around it; equal ends where there is none."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+class Panel(NamedTuple):
+    """Curves over one pair of axes."""
+
+    heading: str
+    x_name: str
+    y_name: str
+    curves: Sequence[Curve]
+    ticks: Sequence[str] = ()
+    """what stands at x = 0, 1, ... instead of numbers"""
+    diagonal: bool = False
+    """a line from (0, 0) to (1, 1)"""
+
+
+class Stack(NamedTuple):
+    """Bars of parts, a value of each part for each name."""
+
+    heading: str
+    parts: Mapping[str, Sequence[float]]
+
+
+class Shares(NamedTuple):
+    """Samples whose histograms are laid over each other."""
+
+    heading: str
+    x_name: str
+    samples: dict[str, np.ndarray]
+
+
+def fronts(
+    panels: Sequence[Front],
+    names: Sequence[str],
+    axes_names: tuple[str, str],
+    paths: Sequence[Path],
+) -> None:
+    """Points of each name in each panel, whiskers of one standard deviation, and the front."""
+    with rc_context(STYLE):
+        figure, axes = _panels(len(panels), names)
+        for axis, panel in zip(axes, panels, strict=True):
+            for point in panel.points:
+                place = names.index(point.name)
+                axis.errorbar(
+                    point.x,
+                    point.y,
+                    yerr=None if math.isnan(point.sd) else point.sd,
+                    fmt=MARKERS[place % len(MARKERS)],
+                    color=COLOURS[place % len(COLOURS)],
+                    ms=5,
+                    lw=0.8,
+                    mfc="none" if place >= len(COLOURS) else None,
+                )
+            front = [panel.points[each] for each in panel.best]
+            axis.plot([p.x for p in front], [p.y for p in front], "-", color="0.6", lw=1, zorder=0)
+            _spread(axis, [point.x for point in panel.points])
+            _labelled(axis, panel.heading, *axes_names)
+        _legend(figure, names, marked=True)
+        _save(figure, paths)
+
+
+def intervals(
+    panels: Sequence[tuple[str, Sequence[Span | None]]],
+    names: Sequence[str],
+    margin: float,
+    x_name: str,
+    paths: Sequence[Path],
+) -> None:
+    """Differences of each name in each panel with both intervals, and the margin as a grey band."""
+    shown = [_filled_name(_drawn(name), 46) for name in names]
+    lines = sum(name.count("\n") + 1 for name in shown)
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    columns = min(len(panels), PANELS_A_ROW)
+    rows = -(-len(panels) // columns)
+    size = (0.6 + 0.066 * longest + (1.9 if columns > 1 else 3.6) * columns,
+            0.75 + rows * (0.55 + 0.16 * lines))  # fmt: skip
+    with rc_context(STYLE):
+        figure = _figure(size)
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        heights = np.array([name.count("\n") + 1.4 for name in shown])
+        places = np.cumsum(heights) - heights / 2
+        for axis, (heading, spans) in zip(axes, panels, strict=False):
+            axis.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
+            axis.axvline(0, lw=0.8, ls="--", color="0.4")
+            for place, span in zip(places, spans, strict=True):
+                if span is not None:
+                    _whiskers(axis, float(place), span)
+            _labelled(axis, heading, x_name, "")
+            axis.grid(axis="y", lw=0)
+        axes[0].set_yticks(places, shown, fontsize=7)
+        axes[0].set_ylim(heights.sum() + 0.2, -0.2)
+        _save(figure, paths)
+
+
+def _whiskers(axis: Axes, place: float, span: Span) -> None:
+    if span.population is not None:
+        axis.plot(span.population, [place, place], "-", lw=1, color="black")
+    if span.training is not None:
+        axis.plot(
+            span.training, [place, place], "-", lw=3.5, color=COLOURS[0], alpha=0.55,
+            solid_capstyle="butt",
+        )  # fmt: skip
+    axis.plot(span.estimate, place, "D", ms=4, color="black")
+
+
+def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Lines with bands, a colour and dash of its own for each name."""
+    with rc_context(STYLE):
+        figure, axes = _panels(len(panels), names)
+        for axis, panel in zip(axes, panels, strict=True):
+            for curve in panel.curves:
+                place = names.index(curve.name)
+                colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % 4]
+                mark = "o" if len(curve.x) < 8 else ""
+                axis.plot(curve.x, curve.y, dash, marker=mark, ms=3, lw=1.2, color=colour)
+                axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
+            if panel.diagonal:
+                axis.plot([0, 1], [0, 1], "-", lw=0.8, color="0.6", zorder=0)
+            _labelled(axis, panel.heading, panel.x_name, panel.y_name)
+            if panel.ticks:
+                axis.set_xticks(range(len(panel.ticks)), [_cut(_drawn(t), 14) for t in panel.ticks])
+                axis.set_xlim(-0.3, len(panel.ticks) - 0.7)
+        _legend(figure, names, marked=False)
+        _save(figure, paths)
+
+
+def critical_difference(
+    names: Sequence[str],
+    ranks: Sequence[float],
+    apart: float,
+    groups: Sequence[Sequence[int]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Mean ranks on a line, best on top, and bars over what no critical difference tells apart."""
+    order = [int(each) for each in np.argsort(ranks, kind="stable")]
+    shown = [_filled_name(_drawn(name), 46) for name in names]
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    lines = sum(name.count("\n") + 1 for name in shown)
+    with rc_context(STYLE):
+        figure = _figure((4 + 0.066 * longest, 1.3 + 0.17 * lines))
+        axis = figure.subplots()
+        places = {each: row for row, each in enumerate(order)}
+        for each in order:
+            axis.plot([1, ranks[each]], [places[each]] * 2, "-", lw=0.6, color="0.8")
+            axis.plot(ranks[each], places[each], "D", ms=4.5, color=COLOURS[0])
+        for number, group in enumerate(groups):
+            middle = len(names) + 0.3 + number * 0.5
+            ends = [min(ranks[each] for each in group), max(ranks[each] for each in group)]
+            axis.plot(ends, [middle] * 2, "-", lw=3, color="0.35", solid_capstyle="butt")
+        axis.plot([1, 1 + apart], [-1] * 2, "-|", lw=1, color="black")
+        told = f"critical difference {apart:.2f}"
+        axis.text(1 + apart / 2, -1.3, told, ha="center", va="bottom", size=7)
+        axis.set_yticks(range(len(order)), [shown[each] for each in order], fontsize=7)
+        axis.set_ylim(len(names) + 0.3 + 0.5 * len(groups), -1.9)
+        axis.set_xlim(0.8, max(len(names), 1 + apart) + 0.2)
+        told = "mean rank, 1 the best; grey bars: not told apart"
+        _labelled(axis, title, told if groups else "mean rank, 1 the best", "")
+        axis.grid(axis="y", lw=0)
+        _save(figure, paths)
+
+
+def change_maps(
+    tables: Sequence[tuple[str, Sequence[str], np.ndarray]],
+    rows: Sequence[str],
+    paths: Sequence[Path],
+) -> None:
+    """Changes (R, C) in points, one table below the other with its heading and its columns."""
+    shown = [_filled_name(_drawn(name), 46) for name in rows]
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    lines = sum(name.count("\n") + 1 for name in shown)
+    widest = max(len(columns) for _, columns, _ in tables)
+    size = (1.2 + 0.062 * longest + 0.46 * max(widest, 4), len(tables) * (0.85 + 0.2 * lines))
+    with rc_context(STYLE):
+        figure = _figure(size)
+        axes = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
+        for axis, (heading, columns, values) in zip(axes, tables, strict=True):
+            most = max(float(np.nanmax(np.abs(values), initial=0)), 1.0)
+            axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+            for (row, column), value in np.ndenumerate(values):
+                text = "" if math.isnan(value) else f"{value:+.1f}"
+                dark = "white" if abs(value) > 0.65 * most else "black"
+                axis.text(column, row, text, ha="center", va="center", size=6.5, color=dark)
+            axis.set_title(_drawn(heading), fontsize=8, loc="left")
+            axis.set_xticks(
+                range(len(columns)), [_cut(_drawn(name), 18) for name in columns],
+                fontsize=6.5, rotation=35 if max(map(len, columns)) > 3 else 0,
+                ha="right" if max(map(len, columns)) > 3 else "center",
+            )  # fmt: skip
+            axis.set_yticks(range(len(rows)), shown, fontsize=7)
+            axis.tick_params(length=0)
+            for side in axis.spines.values():
+                side.set_visible(False)
+        _save(figure, paths)
+
+
+def stacks(
+    panels: Sequence[Stack], names: Sequence[str], x_name: str, paths: Sequence[Path]
+) -> None:
+    """Bars of each name cut into parts, a panel a data set; parts differ in colour and hatch."""
+    shown = [_filled_name(_drawn(name), 46) for name in names]
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    lines = sum(name.count("\n") + 1 for name in shown)
+    columns = min(len(panels), PANELS_A_ROW)
+    rows = -(-len(panels) // columns)
+    parts = list(dict.fromkeys(part for panel in panels for part in panel.parts))
+    hatches = ("", "////", "", "....", "", "xxxx", "")
+    size = (0.6 + 0.066 * longest + (2.1 if columns > 1 else 4) * columns,
+            0.95 + rows * (0.5 + 0.19 * lines))  # fmt: skip
+    with rc_context({**STYLE, "hatch.linewidth": 0.4}):
+        figure = _figure(size)
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, panel in zip(axes, panels, strict=False):
+            left = np.zeros(len(names))
+            for place, part in enumerate(parts):
+                values = np.nan_to_num(np.asarray(panel.parts.get(part, left * 0), dtype=float))
+                axis.barh(
+                    range(len(names)), values, 0.7, left, color=COLOURS[place % len(COLOURS)],
+                    hatch=hatches[place % len(hatches)], edgecolor="white", lw=0.3,
+                    label=part if axis is axes[0] else None,
+                )  # fmt: skip
+                left = left + values
+            _labelled(axis, panel.heading, x_name, "")
+            axis.grid(axis="y", lw=0)
+        axes[0].set_yticks(range(len(names)), shown, fontsize=7)
+        axes[0].invert_yaxis()
+        figure.legend(loc="outside lower center", ncols=len(parts), fontsize=7, frameon=False)
+        _save(figure, paths)
+
+
+def histograms(panels: Sequence[Shares], paths: Sequence[Path]) -> None:
+    """Histograms laid over each other as steps, each as shares of its own sample."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.samples))
+    with rc_context(STYLE):
+        figure, axes = _panels(len(panels), names)
+        for axis, panel in zip(axes, panels, strict=True):
+            every = np.concatenate(list(panel.samples.values()))
+            ends = np.histogram_bin_edges(every, 24).tolist()
+            for name, values in panel.samples.items():
+                place = names.index(name)
+                axis.hist(
+                    values, ends, weights=np.full(len(values), 1 / max(len(values), 1)),
+                    histtype="step", lw=1.3, color=COLOURS[place % len(COLOURS)],
+                    ls=DASHES[place % 4],
+                )  # fmt: skip
+            _labelled(axis, panel.heading, panel.x_name, "share of rows")
+        _legend(figure, names, marked=False, dashed=True)
+        _save(figure, paths)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(count: int, names: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels with room for a legend of these names below."""
+    columns = min(count, PANELS_A_ROW)
+    rows = -(-count // columns)
+    wide, high = (4.6, 3.0) if count == 1 else (3.4, 2.7) if count == 2 else PANEL
+    figure = _figure((wide * columns, high * rows + 0.2 * _legend_lines(names, wide * columns)))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def _legend_lines(names: Sequence[str], width: float) -> int:
+    lines = sum(_filled_name(name, NAME_WIDTH).count("\n") + 1 for name in names)
+    return -(-lines // _legend_columns(names, width)) + 1
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    longest = max((min(len(name), NAME_WIDTH) for name in names), default=1)
+    return max(1, min(len(names), int(width / (0.55 + 0.062 * longest))))
+
+
+def _legend(figure: Figure, names: Sequence[str], marked: bool, dashed: bool = False) -> None:
+    handles = []
+    for place, name in enumerate(names):
+        dash = DASHES[(place if dashed else place // len(COLOURS)) % 4]
+        handles.append(
+            Line2D(
+                [], [], color=COLOURS[place % len(COLOURS)], lw=1.3,
+                ls="" if marked else dash,
+                marker=MARKERS[place % len(MARKERS)] if marked else "",
+                ms=5, mfc="none" if marked and place >= len(COLOURS) else None,
+                label=_filled_name(_drawn(name), NAME_WIDTH),
+            )
+        )  # fmt: skip
+    columns = _legend_columns(names, figure.get_figwidth())
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+    )
+
+
+def _spread(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers where positive values lie far apart."""
+    known = [value for value in values if value > 0]
+    if len(known) == len(values) and known and max(known) > WIDE_RANGE * min(known):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(lambda value, _: "")
+
+
+def _labelled(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
+    axis.set_title(textwrap.fill(_drawn(heading), 34), fontsize=8, loc="left")
+    axis.set_xlabel(x_name, fontsize=7.5)
+    axis.set_ylabel(y_name, fontsize=7.5)
+    axis.tick_params(labelsize=7)
+    axis.grid(lw=0.4, color="0.9")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _filled_name(name: str, width: int) -> str:
+    """A method's name on lines that break after a comma, a bracket or a plus."""
+    parts = re.split(r"(?<=[,(+]) ?", name)
+    lines = [""]
+    for part in parts:
+        space = " " if lines[-1].endswith(",") else ""
+        if lines[-1] and len(lines[-1]) + len(space) + len(part) > width:
+            lines.append(part)
+        else:
+            lines[-1] += space + part
+    return "\n".join(piece for line in lines for piece in textwrap.wrap(line, width) or [""])
+
+
+def _drawn(text: str) -> str:
+    """The text with what the font lacks written as its number."""
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    return "".join(
+        sign if font.get_char_index(ord(sign)) else f"[U+{ord(sign):04X}]" for sign in plain(text)
+    )
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def _save(figure: Figure, paths: Sequence[Path]) -> None:
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, metadata=metadata)
+        figure.set_layout_engine("none")  # the places are found once, and hold for every file

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import metrics, runs
 from benchmarks.runs import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Record:
     def predictions(self) -> dict[str, np.ndarray]:
         """Logits and targets, read once."""
         return runs.read_predictions(self.folder)
+
+    def forget(self) -> None:
+        """Let go of the predictions, which are read again where they are asked for."""
+        self.__dict__.pop("predictions", None)
 
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
         """A metric of the stored result; nan where it is undefined or the epoch not offered."""
@@ -68,6 +75,134 @@ def read(folders: Iterable[Path]) -> list[Record]:
     return records
 
 
+class Unread(NamedTuple):
+    """A run directory without a result that can be read, and why."""
+
+    folder: Path
+    reason: str
+
+
+def scan(root: Path) -> tuple[list[Record], list[Unread]]:
+    """The records of every run directory below ``root``, and those that have none yet."""
+    found, unread = [], []
+    for folder in runs.folders(root):
+        try:
+            found += read([folder])
+            if not found or found[-1].folder != folder:
+                unread.append(Unread(folder, _why_unended(folder)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"run.json is not a run of this version ({_first_line(error)})"
+            unread.append(Unread(folder, reason))
+    return found, unread
+
+
+def _why_unended(folder: Path) -> str:
+    if (folder / "result.json").exists():
+        return "result.json, or a file that it names, was cut short"
+    return "it has not ended"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def recomputed(record: Record) -> Record:
+    """The record with metrics made anew from the stored logits."""
+    if not record.done:
+        return record
+    arrays, made = record.predictions, {}
+    for when in record.result["metrics"]:
+        made[when] = {
+            split: metrics.evaluate(
+                arrays[f"{split}_{when}_logits"], arrays[f"{split}_targets"], record.kind
+            )
+            for split in record.result["metrics"][when]
+        }
+    record.forget()
+    return replace(record, result={**record.result, "metrics": runs.with_nan(made)})
+
+
+def frame(records: Sequence[Record]) -> DataFrame:
+    """A line for each metric of each run; a run without metrics has one line, with its reason.
+
+    ``when`` is last or selected, ``split`` select or test, ``class`` the class of a recall and -1
+    for what has none. Cost and versions stand in every line of their run.
+    """
+    import pandas as pd  # noqa: PLC0415 - takes half a second that a comparison does not need
+
+    cells = pd.DataFrame([_cell(record) for record in records])
+    for name in cells.columns:
+        if cells[name].dtype == object or isinstance(cells[name].dtype, pd.StringDtype):
+            cells[name] = cells[name].astype("category")
+    lines = [(place, *line) for place, each in enumerate(records) for line in _lines(each)]
+    names = ["place", "when", "split", "metric", "class", "value"]
+    long = pd.DataFrame(lines, columns=names)
+    for name in ("when", "split", "metric"):
+        long[name] = long[name].astype("category")
+    long["class"] = long["class"].astype("int16")
+    wide = cells.take(long.pop("place").to_numpy()).reset_index(drop=True)
+    return pd.concat([wide, long], axis=1)
+
+
+def _cell(record: Record) -> dict[str, Any]:
+    run, result = record.run, record.result
+    cost, device = result.get("cost", {}), result.get("device", {})
+    rows = result.get("data", {}).get("rows", {})
+    libraries = result.get("versions", {})
+    return {
+        "id": run.id,
+        "benchmark": run.benchmark,
+        "data": run.data,
+        "model": run.model,
+        "row": run.row,
+        "method": run.method,
+        "control": run.control,
+        "protocol": run.protocol,
+        "meta_fraction": run.meta_fraction,
+        "crossfit": run.crossfit,
+        "budget": run.budget,
+        "oracle_test": run.oracle_test,
+        "seed": run.seed,
+        "threads": run.threads,
+        **{name: _plain(getattr(run.training, name)) for name in TRAINING},
+        "code": runs.to_json(run.versions),
+        "status": result["status"],
+        "reason": result.get("reason", ""),
+        "train_rows": rows.get("train", 0),
+        "meta_rows": rows.get("meta", 0),
+        "select_rows": rows.get("select", 0),
+        "test_rows": rows.get("test", 0),
+        "device": device.get("type", ""),
+        "hardware": device.get("name", ""),
+        "augbench": libraries.get("augbench", ""),
+        "torch": libraries.get("torch", ""),
+        "charged_seconds": cost.get("charged_seconds", math.nan),
+        "seconds_per_epoch": cost.get("seconds_per_epoch", math.nan),
+        "passes_per_row": cost.get("passes_per_row", math.nan),
+        "memory_mib": cost.get("memory_mib", math.nan),
+        **{name: record.detection(name) for name in DETECTION},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _lines(record: Record) -> Iterator[tuple[str, str, str, int, float]]:
+    """when, split, metric, class and value of each metric of a run."""
+    if not record.done:
+        yield "", "", "", -1, math.nan
+        return
+    for when, splits in record.result["metrics"].items():
+        for split, values in splits.items():
+            for name, value in values.items():
+                each = value if isinstance(value, list) else [value]
+                first = 0 if isinstance(value, list) else -1
+                for number, one in enumerate(each, start=first):
+                    yield when, split, name, number, math.nan if one is None else float(one)
+
+
+TRAINING = runs.field_names(runs.Training)
 DETECTION = ("weight_auc", "corrected", "spoiled")
 
 

@@ -1,4 +1,4 @@
-"""Intervals for the difference between two methods, over seeds and over test images.
+"""Intervals and tests for the difference between methods, over seeds, test images and data sets.
 
 Everything is paired: a difference is method minus baseline, of the same seed and, where it is per
 image, of the same image. Standard deviations have ddof=1.
@@ -6,14 +6,20 @@ image, of the same image. Standard deviations have ddof=1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special, stats
 
 MIN_SEEDS = 4
 """With fewer seeds no inference is printed: three are a smoke test."""
+ALPHA = 0.05
+P_MIN = 1e-12
+"""No p-value is said to be smaller."""
+HALVINGS = 50
+"""of the logarithm of a p-value: more digits than any table shows"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,68 @@ class Interval:
     se: float
     df: float
     level: float
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Variances of a mean over crossed seeds and images, each as its share in that of the mean.
+
+    ``population_interval`` says what they are and how the half-width comes from them.
+    """
+
+    estimate: float
+    seeds: int
+    images: int
+    seed: float
+    """V_seed, which holds the residual"""
+    item: float
+    """V_item, which holds the residual"""
+    residual: float
+    df_item: float
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """A and B, whose sum is se^2."""
+        return max(self.seed - self.residual, 0.0), max(self.item, self.residual)
+
+    def half(self, level: float) -> float:
+        """The half-width of the interval at this level."""
+        a, b = self.parts
+        t_seed, t_item = _quantile(self.seeds - 1, level), _quantile(self.df_item, level)
+        return float(np.sqrt(max(t_seed**2 * a + t_item**2 * b, t_seed**2 * self.seed)))
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The interval at this level."""
+        half, se = self.half(level), float(np.sqrt(sum(self.parts)))
+        known = se > 0
+        df = float(special.stdtridf((1 + level) / 2, half / se)) if known else self.seeds - 1.0
+        return _interval(self.estimate, half, se, df, level)
+
+    def excluded(self, distance: float) -> float:
+        """1 - level of the widest interval whose half-width is at most ``distance``: a p-value."""
+        if distance <= 0:
+            return 1.0
+        if not sum(self.parts) > 0:
+            return 0.0
+        if self.half(1 - P_MIN) <= distance:
+            return P_MIN
+        low, high = np.log(P_MIN), 0.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            wide = self.half(-np.expm1(middle)) > distance
+            low, high = (middle, high) if wide else (low, middle)
+        return float(np.exp(low))
+
+    def p_zero(self) -> float:
+        """Two-sided p-value of no difference: the interval at level 1 - p ends at 0."""
+        return self.excluded(abs(self.estimate))
+
+    def p_equivalent(self, margin: float) -> float:
+        """p-value of the two one-sided tests: the interval at 1 - 2p ends at -+margin.
+
+        At most .05 where the 90 % interval lies within the margin (Schuirmann, 1987).
+        """
+        return self.excluded(margin - abs(self.estimate)) / 2
 
 
 def training_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
@@ -89,6 +157,11 @@ def population_interval(
     Source: Searle, Casella and McCulloch, Variance Components, 1992 (crossed classification);
     Zou and Donner, Statistics in Medicine 27, 2008 (variances recovered from two intervals).
     """
+    return crossed(values, strata, level).interval(level)
+
+
+def crossed(values: ArrayLike, strata: ArrayLike | None = None, level: float = 0.95) -> Crossed:
+    """The variances behind ``population_interval``, with the same arguments and errors."""
     d = np.asarray(values, dtype=np.float64)
     _check(d, 2, "values", "(S, N)", level)
     seeds, images = d.shape
@@ -104,14 +177,15 @@ def population_interval(
         v_item += share
         v_item_squares += share**2 / (n - 1)
         residual += n / images**2 * float((rest**2).sum()) / ((seeds - 1) * (n - 1)) / seeds
-    v_seed = float(d.mean(axis=1).var(ddof=1)) / seeds
-    a, b = max(v_seed - residual, 0.0), max(v_item, residual)
-    df_item = v_item**2 / v_item_squares if v_item_squares > 0 else images - codes.max() - 1
-    t_seed, t_item = _quantile(seeds - 1, level), _quantile(df_item, level)
-    half = float(np.sqrt(max(t_seed**2 * a + t_item**2 * b, t_seed**2 * v_seed)))
-    se = float(np.sqrt(a + b))
-    df = float(special.stdtridf((1 + level) / 2, half / se)) if se > 0 else float(seeds - 1)
-    return _interval(float(d.mean()), half, se, df, level)
+    return Crossed(
+        estimate=float(d.mean()),
+        seeds=seeds,
+        images=images,
+        seed=float(d.mean(axis=1).var(ddof=1)) / seeds,
+        item=v_item,
+        residual=residual,
+        df_item=v_item**2 / v_item_squares if v_item_squares > 0 else images - codes.max() - 1,
+    )
 
 
 def smallest_detectable(se: float, df: float, power: float = 0.8, level: float = 0.95) -> float:
@@ -132,6 +206,173 @@ def smallest_detectable(se: float, df: float, power: float = 0.8, level: float =
         raise ValueError(f"power is {power}, expected within (0, 1)")
     _check_level(level)
     return (_quantile(df, level) + float(special.stdtrit(df, power))) * se
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """p-values (m,) adjusted so that rejecting those up to alpha keeps the family's error at alpha.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def wilcoxon(differences: ArrayLike) -> float:
+    """Exact two-sided p-value of Wilcoxon's signed ranks over data sets (n,); 1 without any.
+
+    Differences of 0 are dropped, ties share their mean rank, and every pattern of signs is as
+    likely as another, so the p-value is exact with ties too.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if bad := int((~np.isfinite(d)).sum()):
+        raise ValueError(f"{bad} of {d.size} differences are not finite")
+    d = d[d != 0]
+    doubled = np.round(2 * stats.rankdata(np.abs(d))).astype(int)  # mean ranks are halves
+    counts = np.ones(1)
+    for rank in doubled:
+        counts = np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))
+    positive = int(doubled[d > 0].sum())
+    tail = min(positive, int(doubled.sum()) - positive)
+    return float(min(1.0, 2 * counts[: tail + 1].sum() / counts.sum()))
+
+
+def wilcoxon_holm(differences: ArrayLike) -> tuple[NDArray[np.float64], str]:
+    """Adjusted p-values (m,) of m comparisons over n data sets (m, n), or why there are none.
+
+    The smallest exact p-value is 2^(1 - n), and Holm multiplies it by m.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    comparisons, sets = d.shape
+    least = comparisons * 2.0 ** (1 - sets)
+    if least > ALPHA:
+        more = int(np.ceil(1 + np.log2(comparisons / ALPHA)))
+        return np.empty(0), (
+            f"{comparisons} comparison(s) over {sets} data set(s): the smallest p-value that an "
+            f"exact Wilcoxon test with Holm could give is {min(least, 1):.3g}, above {ALPHA:g}; "
+            f"{more} data sets are needed"
+        )
+    return holm([wilcoxon(row) for row in d]), ""
+
+
+def win_tie_loss(differences: ArrayLike, margin: float) -> tuple[int, int, int]:
+    """Data sets (n,) on which the difference is above the margin, within it, and below it."""
+    d = np.asarray(differences, dtype=np.float64)
+    wins, losses = int((d > margin).sum()), int((d < -margin).sum())
+    return wins, len(d) - wins - losses, losses
+
+
+def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """The chance that a seed of ours (S,) scores above one of theirs (T,), ties half."""
+    x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    return float((np.sign(x[:, None] - y[None]) / 2 + 0.5).mean())
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks of methods over data sets, 1 the best."""
+
+    mean: NDArray[np.float64]
+    friedman_p: float
+    """of the hypothesis that all methods rank alike; nan for two methods"""
+    critical_difference: float
+    """mean ranks that are further apart differ at .05 (Nemenyi)"""
+    groups: tuple[tuple[int, ...], ...]
+    """methods, best first, that no critical difference tells apart; only the largest groups"""
+
+
+def ranks(scores: ArrayLike) -> Ranks:
+    """Ranks of scores (methods, data sets), higher better.
+
+    Raises:
+        ValueError: fewer than two methods or data sets.
+
+    Source: Demšar, Journal of Machine Learning Research 7, 2006.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    _check(table, 2, "scores", "(methods, data sets)", 0.95)
+    methods, sets = table.shape
+    mean = stats.rankdata(-table, axis=0).mean(axis=1)
+    # The studentised range with infinite degrees of freedom, between two means.
+    q = float(stats.studentized_range.ppf(1 - ALPHA, methods, np.inf)) / np.sqrt(2)
+    apart = q * np.sqrt(methods * (methods + 1) / (6 * sets))
+    differ = methods > 2 and bool((table != table[0]).any())
+    friedman = float(stats.friedmanchisquare(*table).pvalue) if differ else np.nan
+    return Ranks(mean, friedman, float(apart), _groups(mean, apart))
+
+
+def _groups(mean: NDArray[np.float64], apart: float) -> tuple[tuple[int, ...], ...]:
+    order = [int(each) for each in np.argsort(mean, kind="stable")]
+    found: list[tuple[int, ...]] = []
+    for start, first in enumerate(order):
+        group = tuple(each for each in order[start:] if mean[each] - mean[first] <= apart)
+        if len(group) > 1 and not any(set(group) <= set(other) for other in found):
+            found.append(group)
+    return tuple(found)
+
+
+def stratified_folds(targets: ArrayLike, folds: int, seed: int) -> NDArray[np.intp]:
+    """The fold (N,) of each row: as many of each class in every fold as can be, then as many rows.
+
+    Raises:
+        ValueError: fewer than two folds, or a class with fewer rows than folds.
+    """
+    y = np.asarray(targets)
+    classes, counts = np.unique(y, return_counts=True)
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, expected 2 or more")
+    if counts.min() < folds:
+        raise ValueError(
+            f"class {classes[counts.argmin()]} has {counts.min()} row(s), expected {folds} or more"
+        )
+    generator = np.random.default_rng(seed)
+    order = np.concatenate([generator.permutation(np.flatnonzero(y == each)) for each in classes])
+    place = np.empty(len(y), dtype=np.intp)
+    place[order] = np.arange(len(y)) % folds  # running on from class to class evens the folds
+    return place
+
+
+def resampled_interval(differences: ArrayLike, folds: int = 5, level: float = 0.95) -> Interval:
+    """The interval of repeated cross-validation, from the differences (J,) of its J test folds.
+
+    Training sets overlap, so the plain variance is too small: it is multiplied by 1/J + n2/n1 with
+    n2/n1 = 1 / (folds - 1), the test rows for each training row. J is a multiple of ``folds``. It
+    speaks of other splits of these rows, never of the official one.
+
+    Raises:
+        ValueError: as ``training_interval``, and where J is not a multiple of folds.
+
+    Source: Nadeau and Bengio, Machine Learning 52, 2003.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    _check(d, 1, "differences", "(J,)", level)
+    if folds < 2 or len(d) % folds:
+        raise ValueError(f"{len(d)} differences, expected a multiple of {folds} folds (2 or more)")
+    se = float(d.std(ddof=1) * np.sqrt(1 / len(d) + 1 / (folds - 1)))
+    df = len(d) - 1
+    return _interval(float(d.mean()), _quantile(df, level) * se, se, df, level)
+
+
+def mean_interval(intervals: Sequence[Sequence[Interval]]) -> Interval:
+    """The interval of the mean over these data sets: one value of each group of data sets.
+
+    Groups are independent, so their half-widths add in quadrature; those within a group are views
+    of the same images, taken as fully dependent, so theirs are averaged. It speaks of other seeds
+    and images of these data sets, not of other data sets.
+    """
+    estimates = [float(np.mean([each.estimate for each in group])) for group in intervals]
+    halves = [float(np.mean([(each.high - each.low) / 2 for each in g])) for g in intervals]
+    errors = [float(np.mean([each.se for each in group])) for group in intervals]
+    half, se = (float(np.sqrt(np.square(each).sum()) / len(each)) for each in (halves, errors))
+    level = intervals[0][0].level
+    df = float(special.stdtridf((1 + level) / 2, half / se)) if se > 0 else np.inf
+    return _interval(float(np.mean(estimates)), half, se, df, level)
 
 
 def _check(values: NDArray[np.float64], ndim: int, name: str, shape: str, level: float) -> None:

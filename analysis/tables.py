@@ -13,8 +13,9 @@ from tabulate import tabulate
 from analysis.records import Record
 from analysis.stats import (
     MIN_SEEDS,
+    Crossed,
     Interval,
-    population_interval,
+    crossed,
     smallest_detectable,
     training_interval,
 )
@@ -37,6 +38,8 @@ class Difference:
     population: Interval | None
     detectable: float
     """Smallest difference found with 80 % power, population; nan where no variance is known."""
+    variances: Crossed | None = None
+    """behind the population interval; None with one seed"""
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,15 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
         [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
     )
     strata = targets if targets.ndim == 1 else None
-    population = population_interval(POINTS * items, strata)
+    variances = crossed(POINTS * items, strata)
+    population = variances.interval()
     # Equal predictions everywhere tell nothing about the variance.
     known = population.se > 0
     detectable = smallest_detectable(population.se, population.df) if known else math.nan
     if len(seeds) < MIN_SEEDS:
-        return Difference(estimate, len(seeds), None, None, detectable)
+        return Difference(estimate, len(seeds), None, None, detectable, variances)
     training = training_interval(POINTS * per_seed)
-    return Difference(estimate, len(seeds), training, population, detectable)
+    return Difference(estimate, len(seeds), training, population, detectable, variances)
 
 
 def cost_ratio(row: Row, base: Row) -> float:
@@ -115,12 +119,13 @@ def comparison(rows: Sequence[Row], when: str = "last") -> str:
         _differences(rows, "accuracy", "accuracy", when),
         _differences(rows, "auc", "AUC", when),
         _detection(rows),
-        "\n".join([*_reasons(rows), *map(_wrapped, _remarks(rows, done, when))]),
+        "\n".join([*_reasons(rows), *map(wrapped, _remarks(rows, done, when))]),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """A remark on lines of a width that can be read."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
@@ -175,23 +180,23 @@ def _scores(rows: Sequence[Row], when: str) -> str:
             [
                 row.name,
                 len(records),
-                _mean_sd([r.metric("auc", when=when) for r in records], 4),
-                _mean_sd([POINTS * r.metric("accuracy", when=when) for r in records], 2),
+                mean_sd([r.metric("auc", when=when) for r in records], 4),
+                mean_sd([POINTS * r.metric("accuracy", when=when) for r in records], 2),
                 _select_auc(records, when),
-                _number(_median([cost["seconds_per_epoch"] for cost in costs]), 2),
-                _number(cost_ratio(row, base), 2),
-                _number(_median([cost["passes_per_row"] for cost in costs]), 2),
+                number(_median([cost["seconds_per_epoch"] for cost in costs]), 2),
+                number(cost_ratio(row, base), 2),
+                number(_median([cost["passes_per_row"] for cost in costs]), 2),
             ]
         )
     head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "select AUC ↑", "s/epoch ↓", "ratio ↓"]
     head.append("passes/row")
-    return "Mean ± standard deviation over n seeds\n" + _grid(head, body)
+    return "Mean ± standard deviation over n seeds\n" + grid(head, body)
 
 
 def _select_auc(records: Sequence[Record], when: str) -> str:
     if any(r.result["data"].get("select_trained") for r in records):
         return "trained on it"
-    return _mean_sd([r.metric("auc", "select", when) for r in records], 4)
+    return mean_sd([r.metric("auc", "select", when) for r in records], 4)
 
 
 def _differences(rows: Sequence[Row], metric: str, label: str, when: str) -> str:
@@ -205,16 +210,16 @@ def _differences(rows: Sequence[Row], metric: str, label: str, when: str) -> str
             [
                 row.name,
                 found.seeds,
-                _signed(found.estimate),
-                _bounds(found.training),
-                _bounds(found.population),
-                _number(found.detectable, 2),
+                signed(found.estimate),
+                bounds(found.training),
+                bounds(found.population),
+                number(found.detectable, 2),
             ]
         )
     if not body:
         return ""
     head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
-    return f"Test {label} against {first.name}, in points, paired by seed\n" + _grid(head, body)
+    return f"Test {label} against {first.name}, in points, paired by seed\n" + grid(head, body)
 
 
 def _detection(rows: Sequence[Row]) -> str:
@@ -227,8 +232,8 @@ def _detection(rows: Sequence[Row]) -> str:
         shares = [
             [POINTS * r.detection(name) for r in records] for name in ("corrected", "spoiled")
         ]
-        auc = _mean_sd([r.detection("weight_auc") for r in records], 3)
-        body.append([row.name, len(records), auc, *(_mean_sd(each, 2) for each in shares)])
+        auc = mean_sd([r.detection("weight_auc") for r in records], 3)
+        body.append([row.name, len(records), auc, *(mean_sd(each, 2) for each in shares)])
     if not body:
         return ""
     head = ["", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
@@ -237,7 +242,7 @@ def _detection(rows: Sequence[Row]) -> str:
         "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
         "spoiled, right ones whose learned label is another class"
     )
-    return f"{_wrapped(told)}\n{_grid(head, body)}"
+    return f"{wrapped(told)}\n{grid(head, body)}"
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
@@ -314,7 +319,8 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     return [line.replace("..", ".") for line in lines]
 
 
-def _grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+def grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """A table as text, the first column to the left and the others to the right."""
     align = ["left", *["right"] * (len(head) - 1)]
     return tabulate(body, headers=head, tablefmt="simple", colalign=align, disable_numparse=True)
 
@@ -323,20 +329,24 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values)) if len(values) else math.nan
 
 
-def _mean_sd(values: Sequence[float], digits: int) -> str:
+def mean_sd(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation; one value alone has no deviation."""
     if not len(values) or any(math.isnan(value) for value in values):
         return "n/a"
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
+    """A number with so many digits, where there is one."""
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Points with their sign."""
     return f"{value:+.2f}"
 
 
-def _bounds(interval: Interval | None) -> str:
+def bounds(interval: Interval | None) -> str:
+    """The ends of an interval with their signs."""
     return "–" if interval is None else f"{interval.low:+.2f} to {interval.high:+.2f}"

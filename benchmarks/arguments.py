@@ -18,6 +18,10 @@ def _default(text: str) -> object:
     return arg(help_behavior_hint=f"(default: {text})")
 
 
+class UsageError(ValueError):
+    """A value on the command line that cannot be used; says field, what was got and allowed."""
+
+
 OF_PRESET = _default("the preset's")
 DATA = _default("AUGBENCH_DATA, else ~/.cache/augbench")
 
@@ -240,6 +244,44 @@ class DataCommand:
     """show a traceback with an error"""
 
 
+@dataclass(kw_only=True)
+class ReportCommand:
+    """Write one page on a folder of runs: tables, statistics, figures, costs, failures.
+
+    Example: augbench report runs --out report --published
+    """
+
+    runs: Positional[Path]
+    """results folder; study.yaml in it gives question, family, margin and prediction"""
+    out: Path = Path("report")
+    """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
+    published: bool = False
+    """set published numbers beside ours"""
+    format: str = "html,md,tex,csv"
+    """which of html, md, tex, csv, separated by commas"""
+    recompute: bool = False
+    """make all metrics anew from the stored logits"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class PlanCommand:
+    """Tell from runs at hand how many seeds, and hours, would show a difference of so many points.
+
+    Example: augbench plan runs --detect 1.0
+    """
+
+    study: Positional[Path]
+    """folder of runs from which variances and times are taken"""
+    detect: float = 1.0
+    """points of accuracy"""
+    power: float = 0.8
+    """chance of finding it"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
 Command = (
     Annotated[ListCommand, subcommand("list")]
     | Annotated[RunCommand, subcommand("run")]
@@ -247,6 +289,8 @@ Command = (
     | Annotated[SweepCommand, subcommand("sweep")]
     | Annotated[PredictCommand, subcommand("predict")]
     | Annotated[ShowCommand, subcommand("show")]
+    | Annotated[ReportCommand, subcommand("report")]
+    | Annotated[PlanCommand, subcommand("plan")]
     | Annotated[DataCommand, subcommand("data")]
 )
 

@@ -1,4 +1,4 @@
-"""The command line: ``augbench list | run | compare | sweep | predict | show | data``."""
+"""The command line, ``augbench``: each command imports what it needs, when it is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from benchmarks.arguments import (
     CompareCommand,
     DataCommand,
     ListCommand,
+    PlanCommand,
     PredictCommand,
+    ReportCommand,
     RunCommand,
     ShowCommand,
     SweepCommand,
@@ -62,6 +64,10 @@ def run(arguments: list[str]) -> int:
         shown, available = listing.lines(command.check)
         print("\n".join(shown))
         return 0 if available or not command.check else FAILURE
+    if isinstance(command, ReportCommand | PlanCommand):
+        from benchmarks import reporting
+
+        return reporting.carry_out(command)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         return _carry_out(command)

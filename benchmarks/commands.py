@@ -29,6 +29,7 @@ from benchmarks import (
     sweeping,
     trainer,
 )
+from benchmarks.arguments import UsageError
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
 from benchmarks.data import Benchmark, Protocol
@@ -38,10 +39,6 @@ from methods.base import Spec
 from methods.naming import NamingError, split
 
 FIGURES = (".png", ".pdf", ".svg")
-
-
-class UsageError(ValueError):
-    """A value on the command line that cannot be used; says field, what was got and allowed."""
 
 
 def carry_out(command: Any) -> int:

@@ -1,14 +1,29 @@
-"""Intervals against scipy, cases worked by hand, and simulated studies."""
+"""Intervals and tests against scipy, cases worked by hand, and simulated studies."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.stats import population_interval, smallest_detectable, training_interval
+from analysis.stats import (
+    crossed,
+    holm,
+    mean_interval,
+    population_interval,
+    probability_of_improvement,
+    ranks,
+    resampled_interval,
+    smallest_detectable,
+    stratified_folds,
+    training_interval,
+    wilcoxon,
+    wilcoxon_holm,
+    win_tie_loss,
+)
 
 
 def study(generator, seeds, counts, seed_sd, item_sd, residual_sd):
@@ -192,3 +207,222 @@ def test_smallest_detectable_by_hand():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("seeds", [4, 10])
+def test_p_values_end_the_intervals_at_what_they_test(seeds):
+    got = crossed(study(np.random.default_rng(seeds), seeds, [30, 20], 0.1, 0.3, 0.5) + 0.3)
+    p, margin = got.p_zero(), abs(got.estimate) + 0.2
+    ends = got.interval(1 - p)
+    assert min(abs(ends.low), abs(ends.high)) == pytest.approx(0, abs=1e-6)
+    inner = got.interval(1 - 2 * got.p_equivalent(margin))
+    assert max(abs(inner.low), abs(inner.high)) == pytest.approx(margin, rel=1e-6)
+
+
+def test_p_values_without_image_variance_are_those_of_the_paired_t_tests():
+    differences = np.array([0.1, 0.4, 0.3, 0.25, 0.5])
+    got = crossed(np.tile(differences[:, None], 20))
+    assert got.p_zero() == pytest.approx(stats.ttest_1samp(differences, 0)[1], rel=1e-6)
+    one_sided = [
+        stats.ttest_1samp(differences, 0.6, alternative="less")[1],
+        stats.ttest_1samp(differences, -0.6, alternative="greater")[1],
+    ]
+    assert got.p_equivalent(0.6) == pytest.approx(np.max(one_sided), rel=1e-6)
+    assert got.p_equivalent(0.2) == 0.5  # the estimate itself lies beyond: nothing to show
+
+
+def test_holm_by_hand():
+    # .01 x 4; .02 x 3; .03 x 2 = .06 as the one before; .04 x 1 is not below it
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert len(holm([])) == 0
+
+
+def test_holm_keeps_the_error_of_the_family_where_bonferroni_does_and_rejects_no_less():
+    p = np.random.default_rng(0).uniform(0, 0.1, (200, 5))
+    adjusted = np.array([holm(each) for each in p])
+    assert (adjusted <= np.minimum(5 * p, 1) + 1e-12).all()
+    assert ((adjusted <= 0.05).any(axis=1) == (5 * p <= 0.05).any(axis=1)).all()
+    assert ((adjusted <= 0.05) >= (5 * p <= 0.05)).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 6, 9, 12])
+def test_wilcoxon_without_ties_is_scipys_exact_one(n):
+    for seed in range(20):
+        d = np.random.default_rng([n, seed]).normal(0.3, 1, n)
+        expected = stats.wilcoxon(d, method="exact")[1]
+        assert wilcoxon(d) == pytest.approx(expected, rel=1e-12)
+
+
+def test_wilcoxon_with_ties_counts_every_pattern_of_signs():
+    generator = np.random.default_rng(1)
+    for _ in range(30):
+        d = generator.integers(-3, 4, 7).astype(float)
+        kept = d[d != 0]
+        ranks = stats.rankdata(np.abs(kept))
+        sums = [
+            ranks[np.array(signs, bool)].sum()
+            for signs in itertools.product([0, 1], repeat=len(kept))
+        ]
+        own = ranks[kept > 0].sum()
+        tail = min(own, ranks.sum() - own)
+        expected = min(1, 2 * np.mean(np.array(sums) <= tail + 1e-9))
+        assert wilcoxon(d) == pytest.approx(expected)
+    assert wilcoxon([0.0, 0.0]) == 1
+
+
+def test_wilcoxon_with_holm_or_the_reason_why_not():
+    rising = np.arange(1.0, 9)
+    got, reason = wilcoxon_holm([rising, -rising])
+    assert reason == "" and got == pytest.approx([4 * 2**-8, 4 * 2**-8])
+    # 2 comparisons over 5 sets: 2 / 16 = .125; 2 x 2^(1 - n) <= .05 from n = 7 on
+    got, reason = wilcoxon_holm([rising[:5], rising[:5]])
+    assert len(got) == 0 and "0.125" in reason and "7 data sets" in reason
+    assert wilcoxon_holm([rising[:7], rising[:7]])[1] == ""
+    assert wilcoxon_holm([rising[:6], rising[:6]])[1] != ""
+
+
+def test_win_tie_loss_and_probability_of_improvement():
+    assert win_tie_loss([0.6, 0.5, -0.5, 0.0, -0.7, 2], 0.5) == (2, 3, 1)
+    x, y = np.array([1.0, 2, 2, 5]), np.array([2.0, 3, 0])
+    expected = stats.mannwhitneyu(x, y).statistic / 12
+    assert probability_of_improvement(x, y) == pytest.approx(expected)
+    assert probability_of_improvement([1, 1], [1]) == 0.5
+
+
+# q at .05 of Nemenyi's test, as tabled (Demšar, JMLR 7, 2006, table 5a).
+@pytest.mark.parametrize(("methods", "q"), [(2, 1.960), (3, 2.343), (4, 2.569), (10, 3.164)])
+def test_ranks_against_counting_and_the_tabled_critical_values(methods, q):
+    scores = np.random.default_rng(methods).integers(0, 12, (methods, 14)) / 100
+    got = ranks(scores)
+    by_counting = [
+        np.mean(
+            [1 + (one < column).sum() + ((one == column).sum() - 1) / 2 for one, column in rows]
+        )
+        for rows in (list(zip(each, scores.T, strict=True)) for each in scores)
+    ]
+    assert got.mean == pytest.approx(by_counting)
+    apart = q * math.sqrt(methods * (methods + 1) / (6 * 14))
+    assert got.critical_difference == pytest.approx(apart, rel=5e-4)
+    if methods > 2:
+        assert got.friedman_p == stats.friedmanchisquare(*scores)[1]
+
+
+def test_groups_are_the_largest_that_no_critical_difference_tells_apart():
+    scores = np.tile([[5.0], [4], [3], [2], [1]], 12)
+    got = ranks(scores)  # mean ranks 1 to 5; 2.728 sqrt(5 6 / 72) = 1.76
+    assert got.critical_difference == pytest.approx(1.761, abs=1e-3)
+    assert got.groups == ((0, 1), (1, 2), (2, 3), (3, 4))
+    assert math.isnan(ranks(scores[:2]).friedman_p)
+
+
+def test_folds_are_stratified_and_even():
+    targets = np.repeat([0, 1, 2], [23, 11, 7])
+    place = stratified_folds(targets, 5, seed=3)
+    assert sorted(np.bincount(place)) == [8, 8, 8, 8, 9]
+    for label, count in ((0, 23), (1, 11), (2, 7)):
+        of_class = np.bincount(place[targets == label], minlength=5)
+        assert of_class.min() >= count // 5 and of_class.max() <= count // 5 + 1
+    assert (place == stratified_folds(targets, 5, seed=3)).all()
+    assert (place != stratified_folds(targets, 5, seed=4)).any()
+
+
+def test_resampled_interval_by_hand():
+    differences = [0.02, 0.0, 0.01, 0.03, -0.01, 0.02, 0.02, 0.0, 0.01, 0.0]
+    got = resampled_interval(differences, folds=5)
+    # mean .01; squares .0001 x (1+1+0+4+4+1+1+1+0+1) = .0014, / 9; times 1/10 + 1/4
+    assert got.estimate == pytest.approx(0.01)
+    assert got.se == pytest.approx(math.sqrt(0.0014 / 9 * 0.35))
+    assert got.high - got.low == pytest.approx(2 * 2.262157 * got.se, rel=1e-6)
+
+
+def test_mean_interval_adds_independent_sets_and_averages_views_of_one():
+    a = training_interval([0.1, 0.3, 0.2, 0.5])
+    b = training_interval([1.0, 1.4, 0.9, 1.1])
+    half = [(each.high - each.low) / 2 for each in (a, b)]
+    got = mean_interval([[a], [b]])
+    assert got.estimate == pytest.approx((a.estimate + b.estimate) / 2)
+    assert got.high - got.estimate == pytest.approx(math.hypot(*half) / 2)
+    assert mean_interval([[a, b]]).high == pytest.approx((a.high + b.high) / 2)
+    assert mean_interval([[a, a], [b]]) == got
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wilcoxon([0.1, math.nan]), "1 of 2 differences are not finite"),
+        (lambda: ranks([[1.0, 2.0]]), "expected at least 2 along each axis"),
+        (lambda: stratified_folds([0, 0, 1], 2, 0), r"class 1 has 1 row\(s\), expected 2"),
+        (lambda: stratified_folds([0, 0, 1], 1, 0), "folds is 1"),
+        (lambda: resampled_interval([0.1] * 7), "7 differences, expected a multiple of 5"),
+    ],
+)
+def test_errors_of_tests_over_sets(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def coverage(seeds, images, sds, repeats):
+    """How often the training interval holds the effect on the images at hand, and the population
+    interval the effect on all images, in studies of a true effect of 1.
+    """
+    generator = np.random.default_rng([seeds, images, repeats])
+    chunk = max(1, min(repeats, 4_000_000 // (seeds * images)))
+    fixed = everywhere = 0
+    for start in range(0, repeats, chunk):
+        count = min(chunk, repeats - start)
+        item = generator.normal(0, sds[1], (count, 1, images))
+        d = 1 + generator.normal(0, sds[0], (count, seeds, 1)) + item
+        d += generator.normal(0, sds[2], (count, seeds, images))
+        for one, on_these in zip(d, 1 + item.mean(axis=(1, 2)), strict=True):
+            training, population = training_interval(one.mean(axis=1)), population_interval(one)
+            fixed += training.low <= on_these <= training.high
+            everywhere += population.low <= 1 <= population.high
+    return fixed / repeats, everywhere / repeats
+
+
+# Standard deviation of a seed and standard error of the choice of images. With three seeds and
+# images that matter more than in these, the population interval covers up to 97 %.
+SOURCES = [(1.0, 0.5), (2.0, 0.5)]
+
+
+def sds_of(sources, images):
+    """Standard deviations that give a mean over images these errors, and a residual beside."""
+    return sources[0], sources[1] * math.sqrt(images), math.sqrt(images) / 2
+
+
+@pytest.mark.parametrize("sources", SOURCES)
+def test_both_intervals_cover_what_they_speak_of_in_a_small_simulation(sources):
+    for share in coverage(5, 156, sds_of(sources, 156), 500):
+        assert share == pytest.approx(0.95, abs=0.035)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", SOURCES)
+@pytest.mark.parametrize("images", [156, 5000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_both_intervals_cover_what_they_speak_of(seeds, images, sources):
+    for share in coverage(seeds, images, sds_of(sources, images), 2000):
+        assert 0.93 <= share <= 0.97
+
+
+def family_error(seeds, images, repeats):
+    """How often any of four methods without an effect is told apart from their baseline."""
+    generator, wrong = np.random.default_rng([seeds, images]), 0
+    for _ in range(repeats):
+        runs = generator.normal(0, 1, (5, seeds, 1)) + generator.normal(0, 8, (5, 1, images))
+        runs = runs + generator.normal(0, 8, (5, seeds, images))
+        p = [crossed(each - runs[0]).p_zero() for each in runs[1:]]
+        wrong += holm(p).min() <= 0.05
+    return wrong / repeats
+
+
+def test_the_error_of_a_family_in_a_small_simulation():
+    assert family_error(5, 156, 300) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [156, 1000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_error_of_a_family_is_at_most_five_per_cent(seeds, images):
+    assert family_error(seeds, images, 2000) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)

@@ -1,0 +1,328 @@
+"""Which runs may stand in one table: blocks of equal setting, with a column for each data set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from analysis.question import Question
+from analysis.records import Record
+from analysis.tables import Row
+from benchmarks.runs import Training
+from methods.naming import Call, NamingError, call_of, parse, render
+
+CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
+"""Methods that tell whether a gain is another method's."""
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a block's tables: one method, the same on every data set."""
+
+    name: str
+    method: str
+    wraps: str
+    """the method or upstream that it is put around; empty for an upstream"""
+    upstream: str
+    """what draws the augmentation below every method; ``none`` for an upstream itself"""
+    control: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """The runs of a block on one data set, row by row."""
+
+    name: str
+    benchmark: str
+    training: Training
+    rows: Mapping[str, Row]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every run, ended well or not."""
+        return [record for row in self.rows.values() for record in row.records]
+
+    @property
+    def done(self) -> list[Record]:
+        """The runs with metrics."""
+        return [record for record in self.records if record.done]
+
+    def forget(self) -> None:
+        """Let go of what was read of predictions."""
+        for record in self.records:
+            record.forget()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs of one network under one protocol on one kind of machine: what one table may hold."""
+
+    setting: Mapping[str, str]
+    """what all runs share"""
+    entries: tuple[Entry, ...]
+    """rows in the order of the tables: upstreams, methods, controls"""
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Entry]:
+        """The rows by name."""
+        return {entry.name: entry for entry in self.entries}
+
+    @property
+    def compared(self) -> list[Entry]:
+        """The rows that are no controls."""
+        return [entry for entry in self.entries if not entry.control]
+
+    @property
+    def controls(self) -> list[Entry]:
+        """The control rows."""
+        return [entry for entry in self.entries if entry.control]
+
+    @property
+    def done(self) -> list[Record]:
+        """The runs with metrics."""
+        return [record for column in self.columns for record in column.done]
+
+    def baseline(self, entry: Entry) -> str:
+        """The row that a row is measured against; empty where there is none.
+
+        For a method its upstream alone, for an upstream ``none``.
+        """
+        wanted = (entry.wraps, entry.upstream, NONE) if entry.wraps else (NONE,)
+        there = (name for name in wanted if name in self.by_name and name != entry.name)
+        return next(there, "")
+
+    def contrasts(self, question: Question) -> list[tuple[str, str]]:
+        """The comparisons of the study that this block can make, or those of every method."""
+        if question.family:
+            pairs = [
+                (row, base or self.baseline(self.by_name[row]))
+                for row, base in question.family
+                if row in self.by_name
+            ]
+        else:
+            pairs = [(entry.name, self.baseline(entry)) for entry in self.compared]
+        return [(row, base) for row, base in pairs if base and base in self.by_name and base != row]
+
+
+def split(records: Iterable[Record]) -> list[Block]:
+    """Blocks whose runs may be compared, in the order of their settings.
+
+    Runs of another network, protocol, thread count, device type or code are another block. Data
+    sets may be trained differently from each other, but where one data set was trained in two
+    ways, each way is a block.
+    """
+    records = list(records)
+    by_id = {record.run.id: record for record in records}
+    groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(_shared(record), []).append(record)
+    found = []
+    for shared, members in groups.items():
+        for machine, same in _by_machine(members).items():
+            for part in _by_training(same, by_id):
+                found.append(_block({**dict(shared), **dict(machine)}, part))
+    return sorted(found, key=lambda block: (tuple(block.setting.values()), _first(block)))
+
+
+def _first(block: Block) -> str:
+    return str(block.columns[0].training)
+
+
+def _shared(record: Record) -> tuple[tuple[str, str], ...]:
+    run = record.run
+    versions = {name: str(run.versions.get(name, "?")) for name in ("trainer", "model")}
+    return (
+        ("model", run.model),
+        ("protocol", run.protocol),
+        ("threads", str(run.threads)),
+        ("version of the trainer", versions["trainer"]),
+        ("version of the network", versions["model"]),
+        ("test metrics each epoch", "yes" if run.oracle_test else "no"),
+    )
+
+
+def _by_machine(records: Sequence[Record]) -> dict[tuple[tuple[str, str], ...], list[Record]]:
+    """By device type and release; a run that failed tells neither and goes where most are."""
+    told = [(_machine(record), record) for record in records]
+    known = Counter(machine for machine, record in told if record.done)
+    usual = known.most_common(1)[0][0] if known else (("device", "unknown"), ("augbench", "?"))
+    found: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    for machine, record in told:
+        found.setdefault(machine if record.done else usual, []).append(record)
+    return found
+
+
+def _machine(record: Record) -> tuple[tuple[str, str], ...]:
+    device, libraries = record.result.get("device", {}), record.result.get("versions", {})
+    return (
+        ("device", str(device.get("type", "unknown"))),
+        ("augbench", str(libraries.get("augbench", "?"))),
+    )
+
+
+def _by_training(
+    records: Sequence[Record], by_id: Mapping[str, Record]
+) -> list[list[tuple[str, Training, Record]]]:
+    """Lists of (column, training, record) in which each column has one training."""
+    placed = [(_column_name(each), _base_training(each, by_id), each) for each in records]
+    ways: dict[str, list[Training]] = {}
+    for column, training, _ in placed:
+        if training not in ways.setdefault(column, []):
+            ways[column].append(training)
+    if max(map(len, ways.values())) == 1:
+        return [placed]
+    every = list(dict.fromkeys(str(training) for _, training, _ in placed))
+    return [[each for each in placed if str(each[1]) == training] for training in every]
+
+
+def _base_training(record: Record, by_id: Mapping[str, Record]) -> Training:
+    """The training; for a row of an equal budget that of the row whose budget it has."""
+    run = record.run
+    of = by_id.get(record.recorded.get("of") or "")
+    if run.budget == "steps" or of is None:
+        return run.training
+    return replace(run.training, epochs=of.run.training.epochs)
+
+
+def _column_name(record: Record) -> str:
+    """The benchmark, and of a user's own file its name; dirty meta rows make no other one."""
+    name = _without_dirt(record)
+    path = record.recorded.get("path")
+    if not path:
+        return name
+    kind, _, arguments = name.partition("(")
+    return f"{kind}:{Path(path).name}" + (f"({arguments}" if arguments else "")
+
+
+def _without_dirt(record: Record) -> str:
+    return _undirty(record)[0]
+
+
+def _undirty(record: Record) -> tuple[str, bool]:
+    """The benchmark without noise of its meta rows where that equals the noise, and whether."""
+    name = record.run.benchmark
+    if "meta_noise" not in name:
+        return name, False
+    call = call_in(name)
+    given = dict(call.arguments) if call is not None else {}
+    if call is None or given.get("meta_noise") != given.get("noise"):
+        return name, False
+    return render(call_of(call.name, {k: v for k, v in given.items() if k != "meta_noise"})), True
+
+
+def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Record]]) -> Block:
+    names = _names([record for _, _, record in placed])
+    several = _checksums(placed)
+    columns: dict[str, list[tuple[str, Training, Record]]] = {}
+    for name, training, record in placed:
+        own = f"{name} [data {record.run.data[:8]}]" if name in several else name
+        columns.setdefault(own, []).append((names[record.run.id], training, record))
+    entries = sorted(
+        {_entry(name, record) for part in columns.values() for name, _, record in part},
+        key=lambda entry: (entry.control, bool(entry.wraps), entry.name != NONE, entry.name),
+    )
+    made = []
+    for name, part in sorted(columns.items()):
+        rows = {}
+        for entry in entries:
+            own = [record for row, _, record in part if row == entry.name]
+            own.sort(key=lambda record: record.run.seed)
+            rows[entry.name] = Row(entry.name, _ratio_to(entry, entries), tuple(own))
+        made.append(Column(name, _without_dirt(part[0][2]), part[0][1], rows))
+    return Block(setting, tuple(entries), tuple(made))
+
+
+def _ratio_to(entry: Entry, entries: Sequence[Entry]) -> str:
+    there = {each.name for each in entries}
+    return entry.upstream if entry.upstream in there else NONE
+
+
+def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
+    """Columns of one name whose data differ."""
+    found: dict[str, set[str]] = {}
+    for name, _, record in placed:
+        found.setdefault(name, set()).add(record.run.data)
+    return {name for name, sums in found.items() if len(sums) > 1}
+
+
+def _names(records: Sequence[Record]) -> dict[str, str]:
+    """The row of each run by its id; what else differs between rows of one name is in the name."""
+    variants: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for record in records:
+        kept = variants.setdefault(_row(record), {})
+        kept.setdefault(json.dumps(_variant(record)), []).append(_variant(record))
+    names = {}
+    for record in records:
+        row, own = _row(record), _variant(record)
+        others = [each[0] for each in variants[row].values()]
+        differ = [key for key in own if len({other.get(key) for other in others}) > 1]
+        told = ", ".join(f"{key} {own[key]}" for key in differ)
+        names[record.run.id] = f"{row} {{{told}}}" if told else row
+    return names
+
+
+def _row(record: Record) -> str:
+    return record.run.row + ("@dirty" if _undirty(record)[1] else "")
+
+
+def _variant(record: Record) -> dict[str, str]:
+    """What may differ between runs of one row name, beside what a block shares."""
+    run = record.run
+    parts = {name: v for name, v in run.versions.items() if name not in ("trainer", "model")}
+    epochs = {"epochs": str(run.training.epochs)} if run.budget != "steps" else {}
+    return {
+        "meta_fraction": f"{run.meta_fraction:g}",
+        "crossfit": str(run.crossfit),
+        **{f"version of {name}": str(version) for name, version in sorted(parts.items())},
+        **epochs,
+    }
+
+
+def _entry(name: str, record: Record) -> Entry:
+    run = record.run
+    wraps, inner = wrapped(run.method)
+    upstream = inner if wraps else NONE
+    control = run.control != "all" or run.budget != "steps" or _undirty(record)[1]
+    return Entry(name, run.method, wraps, upstream, control or outer(run.method) in CONTROLS)
+
+
+def outer(method: str) -> str:
+    """The name of a method without its arguments; a chain is its own name."""
+    return method.partition("(")[0] if "+" not in method.partition("(")[0] else method
+
+
+def wrapped(method: str) -> tuple[str, str]:
+    """What a method is put around, and the innermost upstream: both ``none`` unless given.
+
+    For an upstream itself the first is empty and the second its own name.
+    """
+    call = call_in(method)
+    if call is None:
+        return "", method
+    inner = dict(call.arguments).get("upstream")
+    if inner is None:
+        return (NONE, NONE) if outer(method) in CONTROLS else ("", method)
+    text = render(inner)
+    return text, wrapped(text)[1]
+
+
+def call_in(text: str) -> Call | None:
+    """The call that a name of a run writes; None for a chain, and for what is no such name."""
+    try:
+        expression = parse(text)
+    except NamingError:  # runs may come from another version, or from anybody
+        return None
+    return expression if isinstance(expression, Call) else None
+
+
+def spread(trainings: Iterable[Training]) -> dict[str, list[str]]:
+    """Fields in which trainings differ, with their values."""
+    listed = [asdict(each) for each in trainings]  # type: ignore[call-overload]
+    found = {name: list(dict.fromkeys(str(each[name]) for each in listed)) for name in listed[0]}
+    return {name: values for name, values in found.items() if len(values) > 1}

@@ -1,0 +1,214 @@
+"""What the comparisons of a block find: differences, tests within the family, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis import stats
+from analysis.blocks import Block, Column
+from analysis.question import Question
+from analysis.stats import ALPHA, MIN_SEEDS, Interval
+from analysis.tables import POINTS, Difference, Row, difference
+
+Verdict = Literal["better", "worse", "equivalent", "undecided", "not tested"]
+HEADLINE = "accuracy"
+SAME_SCANS = ("organamnist", "organcmnist", "organsmnist")
+"""Views of the same scans: one data set wherever data sets are counted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row against its base on one data set, in points."""
+
+    row: str
+    base: str
+    column: str
+    difference: Difference | None
+    """None where they share no seed with a result"""
+    p: float = math.nan
+    """of no difference, population, adjusted by Holm over the family; nan where not tested"""
+    p_equivalent: float = math.nan
+    """of a difference beyond the margin, adjusted likewise"""
+    verdict: Verdict = "not tested"
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A row against its base over the data sets of a block, in points."""
+
+    row: str
+    base: str
+    sets: int
+    """the data sets on which both have a result; views of the same scans are one"""
+    estimate: float
+    interval: Interval | None
+    """of these data sets, other seeds and images; None where one of them was not tested"""
+    wins: int
+    ties: int
+    losses: int
+    improvement: float
+    """chance that a seed of the row scores above a seed of its base, mean over data sets"""
+    p: float
+    """Wilcoxon over data sets, adjusted by Holm; nan where it cannot reach .05"""
+
+
+def findings(block: Block, question: Question) -> list[Finding]:
+    """Every comparison of the family on every data set, with the verdicts of the whole family."""
+    pairs = block.contrasts(question)
+    found = []
+    for column in block.columns:
+        for row, base in pairs:
+            made = difference(column.rows[row], column.rows[base], HEADLINE)
+            found.append(Finding(row, base, column.name, made))
+        column.forget()
+    return judged(found, question.margin)
+
+
+def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
+    """The findings with p-values adjusted over all that can be tested, and their verdicts.
+
+    better, worse: different from 0 after Holm. equivalent: within the margin after Holm, be it
+    different from 0 or not. undecided: neither. not tested: fewer than four seeds.
+    """
+    tested = [
+        (place, each.difference.variances)
+        for place, each in enumerate(found)
+        if each.difference is not None
+        and each.difference.population is not None
+        and each.difference.variances is not None
+    ]
+    differ = stats.holm([variances.p_zero() for _, variances in tested])
+    same = stats.holm([variances.p_equivalent(margin) for _, variances in tested])
+    result = list(found)
+    for (place, variances), p, p_same in zip(tested, differ, same, strict=True):
+        each = found[place]
+        verdict: Verdict = "undecided"
+        if p_same <= ALPHA:
+            verdict = "equivalent"
+        elif p <= ALPHA:
+            verdict = "better" if variances.estimate > 0 else "worse"
+        result[place] = Finding(
+            each.row, each.base, each.column, each.difference, float(p), float(p_same), verdict
+        )
+    return result
+
+
+def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list[Overall], str]:
+    """The comparisons over all data sets, and why there is no test over them; needs two sets."""
+    pairs = list(dict.fromkeys((each.row, each.base) for each in found))
+    groups = {
+        pair: _grouped([each for each in found if (each.row, each.base) == pair], block)
+        for pair in pairs
+    }
+    groups = {pair: kept for pair, kept in groups.items() if len(kept) > 1}
+    if not groups:
+        return [], "the comparisons share fewer than two data sets"
+    sets = {len(kept) for kept in groups.values()}
+    tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
+    if len(sets) == 1:
+        values = [[_mean(group) for group in kept] for kept in groups.values()]
+        tested, reason = stats.wilcoxon_holm(values)
+    made = []
+    for place, ((row, base), kept) in enumerate(groups.items()):
+        estimates = [_mean(group) for group in kept]
+        wins, ties, losses = stats.win_tie_loss(estimates, margin)
+        columns = {column.name: column for column in block.columns}
+        chances = [
+            np.mean([_improvement(columns[each.column], each) for each in group]) for group in kept
+        ]
+        made.append(
+            Overall(
+                row,
+                base,
+                len(kept),
+                float(np.mean(estimates)),
+                _interval(kept),
+                wins,
+                ties,
+                losses,
+                float(np.mean(chances)),
+                float(tested[place]) if len(tested) else math.nan,
+            )
+        )
+    return made, reason
+
+
+def _grouped(found: Sequence[Finding], block: Block) -> list[list[Finding]]:
+    """Findings of one comparison by data set, views of the same scans together."""
+    names = {column.name: column.benchmark for column in block.columns}
+    groups: dict[str, list[Finding]] = {}
+    for each in found:
+        if each.difference is not None:
+            base, _, arguments = names[each.column].partition("(")
+            key = f"organs({arguments}" if base in SAME_SCANS else each.column
+            groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+def _mean(group: Sequence[Finding]) -> float:
+    return float(np.mean([each.difference.estimate for each in group if each.difference]))
+
+
+def _interval(groups: Sequence[Sequence[Finding]]) -> Interval | None:
+    listed = [[each.difference.population for each in g if each.difference] for g in groups]
+    known = [[interval for interval in group if interval is not None] for group in listed]
+    if list(map(len, known)) != list(map(len, listed)):
+        return None
+    return stats.mean_interval(known)
+
+
+def _improvement(column: Column, found: Finding) -> float:
+    ours, theirs = (scores(column.rows[name]) for name in (found.row, found.base))
+    return stats.probability_of_improvement(ours, theirs)
+
+
+def scores(row: Row, metric: str = HEADLINE, when: str = "last") -> list[float]:
+    """A metric of each seed in points, where it is defined."""
+    values = [POINTS * each.metric(metric, when=when) for each in row.by_seed().values()]
+    return [value for value in values if not math.isnan(value)]
+
+
+def best(column: Column, names: Sequence[str], metric: str) -> tuple[str, frozenset[str]]:
+    """The row of the highest mean, and the rows that are not told apart from it.
+
+    Tied are the rows whose difference to the best is not significant after Holm over the rows of
+    the column. No row is called tied where a row has fewer than four seeds: nothing is tested then.
+    """
+    means = {name: scores(column.rows[name], metric) for name in names}
+    means = {name: values for name, values in means.items() if values}
+    if not means:
+        return "", frozenset()
+    top = max(means, key=lambda name: float(np.mean(means[name])))
+    others = [name for name in means if name != top]
+    made = [difference(column.rows[name], column.rows[top], metric) for name in others]
+    if any(each is None or each.seeds < MIN_SEEDS for each in made):
+        return top, frozenset()
+    p = stats.holm([each.variances.p_zero() for each in made if each and each.variances])
+    return top, frozenset(name for name, each in zip(others, p, strict=True) if each > ALPHA)
+
+
+def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
+    """Names, ranks and number of data sets over which rows that all have results are ranked."""
+    names = [entry.name for entry in block.compared]
+    table = {
+        name: [np.mean(scores(column.rows[name]) or [math.nan]) for column in block.columns]
+        for name in names
+    }
+    whole = {name: values for name, values in table.items() if not np.isnan(values).any()}
+    groups: dict[str, list[int]] = {}
+    for place, column in enumerate(block.columns):
+        base, _, arguments = column.benchmark.partition("(")
+        key = f"organs({arguments}" if base in SAME_SCANS else column.name
+        groups.setdefault(key, []).append(place)
+    if len(whole) < 2 or len(groups) < 2:
+        return None
+    merged = [
+        [float(np.mean([values[place] for place in places])) for places in groups.values()]
+        for values in whole.values()
+    ]
+    return tuple(whole), stats.ranks(merged), len(groups)

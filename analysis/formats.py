@@ -1,0 +1,241 @@
+"""A table, and text from outside, written as Markdown, LaTeX, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup, escape
+
+Mark = Literal["", "best", "tied"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text and how it is set off: the best of its column bold, those tied with it in italics."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a table under a heading of their own, which may be empty."""
+
+    heading: str
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title, the heads of its columns and the remarks below it."""
+
+    name: str
+    """of its files"""
+    title: str
+    head: tuple[str, ...]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+
+def cells(values: Sequence[object]) -> tuple[Cell, ...]:
+    """A row of plain texts."""
+    return tuple(value if isinstance(value, Cell) else Cell(str(value)) for value in values)
+
+
+def table(
+    name: str,
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """A table of one group."""
+    body = tuple(cells(row) for row in rows)
+    return Table(name, title, tuple(head), (Group("", body),), tuple(notes))
+
+
+def plain(text: str) -> str:
+    """The text on one line; what is no sign that can be seen is written as its number."""
+    line = re.sub(r"\s+", " ", text).strip()
+    return "".join(
+        f"[U+{ord(sign):04X}]" if unicodedata.category(sign) in UNSEEN else sign for sign in line
+    )
+
+
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")
+"""Unicode categories: control, format (which may reverse the writing), halves, unassigned."""
+
+
+def markdown_text(text: str) -> str:
+    """Text in which Markdown and HTML find nothing to act on."""
+    line = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", line)
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "-": r"-{}",  # so that two of them are no dash
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "→": r"$\rightarrow$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+}
+LATIN = re.compile("[\u0020-\u007e\u00a1-\u00ac\u00ae-\u00ff\u0152\u0153\u0160\u0161\u017d\u017e]")
+"""What pdflatex sets with T1 and UTF-8."""
+
+
+def latex_text(text: str) -> str:
+    """Text for pdflatex; a sign that its fonts lack is written as its number."""
+    return "".join(
+        LATEX.get(sign) or (sign if LATIN.fullmatch(sign) else rf"\texttt{{U+{ord(sign):04X}}}")
+        for sign in plain(text)
+    )
+
+
+def markdown(made: Table) -> str:
+    """The table in GitHub's Markdown, its remarks as a list below."""
+    lines = [f"**{markdown_text(made.title)}**", ""]
+    lines.append(_line([markdown_text(name) for name in made.head]))
+    lines.append(_line([":--", *["--:"] * (len(made.head) - 1)]))
+    for group in made.groups:
+        if group.heading:
+            lines.append(_line([f"*{markdown_text(group.heading)}*", *[""] * (len(made.head) - 1)]))
+        for row in group.rows:
+            lines.append(_line([_starred(cell) for cell in row]))
+    lines += ["", *(f"- {markdown_text(note)}" for note in made.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _starred(cell: Cell) -> str:
+    stars = {"best": "**", "tied": "*", "": ""}[cell.mark]
+    return f"{stars}{markdown_text(cell.text)}{stars}"
+
+
+NEEDED = r"% \usepackage[T1]{fontenc} \usepackage{textcomp,booktabs,graphicx}"
+
+
+def latex(made: Table) -> str:
+    """The table for LaTeX with booktabs, no wider than the line."""
+    width = len(made.head)
+    lines = [
+        "% In the preamble:",
+        NEEDED,
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(made.title)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+        r"\toprule",
+        _ampersands([latex_text(name) for name in made.head]),
+    ]
+    for group in made.groups:
+        lines.append(r"\midrule")
+        if group.heading:
+            heading = rf"\emph{{{latex_text(group.heading)}}}"
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{{heading}}} \\")
+        lines += [_ampersands([_set(cell) for cell in row]) for row in group.rows]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    if made.notes:
+        lines.append(r"\par\smallskip\footnotesize\raggedright")
+        lines += [latex_text(note) + r"\par" for note in made.notes]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _ampersands(texts: Sequence[str]) -> str:
+    # The braces keep a bracket at the start of a row from being an argument of the \\ before it.
+    return " & ".join(f"{{{text}}}" if text.startswith("[") else text for text in texts) + r" \\"
+
+
+def _set(cell: Cell) -> str:
+    command = {"best": r"\textbf", "tied": r"\textit", "": ""}[cell.mark]
+    text = latex_text(cell.text)
+    return f"{command}{{{text}}}" if command else text
+
+
+def comma_separated(made: Table) -> str:
+    """The table as CSV: the group in a column of its own, a mark in words."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", *map(plain, made.head)])
+    for group in made.groups:
+        for row in group.rows:
+            marked = [f"{c.text} ({c.mark})" if c.mark else c.text for c in row]
+            writer.writerow([plain(each) for each in (group.heading, *marked)])
+    return text.getvalue()
+
+
+def html(made: Table, wide: bool = False) -> Markup:
+    """The table with every text escaped; cells name their column, for narrow screens."""
+    start = '<table class="wide">' if wide else "<table>"
+    lines: list[str] = [start, f"<caption>{_shown(made.title)}</caption>", "<thead><tr>"]
+    lines += [f'<th scope="col">{_shown(name)}</th>' for name in made.head]
+    lines.append("</tr></thead>")
+    for group in made.groups:
+        lines.append("<tbody>")
+        if group.heading:
+            heading = _shown(group.heading)
+            lines.append(
+                f'<tr class="group"><th colspan="{len(made.head)}" scope="rowgroup">{heading}'
+                "</th></tr>"
+            )
+        for row in group.rows:
+            # A long name may break where a reader would break it.
+            name = re.sub(r"([(,+=])", r"\1<wbr>", _emphasised(row[0]))
+            lines.append(f'<tr><th scope="row">{name}</th>')
+            for name, cell in zip(made.head[1:], row[1:], strict=True):
+                lines.append(f'<td data-head="{_shown(name)}">{_emphasised(cell)}</td>')
+            lines.append("</tr>")
+        lines.append("</tbody>")
+    lines.append("</table>")
+    lines += [f'<p class="note">{_shown(note)}</p>' for note in made.notes]
+    return Markup("\n".join(lines))  # every text in it went through escape
+
+
+def _shown(text: str) -> Markup:
+    return escape(plain(text))
+
+
+def _emphasised(cell: Cell) -> str:
+    tag = {"best": "strong", "tied": "em", "": ""}[cell.mark]
+    text = str(_shown(cell.text))
+    return f"<{tag}>{text}</{tag}>" if tag else text

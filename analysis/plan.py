@@ -1,0 +1,200 @@
+"""How many seeds would show a difference, from the variances of runs at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from analysis import blocks, findings
+from analysis.blocks import Block, Column
+from analysis.question import Question
+from analysis.records import Record
+from analysis.stats import ALPHA, MIN_SEEDS, Crossed
+from analysis.tables import grid, number, wrapped
+
+MOST_SEEDS = 1000
+ALL = 10**6
+"""So many degrees of freedom are as good as all."""
+GRID = (np.arange(2000) + 0.5) / 2000
+"""Probabilities over which a chance is averaged; scipy's noncentral t fails for large effects."""
+HOUR = 3600
+
+
+def with_seeds(variances: Crossed, seeds: int) -> Crossed:
+    """The variances that so many seeds would have on the same test images, as expected.
+
+    V_seed and the residual fall with the number of seeds; of V_item only the residual in it does.
+    """
+    ratio = variances.seeds / seeds
+    images = max(variances.item - variances.residual, 0.0)
+    return replace(
+        variances,
+        seeds=seeds,
+        seed=variances.seed * ratio,
+        residual=variances.residual * ratio,
+        item=images + variances.residual * ratio,
+    )
+
+
+def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
+    """The chance that the population interval at this level leaves out 0, given a true effect.
+
+    That of a noncentral t with the interval's own degrees of freedom, those whose quantile gives
+    its half-width: the normal chance, averaged over what the standard error may turn out to be.
+    """
+    interval = variances.interval(level)
+    if not interval.se > 0:
+        return 1.0 if effect else 1 - level
+    critical, shift = variances.half(level) / interval.se, abs(effect) / interval.se
+    scale = np.sqrt(special.chdtri(interval.df, GRID) / interval.df) if interval.df < ALL else 1.0
+    beyond = special.ndtr(shift - critical * scale) + special.ndtr(-shift - critical * scale)
+    return float(np.mean(beyond))
+
+
+def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int | None:
+    """The fewest seeds, four or more, with which an effect is found; None where none suffice."""
+    if power(with_seeds(variances, MOST_SEEDS), effect, level) < wanted:
+        return None
+    low, high = MIN_SEEDS - 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        if power(with_seeds(variances, middle), effect, level) >= wanted:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def images_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int:
+    """Test images with which an effect is found by very many seeds, each class growing alike."""
+    images = max(variances.item - variances.residual, 0.0)
+    quantiles = special.ndtri((1 + level) / 2) + special.ndtri(wanted)
+    return math.ceil(variances.images * images * (quantiles / effect) ** 2)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a comparison on one data set needs."""
+
+    row: str
+    base: str
+    column: str
+    variances: Crossed
+    alone: int | None
+    """seeds for this comparison alone; None where no number suffices"""
+    together: int | None
+    """seeds where Holm divides .05 by the whole family, its worst case"""
+    images: int
+    hours: float
+    """of the seeds that are missing for ``together``, one run at a time"""
+
+
+def needs(block: Block, question: Question, effect: float, wanted: float) -> list[Need]:
+    """What every comparison of the family needs, where two seeds or more tell a variance."""
+    found = [
+        each
+        for each in findings.findings(block, question)
+        if each.difference is not None
+        and each.difference.variances is not None
+        and sum(each.difference.variances.parts) > 0
+    ]
+    made = []
+    columns = {column.name: column for column in block.columns}
+    for each in found:
+        assert each.difference is not None and each.difference.variances is not None
+        variances = each.difference.variances
+        strict = 1 - ALPHA / len(found)
+        together = seeds_needed(variances, effect, wanted, strict)
+        missing = max((together or 0) - variances.seeds, 0)
+        made.append(
+            Need(
+                each.row,
+                each.base,
+                each.column,
+                variances,
+                seeds_needed(variances, effect, wanted, 1 - ALPHA),
+                together,
+                images_needed(variances, effect, wanted, 1 - ALPHA),
+                missing * _seconds(columns[each.column], (each.row, each.base)) / HOUR,
+            )
+        )
+    return made
+
+
+def _seconds(column: Column, names: Sequence[str]) -> float:
+    """Seconds of a seed of these rows, evaluation included, medians."""
+    total = 0.0
+    for name in names:
+        costs = [record.result["cost"] for record in column.rows[name].by_seed().values()]
+        total += float(
+            np.median([each["charged_seconds"] + each["evaluation_seconds"] for each in costs])
+        )
+    return total
+
+
+def plan(found: Sequence[Record], question: Question, effect: float, wanted: float) -> str:
+    """The seeds and hours that each comparison needs to show ``effect`` points, as text."""
+    texts = []
+    for block in blocks.split(found):
+        if block.done:
+            texts.append(_of_block(block, question, effect, wanted))
+    return "\n\n\n".join(texts)
+
+
+def _of_block(block: Block, question: Question, effect: float, wanted: float) -> str:
+    setting = block.setting
+    head = f"{setting['model']}, protocol {setting['protocol']}, {setting['device']}"
+    listed = needs(block, question, effect, wanted)
+    if not listed:
+        return f"{head}\nNo comparison has two seeds or more, so no variance is known."
+    body = [
+        [
+            f"{each.row} over {each.base}",
+            each.column,
+            each.variances.seeds,
+            number(math.sqrt(each.variances.seed * each.variances.seeds), 2),
+            number(math.sqrt(max(each.variances.item - each.variances.residual, 0)), 2),
+            _seeds(each.alone),
+            _seeds(each.together),
+            "" if each.together is None else number(each.hours, 1),
+        ]
+        for each in listed
+    ]
+    columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
+               f"seeds, family of {len(listed)}", "hours more"]  # fmt: skip
+    title = (
+        f"Seeds that show a true difference of {effect:g} points with {100 * wanted:g} % power "
+        "(population interval)"
+    )
+    return "\n".join([head, title, grid(columns, body), *map(wrapped, _remarks(listed, effect))])
+
+
+def _seeds(count: int | None) -> str:
+    return "no number" if count is None else str(count)
+
+
+def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
+    lines = [
+        f"{each.row} over {each.base}, {each.column}: no number of seeds resolves {effect:g} "
+        f"points on {each.variances.images} test images; about {each.images} images would be "
+        "needed."
+        for each in listed
+        if each.alone is None
+    ]
+    hours = sum(each.hours for each in listed)
+    if any(each.together is not None for each in listed):
+        lines.append(f"Together at most {hours:.1f} hours, one run at a time.")
+    few = min(each.variances.seeds for each in listed)
+    low, high = (math.sqrt((few - 1) / special.chdtri(few - 1, q)) for q in (0.025, 0.975))
+    lines.append(
+        "seed sd: of paired differences on these images, in points; image se: standard error from "
+        "the choice of test images, which no seed lowers. The seed sd of "
+        f"{few} seeds is itself uncertain: the true one may be {low:.1f} to {high:.1f} times it "
+        "(95 %), and the seeds needed go with its square. family: .05 divided by the number of "
+        "comparisons, the worst case of Holm."
+    )
+    return lines

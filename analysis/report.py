@@ -1,0 +1,352 @@
+"""One page from a folder of runs: HTML in one file, Markdown, and the tables as LaTeX and CSV."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from analysis import blocks, figures, findings, formats, question, records, summary, words
+from analysis.blocks import Block
+from analysis.figures import Figure
+from analysis.formats import Table, markdown_text
+from analysis.question import Question
+from benchmarks import runs
+
+FORMATS = ("html", "md", "tex", "csv")
+MAIN_FIGURES = 3
+WIDE = 7
+"""Columns from which on a table is set smaller."""
+
+
+class NoRuns(ValueError):
+    """A folder in which there is nothing to report."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a report says of one block."""
+
+    folder: str
+    """below figures and tables; empty where there is one block alone"""
+    title: str
+    advice: list[str]
+    main: list[Table]
+    figures: list[Figure]
+    sentences: list[str]
+    mechanism: list[str]
+    tables: list[Table]
+    protocol: list[str]
+    commands: list[str]
+    samples: list[str]
+    """commands that draw augmented images, which takes the data and the network"""
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report, before it is written in a format."""
+
+    title: str
+    summary: str
+    question: str
+    prediction: str
+    outcomes: list[str]
+    remarks: list[str]
+    apart: Table | None
+    """what differs between blocks"""
+    parts: list[Part]
+    failures: Table | None
+    command: str
+
+
+def report(
+    root: Path,
+    out: Path,
+    wanted: Collection[str] = FORMATS,
+    with_published: bool = False,
+    recompute: bool = False,
+) -> list[Path]:
+    """Write the report of the runs in ``root`` into ``out``; the files that a reader opens.
+
+    Raises:
+        NoRuns: the folder holds no run with a result.
+        QuestionError: its study file cannot be used.
+    """
+    found, unread = records.scan(root)
+    if not any(record.done for record in found):
+        raise NoRuns(
+            f"{root}: expected run directories with results, got {len(found)} run(s) without "
+            f"metrics and {len(unread)} that have not ended; make some with augbench compare"
+        )
+    if recompute:
+        found = [records.recomputed(record) for record in found]
+    asked = question.read(root)
+    out.mkdir(parents=True, exist_ok=True)
+    records.frame(found).to_parquet(out / "records.parquet")
+    suffixes = [".png", ".svg"] if {"html", "md"} & set(wanted) else []
+    suffixes += [".pdf"] if "tex" in wanted else []
+    made = [block for block in blocks.split(found) if block.done]
+    parts = [
+        _part(block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published)
+        for number, block in enumerate(made, start=1)
+    ]
+    whole = Report(
+        title=f"augbench report: {root.resolve().name}",
+        summary=_counts(found, len(unread)),
+        question=asked.text or "none is given: there is no study file beside the runs.",
+        prediction=asked.prediction or "none was written down.",
+        outcomes=[f"{part.title}. {part.outcome}" for part in parts],
+        remarks=_remarks(asked) + words.unmatched(made, asked),
+        apart=_apart(made) if len(made) > 1 else None,
+        parts=parts,
+        failures=summary.failures_table(found, unread, "failures"),
+        command=_again(root, out, with_published, recompute),
+    )
+    return _written(whole, out, wanted)
+
+
+def _counts(found: Sequence[records.Record], unread: int) -> str:
+    counts: dict[str, int] = {}
+    for record in found:
+        counts[record.result["status"]] = counts.get(record.result["status"], 0) + 1
+    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{len(found) + unread} runs: {told}" + (f", {unread} not ended." if unread else ".")
+
+
+def _remarks(asked: Question) -> list[str]:
+    if asked.source:
+        return [f"Question, family, margin and prediction are those of {asked.source}."]
+    return [
+        f"No study file: the margin is the usual {asked.margin:g} points, and the family is every "
+        "method against its upstream and every upstream against none."
+    ]
+
+
+def _again(root: Path, out: Path, with_published: bool, recompute: bool) -> str:
+    flags = ["--published"] * with_published + ["--recompute"] * recompute
+    return shlex.join(["augbench", "report", str(root), "--out", str(out), *flags])
+
+
+def _part(
+    block: Block,
+    folder: str,
+    asked: Question,
+    out: Path,
+    suffixes: Sequence[str],
+    with_published: bool,
+) -> Part:
+    found = findings.findings(block, asked)
+    over, reason = findings.overall(block, found, asked.margin)
+    mechanism, beside = words.controls(block, asked.margin, "controls")
+    drawn: list[Figure] = []
+    if suffixes:
+        place = out / "figures" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        drawn = figures.draw_all(block, found, asked.margin, place, suffixes)
+    main = [
+        summary.main_table(block, metric, metric, with_published, "last")
+        for metric in ("accuracy", "auc")
+    ]
+    offered = [
+        column for column in block.columns if column.done and summary.offered(column, "selected")
+    ]
+    if offered:
+        chosen = replace(block, columns=tuple(offered))
+        main.append(summary.main_table(chosen, "accuracy", "selected", False, "selected"))
+    tables = [
+        summary.differences_table(found, "differences", asked.margin) if found else None,
+        summary.overall_table(over, reason, "overall", asked.margin) if over else None,
+        beside,
+        summary.cost_table(block, "cost"),
+        summary.detection_table(block, "labels-found"),
+        summary.ablation_table(block, "arguments"),
+        summary.search_table(block, "search"),
+        summary.ranks_table(block, "ranks"),
+        summary.versions_table(block, "versions"),
+    ]
+    tested = sum(each.verdict != "not tested" for each in found)
+    return Part(
+        folder=folder,
+        title=_title(block),
+        advice=words.advice(block),
+        main=main,
+        figures=drawn,
+        sentences=[words.finding(each, asked.margin, tested) for each in found]
+        + [words.overall(each, asked.margin) for each in over]
+        or ["Nothing is compared: there is one row, or none that the others are measured against."],
+        mechanism=mechanism,
+        tables=[each for each in tables if each is not None],
+        protocol=[
+            f"Protocol {block.setting['protocol']}. {words.PROTOCOLS[block.setting['protocol']]}",
+            *words.selection(block),
+            *words.caveats(block),
+        ],
+        commands=[words.command(block, column) for column in block.columns],
+        samples=words.samples(block),
+        outcome=words.outcome(found),
+    )
+
+
+def _title(block: Block) -> str:
+    setting = block.setting
+    epochs = sorted({column.training.epochs for column in block.columns})
+    told = f"{epochs[0]} epochs" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]} epochs"
+    return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
+
+
+def _apart(made: Sequence[Block]) -> Table:
+    """What differs between blocks, so that nobody compares them unawares."""
+    differ = [key for key in made[0].setting if len({block.setting[key] for block in made}) > 1]
+    trainings = blocks.spread(column.training for block in made for column in block.columns)
+    rows = []
+    for number, block in enumerate(made, start=1):
+        own = [asdict(column.training) for column in block.columns]  # type: ignore[call-overload]
+        rows.append(
+            [
+                number,
+                ", ".join(column.name for column in block.columns),
+                *(block.setting[key] for key in differ),
+                *(", ".join(dict.fromkeys(str(each[key]) for each in own)) for key in trainings),
+                len(block.done),
+            ]
+        )
+    head = ["block", "data sets", *differ, *trainings, "runs"]
+    return formats.table("blocks", "What differs between the blocks", head, rows)
+
+
+SAMPLES = "What the rows make of training images is drawn from the data, not from runs:"
+APART = (
+    "These runs are of {count} settings that no table may mix. Each is a block with tables, a "
+    "family and figures of its own, in this order:"
+)
+
+
+def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
+    made = []
+    if "html" in wanted:
+        _write(out / "report.html", html(whole))
+        made.append(out / "report.html")
+    if "md" in wanted:
+        _write(out / "report.md", markdown(whole, out))
+        made.append(out / "report.md")
+    writers = {"tex": formats.latex, "csv": formats.comma_separated}
+    for suffix in (each for each in ("tex", "csv") if each in wanted):
+        for part in whole.parts:
+            place = out / "tables" / part.folder
+            place.mkdir(parents=True, exist_ok=True)
+            for table in (*part.main, *part.tables):
+                _write(place / f"{table.name}.{suffix}", writers[suffix](table))
+        made.append(out / "tables")
+    return list(dict.fromkeys([*made, out / "records.parquet"]))
+
+
+def _write(path: Path, text: str) -> None:
+    # A report can be made again, so that nothing waits for the disk.
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def html(whole: Report) -> str:
+    """The page in one file: figures inside, no script, nothing from a network."""
+    text = resources.files("analysis").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
+
+    def shown(tables: Sequence[Table]) -> list[Markup]:
+        return [formats.html(each, wide=len(each.head) >= WIDE) for each in tables]
+
+    page = {
+        **{name: getattr(whole, name) for name in runs.field_names(Report)},
+        "apart": shown([whole.apart])[0] if whole.apart else "",
+        "samples_text": SAMPLES,
+        "apart_text": APART.format(count=len(whole.parts)),
+        "failures": shown([whole.failures])[0] if whole.failures else "",
+        "parts": [
+            {
+                **{name: getattr(part, name) for name in runs.field_names(Part)},
+                "main": shown(part.main),
+                "tables": shown(part.tables),
+                "figures": [_embedded(each) for each in part.figures],
+            }
+            for part in whole.parts
+        ],
+    }
+    return environment.from_string(text).render(page=page)
+
+
+def _seen(value: object) -> object:
+    """Text without signs that cannot be seen; what is HTML already was made of such text."""
+    return formats.plain(value) if type(value) is str else value
+
+
+def _embedded(figure: Figure) -> dict[str, str]:
+    path = next(path for path in figure.paths if path.suffix == ".svg")
+    coded = base64.b64encode(path.read_bytes()).decode()
+    data = f"data:image/svg+xml;base64,{coded}"
+    return {"title": figure.title, "caption": figure.caption, "data": data}
+
+
+def markdown(whole: Report, out: Path) -> str:
+    """The page as Markdown, with the figures as files beside it."""
+    lines = [f"# {markdown_text(whole.title)}", "", markdown_text(whole.summary), ""]
+    lines += [f"**Question.** {markdown_text(whole.question)}", ""]
+    lines += [f"**Prediction.** {markdown_text(whole.prediction)}", ""]
+    for line in whole.outcomes:
+        lines += [f"**{markdown_text(line)}**", ""]
+    lines += _list(whole.remarks)
+    if whole.apart is not None:
+        lines += [APART.format(count=len(whole.parts)), "", formats.markdown(whole.apart)]
+    for part in whole.parts:
+        lines += [f"## {markdown_text(part.title)}", "", *_list(part.advice)]
+        lines += [formats.markdown(table) for table in part.main]
+        lines += _images(part.figures[:MAIN_FIGURES], out)
+        lines += ["### Statistics in words", "", *_list(part.sentences)]
+        if part.mechanism:
+            lines += ["### Do controls explain the gains?", "", *_list(part.mechanism)]
+        lines += [formats.markdown(table) for table in part.tables]
+        lines += ["### Protocol and selection", "", *_list(part.protocol)]
+        if part.figures[MAIN_FIGURES:]:
+            lines += ["### More figures", "", *_images(part.figures[MAIN_FIGURES:], out)]
+        lines += ["### The runs again", ""]
+        lines += [line for each in part.commands for line in _code(each)]
+        if part.samples:
+            lines += [SAMPLES, "", *_code(*part.samples)]
+    lines += ["## Runs without a result", ""]
+    lines.append(
+        formats.markdown(whole.failures)
+        if whole.failures
+        else "None: every run has ended with a result.\n"
+    )
+    lines += ["## This page again", "", *_code(whole.command)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(texts: Sequence[str]) -> list[str]:
+    return [*(f"- {markdown_text(text)}" for text in texts), ""] if texts else []
+
+
+def _images(drawn: Sequence[Figure], out: Path) -> list[str]:
+    lines = []
+    for figure in drawn:
+        path = next(path for path in figure.paths if path.suffix == ".png")
+        lines += [
+            f"![{markdown_text(figure.title)}]({path.relative_to(out).as_posix()})",
+            "",
+            f"*{markdown_text(figure.title)}.* {markdown_text(figure.caption)}",
+            "",
+        ]
+    return lines
+
+
+def _code(*commands: str) -> list[str]:
+    """Commands as a code block whose fence is longer than any in them."""
+    lines = [formats.plain(command) for command in commands]
+    fence = "```"
+    while any(fence in line for line in lines):
+        fence += "`"
+    return [f"{fence}sh", *lines, fence, ""]

@@ -1,0 +1,398 @@
+"""The tables of a report, from the runs of a block."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis import published
+from analysis.blocks import CONTROLS, NONE, Block, Column, Entry, call_in, outer
+from analysis.findings import Finding, Overall, best, mean_ranks, scores
+from analysis.formats import Cell, Group, Mark, Table, cells, table
+from analysis.records import DETECTION, Record, Unread
+from analysis.stats import MIN_SEEDS
+from analysis.tables import POINTS, Row, bounds, cost_ratio, mean_sd, number, signed
+from methods.naming import Call, render
+
+LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
+MISSING = "n/a"
+P_SHOWN = 0.001
+
+
+def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
+    """Methods by data sets: mean and standard deviation over seeds, in points."""
+    columns = [column for column in block.columns if offered(column, when)]
+    marks = {column.name: _marks(column, block, metric, when) for column in columns}
+    usual = {column.name: max(_count(column, each, when) for each in block.entries)
+             for column in columns}  # fmt: skip
+
+    def row(entry: Entry) -> tuple[Cell, ...]:
+        counts = [_count(column, entry, when) for column in columns]
+        values = []
+        for column, count in zip(columns, counts, strict=True):
+            found = scores(column.rows[entry.name], metric, when)
+            text = mean_sd(found, 2)
+            if found and count < usual[column.name]:
+                text += f" (n = {count})"
+            values.append(Cell(text, marks[column.name].get(entry.name, "")))
+        ratios = [cost_ratio(column.rows[entry.name], _base(column, entry)) for column in columns]
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]
+        cost = number(float(np.median(known)), 2) if known else MISSING
+        return (Cell(entry.name), Cell(_range(counts)), *values, Cell(cost))
+
+    def rows(entries: Sequence[Entry]) -> tuple[tuple[Cell, ...], ...]:
+        # The last epoch shows what has no result; another epoch is a second look at what has one.
+        kept = [e for e in entries if when == "last" or any(_count(c, e, when) for c in columns)]
+        return tuple(row(entry) for entry in kept)
+
+    groups = [Group("", rows(block.compared))]
+    if rows(block.controls):
+        groups.append(Group("Control rows", rows(block.controls)))
+    notes = _main_notes(block, columns, when, any(usual[each.name] < MIN_SEEDS for each in columns))
+    if with_published:
+        printed = published.beside(block, metric)
+        body = tuple(
+            cells([label, "", *(_printed(each) for each in values), ""])
+            for label, values in printed
+        )
+        if body:
+            groups.append(Group("Published numbers, not ours", body))
+            notes += published.notes(printed)
+            notes.append(
+                "Published numbers are of networks of full width under their own training, and "
+                "how their epoch was selected differs: no difference to ours is tested."
+            )
+        else:
+            notes.append(f"No published {LABELS[metric]} of this network on these data sets.")
+    head = ["", "n", *(f"{each.name}, % ↑" for each in columns), "cost ratio ↓"]
+    return Table(
+        name, f"Test {LABELS[metric]}, %, mean ± standard deviation over n seeds; "
+        f"{_epoch(when)}", tuple(head), tuple(groups), tuple(notes),
+    )  # fmt: skip
+
+
+def _epoch(when: str) -> str:
+    return "last epoch" if when == "last" else "epoch of the best select AUC"
+
+
+def offered(column: Column, when: str) -> bool:
+    """Whether every run has numbers at this epoch: they are not mixed with others."""
+    return all(when in record.result["metrics"] for record in column.done)
+
+
+def _count(column: Column, entry: Entry, when: str) -> int:
+    return len(scores(column.rows[entry.name], "accuracy", when))
+
+
+def _marks(column: Column, block: Block, metric: str, when: str) -> dict[str, Mark]:
+    names = [entry.name for entry in block.compared]
+    if when != "last" or len(names) < 2:
+        return {}
+    top, tied = best(column, names, metric)
+    column.forget()
+    marks: dict[str, Mark] = dict.fromkeys(tied, "tied")
+    return {**marks, top: "best"}
+
+
+def _base(column: Column, entry: Entry) -> Row:
+    own = column.rows[entry.name]
+    return column.rows.get(own.upstream, column.rows.get(NONE, own))
+
+
+def _main_notes(block: Block, columns: Sequence[Column], when: str, few: bool) -> list[str]:
+    notes = []
+    if when == "last" and len(block.compared) > 1:
+        tested = (
+            "ties are not tested with fewer than 4 seeds."
+            if few
+            else "in italics what is not told apart from it (population, Holm over the rows of a "
+            "column, 5 %)."
+        )
+        notes.append(f"Bold: the highest mean of a column, control rows left out; {tested}")
+    if block.controls:
+        notes.append(
+            "Control rows tell where a gain comes from; some are trained on other labelled rows."
+        )
+    notes.append(
+        "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
+        "upstream: to none), median over seeds and data sets."
+    )
+    notes += [f"{each.name}: {training_text(each)}." for each in columns]
+    return notes
+
+
+def training_text(column: Column) -> str:
+    """How the networks of a column were trained, and on how many rows."""
+    training = column.training
+    text = (
+        f"{training.optimizer} {training.learning_rate:g}, batch {training.batch_size}, "
+        f"{training.schedule}, {training.epochs} epochs"
+    )
+    if column.done:
+        rows = column.done[0].result["data"]["rows"]
+        text += f"; {rows['select']} select and {rows['test']} test rows"
+    return text
+
+
+def _printed(value: published.Printed | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value.mean:.2f}" + ("" if math.isnan(value.std) else f" ± {value.std:.2f}")
+
+
+def differences_table(found: Sequence[Finding], name: str, margin: float) -> Table:
+    """Every comparison with both intervals, the test and its verdict."""
+    rows = []
+    for each in found:
+        made = each.difference
+        label = f"{each.row} over {each.base}"
+        if made is None:
+            rows.append([label, each.column, 0, *[MISSING] * 5, each.verdict])
+            continue
+        rows.append(
+            [
+                label,
+                each.column,
+                made.seeds,
+                signed(made.estimate),
+                bounds(made.training),
+                bounds(made.population),
+                p_value(each.p),
+                number(made.detectable, 2),
+                each.verdict,
+            ]
+        )
+    head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
+            "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
+    count = sum(not math.isnan(each.p) for each in found)
+    notes = [
+        "Paired by seed and image. Training: other seeds on these test images; population: other "
+        "seeds and other images. Intervals are not corrected for their number; p and verdict are, "
+        f"by Holm over the family of {count} tested comparison(s).",
+        f"equivalent: within the margin of {margin:g} points (two one-sided tests). detectable: "
+        "the smallest true difference found with 80 % power, one comparison alone.",
+    ]
+    return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
+
+
+def overall_table(found: Sequence[Overall], reason: str, name: str, margin: float) -> Table:
+    """Comparisons over all data sets."""
+    rows = [
+        [
+            f"{each.row} over {each.base}",
+            each.sets,
+            signed(each.estimate),
+            bounds(each.interval),
+            f"{each.wins}/{each.ties}/{each.losses}",
+            number(each.improvement, 2),
+            p_value(each.p),
+        ]
+        for each in found
+    ]
+    head = ["", "data sets", "mean difference, points ↑", "population 95 % CI", "win/tie/loss",
+            "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
+    notes = [
+        "The interval speaks of these data sets with other seeds and images, not of other data "
+        "sets; OrganA, OrganC and OrganS are views of the same scans and count as one.",
+        f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
+        "points. P(improvement): chance that a seed of the row scores above one of its base.",
+    ]
+    if reason:
+        notes.append(f"No Wilcoxon test: {reason}.")
+    return table(name, "Differences over all data sets, last epoch", head, rows, notes)
+
+
+def cost_table(block: Block, name: str) -> Table:
+    """What each row costs on each data set."""
+    rows = []
+    for column in block.columns:
+        for entry in block.entries:
+            own = column.rows[entry.name]
+            costs = [record.result["cost"] for record in own.by_seed().values()]
+            if not costs:
+                continue
+            rows.append(
+                [
+                    entry.name,
+                    column.name,
+                    len(costs),
+                    number(_median(costs, "seconds_per_epoch"), 2),
+                    number(cost_ratio(own, _base(column, entry)), 2),
+                    number(_median(costs, "charged_seconds"), 1),
+                    number(_median(costs, "evaluation_seconds"), 1),
+                    number(_median(costs, "passes_per_row"), 2),
+                    number(_median(costs, "trained_per_drawn"), 2),
+                    number(_median(costs, "memory_mib"), 0),
+                ]
+            )
+    head = ["", "data set", "n", "s/epoch ↓", "ratio ↓", "charged s ↓", "evaluation s",
+            "passes/row", "trained/drawn", "peak MiB ↓"]  # fmt: skip
+    notes = [
+        "Medians over seeds. Charged: augmentation, outer steps, forward and backward, without "
+        "evaluation and start-up. ratio: to the same upstream without the method. passes/row: "
+        "forward plus backward passes for each row drawn; trained/drawn: rows that a step trains "
+        "on for each row drawn."
+    ]
+    return table(name, "Costs", head, rows, notes)
+
+
+def _median(costs: Sequence[dict], key: str) -> float:
+    values = [cost[key] for cost in costs if cost.get(key) is not None]
+    return float(np.median(values)) if values else math.nan
+
+
+def detection_table(block: Block, name: str) -> Table | None:
+    """How well wrong labels were found; None where none were made or nothing was learned."""
+    rows = []
+    for column in block.columns:
+        for entry in block.entries:
+            own = column.rows[entry.name].by_seed().values()
+            found = [record for record in own if record.result.get("detection")]
+            if found:
+                values = {key: [each.detection(key) for each in found] for key in DETECTION}
+                shares = [[POINTS * value for value in values[key]] for key in DETECTION[1:]]
+                rows.append(
+                    [entry.name, column.name, len(found), mean_sd(values["weight_auc"], 3)]
+                    + [mean_sd(each, 1) for each in shares]
+                )
+    if not rows:
+        return None
+    head = ["", "data set", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
+    note = (
+        "AUC by weight: chance that a mislabelled training row weighs less than a right one, ties "
+        "half. corrected: mislabelled rows whose learned label is the true class; spoiled: right "
+        "ones whose learned label is another class."
+    )
+    return table(name, "Wrong labels found", head, rows, [note])
+
+
+def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]]:
+    """Rows of one method over one upstream that differ in arguments, with those arguments."""
+    families: dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]] = {}
+    for entry in block.entries:
+        call = _call(entry)
+        if call is None or outer(entry.method) in CONTROLS:
+            continue
+        given = {key: _text(value) for key, value in call.arguments if key != "upstream"}
+        families.setdefault((call.name, entry.wraps or NONE), []).append((entry, given))
+    return {key: rows for key, rows in families.items() if len(rows) > 1}
+
+
+def _call(entry: Entry) -> Call | None:
+    # Control rows, other budgets and other versions differ in more than an argument.
+    return call_in(entry.method) if entry.name == entry.method else None
+
+
+def _text(value: object) -> str:
+    return render(value) if isinstance(value, Call) else str(value)
+
+
+def ablation_table(block: Block, name: str) -> Table | None:
+    """Rows of one method that differ in arguments, side by side; None where there are none."""
+    families = variants(block)
+    if not families:
+        return None
+    keys = list(dict.fromkeys(key for rows in families.values() for _, g in rows for key in g))
+    groups = []
+    for (method, upstream), rows in families.items():
+        body = [
+            cells(
+                [
+                    entry.name,
+                    *(given.get(key, "default") for key in keys),
+                    *(mean_sd(scores(c.rows[entry.name]), 2) for c in block.columns),
+                ]
+            )
+            for entry, given in rows
+        ]
+        groups.append(Group(f"{method} over {upstream}", tuple(body)))
+    head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
+    note = "default: of the method, or of its preset where one is named."
+    return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
+
+
+def search_table(block: Block, name: str) -> Table | None:
+    """Trials that a search stopped early, with their reasons; None where there are none."""
+    rows = [
+        [record.run.row, column.name, record.run.seed, record.result.get("reason", "")]
+        for column in block.columns
+        for record in column.records
+        if record.result["status"] == "stopped"
+    ]
+    head = ["", "data set", "seed", "stopped"]
+    return table(name, "Trials that a search stopped", head, rows) if rows else None
+
+
+def ranks_table(block: Block, name: str) -> Table | None:
+    """Mean ranks over data sets; None below two data sets or two rows."""
+    found = mean_ranks(block)
+    if found is None:
+        return None
+    names, ranks, sets = found
+    order = np.argsort(ranks.mean, kind="stable")
+    rows = [[names[each], number(float(ranks.mean[each]), 2)] for each in order]
+    notes = [
+        f"{len(names)} rows over {sets} data sets; critical difference "
+        f"{ranks.critical_difference:.2f} (Nemenyi, 5 %); Friedman p "
+        f"{p_value(ranks.friedman_p)}."
+    ]
+    left = [entry.name for entry in block.compared if entry.name not in names]
+    if left:
+        notes.append(f"Left out, without a result on every data set: {', '.join(left)}.")
+    return table(name, "Mean ranks, 1 the best", ["", "mean rank ↓"], rows, notes)
+
+
+def failures_table(records: Sequence[Record], unread: Sequence[Unread], name: str) -> Table | None:
+    """Runs without metrics, with their reasons, equal ones together; None where all are done."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for record in records:
+        status = record.result["status"]
+        if status in ("done", "stopped"):
+            continue
+        run = record.run
+        key = (run.row, f"{run.benchmark}, {run.model}", status, record.result.get("reason", ""))
+        found.setdefault(key, []).append(run.seed)
+    rows: list[list[object]] = [
+        [row, where, _seeds(seeds), status, reason]
+        for (row, where, status, reason), seeds in sorted(found.items())
+    ]
+    for each in unread:
+        rows.append([each.folder.name, MISSING, MISSING, "no result", each.reason])
+    head = ["", "where", "seeds", "status", "reason"]
+    return table(name, "Runs without a result", head, rows) if rows else None
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    kept = sorted(set(seeds))
+    if len(kept) > 2 and kept == list(range(kept[0], kept[-1] + 1)):
+        return f"{kept[0]} to {kept[-1]}"
+    return ", ".join(map(str, kept))
+
+
+def versions_table(block: Block, name: str) -> Table:
+    """Libraries and machines of the runs that are done."""
+    told = [{**each.result["device"], **each.result.get("versions", {})} for each in block.done]
+    keys = [key for key in dict.fromkeys(k for each in told for k in each) if key != "threads"]
+    rows = []
+    for key in keys:
+        counts = Counter(str(each.get(key, "?")) for each in told)
+        values = (f"{value} ({n} runs)" for value, n in counts.items())
+        rows.append([LABELS.get(key, key), "; ".join(values)])
+    return table(name, "Versions and hardware", ["", "value"], rows)
+
+
+def p_value(p: float) -> str:
+    """A p-value with three digits; below .001 only that."""
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < P_SHOWN else f"{p:.3f}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    if not counts:
+        return "0"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

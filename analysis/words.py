@@ -1,0 +1,351 @@
+"""Sentences made from numbers; none claims what its interval does not show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from analysis.blocks import NONE, Block, Column, Entry, outer
+from analysis.findings import HEADLINE, Finding, Overall
+from analysis.formats import Table, table
+from analysis.question import Question
+from analysis.stats import MIN_SEEDS, Interval
+from analysis.summary import p_value
+from analysis.tables import (
+    SEEDS,
+    SMALL_TEST,
+    SMALL_TEST_SEEDS,
+    Difference,
+    bounds,
+    difference,
+    signed,
+)
+from benchmarks.runs import PRESETS
+
+OPTIONS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "schedule",
+    "warmup_epochs",
+    "precision",
+)
+FLAGS = ("channels_last", "compile")
+"""Fields of a training that the command line can set."""
+
+METHODS = ("saflex", "l2rw", "autodo", "lpa3")
+"""Methods that are not told from an upstream by a run of theirs over none."""
+MADE_FOR = {
+    "random_label": ("saflex",),
+    "self_distil": ("saflex",),
+    "norm_noise": ("lpa3",),
+}
+"""Controls that say something about one method only."""
+
+PROTOCOLS = {
+    "equal": "Every row has the same labelled rows; a method that learns from meta rows carves "
+    "them from these, and the others train on all of them.",
+    "paper": "The whole validation split is meta rows, on top of the training split; a row "
+    "@train+meta has as many labels as the methods.",
+}
+
+
+def points(value: float) -> str:
+    """``+1.20 points``."""
+    return f"{signed(value)} points"
+
+
+def finding(each: Finding, margin: float, family: int) -> str:
+    """A comparison in one or two sentences."""
+    start = f"{each.row} over {each.base} on {each.column}"
+    made = each.difference
+    if made is None:
+        return f"{start}: no seed has a result of both."
+    if made.population is None or each.verdict == "not tested":
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
+            f"{MIN_SEEDS} seeds nothing is inferred."
+        )
+    told = (
+        f"{start}: {points(made.estimate)}, 95 % CI {bounds(made.population)} (population), "
+        f"n = {seeds(made.seeds)}, family of {family}, p {_equals(each.p)} after Holm; "
+    )
+    return told + _verdict(each, made, made.population, margin)
+
+
+def _verdict(each: Finding, made: Difference, interval: Interval, margin: float) -> str:
+    if each.verdict == "equivalent":
+        other = ", though not 0" if each.p <= 0.05 else ""
+        return f"equivalent: within the margin of {margin:g}{other}."
+    if each.verdict in ("better", "worse"):
+        beyond = interval.low > margin or interval.high < -margin
+        so = "beyond" if beyond else "not shown to be beyond"
+        return f"{each.verdict}, {so} the margin of {margin:g}."
+    held = interval.low <= 0 <= interval.high
+    why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
+    return (
+        f"undecided: {why}, and equivalence within {margin:g} is not shown either. The smallest "
+        f"difference that would have been found with 80 % power is {made.detectable:.2f} points."
+    )
+
+
+def _equals(p: float) -> str:
+    shown = p_value(p)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
+def seeds(count: int) -> str:
+    """``1 seed``, ``10 seeds``."""
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def overall(each: Overall, margin: float) -> str:
+    """A comparison over all data sets in a sentence."""
+    told = (
+        f"{each.row} over {each.base}, mean of {each.sets} data sets: {points(each.estimate)}"
+        + (f", 95 % CI {bounds(each.interval)} (these data sets)" if each.interval else "")
+        + f"; win/tie/loss {each.wins}/{each.ties}/{each.losses} at a margin of {margin:g}"
+    )
+    return f"{told}; P(improvement) {each.improvement:.2f}."
+
+
+def outcome(found: Sequence[Finding]) -> str:
+    """How many comparisons had which verdict."""
+    verdicts = ("better", "worse", "equivalent", "undecided", "not tested")
+    counts = {each: sum(f.verdict == each for f in found) for each in verdicts}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Outcome of {len(found)} comparison(s): {told}." if found else "Nothing is compared."
+
+
+def controls(block: Block, margin: float, name: str) -> tuple[list[str], Table | None]:
+    """Whether control rows explain a gain, in words and as a table."""
+    rows, sentences = [], []
+    for column in block.columns:
+        for entry in block.compared:
+            beside = controls_of(block, entry)
+            if not beside:
+                continue
+            base = block.baseline(entry)
+            gain = (
+                difference(column.rows[entry.name], column.rows[base], HEADLINE) if base else None
+            )
+            gained = gain is not None and gain.population is not None and gain.population.low > 0
+            for control in beside:
+                made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
+                if made is None:
+                    continue
+                read = reading(made, margin)
+                rows.append(
+                    [f"{entry.name} over {control}", column.name, made.seeds,
+                     signed(made.estimate), bounds(made.population), read]
+                )  # fmt: skip
+                if gained and not control.endswith("@dirty"):
+                    sentences.append(_explained(entry.name, base, control, column.name, read))
+        column.forget()
+    if not rows:
+        return [], None
+    if not sentences:
+        sentences.append(
+            "No method that has control rows gains over its baseline by an interval (population, "
+            "not corrected) that leaves out 0, so there is no gain to explain."
+        )
+    head = ["", "data set", "n", "difference, points", "population 95 % CI", "reading"]
+    notes = [
+        "Each interval alone at 95 %, not corrected for their number. above, below: it leaves out "
+        f"0; same: the 90 % interval lies within the margin of {margin:g} points."
+    ]
+    return sentences, table(name, "Methods beside their control rows", head, rows, notes)
+
+
+def reading(made: Difference, margin: float) -> str:
+    """above, below, same, open, or not tested."""
+    if made.population is None or made.variances is None:
+        return "not tested"
+    if made.variances.p_equivalent(margin) <= 0.05:
+        return "same"
+    if made.population.low > 0:
+        return "above"
+    return "below" if made.population.high < 0 else "open"
+
+
+def _explained(method: str, base: str, control: str, column: str, read: str) -> str:
+    told = {
+        "above": "does not reach it, so it does not explain the gain alone",
+        "same": "is as good, so the gain need not be the method's",
+        "below": "is better still, so the gain need not be the method's",
+        "open": "is not told apart from it, so whether it explains the gain is undecided",
+        "not tested": "has too few seeds to tell",
+    }[read]
+    return f"{column}: {method} gains over {base}; the control {control} {told}."
+
+
+def controls_of(block: Block, entry: Entry) -> list[str]:
+    """The control rows of a method: around it, with its dirty meta rows, or on its upstream."""
+    if not _is_method(block, entry):
+        return []
+    return [control.name for control in block.controls if _controls(control, entry)]
+
+
+def _is_method(block: Block, entry: Entry) -> bool:
+    meta = any(
+        record.result["data"]["rows"].get("meta", 0) > 0
+        for column in block.columns
+        for record in column.rows[entry.name].by_seed().values()
+    )
+    return bool(entry.wraps) or meta or outer(entry.method) in METHODS
+
+
+def _controls(control: Entry, entry: Entry) -> bool:
+    name = outer(control.method)
+    if "[" in control.name:
+        return control.method == entry.upstream and control.name.endswith(f" of {entry.method}]")
+    if control.method == entry.method or control.wraps == entry.name:
+        return True
+    on_upstream = entry.upstream in (control.method, control.wraps)
+    return on_upstream and outer(entry.method) in MADE_FOR.get(name, (outer(entry.method),))
+
+
+def advice(block: Block) -> list[str]:
+    """Where there are too few seeds, and how many are advised."""
+    told = []
+    for column in block.columns:
+        counts = [len(row.by_seed()) for row in column.rows.values() if row.by_seed()]
+        if not column.done:
+            told.append(f"{column.name}: no run has ended with a result.")
+            continue
+        rows = column.done[0].result["data"]["rows"]["test"]
+        wanted = SMALL_TEST_SEEDS if rows < SMALL_TEST else SEEDS
+        if min(counts) < MIN_SEEDS:
+            told.append(
+                f"{column.name}: rows with {seeds(min(counts))} are a smoke test and no inference "
+                f"is drawn from them; {wanted} seeds are advised."
+            )
+        elif min(counts) < wanted:
+            told.append(
+                f"{column.name}: {seeds(min(counts))}; {wanted} are advised for {rows} test rows."
+            )
+    return told
+
+
+def selection(block: Block) -> list[str]:
+    """How epochs were chosen, and why the secondary choice is not offered where it is not."""
+    told = [
+        "Every number is of the last epoch unless a table says otherwise; the test split chose "
+        "nothing. Accuracy and AUC are of the official test split."
+    ]
+    reasons: dict[str, list[str]] = {}
+    for column in block.columns:
+        for record in column.done:
+            reason = record.result.get("selection", {}).get("reason")
+            if reason and column.name not in reasons.setdefault(reason, []):
+                reasons[reason].append(column.name)
+    told += [
+        f"The epoch of the best select AUC is not offered on {', '.join(names)}: {reason}."
+        for reason, names in reasons.items()
+    ]
+    if block.setting["test metrics each epoch"] == "yes":
+        told.append("Test metrics were recorded each epoch; they chose nothing here.")
+    return told
+
+
+def caveats(block: Block) -> list[str]:
+    """What the data sets themselves, and runs on several machines, ask a reader to know."""
+    told = []
+    for column in block.columns:
+        for record in column.done:
+            data = record.result["data"]
+            told += [f"{column.name}: {text}." for text in (*data["caveats"], *data["notes"])]
+            if not data["verified"]:
+                told.append(f"{column.name}: UNVERIFIED DATA, the file differs from the official.")
+            corruption = data["corruption"]
+            if corruption is not None and record.run.seed == column.done[0].run.seed:
+                told.append(
+                    f"{column.name}: {100 * corruption['noise_effective']:.1f} % of the training "
+                    f"labels really differ (asked for {100 * corruption['noise_requested']:g} %)."
+                )
+    machines = {record.result["device"]["name"] for record in block.done}
+    if len(machines) > 1:
+        told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
+    versions = [entry.name for entry in block.entries if "{" in entry.name]
+    if versions:
+        told.append(
+            "Rows of one name differ in what stands in braces: "
+            f"{', '.join(versions)}. Where that is a version, keep the runs of one version only."
+        )
+    return list(dict.fromkeys(told))
+
+
+def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
+    """Comparisons of the study that no block can make."""
+    made = {row for block in blocks for row, _ in block.contrasts(question)}
+    return [
+        f"The study's comparison of {row} over {base or 'its baseline'} has no runs."
+        for row, base in question.family
+        if row not in made
+    ]
+
+
+def command(block: Block, column: Column) -> str:
+    """The command that makes the runs of a column again."""
+    first = column.records[0]
+    run = first.run
+    names = [_plain(name) for name, row in column.rows.items() if row.records]
+    plain = [name for name in names if "[" not in name]
+    numbers = [record.run.seed for record in column.records]
+    words = ["augbench", "compare", "--benchmark", _benchmark(column), "--model", run.model]
+    words += ["--methods", ",".join(dict.fromkeys(plain)), "--seeds", str(max(numbers) + 1)]
+    for name, default in (("protocol", "equal"), ("threads", 1)):
+        if getattr(run, name) != default:
+            words += [f"--{name}", str(getattr(run, name))]
+    for name, default in (("meta_fraction", 0.2), ("crossfit", 1)):
+        values = {getattr(each.run, name) for each in column.records} - {default}
+        words += [word for value in values for word in (_option(name), f"{value:g}")][:2]
+    for kind in ("passes", "time"):
+        if any(record.run.budget.startswith(f"{kind} of") for record in column.records):
+            words += ["--same", kind]
+    if run.oracle_test:
+        words.append("--oracle-test")
+    return shlex.join([*words, *_training(column, first.recorded.get("preset", ""))])
+
+
+def samples(block: Block) -> list[str]:
+    """The commands that draw what each row makes of training images of the first data set."""
+    column = block.columns[0]
+    start = ["augbench", "show", "--benchmark", _benchmark(column)]
+    methods = dict.fromkeys(each.method for each in block.compared if each.method != NONE)
+    return [
+        shlex.join([*start, "--method", method, "--out", f"samples-{number}.png"])
+        for number, method in enumerate(methods, start=1)
+    ]
+
+
+def _benchmark(column: Column) -> str:
+    """The data set as a command line names it, with the path of a user's own."""
+    path = column.records[0].recorded.get("path")
+    if not path:
+        return column.benchmark
+    kind, _, arguments = column.benchmark.partition("(")
+    return f"{kind}:{path}" + (f"({arguments}" if arguments else "")
+
+
+def _plain(name: str) -> str:
+    return name.partition(" {")[0]
+
+
+def _training(column: Column, preset: str) -> list[str]:
+    base: Mapping[str, object] = asdict(PRESETS[preset if preset in PRESETS else "medmnist"][1])  # type: ignore[call-overload]
+    own = asdict(column.training)  # type: ignore[call-overload]
+    words = ["--preset", preset] if preset in PRESETS and preset != "medmnist" else []
+    for name in OPTIONS:
+        if own[name] != base[name] and not (name == "momentum" and own["optimizer"] != "sgd"):
+            value = own[name]
+            words += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    return words + [_option(name) for name in FLAGS if own[name]]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

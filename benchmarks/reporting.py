@@ -1,0 +1,53 @@
+"""``augbench report`` and ``augbench plan``: what they print; needs neither torch nor ray."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from analysis import plan, records
+from analysis.question import QuestionError
+from analysis.question import read as read_question
+from analysis.report import FORMATS, NoRuns, report
+from benchmarks.arguments import FAILURE, USAGE, PlanCommand, ReportCommand, UsageError
+
+
+def carry_out(command: ReportCommand | PlanCommand) -> int:
+    """Do what the command says; the exit code."""
+    try:
+        return _report(command) if isinstance(command, ReportCommand) else _plan(command)
+    except (UsageError, QuestionError, NoRuns, OSError) as error:
+        if command.debug:
+            traceback.print_exc()
+        print(f"augbench: {error}", file=sys.stderr)
+        return FAILURE if isinstance(error, OSError) else USAGE
+
+
+def _report(command: ReportCommand) -> int:
+    wanted = [each.strip() for each in command.format.split(",") if each.strip()]
+    unknown = [each for each in wanted if each not in FORMATS]
+    if unknown or not wanted:
+        raise UsageError(f"format: expected some of {', '.join(FORMATS)}, got {command.format!r}")
+    root, out = command.runs.expanduser(), command.out.expanduser()
+    if not root.is_dir():
+        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out: expected a folder, got the file {command.out}")
+    for path in report(root, out, wanted, command.published, command.recompute):
+        print(path)
+    return 0
+
+
+def _plan(command: PlanCommand) -> int:
+    if not command.detect > 0:
+        raise UsageError(f"detect: expected points above 0, got {command.detect}")
+    if not 0 < command.power < 1:
+        raise UsageError(f"power: expected a number in (0, 1), got {command.power}")
+    root = command.study.expanduser()
+    if not root.is_dir():
+        raise UsageError(f"study: expected a folder of runs, got {command.study}")
+    found, _ = records.scan(root)
+    if not any(record.done for record in found):
+        raise NoRuns(f"{root}: expected runs with results, from which variances can be taken")
+    print(plan.plan(found, read_question(root), command.detect, command.power))
+    return 0

@@ -1,0 +1,150 @@
+"""Run directories without a training: predictions of a given skill, and what a run writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import metrics, runs
+from benchmarks.runs import Run, Training
+
+CLASSES = ("a", "b", "c")
+PHASES = {"data": 0.1, "outer": 0.0, "augment": 0.3, "forward": 1.0, "backward": 1.6}
+
+
+def make_run(
+    root: Path,
+    method: str = "none",
+    seed: int = 0,
+    skill: float = 1.0,
+    *,
+    benchmark: str = "digits",
+    test_rows: int = 60,
+    cost: float = 1.0,
+    epochs: int = 3,
+    status: str = "done",
+    reason: str = "",
+    device: str = "cpu",
+    recorded: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+    learned: bool = False,
+    selected: bool = False,
+    **changes: Any,
+) -> Path:
+    """The directory of a made run; ``changes`` are fields of the run."""
+    given: dict[str, Any] = {
+        "benchmark": benchmark,
+        "data": f"checksum of {benchmark.partition('(')[0]}",
+        "model": "small_cnn",
+        "method": method,
+        "seed": seed,
+        "training": Training(epochs=epochs),
+        "versions": {"trainer": 1, "model": 1},
+    }
+    run = Run(**{**given, **changes})
+    folder = runs.folder_of(root, run)
+    folder.mkdir(parents=True)
+    beside = {"preset": "medmnist", "path": "", "budget": "", "of": "", **(recorded or {})}
+    cell = {"id": run.id, "run": asdict(run), "recorded": beside}  # type: ignore[call-overload]
+    (folder / "run.json").write_text(json.dumps(cell))
+    if status != "done":
+        ended = {"status": status, "reason": reason, "files": {}}
+        (folder / "result.json").write_text(json.dumps(ended))
+        return folder
+    whens = ("last", "selected") if selected else ("last",)
+    arrays, scores = _predictions(run, skill, test_rows, whens)
+    np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
+    lines = [
+        {
+            "epoch": epoch,
+            "train_loss": 2 / epoch,
+            "select": {"auc": 1 - 0.5 / epoch, "accuracy": 0.5},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    times = [
+        {"epoch": e, "charged_seconds": 3.0 * cost, "evaluation_seconds": 0.1}
+        for e in range(1, epochs + 1)
+    ]
+    for name, objects in (("metrics", lines), ("timing", times)):
+        text = "".join(f"{runs.to_json(each)}\n" for each in objects)
+        (folder / f"{name}.jsonl").write_text(text)
+    if learned:
+        _learned(folder, seed)
+    made = _result(scores, cost, epochs, device, test_rows) | (result or {})
+    made["files"] = {
+        path.name: path.stat().st_size
+        for path in folder.iterdir()
+        if path.name not in ("run.json", "result.json")
+    }
+    (folder / "result.json").write_text(runs.to_json(made))
+    return folder
+
+
+def _predictions(
+    run: Run, skill: float, test_rows: int, whens: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays: dict[str, np.ndarray] = {}
+    scores: dict[str, Any] = {when: {} for when in whens}
+    for split, rows in (("select", 30), ("test", test_rows)):
+        targets = np.arange(rows) % len(CLASSES)
+        arrays[f"{split}_targets"] = targets
+        for when in whens:
+            name = [run.seed, *map(ord, f"{run.method}{run.control}{run.benchmark}{split}{when}")]
+            logits = np.random.default_rng(name).normal(size=(rows, len(CLASSES)))
+            logits = (logits + skill * np.eye(len(CLASSES))[targets]).astype(np.float32)
+            arrays[f"{split}_{when}_logits"] = logits
+            scores[when][split] = metrics.evaluate(logits, targets, "multi-class")
+    return arrays, scores
+
+
+def _learned(folder: Path, seed: int) -> None:
+    """Weights and labels of 40 rows, eight of them mislabelled and found."""
+    rng = np.random.default_rng(seed)
+    before = np.arange(40) % len(CLASSES)
+    wrong = np.arange(8)
+    weight = rng.uniform(0.8, 1.2, 40)
+    weight[wrong] = rng.uniform(0, 0.5, 8)
+    label = 0.9 * np.eye(3)[before] + 0.1 / 3
+    np.savez(folder / "learned.npz", weight=weight, label=label, seen=np.ones(40, int))
+    given = (before[wrong] + 1) % 3
+    np.savez(folder / "corruption.npz", rows=wrong, before=before[wrong], after=given)
+
+
+def _result(
+    scores: dict[str, Any], cost: float, epochs: int, device: str, test_rows: int
+) -> dict[str, Any]:
+    return {
+        "status": "done",
+        "metrics": scores,
+        "selection": {"offered": "selected" in scores, "reason": "", "rule": "best select AUC"},
+        "cost": {
+            "epochs": epochs,
+            "charged_seconds": 3.0 * cost * epochs,
+            "phases": {name: value * cost * epochs for name, value in PHASES.items()},
+            "seconds_per_epoch": 3.0 * cost,
+            "passes_per_row": 2.0 * cost,
+            "trained_per_drawn": 1.0,
+            "evaluation_seconds": 0.3,
+            "memory_mib": 100.0,
+        },
+        "device": {"type": device, "name": "a machine", "threads": 1},
+        "versions": {"augbench": "0.1.0", "torch": "2.13.0"},
+        "parameters": 1234,
+        "data": {
+            "checksum": "c",
+            "verified": True,
+            "caveats": [],
+            "notes": [],
+            "kind": "multi-class",
+            "classes": list(CLASSES),
+            "shape": [1, 28, 28],
+            "rows": {"train": 40, "meta": 0, "select": 30, "test": test_rows},
+            "corruption": None,
+            "select_trained": False,
+        },
+    }

@@ -1,0 +1,268 @@
+"""Which runs come into one table, which are set apart, and what the comparisons find."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import blocks, findings, records
+from analysis.blocks import Block, wrapped
+from analysis.findings import Finding, judged
+from analysis.question import Question
+from analysis.stats import population_interval
+from benchmarks import cells
+from benchmarks.runs import Training
+from tests.made import make_run
+
+SAFLEX = "saflex(upstream=mixup)"
+
+
+def read(root: Path) -> list[Block]:
+    return blocks.split(records.scan(root)[0])
+
+
+def names(block: Block) -> list[str]:
+    return [entry.name for entry in block.entries]
+
+
+def test_data_sets_are_columns_of_one_block_even_if_trained_differently(tmp_path: Path) -> None:
+    for benchmark, epochs in (("digits", 3), ("breastmnist", 5)):
+        for method in ("none", "mixup"):
+            make_run(tmp_path, method, benchmark=benchmark, epochs=epochs)
+    (block,) = read(tmp_path)
+    assert [(c.name, c.training.epochs) for c in block.columns] == [
+        ("breastmnist", 5),
+        ("digits", 3),
+    ]
+    assert all(list(column.rows) == ["none", "mixup"] for column in block.columns)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "mlp"},
+        {"protocol": "paper"},
+        {"threads": 2},
+        {"device": "cuda"},
+        {"versions": {"trainer": 2, "model": 1}},
+        {"versions": {"trainer": 1, "model": 2}},
+        {"oracle_test": True},
+        {"epochs": 4},
+        {"training": Training(epochs=3, learning_rate=0.1)},
+        {"result": {"versions": {"augbench": "0.2.0"}}},
+    ],
+    ids=str,
+)
+def test_what_must_not_be_mixed_is_another_block(other: dict, tmp_path: Path) -> None:
+    make_run(tmp_path, "none")
+    make_run(tmp_path, "mixup", **other)
+    found = read(tmp_path)
+    assert sorted(map(names, found)) == [["mixup"], ["none"]]
+    one, two = found
+    assert one.setting != two.setting or one.columns[0].training != two.columns[0].training
+
+
+def test_other_versions_of_a_method_and_other_data_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path, "mixup", versions={"trainer": 1, "model": 1, "Mixup": 1})
+    make_run(tmp_path, "mixup", versions={"trainer": 1, "model": 1, "Mixup": 2})
+    make_run(tmp_path, SAFLEX, meta_fraction=0.1)
+    make_run(tmp_path, SAFLEX, meta_fraction=0.2)
+    (block,) = read(tmp_path)
+    assert names(block) == [
+        "mixup {version of Mixup 1}",
+        "mixup {version of Mixup 2}",
+        f"{SAFLEX} {{meta_fraction 0.1}}",
+        f"{SAFLEX} {{meta_fraction 0.2}}",
+    ]
+    make_run(tmp_path / "b", "none", data="abcdefgh1")
+    make_run(tmp_path / "b", "none", data="ijklmnop2")
+    (block,) = read(tmp_path / "b")
+    assert [c.name for c in block.columns] == ["digits [data abcdefgh]", "digits [data ijklmnop]"]
+
+
+def test_failed_runs_stand_beside_those_of_their_setting(tmp_path: Path) -> None:
+    make_run(tmp_path, "none", device="cuda")
+    make_run(tmp_path, "mixup", status="failed", reason="so")
+    (block,) = read(tmp_path)
+    assert names(block) == ["none", "mixup"] and block.setting["device"] == "cuda"
+    assert len(block.columns[0].done) == 1 and len(block.columns[0].records) == 2
+
+
+def test_a_row_of_equal_budget_stands_beside_the_row_whose_budget_it_has(tmp_path: Path) -> None:
+    of = make_run(tmp_path, SAFLEX).name
+    make_run(tmp_path, "mixup")
+    make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=9, recorded={"of": of})
+    (block,) = read(tmp_path)
+    assert names(block) == ["mixup", SAFLEX, f"mixup [passes of {SAFLEX}]"]
+    assert [entry.name for entry in block.controls] == [f"mixup [passes of {SAFLEX}]"]
+    assert block.columns[0].training.epochs == 3
+
+
+def test_dirty_meta_rows_are_a_row_of_the_same_data_set(tmp_path: Path) -> None:
+    noisy = "digits(noise=0.4)"
+    make_run(tmp_path, SAFLEX, benchmark=noisy)
+    make_run(tmp_path, SAFLEX, benchmark="digits(meta_noise=0.4, noise=0.4)")
+    make_run(tmp_path, SAFLEX, benchmark="digits(meta_noise=0.1, noise=0.4)")
+    (block,) = read(tmp_path)
+    assert [c.name for c in block.columns] == ["digits(meta_noise=0.1, noise=0.4)", noisy]
+    assert names(block) == [SAFLEX, f"{SAFLEX}@dirty"]
+    assert [entry.name for entry in block.controls] == [f"{SAFLEX}@dirty"]
+
+
+def test_a_file_of_the_users_own_is_named_by_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, benchmark="npz(noise=0.4)", recorded={"path": "/some/where/scans.npz"})
+    assert read(tmp_path)[0].columns[0].name == "npz:scans.npz(noise=0.4)"
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("none", ("", "none")),
+        ("crop+mixup", ("", "crop+mixup")),
+        (SAFLEX, ("mixup", "mixup")),
+        ("saflex(upstream=crop+mixup)", ("crop+mixup", "crop+mixup")),
+        (f"shuffled_weights(upstream={SAFLEX})", (SAFLEX, "mixup")),
+        ("head_refit", ("none", "none")),
+    ],
+)
+def test_what_a_method_is_put_around(method: str, expected: tuple[str, str]) -> None:
+    assert wrapped(method) == expected
+    if expected[0]:
+        assert cells.upstream_of(method) == expected[1]
+
+
+def test_baselines_and_the_family(tmp_path: Path) -> None:
+    shuffled = f"shuffled_weights(upstream={SAFLEX})"
+    for method in ("none", "mixup", SAFLEX, "autodo", shuffled, "saflex(upstream=crop)"):
+        make_run(tmp_path, method)
+    make_run(tmp_path, "mixup", control="train")
+    (block,) = read(tmp_path)
+    assert [entry.name for entry in block.controls] == ["mixup@train", shuffled]
+    assert set(block.contrasts(Question())) == {
+        ("mixup", "none"),
+        (SAFLEX, "mixup"),
+        ("autodo", "none"),
+        ("saflex(upstream=crop)", "none"),  # its own upstream has no run
+    }
+    asked = Question(family=((SAFLEX, ""), (SAFLEX, "mixup@train"), ("cutmix", "none")))
+    assert block.contrasts(asked) == [(SAFLEX, "mixup"), (SAFLEX, "mixup@train")]
+
+
+def study(root: Path, **skills: float) -> Block:
+    for benchmark in ("digits", "breastmnist"):
+        for method, skill in skills.items():
+            for seed in range(6):
+                make_run(root, method, seed, skill, benchmark=benchmark, test_rows=90)
+    (block,) = read(root)
+    return block
+
+
+def test_findings_are_paired_differences_with_holm_over_the_family(tmp_path: Path) -> None:
+    block = study(tmp_path, none=1.0, mixup=2.0, crop=1.0)
+    found = findings.findings(block, Question())
+    assert [(f.row, f.base, f.column) for f in found] == [
+        (row, "none", column) for column in ("breastmnist", "digits") for row in ("crop", "mixup")
+    ]
+    plain = []
+    for each in found:
+        rows = block.columns[["breastmnist", "digits"].index(each.column)].rows
+        right = [
+            np.array([r.item_values("accuracy") for r in rows[name].records])
+            for name in (each.row, each.base)
+        ]
+        truth = population_interval(100 * (right[0] - right[1]), np.arange(90) % 3)
+        assert each.difference is not None and each.difference.population == truth
+        # the interval at level 1 - p ends at 0
+        p = each.difference.variances.p_zero()  # type: ignore[union-attr]
+        plain.append(p)
+        again = population_interval(100 * (right[0] - right[1]), np.arange(90) % 3, 1 - p)
+        assert min(abs(again.low), abs(again.high)) < 1e-4
+    order = np.sort(plain)
+    least = min(found, key=lambda each: each.p)
+    assert least.p == pytest.approx(4 * order[0]) and least.verdict == "better"
+    for each in found:
+        assert each.verdict == ("better" if each.p <= 0.05 else "undecided")
+    assert {each.verdict for each in found if each.row == "mixup"} == {"better"}
+
+
+def made(estimate: float, sd: float, seeds: int = 10) -> Finding:
+    """A comparison on 400 images of which each seed and image is off by chance."""
+    from analysis import stats, tables
+
+    rng = np.random.default_rng(0)
+    d = rng.normal(0, sd, (seeds, 400))
+    d += estimate - d.mean()
+    variances = stats.crossed(d)
+    interval = variances.interval() if seeds >= 4 else None
+    one = tables.Difference(estimate, seeds, interval, interval, 1.0, variances)
+    return Finding("a", "b", "digits", one)
+
+
+def test_verdicts() -> None:
+    few = made(5, 1, seeds=3)
+    listed = [made(2, 5), made(-2, 5), made(0.1, 0.5), made(0.4, 30), made(0.45, 0.05), few]
+    got = judged(listed, 0.5)
+    expected = ["better", "worse", "equivalent", "undecided", "equivalent", "not tested"]
+    assert [each.verdict for each in got] == expected
+    # of the fifth also p says that it differs from 0: a difference, but within the margin
+    assert got[4].p < 0.05 and np.isnan(got[5].p)
+    missing = replace(few, difference=None)
+    assert judged([missing], 0.5) == [missing]
+
+
+def test_over_data_sets(tmp_path: Path) -> None:
+    block = study(tmp_path, none=1.0, mixup=3.0)
+    found = findings.findings(block, Question())
+    (one,), reason = findings.overall(block, found, 0.5)
+    assert one.sets == 2 and (one.wins, one.ties, one.losses) == (2, 0, 0)
+    means = [
+        np.mean([r.metric("accuracy") for r in column.rows[name].records])
+        for column in block.columns
+        for name in ("mixup", "none")
+    ]
+    assert one.estimate == pytest.approx(100 * (means[0] - means[1] + means[2] - means[3]) / 2)
+    assert "2 data set(s)" in reason and np.isnan(one.p)
+    halves = [(f.difference.population.high - f.difference.estimate) for f in found]  # type: ignore[union-attr]
+    assert one.interval is not None
+    assert one.interval.high - one.estimate == pytest.approx(math.hypot(*halves) / 2)
+    chances = []
+    for column in block.columns:
+        ours, theirs = (
+            [record.metric("accuracy") for record in column.rows[name].records]
+            for name in ("mixup", "none")
+        )
+        chances.append(scipy_stats.mannwhitneyu(ours, theirs)[0] / 36)
+    assert one.improvement == pytest.approx(np.mean(chances))
+
+
+def test_views_of_the_same_scans_are_one_data_set(tmp_path: Path) -> None:
+    for benchmark in ("organamnist", "organcmnist", "organsmnist", "digits"):
+        for method, skill in (("none", 1.0), ("mixup", 2.0), ("crop", 1.5)):
+            for seed in range(4):
+                make_run(tmp_path, method, seed, skill, benchmark=benchmark)
+    (block,) = read(tmp_path)
+    found = findings.findings(block, Question())
+    over, _ = findings.overall(block, found, 0.5)
+    assert {each.sets for each in over} == {2}
+    of = {f.column: f.difference.estimate for f in found if f.row == "mixup" and f.difference}
+    organs = np.mean([value for name, value in of.items() if name != "digits"])
+    mixup = next(each for each in over if each.row == "mixup")
+    assert mixup.estimate == pytest.approx((organs + of["digits"]) / 2)
+    ranked = findings.mean_ranks(block)
+    assert ranked is not None and ranked[2] == 2
+
+
+def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
+    block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0)
+    for column in block.columns:
+        top, tied = findings.best(column, ["none", "mixup", "crop"], "accuracy")
+        assert {top, *tied} == {"mixup", "crop"}
+    few = replace(
+        block.columns[0],
+        rows={n: replace(r, records=r.records[:3]) for n, r in block.columns[0].rows.items()},
+    )
+    assert findings.best(few, ["none", "mixup", "crop"], "accuracy")[1] == frozenset()
+    assert findings.best(few, [], "accuracy") == ("", frozenset())

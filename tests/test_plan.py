@@ -1,0 +1,136 @@
+"""The seeds that a plan asks for, against simulated studies and cases worked by hand."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import plan, records
+from analysis.plan import power, seeds_needed, with_seeds
+from analysis.question import Question
+from analysis.stats import Crossed, crossed, population_interval
+from tests.made import make_run
+from tests.test_stats import study
+
+
+def variances(seed_sd: float, item_sd: float, rest_sd: float, seeds: int, images: int) -> Crossed:
+    """The expected variances of a study of these standard deviations."""
+    rest = rest_sd**2 / (images * seeds)
+    return Crossed(
+        estimate=0.0,
+        seeds=seeds,
+        images=images,
+        seed=seed_sd**2 / seeds + rest,
+        item=item_sd**2 / images + rest,
+        residual=rest,
+        df_item=images - 1,
+    )
+
+
+def test_more_seeds_change_the_variances_as_the_model_says() -> None:
+    few, many = (variances(0.02, 0.3, 0.4, seeds, 200) for seeds in (4, 12))
+    got = with_seeds(few, 12)
+    for name in ("seed", "item", "residual"):
+        assert getattr(got, name) == pytest.approx(getattr(many, name))
+    assert got.seeds == 12
+
+
+def test_without_images_the_power_is_that_of_the_t_test() -> None:
+    given = variances(2.0, 0.0, 0.0, 8, 100)
+    shift, critical = 1.5 / (2 / math.sqrt(8)), stats.t.ppf(0.975, 7)
+    expected = stats.nct.sf(critical, 7, shift) + stats.nct.cdf(-critical, 7, shift)
+    assert power(given, 1.5) == pytest.approx(expected, abs=1e-4)
+
+
+def test_with_very_many_seeds_the_power_is_that_of_the_normal_test_over_images() -> None:
+    given = with_seeds(variances(2.0, 30.0, 10.0, 8, 4000), 10**6)
+    shift = 1.2 / (30 / math.sqrt(4000))
+    expected = stats.norm.sf(1.96 - shift) + stats.norm.sf(1.96 + shift)
+    assert power(given, 1.2) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_fewest_seeds_or_none() -> None:
+    given = variances(1.5, 10.0, 20.0, 10, 2000)
+    count = seeds_needed(given, 1.0, 0.8, 0.95)
+    assert count is not None
+    assert power(with_seeds(given, count), 1.0) >= 0.8 > power(with_seeds(given, count - 1), 1.0)
+    assert seeds_needed(given, 50.0, 0.8, 0.95) == 4
+    # 30 / sqrt(156) = 2.4 points from the images alone
+    few_images = variances(1.5, 30.0, 20.0, 10, 156)
+    assert seeds_needed(few_images, 1.0, 0.8, 0.95) is None
+    images = plan.images_needed(few_images, 1.0, 0.8, 0.95)
+    assert images == math.ceil(900 * (1.959964 + 0.841621) ** 2)
+    enough = replace(few_images, item=900 / images, residual=0.0, images=images, df_item=images)
+    assert power(with_seeds(enough, 10**6), 1.0) == pytest.approx(0.8, abs=5e-3)
+
+
+def attained(given: Crossed, sds: tuple[float, float, float], effect: float, repeats: int) -> float:
+    """How often the interval of a study of this size leaves out 0."""
+    generator, found = np.random.default_rng(5), 0
+    for _ in range(repeats):
+        x = effect + study(generator, given.seeds, [given.images], *sds)
+        got = population_interval(x)
+        found += got.low > 0 or got.high < 0
+    return found / repeats
+
+
+def test_the_promised_power_is_attained_in_a_small_simulation() -> None:
+    sds = (1.0, 4.0, 6.0)
+    given = with_seeds(variances(*sds, 10, 156), 6)
+    assert attained(given, sds, 2.0, 400) == pytest.approx(power(given, 2.0), abs=0.08)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sds", "images"),
+    [((1.0, 4.0, 6.0), 156), ((1.0, 30.0, 40.0), 5000), ((0.3, 8.0, 8.0), 1000)],
+)
+def test_the_promised_power_is_attained_within_five_points(
+    sds: tuple[float, float, float], images: int
+) -> None:
+    for effect in (1.0, 2.0):
+        count = seeds_needed(variances(*sds, 10, images), effect, 0.8, 0.95)
+        if count is None:
+            continue
+        given = with_seeds(variances(*sds, 10, images), count)
+        promised = power(given, effect)
+        assert promised >= 0.8
+        assert attained(given, sds, effect, 2000) == pytest.approx(promised, abs=0.05)
+
+
+def test_the_plan_of_runs_at_hand(tmp_path: Path) -> None:
+    for seed in range(5):
+        make_run(tmp_path, "none", seed, 1.0, test_rows=300, cost=60)
+        make_run(tmp_path, "mixup", seed, 1.2, test_rows=300, cost=120)
+    found, _ = records.scan(tmp_path)
+    text = plan.plan(found, Question(), 4.0, 0.8)
+    line = next(line for line in text.split("\n") if line.startswith("mixup over none"))
+    name, column, *numbers = re.split(r"\s{2,}", line)
+    values = {record.run.method: [] for record in found}
+    for record in sorted(found, key=lambda each: each.run.seed):
+        values[record.run.method].append(record.item_values("accuracy"))
+    d = 100 * (np.array(values["mixup"]) - np.array(values["none"]))
+    got = crossed(d, np.arange(300) % 3)
+    expected = seeds_needed(got, 4.0, 0.8, 0.95)
+    assert (name, column, numbers[0]) == ("mixup over none", "digits", "5")
+    assert float(numbers[1]) == pytest.approx(d.mean(axis=1).std(ddof=1), abs=0.006)
+    assert numbers[3] == numbers[4] == ("no number" if expected is None else str(expected))
+    if expected is not None:
+        # 3 epochs of 180 and of 360 charged seconds, and 0.3 s of evaluation each
+        missing = max(expected - 5, 0)
+        assert float(numbers[5]) == pytest.approx(missing * (540.3 + 1080.3) / 3600, abs=0.051)
+
+
+def test_what_no_seeds_resolve_is_said(tmp_path: Path) -> None:
+    for seed in range(4):
+        make_run(tmp_path, "none", seed, 1.0)
+        make_run(tmp_path, "mixup", seed, 1.2)
+    found, _ = records.scan(tmp_path)
+    text = plan.plan(found, Question(), 0.1, 0.8)
+    assert "no number of seeds resolves 0.1 points on 60 test images" in " ".join(text.split())
+    one = [record for record in found if record.run.seed == 0]
+    assert "no variance is known" in plan.plan(one, Question(), 1.0, 0.8)

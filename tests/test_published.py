@@ -1,0 +1,46 @@
+"""Published numbers: marked, cited, and beside the right data sets only."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis import blocks, formats, published, records, summary
+from tests.made import make_run
+
+
+def test_numbers_are_those_of_the_papers() -> None:
+    found = {(p.source, p.table, p.dataset, p.model, p.name): p for p in published.read("accuracy")}
+    one = found["saflex", "1", "pathmnist", "resnet18", "saflex over randaugment"]
+    assert (one.mean, one.std) == (95.11, 0.14) and "not stated" in one.note
+    copied = found["saflex", "1", "pathmnist", "resnet18", "none"]
+    assert "copied from lpa3 table 3" in copied.note
+    share = found["medmnist_v2", "3", "breastmnist", "resnet18", "none"]
+    assert share.mean == pytest.approx(86.3) and "best validation AUC" in share.note
+    error = found["autodo", "1", "svhn(imbalance=100, noise=0.1)", "wrn28_10", "none"]
+    assert error.mean == pytest.approx(100 - 20.0)
+    assert "printed as an error" in error.note and "best test epoch" in error.note
+    assert any(p.dataset == "breastmnist" for p in published.read("auc"))
+
+
+def test_they_stand_beside_the_same_data_and_network_alone(tmp_path: Path) -> None:
+    for benchmark in ("pathmnist", "breastmnist", "breastmnist(size=64)", "pathmnist(noise=0.4)"):
+        make_run(tmp_path, benchmark=benchmark, model="resnet18(width=0.25)")
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    assert next(c.name for c in block.columns) == "breastmnist"
+    rows = dict(published.beside(block, "accuracy"))
+    mnist = rows["none [medmnist_v2, table 3]"]
+    assert [each is not None for each in mnist] == [True, False, True, False]
+    saflex = rows["saflex over randaugment [saflex, table 1]"]
+    assert [each is not None for each in saflex] == [False, False, True, False]
+    table = summary.main_table(block, "accuracy", "accuracy", True, "last")
+    text = formats.markdown(table)
+    assert "Published numbers, not ours" in text and "95.11 ± 0.14" in text
+    assert "epoch: best validation AUC" in text and "copied from lpa3 table 3" in text
+
+
+def test_other_networks_have_none(tmp_path: Path) -> None:
+    make_run(tmp_path, benchmark="pathmnist", model="small_cnn")
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    assert published.beside(block, "accuracy") == []
+    table = summary.main_table(block, "accuracy", "accuracy", True, "last")
+    assert "No published accuracy of this network on these data sets." in table.notes

@@ -1,0 +1,120 @@
+"""Run directories read back: into records, into one long frame, and in time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import records
+from benchmarks import runs
+from tests.made import make_run
+
+
+def test_every_run_is_in_the_frame_with_its_metrics_or_its_reason(tmp_path: Path) -> None:
+    done = make_run(tmp_path, "none", selected=True)
+    make_run(tmp_path, "mixup", status="failed", reason="loss is nan at epoch 1")
+    make_run(tmp_path, "crop", status="skipped", reason="no <meta> rows")
+    found, unread = records.scan(tmp_path)
+    frame = records.frame(found)
+    assert not unread and set(frame["status"]) == {"done", "failed", "skipped"}
+    (place,) = np.flatnonzero(frame["row"] == "mixup")
+    failed = frame.iloc[int(place)]
+    assert failed["reason"] == "loss is nan at epoch 1" and np.isnan(failed["value"])
+    own = frame[frame["id"] == done.name].set_index(["when", "split", "metric", "class"])["value"]
+    stored = json.loads((done / "result.json").read_text())["metrics"]
+    for when in ("last", "selected"):
+        for split in ("select", "test"):
+            for name, value in stored[when][split].items():
+                values = value if isinstance(value, list) else [value]
+                first = 0 if isinstance(value, list) else -1
+                got = [own[when, split, name, first + k] for k in range(len(values))]
+                assert got == values, (when, split, name)
+    assert len(own) == sum(
+        len(v) if isinstance(v, list) else 1 for w in stored.values() for s in w.values()
+        for v in s.values()
+    )  # fmt: skip
+
+
+def test_the_frame_comes_back_from_parquet(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path, "mixup(alpha=0.2)", seed)
+    frame = records.frame(records.scan(tmp_path)[0])
+    frame.to_parquet(tmp_path / "records.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "records.parquet"), frame)
+
+
+def test_recomputed_metrics_come_from_the_logits(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, selected=True)
+    (one,), _ = records.scan(tmp_path)
+    changed = json.loads((folder / "result.json").read_text())
+    right = changed["metrics"]["last"]["test"]["accuracy"]
+    changed["metrics"]["last"]["test"]["accuracy"] = 0.123
+    (folder / "result.json").write_text(json.dumps(changed))
+    (other,), _ = records.scan(tmp_path)
+    assert other.metric("accuracy") == 0.123
+    again = records.recomputed(other)
+    assert again.metric("accuracy") == right == one.metric("accuracy")
+    assert again.result["metrics"] == runs.with_nan(one.result["metrics"])
+    failed = records.Record(one.run, {}, {"status": "failed"}, folder)
+    assert records.recomputed(failed) is failed
+
+
+def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path) -> None:
+    running = make_run(tmp_path, "none")
+    (running / "result.json").unlink()
+    cut = make_run(tmp_path, "crop")
+    (cut / "predictions.npz").write_bytes(b"")
+    strange = make_run(tmp_path, "mixup")
+    cell = json.loads((strange / "run.json").read_text())
+    cell["run"]["a_field_of_tomorrow"] = 1
+    (strange / "run.json").write_text(json.dumps(cell))
+    broken = make_run(tmp_path, "cutmix")
+    (broken / "run.json").write_text("{")
+    kept = make_run(tmp_path, "flip")
+    found, unread = records.scan(tmp_path)
+    assert [record.folder for record in found] == [kept]
+    reasons = {each.folder: each.reason for each in unread}
+    assert reasons[running] == "it has not ended"
+    assert "cut short" in reasons[cut] and "cut short" in reasons[broken]
+    assert "not a run of this version" in reasons[strange]
+
+
+def test_predictions_can_be_let_go(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (one,), _ = records.scan(tmp_path)
+    first = one.predictions
+    assert one.predictions is first
+    one.forget()
+    assert one.predictions is not first
+    assert all(np.array_equal(one.predictions[name], first[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_are_read_in_20_seconds_and_a_gigabyte(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one")
+    cell = (one / "run.json").read_text()
+    for number in range(10_000):
+        folder = tmp_path / "many" / f"{number:016x}"
+        folder.mkdir(parents=True)
+        for path in one.iterdir():
+            if path.name != "run.json":
+                (folder / path.name).hardlink_to(path)
+        own = cell.replace('"seed": 0', f'"seed": {number}')
+        (folder / "run.json").write_text(own)
+    code = (
+        "import resource, sys, time; from pathlib import Path; start = time.process_time();"
+        "from analysis import records;"
+        "found, _ = records.scan(Path(sys.argv[1])); frame = records.frame(found);"
+        "frame.to_parquet(sys.argv[2]);"
+        "print(len(found), frame['seed'].nunique(), time.process_time() - start,"
+        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    out = tmp_path / "records.parquet"
+    shown = subprocess.check_output([sys.executable, "-c", code, tmp_path / "many", out], text=True)
+    count, seeds, seconds, mebibytes = map(float, shown.split())
+    assert count == seeds == 10_000
+    assert seconds < 20 and mebibytes < 1024, shown

@@ -1,0 +1,349 @@
+"""The report: complete, self-contained, and claiming nothing that an interval does not show."""
+
+import itertools
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from analysis import blocks, figures, findings, plots, question, records, words
+from analysis.findings import Finding
+from analysis.plots import Point
+from analysis.question import Question, QuestionError
+from analysis.report import NoRuns, report
+from benchmarks import cli, execution
+from tests.made import make_run
+from tests.test_blocks import SAFLEX, made
+from tests.test_cli import SMALL, save
+
+HOSTILE = "<script>alert('m')</script>|_%$x$\n日本"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four rows of four seeds, one of them failed, and a study file; and the report of it."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in range(4):
+        make_run(root, "none", seed, 0.2)
+        make_run(root, "mixup", seed, 3.0)
+        make_run(root, SAFLEX, seed, 3.0, cost=2.0, learned=True)
+        make_run(root, "mixup", seed, 3.0, control="train")
+        make_run(root, HOSTILE, seed, status="failed", reason=HOSTILE)
+    study = {"question": HOSTILE, "margin": 1.5, "prediction": "mixup is better"}
+    (root / "study.json").write_text(json.dumps({**study, "benchmarks": ["digits"]}))
+    report(root, root / "out", with_published=True)
+    return root / "out"
+
+
+def test_the_page_is_one_file_without_script_or_network(small: Path) -> None:
+    text = (small / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    for found in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", text):
+        assert found.startswith("data:image/svg+xml;base64,")
+    assert "&lt;script&gt;alert(&#39;m&#39;)&lt;/script&gt;|_%$x$ 日本" in text
+    assert text.count("<img") == len(list((small / "figures").glob("*.svg"))) >= 6
+
+
+def test_markdown_names_its_figures_and_shows_the_same_numbers(small: Path) -> None:
+    text = (small / "report.md").read_text(encoding="utf-8")
+    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert named and all((small / name).stat().st_size > 3000 for name in named)
+    page = (small / "report.html").read_text(encoding="utf-8")
+    cells = re.findall(r"\d\d\.\d\d ± \d+\.\d\d", text)
+    assert len(cells) >= 6 and sorted(cells) == sorted(re.findall(r"\d\d\.\d\d ± \d+\.\d\d", page))
+    for name, mark in (("accuracy.tex", r" $\pm$ "), ("accuracy.csv", " ± ")):
+        own = re.findall(r"\d\d\.\d\d ± \d+\.\d\d",
+                         (small / "tables" / name).read_text().replace(mark, " ± "))  # fmt: skip
+        assert own == cells[: len(own)] and len(own) == 4
+    assert "<script" not in re.sub(r"(?s)```sh\n.*?```", "", text)  # a code block acts on nothing
+
+
+def test_what_a_reader_is_told(small: Path) -> None:
+    text = (small / "report.md").read_text(encoding="utf-8")
+    assert "**Prediction.** mixup is better" in text
+    assert "of 3 comparison(s): 1 better" in text
+    assert "mixup over none on digits: +" in text and "family of 2" in text
+    assert re.search(r"beyond the margin of 1\.5", text)
+    assert "20 runs: 16 done, 4 failed" in text
+    assert "a machine (16 runs)" in text and "2.13.0 (16 runs)" in text
+    assert "4 seeds; 30 are advised for 60 test rows" in text
+    assert (
+        "augbench compare --benchmark digits --model small\\_cnn" not in text
+    )  # no escapes in code
+    assert "augbench compare --benchmark digits --model small_cnn" in text
+    row = next(line for line in text.split("\n") if "alert" in line and "failed" in line)
+    assert "0 to 3" in row
+
+
+def test_every_figure_is_whole_in_every_format(small: Path) -> None:
+    names = {path.stem for path in (small / "figures").iterdir()}
+    expected = {"differences", "cost", "learning", "recall", "calibration", "phases"}
+    assert names >= expected | {"weights", "labels"}
+    for name, suffix in itertools.product(names, (".png", ".svg", ".pdf")):
+        assert (small / "figures" / f"{name}{suffix}").stat().st_size > 3000
+    drawing = ElementTree.parse(small / "figures" / "cost.svg")
+    assert drawing.getroot().tag.endswith("svg")
+
+
+def test_one_seed_invents_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("none", "mixup"):
+        make_run(tmp_path, method)
+    drawn: list[plots.Span | None] = []
+    points: list[Point] = []
+    monkeypatch.setattr(
+        figures.plots, "intervals", lambda panels, *_: drawn.extend(s for _, x in panels for s in x)
+    )
+    monkeypatch.setattr(
+        figures.plots,
+        "fronts",
+        lambda panels, *_: points.extend(p for f in panels for p in f.points),
+    )
+    report(tmp_path, tmp_path / "out", ["md"])
+    assert [(span.training, span.population) for span in drawn if span] == [(None, None)]
+    assert len(points) == 2 and all(np.isnan(point.sd) for point in points)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "with fewer than 4 seeds nothing is inferred" in text
+    assert " ± " not in text.replace("mean ± standard deviation", "")
+    assert "95 % CI +" not in text and "not tested" in text
+
+
+def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
+    for epochs in (3, 5):
+        for method in ("none", "mixup"):
+            make_run(tmp_path, method, epochs=epochs)
+    report(tmp_path, tmp_path / "out", ["md", "csv"])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "These runs are of 2 settings that no table may mix" in text
+    assert re.search(r"\| block \| data sets \| epochs \|", text)
+    assert text.count("Test accuracy, %, mean") == 2
+    assert {path.name for path in (tmp_path / "out" / "tables").iterdir()} == {"1", "2"}
+
+
+def test_formats_are_those_asked_for(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    out = tmp_path / "out"
+    assert report(tmp_path / "runs", out, ["csv"]) == [out / "tables", out / "records.parquet"]
+    assert not (out / "figures").exists() and not list(out.glob("report.*"))
+    assert {path.suffix for path in (out / "tables").iterdir()} == {".csv"}
+
+
+def test_recompute_takes_the_stored_logits(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "runs")
+    changed = json.loads((folder / "result.json").read_text())
+    changed["metrics"]["last"]["test"]["accuracy"] = 0.12345
+    (folder / "result.json").write_text(json.dumps(changed))
+    for recompute, shown in ((False, True), (True, False)):
+        report(tmp_path / "runs", tmp_path / "out", ["csv"], recompute=recompute)
+        text = (tmp_path / "out" / "tables" / "accuracy.csv").read_text()
+        assert ("12.35" in text or "12.34" in text) == shown
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    make_run(tmp_path, status="failed", reason="so")
+    with pytest.raises(NoRuns, match=r"got 1 run\(s\) without metrics"):
+        report(tmp_path, tmp_path / "out")
+
+
+def test_sentences_of_every_verdict() -> None:
+    listed = findings.judged(
+        [made(2, 5), made(-2, 5), made(0.005, 0.5), made(0.4, 30), made(0.45, 0.05), made(0.6, 5)],
+        0.5,
+    )
+    told = [words.finding(each, 0.5, 6) for each in listed]
+    assert told[0].endswith("better, beyond the margin of 0.5.")
+    assert told[1].endswith("worse, beyond the margin of 0.5.")
+    assert told[2].endswith("equivalent: within the margin of 0.5.")
+    assert "undecided: the interval holds 0" in told[3]
+    assert told[4].endswith("equivalent: within the margin of 0.5, though not 0.")
+    assert told[5].endswith("better, not shown to be beyond the margin of 0.5.")
+    for each, text in zip(listed, told, strict=True):
+        population = each.difference.population  # type: ignore[union-attr]
+        assert population is not None
+        assert f"{population.low:+.2f} to {population.high:+.2f}" in text
+        # what is said of the margin holds for the interval
+        if "beyond" in text:
+            outside = population.low > 0.5 or population.high < -0.5
+            assert ("not shown" not in text) == outside
+    left_out = replace(listed[0], p=0.2, verdict="undecided")
+    assert "the interval leaves out 0, but not after Holm" in words.finding(left_out, 0.5, 6)
+    nothing = Finding("a", "b", "digits", None)
+    assert words.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result of both."
+
+
+def test_control_rows_of_a_method(tmp_path: Path) -> None:
+    shuffled = f"shuffled_weights(upstream={SAFLEX})"
+    lpa3 = "lpa3(upstream=mixup)"
+    noise = "norm_noise(upstream=mixup)"
+    for method in ("none", "mixup", SAFLEX, lpa3, shuffled, noise, "head_refit(upstream=mixup)"):
+        make_run(tmp_path, method)
+    make_run(tmp_path, "random_label(upstream=mixup)", control="train")
+    make_run(tmp_path, "mixup", control="train")
+    make_run(tmp_path, "none", control="train")
+    make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=3)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    of = {entry.name: set(words.controls_of(block, entry)) for entry in block.compared}
+    shared = {"head_refit(upstream=mixup)", "mixup@train"}
+    assert of["none"] == of["mixup"] == set()
+    budget = f"mixup [passes of {SAFLEX}]"
+    assert of[SAFLEX] == shared | {shuffled, "random_label(upstream=mixup)@train", budget}
+    assert of[lpa3] == shared | {noise}
+
+
+def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
+    shuffled = f"shuffled_weights(upstream={SAFLEX})"
+    for seed in range(6):
+        for method, skill in (("mixup", 0.2), (SAFLEX, 2.0), (shuffled, 0.2)):
+            make_run(tmp_path, method, seed, skill, test_rows=150)
+        make_run(tmp_path, "mixup", seed, 40.0, test_rows=150, control="train")
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    sentences, table = words.controls(block, 0.5, "controls")
+    assert sentences == [
+        f"digits: {SAFLEX} gains over mixup; the control mixup@train is better still, so the gain "
+        "need not be the method's.",
+        f"digits: {SAFLEX} gains over mixup; the control {shuffled} does not reach it, so it does "
+        "not explain the gain alone.",
+    ]
+    assert table is not None and len(table.groups[0].rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            "question: Does it help?\nmargin: 1\nfamily:\n- saflex( upstream = mixup )\n"
+            "- mixup over none @train\nseeds: 10\n",
+            Question(
+                "Does it help?", ((SAFLEX, ""), ("mixup", "none@train")), 1.0, "", "study.yaml"
+            ),
+        ),
+        (
+            "family: [saflex: {upstream: mixup}, 'none']",
+            Question(family=((SAFLEX, ""), ("none", "")), source="study.yaml"),
+        ),
+        ("prediction: |\n  none wins\n", Question(prediction="none wins", source="study.yaml")),
+        ("- a list", "expected a mapping"),
+        ("margin: -1", "margin: expected points of 0 or more, got -1"),
+        ("margin: [", "cannot be read"),
+        ("family: [[a, b]]", "family: expected a list of rows"),
+        ("family: ['saflex(']", "family: cannot read"),
+        ("question: 3", "question: expected a text, got 3"),
+    ],
+)
+def test_a_study_file_beside_the_runs(
+    content: str, expected: Question | str, tmp_path: Path
+) -> None:
+    assert question.read(tmp_path) == Question()
+    (tmp_path / "study.yaml").write_text(content)
+    if isinstance(expected, Question):
+        assert question.read(tmp_path) == expected
+        return
+    with pytest.raises(QuestionError, match=re.escape(expected)):
+        question.read(tmp_path)
+
+
+def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    read = blocks.split(records.scan(tmp_path)[0])
+    told = words.unmatched(read, Question(family=((SAFLEX, ""),)))
+    assert told == [f"The study's comparison of {SAFLEX} over its baseline has no runs."]
+
+
+def test_the_front_holds_what_nothing_cheaper_beats() -> None:
+    points = [Point("a", 1, 5, 0), Point("b", 2, 4, 0), Point("c", 3, 9, 0), Point("d", 3, 8, 0)]
+    points.append(Point("e", 1, 3, 0))
+    beaten = [
+        any(o.x <= p.x and o.y >= p.y and (o.x, o.y) != (p.x, p.y) for o in points) for p in points
+    ]
+    assert figures.pareto(points) == [k for k, worse in enumerate(beaten) if not worse] == [0, 2]
+
+
+def test_corruptions_are_lined_up_by_their_strength(tmp_path: Path) -> None:
+    for name in ("digits(noise=0.4)", "digits", "digits(noise=0.1)", "digits(imbalance=10)"):
+        make_run(tmp_path, benchmark=name)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    got = {
+        (heading, kind): [level for level, _ in levels]
+        for heading, kind, levels in figures.corrupted(block.columns)
+    }
+    assert got == {("digits", "noise"): [0, 0.1, 0.4], ("digits", "imbalance"): [1, 10]}
+
+
+def test_the_command_of_a_report_makes_its_runs_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = save(tmp_path / "my scans.npz")
+    asked = ["--benchmark", f"npz:{data}(noise=0.25)", *SMALL, "--epochs", "2", "--seeds", "1"]
+    asked += ["--batch-size", "40", "--jobs", "1"]
+    rows = "none,none@train,saflex(upstream=flip),saflex(upstream=flip)@dirty"
+    assert cli.run(["compare", *asked, "--methods", rows]) == 0
+    capsys.readouterr()
+    assert cli.run(["report", "runs", "--format", "md"]) == 0
+    assert capsys.readouterr().out.split() == ["report/report.md", "report/records.parquet"]
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.split("\n") if line.startswith("augbench compare"))
+    monkeypatch.setattr(execution, "fit", lambda *_, **__: pytest.fail("a run was made"))
+    assert cli.run([*shlex.split(line)[1:], "--device", "cpu", "--jobs", "1"]) == 0
+    assert "done" not in capsys.readouterr().err
+    assert cli.run(["plan", "runs", "--detect", "5"]) == 0
+    assert "no variance is known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["report", "nowhere"], 2, "runs: expected a results folder, got nowhere"),
+        (["report", ".", "--format", "docx"], 2, "format: expected some of html, md, tex, csv"),
+        (["report", "."], 2, "expected run directories with results"),
+        (["plan", ".", "--detect", "0"], 2, "detect: expected points above 0, got 0"),
+        (["plan", ".", "--power", "80"], 2, "power: expected a number in (0, 1), got 80"),
+        (["plan", "study.yaml"], 2, "study: expected a folder of runs, got study.yaml"),
+        (["plan", "."], 2, "expected runs with results"),
+    ],
+)
+def test_wrong_use_is_told(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("methods", "sets"), [(2, 1), (2, 8), (12, 1), (12, 8)])
+def test_figures_of_few_and_many(methods: int, sets: int, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    many(root, methods, sets)
+    report(root, tmp_path / "out")
+    for path in (tmp_path / "out" / "figures").iterdir():
+        assert path.stat().st_size > 3000
+
+
+def many(root: Path, methods: int, sets: int) -> None:
+    """A study of so many rows and data sets, with control rows and a failed run."""
+    plain = ["none", "crop", "randaugment(magnitude=9, n=2)", "trivialaugment", "mixup(alpha=0.2)"]
+    wrapped = [f"{m}(upstream={u})" for m in ("saflex", "lpa3") for u in (plain[2], plain[4])]
+    wrapped += ["autodo", "saflex(preset=stable, upstream=crop)", "l2rw(upstream=crop)"]
+    names = [*plain, *wrapped] if methods > 2 else ["none", wrapped[0]]
+    for place in range(sets):
+        benchmark = ("breastmnist", "digits(noise=0.4)", "digits", "organamnist", "organcmnist",
+                     "organsmnist", "pneumoniamnist", "bloodmnist")[place]  # fmt: skip
+        for number, name in enumerate(names[:methods]):
+            for seed in range(4):
+                skill = 0.5 + 0.1 * number + 0.2 * place
+                learned = "saflex" in name
+                make_run(root, name, seed, skill, benchmark=benchmark, cost=1 + number,
+                         learned=learned)  # fmt: skip
+        if methods > 2:
+            make_run(root, "none", 0, 1.0, benchmark=benchmark, control="train")
+            make_run(root, "cutmix", 0, benchmark=benchmark, status="failed", reason="so")
