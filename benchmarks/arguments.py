@@ -149,7 +149,10 @@ class SweepCommand:
     """print every run, what is done, and the time that the rest takes"""
     only: str = ""
     """the runs whose name, as the dry run prints it, holds this; * and ? stand for any letters"""
-    settings: Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE ...")] = ()
+    settings: Annotated[
+        tuple[str, ...],
+        arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(default: none)"),
+    ] = ()
     """values that go before those of the file, such as training.epochs=5 seeds=3"""
     workers: Annotated[int | None, _default("the file's, else as many as fit")] = None
     """runs at a time"""

@@ -222,10 +222,16 @@ def test_all_names_are_read_before_any_data(
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = refused(capsys, ["rum"])
-    assert code == 2 and "rum" in text and "list, run, compare, predict, show, data" in text
+    assert (
+        code == 2
+        and "rum" in text
+        and "list, run, compare, sweep, predict, show, report, plan, data" in text
+    )
 
 
-@pytest.mark.parametrize("command", ["list", "run", "compare", "predict", "show", "data"])
+@pytest.mark.parametrize(
+    "command", ["list", "run", "compare", "sweep", "predict", "show", "report", "plan", "data"]
+)
 def test_help_shows_types_defaults_and_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
