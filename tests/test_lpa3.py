@@ -680,9 +680,7 @@ class TestSelection:
         ready = bench(lambda: build(f"lpa3(preset={preset}, ratio=0.25, warmup=0)"), Case(1))
         method, batch = cast("Lpa3", ready.method), ready.batch()
         first = ready.augment(batch)
-        assert torch.equal(first.x[BATCH:].shape and first.y[BATCH:], batch.y[:2]), (
-            "ties: the first"
-        )
+        assert torch.equal(first.y[BATCH:], batch.y[:2]), "ties: the first"
         turned = batch.index[torch.tensor([3, 6])]
         method.get_buffer("before")[turned] += torch.tensor([40.0, 0.0, -40.0])
         second = ready.augment(batch, epoch=1, step=9)
