@@ -29,7 +29,8 @@ from benchmarks.tasks import MultiClass, task_of
 from benchmarks.trainer import Fitted, fit, make_optimizer
 from methods import build, lpa3
 from methods.base import Batch, Model, Spec
-from methods.functional import noised, perceptual, row_norms
+from methods.branches import BranchedNorm
+from methods.functional import buffers_kept, noised, perceptual, row_norms
 from methods.lpa3 import (
     GUARD,
     NOISE,
@@ -349,6 +350,24 @@ class TestBestIterate:
         assert torch.equal(out, expected)
         assert {5} < kinds, "the last iterate, and an earlier one, are the best of some row"
 
+    def test_is_not_a_later_one_that_has_come_back(self) -> None:
+        x, seen = images(2), []
+        heights = [1.0, 3.0, 2.0, 1.5, 2.5, 0.5]
+
+        def see(at: Tensor) -> lpa3.Seen:
+            phi = heights[len(seen)] + 1e-3 * at.flatten(1).sum(dim=1, keepdim=True)
+            seen.append(at.detach().clone())
+            return lpa3.Seen(phi, torch.zeros(2, 4, dtype=x.dtype))
+
+        known = Reference(
+            torch.zeros(2, 1, dtype=x.dtype),
+            targets(2),
+            likelihood(torch.zeros(2, 4, dtype=x.dtype), targets(2), True),
+            torch.zeros(2, 4, dtype=x.dtype),
+        )
+        out = attack(see, x, started(x), known, STRICT, True, SPEC)
+        assert len(seen) == 6 and torch.equal(out, seen[1]) and not torch.equal(out, seen[2])
+
     def test_without_a_feasible_one_is_the_row_itself(self) -> None:
         model, x, y = network(), images(8), targets(8)
         known = reference(model, x, y)
@@ -597,13 +616,18 @@ class TestFrozen:
     def test_no_forward_of_the_attack_tracks_a_weight(self, preset: str) -> None:
         ready = bench(lambda: build(f"lpa3(preset={preset}, warmup=0)"), Case(1))
         model, asked = cast("Model", ready.ctx.model), []
+        modes: list[bool] = []
         model.trunk.register_forward_hook(
             lambda *_: asked.append(any(each.requires_grad for each in model.parameters()))
+        )
+        model.trunk.register_forward_hook(
+            lambda *_: modes.extend(each.training for each in model.modules())
         )
         before = self._state(model)
         batch = ready.batch()
         out = ready.augment(batch)
         assert asked and not any(asked)
+        assert set(modes) == {preset == "published"}, "strict asks for running statistics"
         _same(before, self._state(model))
         assert not out.x.requires_grad and out.x.dtype == batch.x.dtype
         assert torch.equal(out.x[:BATCH], batch.x)
@@ -802,6 +826,22 @@ class TestBatch:
             ready.augment(ready.batch(), step=step)
             looks.append("attack_distance" in ready.ctx.take_log())
         assert [place for place, told in enumerate(looks) if told] == [0, method.audit_every]
+
+    @pytest.mark.parametrize("preset", ["published", "strict"])
+    def test_with_a_second_set_of_norms_attacked_rows_come_with_its_logits(
+        self, preset: str
+    ) -> None:
+        text = f"lpa3(preset={preset}, auxiliary_norm=true, warmup=0)"
+        ready = bench(lambda: build(text), Case(1))
+        model = cast("Any", ready.ctx.model)
+        for module in model.modules():
+            if isinstance(module, BranchedNorm):
+                nn.init.uniform_(module.auxiliary.weight)
+        out = ready.augment(ready.batch())
+        with torch.no_grad(), buffers_kept(model):
+            expected = torch.cat([model(out.x[:BATCH]), model(out.x[BATCH:], branch=1)])
+        assert out.logits is not None and out.logits.requires_grad
+        torch.testing.assert_close(out.logits.detach(), expected)
 
     def test_the_label_is_the_own_prediction_or_the_target(self) -> None:
         """A margin of 0 that is held fast: the likelihood of that label alone must not fall."""
