@@ -121,7 +121,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 400) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 900) -> tuple[int, str, str]:
     """Exit code, output and errors."""
     try:
         shown, errors = process.communicate(timeout=timeout)

@@ -25,7 +25,7 @@ TEXT = """\
 models: small_cnn(width=0.25)
 methods: [none, mixup, saflex]
 seeds: 4
-training: {epochs: 60}
+training: {epochs: 150}
 workers: 2
 retries: 9
 """
