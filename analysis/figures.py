@@ -29,6 +29,7 @@ BINS = 10
 FEW_ROWS = 5
 """A bin of confidence with fewer rows is not drawn."""
 MOST_CLASSES = 20
+MANY = f", or where more than {plots.BANDS} rows would hide each other"
 CORRUPTIONS = ("noise", "imbalance")
 
 
@@ -263,7 +264,7 @@ def _learning(drawing: _Drawing, paths: Paths) -> Told:
     plots.curves(panels, names, paths)
     return "Learning curves", (
         "AUC on the select split after each epoch, against epochs and against charged time; band: "
-        f"one standard deviation over seeds (none with one seed).{left_out}{note}"
+        f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
     )
 
 
@@ -313,7 +314,7 @@ def _recall(drawing: _Drawing, paths: Paths) -> Told:
     if not tables:
         return None
     names, note = drawing.short([f"{row} over {base}" for row, base in labels])
-    plots.change_maps(tables, names, paths)
+    plots.maps(tables, names, paths)
     return "Change of recall, class by class", (
         "Points of test recall that a row gains (purple) or loses (orange) over its base, mean "
         f"over paired seeds; no interval is given for a single class.{note}"
@@ -411,7 +412,7 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
     plots.curves(panels, names, paths)
     return "Robustness to corrupted labels and classes", (
         "Mean test accuracy against the share of wrong labels or the imbalance of classes; band: "
-        f"one standard deviation over seeds.{left_out}{note}"
+        f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
     )
 
 
@@ -521,7 +522,7 @@ def _weights(drawing: _Drawing, paths: Paths) -> Told:
 
 
 def _labels(drawing: _Drawing, paths: Paths) -> Told:
-    tables, classes, title = [], [], ""
+    tables, classes = [], []
     for column, entry, arrays in _learned(drawing, "label"):
         own = column.done[0].result["data"]["classes"]
         if len(own) > MOST_CLASSES or (classes and own != classes):
@@ -537,16 +538,14 @@ def _labels(drawing: _Drawing, paths: Paths) -> Told:
         ]
         classes = own
         name = drawing.short([entry.name])[0][0]
-        tables.append((f"{column.name}, {name}", np.array(shares)))
-        title = "learned label of mislabelled rows (columns), by their true class (rows)"
-    tables = tables[:3]
+        tables.append((f"{column.name}, {name}", own, np.array(shares)))
+    tables = tables[:MOST]
     if not tables:
         return None
-    for path in paths:
-        plots.heatmaps(tables, classes, classes, "true class", title, path)
+    plots.maps(tables, classes, paths, shares=True)
     return "What was learned: labels", (
-        "Mean learned label of the training rows whose label was corrupted; corrected labels lie "
-        "on the diagonal." + drawing.short(["U"])[1]
+        "Mean learned label (columns) of the training rows whose label was corrupted, by their "
+        "true class (rows); corrected labels lie on the diagonal." + drawing.short(["U"])[1]
     )
 
 

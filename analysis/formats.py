@@ -151,6 +151,8 @@ def _starred(cell: Cell) -> str:
     return f"{stars}{markdown_text(cell.text)}{stars}"
 
 
+SHORT = 22
+"""Letters up to which a cell of an HTML table stays on one line."""
 NEEDED = r"% \usepackage[T1]{fontenc} \usepackage{textcomp,booktabs,graphicx}"
 
 
@@ -223,7 +225,8 @@ def html(made: Table, wide: bool = False) -> Markup:
             name = re.sub(r"([(,+=])", r"\1<wbr>", _emphasised(row[0]))
             lines.append(f'<tr><th scope="row">{name}</th>')
             for name, cell in zip(made.head[1:], row[1:], strict=True):
-                lines.append(f'<td data-head="{_shown(name)}">{_emphasised(cell)}</td>')
+                kind = ' class="short"' if len(cell.text) <= SHORT else ""
+                lines.append(f'<td{kind} data-head="{_shown(name)}">{_emphasised(cell)}</td>')
             lines.append("</tr>")
         lines.append("</tbody>")
     lines.append("</table>")

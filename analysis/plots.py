@@ -212,8 +212,12 @@ STYLE: dict[Any, Any] = {
 """A name with dollar signs is no formula, and the same figure is the same file."""
 PANEL, PANELS_A_ROW = (2.7, 2.2), 4
 """Inches of a panel of several, and how many stand beside each other."""
-NAME_WIDTH = 64
-"""Letters a line of a legend."""
+NAME_WIDTH, SIDE_WIDTH = 64, 46
+"""Letters a line of a legend, and of names beside an axis."""
+MAP_WIDTH, MAP_CELL = 8.0, 0.46
+"""Inches of coloured numbers beside each other, and of one of them."""
+BANDS = 6
+"""Curves in a panel up to which each has its band: more of them hide each other."""
 WIDE_RANGE = 8
 """An axis of positive values that spans more than this factor is logarithmic."""
 
@@ -320,19 +324,17 @@ def intervals(
     paths: Sequence[Path],
 ) -> None:
     """Differences of each name in each panel with both intervals, and the margin as a grey band."""
-    shown = [_filled_name(_drawn(name), 46) for name in names]
-    lines = sum(name.count("\n") + 1 for name in shown)
-    longest = max(len(line) for name in shown for line in name.split("\n"))
+    shown = _side(names)
     columns = min(len(panels), PANELS_A_ROW)
     rows = -(-len(panels) // columns)
-    size = (0.6 + 0.066 * longest + (1.9 if columns > 1 else 3.6) * columns,
-            0.75 + rows * (0.55 + 0.16 * lines))  # fmt: skip
+    size = (0.6 + shown.width + (1.9 if columns > 1 else 3.6) * columns,
+            0.75 + rows * (0.55 + 0.16 * shown.lines))  # fmt: skip
     with rc_context(STYLE):
         figure = _figure(size)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        heights = np.array([name.count("\n") + 1.4 for name in shown])
+        heights = np.array([name.count("\n") + 1.4 for name in shown.names])
         places = np.cumsum(heights) - heights / 2
         for axis, (heading, spans) in zip(axes, panels, strict=False):
             axis.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
@@ -342,7 +344,7 @@ def intervals(
                     _whiskers(axis, float(place), span)
             _labelled(axis, heading, x_name, "")
             axis.grid(axis="y", lw=0)
-        axes[0].set_yticks(places, shown, fontsize=7)
+        axes[0].set_yticks(places, shown.names, fontsize=7)
         axes[0].set_ylim(heights.sum() + 0.2, -0.2)
         _save(figure, paths)
 
@@ -368,7 +370,10 @@ def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path])
                 colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % 4]
                 mark = "o" if len(curve.x) < 8 else ""
                 axis.plot(curve.x, curve.y, dash, marker=mark, ms=3, lw=1.2, color=colour)
-                axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
+                if len(panel.curves) <= BANDS:
+                    axis.fill_between(
+                        curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0
+                    )
             if panel.diagonal:
                 axis.plot([0, 1], [0, 1], "-", lw=0.8, color="0.6", zorder=0)
             _labelled(axis, panel.heading, panel.x_name, panel.y_name)
@@ -389,11 +394,9 @@ def critical_difference(
 ) -> None:
     """Mean ranks on a line, best on top, and bars over what no critical difference tells apart."""
     order = [int(each) for each in np.argsort(ranks, kind="stable")]
-    shown = [_filled_name(_drawn(name), 46) for name in names]
-    longest = max(len(line) for name in shown for line in name.split("\n"))
-    lines = sum(name.count("\n") + 1 for name in shown)
+    shown = _side(names)
     with rc_context(STYLE):
-        figure = _figure((4 + 0.066 * longest, 1.3 + 0.17 * lines))
+        figure = _figure((4 + shown.width, 1.3 + 0.17 * shown.lines))
         axis = figure.subplots()
         places = {each: row for row, each in enumerate(order)}
         for each in order:
@@ -406,7 +409,7 @@ def critical_difference(
         axis.plot([1, 1 + apart], [-1] * 2, "-|", lw=1, color="black")
         told = f"critical difference {apart:.2f}"
         axis.text(1 + apart / 2, -1.3, told, ha="center", va="bottom", size=7)
-        axis.set_yticks(range(len(order)), [shown[each] for each in order], fontsize=7)
+        axis.set_yticks(range(len(order)), [shown.names[each] for each in order], fontsize=7)
         axis.set_ylim(len(names) + 0.3 + 0.5 * len(groups), -1.9)
         axis.set_xlim(0.8, max(len(names), 1 + apart) + 0.2)
         told = "mean rank, 1 the best; grey bars: not told apart"
@@ -415,37 +418,49 @@ def critical_difference(
         _save(figure, paths)
 
 
-def change_maps(
+def maps(
     tables: Sequence[tuple[str, Sequence[str], np.ndarray]],
     rows: Sequence[str],
     paths: Sequence[Path],
+    shares: bool = False,
 ) -> None:
-    """Changes (R, C) in points, one table below the other with its heading and its columns."""
-    shown = [_filled_name(_drawn(name), 46) for name in rows]
-    longest = max(len(line) for name in shown for line in name.split("\n"))
-    lines = sum(name.count("\n") + 1 for name in shown)
+    """Tables (R, C) of the same rows with their headings and columns, as coloured numbers.
+
+    Changes in points, below 0 orange and above it purple; with ``shares`` values in [0, 1].
+    """
+    shown = _side(rows)
     widest = max(len(columns) for _, columns, _ in tables)
-    size = (1.2 + 0.062 * longest + 0.46 * max(widest, 4), len(tables) * (0.85 + 0.2 * lines))
+    beside = min(len(tables), PANELS_A_ROW, max(1, int(MAP_WIDTH / (MAP_CELL * max(widest, 3)))))
+    below = -(-len(tables) // beside)
+    size = (1 + shown.width + (0.2 + MAP_CELL * max(widest, 4)) * beside,
+            below * (0.85 + 0.2 * shown.lines))  # fmt: skip
     with rc_context(STYLE):
         figure = _figure(size)
-        axes = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
-        for axis, (heading, columns, values) in zip(axes, tables, strict=True):
-            most = max(float(np.nanmax(np.abs(values), initial=0)), 1.0)
-            axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+        axes = figure.subplots(below, beside, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(tables) :]:
+            axis.set_axis_off()
+        for axis, (heading, columns, values) in zip(axes, tables, strict=False):
+            most = 1.0 if shares else max(float(np.nanmax(np.abs(values), initial=0)), 1.0)
+            colours = "cividis" if shares else "PuOr"
+            axis.imshow(values, cmap=colours, vmin=0 if shares else -most, vmax=most, aspect="auto")
             for (row, column), value in np.ndenumerate(values):
-                text = "" if math.isnan(value) else f"{value:+.1f}"
-                dark = "white" if abs(value) > 0.65 * most else "black"
-                axis.text(column, row, text, ha="center", va="center", size=6.5, color=dark)
-            axis.set_title(_drawn(heading), fontsize=8, loc="left")
+                if not math.isnan(value):
+                    light = value < 0.55 if shares else abs(value) > 0.65 * most
+                    text, colour = f"{value:.2f}" if shares else f"{value:+.1f}", "black"
+                    axis.text(
+                        column, row, text, ha="center", va="center", size=6.5,
+                        color="white" if light else colour,
+                    )  # fmt: skip
+            axis.set_title(_filled_name(_drawn(heading), 34), fontsize=8, loc="left")
+            long = max(map(len, columns)) > 3
             axis.set_xticks(
-                range(len(columns)), [_cut(_drawn(name), 18) for name in columns],
-                fontsize=6.5, rotation=35 if max(map(len, columns)) > 3 else 0,
-                ha="right" if max(map(len, columns)) > 3 else "center",
+                range(len(columns)), [_cut(_drawn(name), 18) for name in columns], fontsize=6.5,
+                rotation=35 if long else 0, ha="right" if long else "center",
             )  # fmt: skip
-            axis.set_yticks(range(len(rows)), shown, fontsize=7)
             axis.tick_params(length=0)
             for side in axis.spines.values():
                 side.set_visible(False)
+        axes[0].set_yticks(range(len(rows)), shown.names, fontsize=7)
         _save(figure, paths)
 
 
@@ -453,15 +468,13 @@ def stacks(
     panels: Sequence[Stack], names: Sequence[str], x_name: str, paths: Sequence[Path]
 ) -> None:
     """Bars of each name cut into parts, a panel a data set; parts differ in colour and hatch."""
-    shown = [_filled_name(_drawn(name), 46) for name in names]
-    longest = max(len(line) for name in shown for line in name.split("\n"))
-    lines = sum(name.count("\n") + 1 for name in shown)
+    shown = _side(names)
     columns = min(len(panels), PANELS_A_ROW)
     rows = -(-len(panels) // columns)
     parts = list(dict.fromkeys(part for panel in panels for part in panel.parts))
     hatches = ("", "////", "", "....", "", "xxxx", "")
-    size = (0.6 + 0.066 * longest + (2.1 if columns > 1 else 4) * columns,
-            0.95 + rows * (0.5 + 0.19 * lines))  # fmt: skip
+    size = (0.6 + shown.width + (2.1 if columns > 1 else 4) * columns,
+            0.95 + rows * (0.5 + 0.19 * shown.lines))  # fmt: skip
     with rc_context({**STYLE, "hatch.linewidth": 0.4}):
         figure = _figure(size)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -479,7 +492,7 @@ def stacks(
                 left = left + values
             _labelled(axis, panel.heading, x_name, "")
             axis.grid(axis="y", lw=0)
-        axes[0].set_yticks(range(len(names)), shown, fontsize=7)
+        axes[0].set_yticks(range(len(names)), shown.names, fontsize=7)
         axes[0].invert_yaxis()
         figure.legend(loc="outside lower center", ncols=len(parts), fontsize=7, frameon=False)
         _save(figure, paths)
@@ -505,6 +518,21 @@ def histograms(panels: Sequence[Shares], paths: Sequence[Path]) -> None:
         _save(figure, paths)
 
 
+class _Side(NamedTuple):
+    """Names beside an axis, on several lines where they are long, and the room that they take."""
+
+    names: list[str]
+    width: float
+    """inches"""
+    lines: int
+
+
+def _side(names: Sequence[str]) -> _Side:
+    shown = [_filled_name(_drawn(name), SIDE_WIDTH) for name in names]
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    return _Side(shown, 0.066 * longest, sum(name.count("\n") + 1 for name in shown))
+
+
 def _figure(size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -515,7 +543,8 @@ def _panels(count: int, names: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels with room for a legend of these names below."""
     columns = min(count, PANELS_A_ROW)
     rows = -(-count // columns)
-    wide, high = (4.6, 3.0) if count == 1 else (3.4, 2.7) if count == 2 else PANEL
+    alone = (6.4, 3.4) if len(names) > BANDS else (4.6, 3.0)
+    wide, high = alone if count == 1 else (3.4, 2.7) if count == 2 else PANEL
     figure = _figure((wide * columns, high * rows + 0.2 * _legend_lines(names, wide * columns)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
@@ -562,7 +591,7 @@ def _spread(axis: Axes, values: Sequence[float]) -> None:
 
 
 def _labelled(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
-    axis.set_title(textwrap.fill(_drawn(heading), 34), fontsize=8, loc="left")
+    axis.set_title(_filled_name(_drawn(heading), 34), fontsize=8, loc="left")
     axis.set_xlabel(x_name, fontsize=7.5)
     axis.set_ylabel(y_name, fontsize=7.5)
     axis.tick_params(labelsize=7)

@@ -171,16 +171,13 @@ def _part(
         summary.ranks_table(block, "ranks"),
         summary.versions_table(block, "versions"),
     ]
-    tested = sum(each.verdict != "not tested" for each in found)
     return Part(
         folder=folder,
         title=_title(block),
         advice=words.advice(block),
         main=main,
         figures=drawn,
-        sentences=[words.finding(each, asked.margin, tested) for each in found]
-        + [words.overall(each, asked.margin) for each in over]
-        or ["Nothing is compared: there is one row, or none that the others are measured against."],
+        sentences=words.statistics(found, over, asked.margin),
         mechanism=mechanism,
         tables=[each for each in tables if each is not None],
         protocol=[

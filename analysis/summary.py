@@ -120,8 +120,10 @@ def _main_notes(block: Block, columns: Sequence[Column], when: str, few: bool) -
         "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
         "upstream: to none), median over seeds and data sets."
     )
-    notes += [f"{each.name}: {training_text(each)}." for each in columns]
-    return notes
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(training_text(column), []).append(column.name)
+    return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
 
 
 def training_text(column: Column) -> str:

@@ -46,6 +46,9 @@ MADE_FOR = {
 }
 """Controls that say something about one method only."""
 
+MOST_SENTENCES = 16
+"""Comparisons up to which each has a sentence of its own."""
+
 PROTOCOLS = {
     "equal": "Every row has the same labelled rows; a method that learns from meta rows carves "
     "them from these, and the others train on all of them.",
@@ -75,6 +78,24 @@ def finding(each: Finding, margin: float, family: int) -> str:
         f"n = {seeds(made.seeds)}, family of {family}, p {_equals(each.p)} after Holm; "
     )
     return told + _verdict(each, made, made.population, margin)
+
+
+def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float) -> list[str]:
+    """The findings in words: over all data sets first; of very many only those decided."""
+    family = sum(each.verdict != "not tested" for each in found)
+    shown = list(found)
+    if len(found) > MOST_SENTENCES:
+        shown = [each for each in found if each.verdict not in ("undecided", "not tested")]
+    told = [overall(each, margin) for each in over]
+    told += [finding(each, margin, family) for each in shown]
+    if len(shown) < len(found):
+        told.append(
+            f"{len(found) - len(shown)} of {len(found)} comparisons are undecided or not tested; "
+            "the table below has them."
+        )
+    if not told:
+        told = ["Nothing is compared: there is one row, or none to measure the others against."]
+    return told
 
 
 def _verdict(each: Finding, made: Difference, interval: Interval, margin: float) -> str:
@@ -211,24 +232,25 @@ def _controls(control: Entry, entry: Entry) -> bool:
 
 def advice(block: Block) -> list[str]:
     """Where there are too few seeds, and how many are advised."""
-    told = []
+    told: dict[str, list[str]] = {}
     for column in block.columns:
         counts = [len(row.by_seed()) for row in column.rows.values() if row.by_seed()]
         if not column.done:
-            told.append(f"{column.name}: no run has ended with a result.")
+            told.setdefault("no run has ended with a result", []).append(column.name)
             continue
         rows = column.done[0].result["data"]["rows"]["test"]
         wanted = SMALL_TEST_SEEDS if rows < SMALL_TEST else SEEDS
         if min(counts) < MIN_SEEDS:
-            told.append(
-                f"{column.name}: rows with {seeds(min(counts))} are a smoke test and no inference "
-                f"is drawn from them; {wanted} seeds are advised."
+            text = (
+                f"rows with {seeds(min(counts))} are a smoke test and no inference is drawn from "
+                f"them; {wanted} seeds are advised"
             )
         elif min(counts) < wanted:
-            told.append(
-                f"{column.name}: {seeds(min(counts))}; {wanted} are advised for {rows} test rows."
-            )
-    return told
+            text = f"{seeds(min(counts))}; {wanted} are advised for {rows} test rows"
+        else:
+            continue
+        told.setdefault(text, []).append(column.name)
+    return [f"{', '.join(names)}: {text}." for text, names in told.items()]
 
 
 def selection(block: Block) -> list[str]:
