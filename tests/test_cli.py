@@ -222,7 +222,11 @@ def test_all_names_are_read_before_any_data(
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = refused(capsys, ["rum"])
-    assert code == 2 and "rum" in text and "list, run, compare, predict, show, data" in text
+    assert (
+        code == 2
+        and "rum" in text
+        and "list, run, compare, predict, show, report, plan, data" in text
+    )
 
 
 @pytest.mark.parametrize("command", ["list", "run", "compare", "predict", "show", "data"])
