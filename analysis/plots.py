@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.formats import plain
 
@@ -374,7 +375,7 @@ def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path])
                         curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0
                     )
             if all(float(x).is_integer() for curve in panel.curves for x in curve.x):
-                axis.xaxis.get_major_locator().set_params(integer=True)
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if panel.diagonal:
                 axis.plot([0, 1], [0, 1], "-", lw=0.8, color="0.6", zorder=0)
             _labelled(axis, panel.heading, panel.x_name, panel.y_name)
