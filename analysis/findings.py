@@ -102,8 +102,7 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     """The comparisons over all data sets, and why there is no test over them; needs two sets."""
     pairs = list(dict.fromkeys((each.row, each.base) for each in found))
     groups = {
-        pair: _grouped([each for each in found if (each.row, each.base) == pair], block)
-        for pair in pairs
+        pair: _grouped([each for each in found if (each.row, each.base) == pair]) for pair in pairs
     }
     groups = {pair: kept for pair, kept in groups.items() if len(kept) > 1}
     if not groups:
@@ -138,16 +137,19 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     return made, reason
 
 
-def _grouped(found: Sequence[Finding], block: Block) -> list[list[Finding]]:
-    """Findings of one comparison by data set, views of the same scans together."""
-    names = {column.name: column.benchmark for column in block.columns}
+def _grouped(found: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings of one comparison by data set."""
     groups: dict[str, list[Finding]] = {}
     for each in found:
         if each.difference is not None:
-            base, _, arguments = names[each.column].partition("(")
-            key = f"organs({arguments}" if base in SAME_SCANS else each.column
-            groups.setdefault(key, []).append(each)
+            groups.setdefault(data_set(each.column), []).append(each)
     return list(groups.values())
+
+
+def data_set(column: str) -> str:
+    """What counts as one data set: sizes and corruptions of one have the same test images."""
+    base = column.partition("(")[0].partition(" [")[0]
+    return "organs" if base in SAME_SCANS else base
 
 
 def _mean(group: Sequence[Finding]) -> float:
@@ -202,9 +204,7 @@ def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
     whole = {name: values for name, values in table.items() if not np.isnan(values).any()}
     groups: dict[str, list[int]] = {}
     for place, column in enumerate(block.columns):
-        base, _, arguments = column.benchmark.partition("(")
-        key = f"organs({arguments}" if base in SAME_SCANS else column.name
-        groups.setdefault(key, []).append(place)
+        groups.setdefault(data_set(column.name), []).append(place)
     if len(whole) < 2 or len(groups) < 2:
         return None
     merged = [

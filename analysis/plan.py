@@ -167,10 +167,14 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
                f"seeds, family of {len(listed)}", "hours more"]  # fmt: skip
     title = (
-        f"Seeds that show a true difference of {effect:g} points with {100 * wanted:g} % power "
+        f"Seeds that show a true difference of {_points(effect)} with {100 * wanted:g} % power "
         "(population interval)"
     )
     return "\n".join([head, title, grid(columns, body), *map(wrapped, _remarks(listed, effect))])
+
+
+def _points(effect: float) -> str:
+    return "1 point" if effect == 1 else f"{effect:g} points"
 
 
 def _seeds(count: int | None) -> str:
@@ -179,15 +183,15 @@ def _seeds(count: int | None) -> str:
 
 def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     lines = [
-        f"{each.row} over {each.base}, {each.column}: no number of seeds resolves {effect:g} "
-        f"points on {each.variances.images} test images; about {each.images} images would be "
-        "needed."
+        f"{each.row} over {each.base}, {each.column}: no number of seeds resolves "
+        f"{_points(effect)} on {each.variances.images} test images; about {each.images} images "
+        "would be needed."
         for each in listed
         if each.alone is None
     ]
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):
-        lines.append(f"Together at most {hours:.1f} hours, one run at a time.")
+        lines.append(f"What can be resolved takes at most {hours:.1f} hours, one run at a time.")
     few = min(each.variances.seeds for each in listed)
     low, high = (math.sqrt((few - 1) / special.chdtri(few - 1, q)) for q in (0.025, 0.975))
     lines.append(

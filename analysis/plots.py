@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.formats import plain
 
@@ -216,6 +217,8 @@ NAME_WIDTH, SIDE_WIDTH = 64, 46
 """Letters a line of a legend, and of names beside an axis."""
 MAP_WIDTH, MAP_CELL = 8.0, 0.46
 """Inches of coloured numbers beside each other, and of one of them."""
+LETTERS = 13
+"""of small type on an inch"""
 BANDS = 6
 """Curves in a panel up to which each has its band: more of them hide each other."""
 WIDE_RANGE = 8
@@ -374,6 +377,8 @@ def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path])
                     axis.fill_between(
                         curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0
                     )
+            if all(float(x).is_integer() for curve in panel.curves for x in curve.x):
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if panel.diagonal:
                 axis.plot([0, 1], [0, 1], "-", lw=0.8, color="0.6", zorder=0)
             _labelled(axis, panel.heading, panel.x_name, panel.y_name)
@@ -432,6 +437,7 @@ def maps(
     widest = max(len(columns) for _, columns, _ in tables)
     beside = min(len(tables), PANELS_A_ROW, max(1, int(MAP_WIDTH / (MAP_CELL * max(widest, 3)))))
     below = -(-len(tables) // beside)
+    letters = int(LETTERS * MAP_CELL * max(widest, 4))
     size = (1 + shown.width + (0.2 + MAP_CELL * max(widest, 4)) * beside,
             below * (0.85 + 0.2 * shown.lines))  # fmt: skip
     with rc_context(STYLE):
@@ -451,16 +457,16 @@ def maps(
                         column, row, text, ha="center", va="center", size=6.5,
                         color="white" if light else colour,
                     )  # fmt: skip
-            axis.set_title(_filled_name(_drawn(heading), 34), fontsize=8, loc="left")
+            axis.set_title(_filled_name(_drawn(heading), letters), fontsize=7, loc="left")
             long = max(map(len, columns)) > 3
             axis.set_xticks(
                 range(len(columns)), [_cut(_drawn(name), 18) for name in columns], fontsize=6.5,
                 rotation=35 if long else 0, ha="right" if long else "center",
             )  # fmt: skip
-            axis.tick_params(length=0)
+            axis.tick_params(length=0, labelsize=7)
             for side in axis.spines.values():
                 side.set_visible(False)
-        axes[0].set_yticks(range(len(rows)), shown.names, fontsize=7)
+        axes[0].set_yticks(range(len(rows)), shown.names)
         _save(figure, paths)
 
 
@@ -591,7 +597,7 @@ def _spread(axis: Axes, values: Sequence[float]) -> None:
 
 
 def _labelled(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
-    axis.set_title(_filled_name(_drawn(heading), 34), fontsize=8, loc="left")
+    axis.set_title(_filled_name(_drawn(heading), 30), fontsize=7.5, loc="left")
     axis.set_xlabel(x_name, fontsize=7.5)
     axis.set_ylabel(y_name, fontsize=7.5)
     axis.tick_params(labelsize=7)

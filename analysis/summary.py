@@ -198,7 +198,8 @@ def overall_table(found: Sequence[Overall], reason: str, name: str, margin: floa
             "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
     notes = [
         "The interval speaks of these data sets with other seeds and images, not of other data "
-        "sets; OrganA, OrganC and OrganS are views of the same scans and count as one.",
+        "sets. Sizes and corruptions of one count as one, as do OrganA, OrganC and OrganS, "
+        "views of the same scans.",
         f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
         "points. P(improvement): chance that a seed of the row scores above one of its base.",
     ]

@@ -257,7 +257,7 @@ def selection(block: Block) -> list[str]:
     """How epochs were chosen, and why the secondary choice is not offered where it is not."""
     told = [
         "Every number is of the last epoch unless a table says otherwise; the test split chose "
-        "nothing. Accuracy and AUC are of the official test split."
+        "nothing. Accuracy and AUC are of the test split, the official one where there is one."
     ]
     reasons: dict[str, list[str]] = {}
     for column in block.columns:

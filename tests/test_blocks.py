@@ -255,6 +255,20 @@ def test_views_of_the_same_scans_are_one_data_set(tmp_path: Path) -> None:
     assert ranked is not None and ranked[2] == 2
 
 
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("digits(noise=0.4)", "digits"),
+        ("breastmnist(size=64)", "breastmnist"),
+        ("breastmnist [data 01234567]", "breastmnist"),
+        ("organcmnist(size=64)", "organs"),
+        ("npz:scans.npz(noise=0.1)", "npz:scans.npz"),
+    ],
+)
+def test_what_counts_as_one_data_set(column: str, expected: str) -> None:
+    assert findings.data_set(column) == expected
+
+
 def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
     block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0)
     for column in block.columns:
