@@ -234,18 +234,22 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         study.load(tmp_path / "some.yaml")
 
 
-def test_a_network_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_a_network_that_does_not_fit_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiny.npz"
-    pictures = np.zeros((30, 8, 8), np.uint8)
-    np.savez(path, **{f"{s}_images": pictures for s in ("train", "val", "test")},
-             **{f"{s}_labels": np.arange(30) % 2 for s in ("train", "val", "test")})  # fmt: skip
-    sys.modules["too_small"] = type(sys)("too_small")
-    sys.modules["too_small"].__file__ = __file__
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.zeros((30, 8, 8), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(30) % 2
+    np.savez(path, **arrays)
 
     def make(spec: Any) -> None:
         raise RuntimeError("too small")
 
-    vars(sys.modules["too_small"])["make"] = make
+    module = type(sys)("too_small")
+    vars(module).update(make=make, __file__=__file__)
+    monkeypatch.setitem(sys.modules, "too_small", module)
     text = f"benchmarks: npz:{path}\nmodels: py:too_small:make\nmethods: none\n"
     with pytest.raises(NamingError, match="cannot be built for 1 x 8 x 8 images"):
         _ = Plan(load(tmp_path, text), tmp_path).tables
