@@ -53,10 +53,17 @@ OBJECT_STORE_BYTES = 128 << 20
 """What workers share is a list of runs."""
 LONGEST_FOLDER = 20
 """Letters of the folder of temporary files: the path of a Unix socket has at most 107."""
-LOST_MACHINES = 20
+LOST_MACHINES = 10
 """How often a run may lose its machine before it counts as failed."""
-LOST_MACHINE = ("node died", "node failure", "node was terminated", "node is dead", "nodediederror")
-"""How Ray says that a worker went with its machine."""
+LOST_MACHINE = (
+    "node died",
+    "node failure",
+    "node was terminated",
+    "node is dead",
+    "nodediederror",
+    "temporarily unavailable",
+)
+"""How Ray says that a worker went with its machine, or cannot be reached any more."""
 SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

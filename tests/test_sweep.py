@@ -262,6 +262,7 @@ def test_a_trial_that_is_pruned_is_ended_on_disk(
         ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory",
          "memory ran out", False),
         ("The actor died because its node died. ...", "machine is gone", True),
+        ("The actor is temporarily unavailable: RpcError: Socket closed", "machine is gone", True),
         ("Traceback\n  File x\nValueError: no such thing\n", "ValueError: no such thing", False),
         ("", "without a word", False),
     ],
