@@ -1,19 +1,36 @@
-"""What a study asks, written before its first run and kept beside its runs."""
+"""What a study asks, written before its first run and kept beside its runs.
+
+Question, family, margin and prediction are the same keys of the same study file, whether a person
+wrote it for ``augbench sweep`` or the sweep left it beside the runs.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from methods.naming import NamingError, from_mapping, parse, render, split
+from analysis.records import Record, Unread
+from methods.naming import (
+    Call,
+    Links,
+    NamingError,
+    call_of,
+    from_mapping,
+    nearest,
+    parse,
+    render,
+    split,
+)
 
 FILES = ("study.yaml", "study.yml", "study.json")
+STUDIES = "studies"
+"""Folder beside the runs: of each study that was swept there, a folder of its name."""
 OVER = " over "
 MARGIN = 0.5
 
@@ -34,21 +51,60 @@ class Question:
     prediction: str = ""
     source: str = ""
     """name of the file; empty where there is none"""
+    runs: frozenset[str] = frozenset()
+    """ids of the runs that are the study's own; empty: all that are there"""
+
+    def own(
+        self, found: Sequence[Record], unread: Sequence[Unread]
+    ) -> tuple[list[Record], list[Unread]]:
+        """Of the runs in a folder those that are the study's own."""
+        return (
+            [each for each in found if not self.runs or each.run.id in self.runs],
+            [each for each in unread if not self.runs or each.folder.name in self.runs],
+        )
 
 
-def read(root: Path) -> Question:
-    """The question in the study file of a folder of runs; the default one where there is none.
+def names(root: Path) -> list[str]:
+    """The studies that were swept into a folder of runs."""
+    return sorted(path.parent.name for path in root.glob(f"{STUDIES}/*/{FILES[0]}"))
 
-    The keys question, family, margin and prediction are read, all others are somebody else's. An
-    entry of the family is a row, or ``row over base``.
+
+def read(root: Path, study: str = "") -> Question:
+    """What the runs in a folder ask; without a study file the default question.
+
+    Of a ``study`` that was swept there it is that study's, with the runs that are its own. Else it
+    is that of the file ``study.yaml`` beside the runs, or of the only study that was swept there.
+    The keys question, family, margin and prediction are read. An entry of the family is a row,
+    which is meant against its own baseline, or ``row over base``.
 
     Raises:
         QuestionError: the file cannot be read, or a value is of the wrong kind.
     """
-    there = [root / name for name in FILES if (root / name).is_file()]
-    if not there:
+    swept = names(root)
+    if study and study not in swept:
+        raise QuestionError(
+            f"study: no study {study!r} was swept into {root}{nearest(study, swept)} "
+            f"(there are: {', '.join(swept) or 'none'})"
+        )
+    own = [root / name for name in FILES if (root / name).is_file()]
+    if study:
+        path = root / STUDIES / study / FILES[0]
+    elif own or len(swept) == 1:
+        path = own[0] if own else root / STUDIES / swept[0] / FILES[0]
+    else:
         return Question()
-    path = there[0]
+    content = _content(path)
+    return Question(
+        text=_text(path, content, "question"),
+        family=tuple(_pair(path, entry) for entry in _entries(path, content)),
+        margin=_margin(path, content.get("margin", MARGIN)),
+        prediction=_text(path, content, "prediction"),
+        source=str(path.relative_to(root)),
+        runs=_ids(path, content) if study else frozenset(),
+    )
+
+
+def _content(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -56,13 +112,7 @@ def read(root: Path) -> Question:
         raise QuestionError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(content, Mapping):
         raise QuestionError(f"{path}: expected a mapping with question, family, margin, prediction")
-    return Question(
-        text=_text(path, content, "question"),
-        family=tuple(_pair(path, entry) for entry in _entries(path, content)),
-        margin=_margin(path, content.get("margin", MARGIN)),
-        prediction=_text(path, content, "prediction"),
-        source=path.name,
-    )
+    return content
 
 
 def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
@@ -90,15 +140,42 @@ def _entries(path: Path, content: Mapping[str, Any]) -> list[str]:
         raise QuestionError(f"{path}: family: {error}") from error
 
 
+def _ids(path: Path, content: Mapping[str, Any]) -> frozenset[str]:
+    value = content.get("runs", [])
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise QuestionError(f"{path}: runs: expected a list of ids, got {value!r}")
+    return frozenset(value)
+
+
 def _pair(path: Path, entry: str) -> tuple[str, str]:
-    row, over, base = entry.partition(OVER)
     try:
-        return written(row), written(base) if over else ""
+        return comparison(entry)
     except NamingError as error:
         raise QuestionError(f"{path}: family: {error}") from error
 
 
+def comparison(entry: str) -> tuple[str, str]:
+    """Row and base of an entry of a family; the base is empty where the row's own is meant.
+
+    Raises:
+        NamingError: one of them is no name.
+    """
+    row, over, base = entry.partition(OVER)
+    return written(row), written(base) if over else ""
+
+
 def written(row: str) -> str:
-    """A row's name with the spacing that runs have: ``saflex(upstream=mixup)@train``."""
+    """A row's name as runs have it: ``saflex(preset=stable, upstream=mixup)@train``.
+
+    Spaces and the order of arguments do not count; what is a default or a preset is not known here.
+    """
     name, at, control = row.strip().partition("@")
-    return render(parse(name)) + at + control.strip()
+    return render(_in_order(parse(name))) + at + control.strip()
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, Links):
+        return Links(tuple(_in_order(call) for call in value.calls))
+    if isinstance(value, Call):
+        return call_of(value.name, {name: _in_order(each) for name, each in value.arguments})
+    return value

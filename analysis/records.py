@@ -34,6 +34,11 @@ class Record:
         """Whether it has metrics."""
         return self.result["status"] == "done"
 
+    @property
+    def searched(self) -> bool:
+        """Whether it is a trial of a search or its winner: no table sets it beside other rows."""
+        return "searched" in self.recorded
+
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
         """Logits and targets, read once."""
@@ -161,6 +166,7 @@ def _cell(record: Record) -> dict[str, Any]:
         "meta_fraction": run.meta_fraction,
         "crossfit": run.crossfit,
         "budget": run.budget,
+        "searched": runs.to_json(record.recorded["searched"]) if record.searched else "",
         "oracle_test": run.oracle_test,
         "seed": run.seed,
         "threads": run.threads,

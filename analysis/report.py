@@ -12,7 +12,17 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from analysis import blocks, figures, findings, formats, question, records, summary, words
+from analysis import (
+    blocks,
+    figures,
+    findings,
+    formats,
+    question,
+    records,
+    searches,
+    summary,
+    words,
+)
 from analysis.blocks import Block
 from analysis.figures import Figure
 from analysis.formats import Table, markdown_text
@@ -62,6 +72,7 @@ class Report:
     apart: Table | None
     """what differs between blocks"""
     parts: list[Part]
+    searches: list[tuple[list[Table], list[Figure]]]
     failures: Table | None
     command: str
 
@@ -72,14 +83,18 @@ def report(
     wanted: Collection[str] = FORMATS,
     with_published: bool = False,
     recompute: bool = False,
+    study: str = "",
 ) -> list[Path]:
-    """Write the report of the runs in ``root`` into ``out``; the files that a reader opens.
+    """Write the report of the runs in ``root``, or of one study there, into ``out``.
+
+    Returns the files that a reader opens.
 
     Raises:
         NoRuns: the folder holds no run with a result.
         QuestionError: its study file cannot be used.
     """
-    found, unread = records.scan(root)
+    asked = question.read(root, study)
+    found, unread = asked.own(*records.scan(root))
     if not any(record.done for record in found):
         raise NoRuns(
             f"{root}: expected run directories with results, got {len(found)} run(s) without "
@@ -87,12 +102,12 @@ def report(
         )
     if recompute:
         found = [records.recomputed(record) for record in found]
-    asked = question.read(root)
     out.mkdir(parents=True, exist_ok=True)
     records.frame(found).to_parquet(out / "records.parquet")
     suffixes = [".png", ".svg"] if {"html", "md"} & set(wanted) else []
     suffixes += [".pdf"] if "tex" in wanted else []
-    made = [block for block in blocks.split(found) if block.done]
+    plain = [record for record in found if not record.searched]
+    made = [block for block in blocks.split(plain) if block.done]
     parts = [
         _part(block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published)
         for number, block in enumerate(made, start=1)
@@ -103,11 +118,12 @@ def report(
         question=asked.text or "none is given: there is no study file beside the runs.",
         prediction=asked.prediction or "none was written down.",
         outcomes=[f"{part.title}. {part.outcome}" for part in parts],
-        remarks=_remarks(asked) + words.unmatched(made, asked),
+        remarks=[*_remarks(root, asked, len(found) - len(plain)), *words.unmatched(made, asked)],
         apart=_apart(made) if len(made) > 1 else None,
         parts=parts,
+        searches=_searches(root, study, out, suffixes),
         failures=summary.failures_table(found, unread, "failures"),
-        command=_again(root, out, with_published, recompute),
+        command=_again(root, out, with_published, recompute, study),
     )
     return _written(whole, out, wanted)
 
@@ -120,17 +136,44 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
     return f"{len(found) + unread} runs: {told}" + (f", {unread} not ended." if unread else ".")
 
 
-def _remarks(asked: Question) -> list[str]:
+def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
+    """Where the question comes from, and which runs no table sets beside others."""
     if asked.source:
-        return [f"Question, family, margin and prediction are those of {asked.source}."]
-    return [
-        f"No study file: the margin is the usual {asked.margin:g} points, and the family is every "
-        "method against its upstream and every upstream against none."
-    ]
+        told = [f"Question, family, margin and prediction are those of {asked.source}."]
+    else:
+        told = [
+            f"No study file: the margin is the usual {asked.margin:g} points, and the family is "
+            "every method against its upstream and every upstream against none."
+        ]
+    swept = question.names(root)
+    if swept and not asked.runs:
+        told.append(
+            f"All runs of the folder are told, whatever study they are of ({', '.join(swept)}); "
+            "--study NAME tells those of one."
+        )
+    if searched:
+        told.append(f"{searched} run(s) of searches are told in the tables of the search alone.")
+    return told
 
 
-def _again(root: Path, out: Path, with_published: bool, recompute: bool) -> str:
+def _searches(
+    root: Path, study: str, out: Path, suffixes: Sequence[str]
+) -> list[tuple[list[Table], list[Figure]]]:
+    """Tables and figures of each search."""
+    made = []
+    for search in searches.read(root, study):
+        drawn = []
+        if suffixes:
+            place = out / "figures"
+            place.mkdir(parents=True, exist_ok=True)
+            drawn.append(searches.draw(search, place, suffixes))
+        made.append((searches.tables(search), drawn))
+    return made
+
+
+def _again(root: Path, out: Path, with_published: bool, recompute: bool, study: str) -> str:
     flags = ["--published"] * with_published + ["--recompute"] * recompute
+    flags += ["--study", study] if study else []
     return shlex.join(["augbench", "report", str(root), "--out", str(out), *flags])
 
 
@@ -167,7 +210,6 @@ def _part(
         summary.cost_table(block, "cost"),
         summary.detection_table(block, "labels-found"),
         summary.ablation_table(block, "arguments"),
-        summary.search_table(block, "search"),
         summary.ranks_table(block, "ranks"),
         summary.versions_table(block, "versions"),
     ]
@@ -240,6 +282,8 @@ def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
             place.mkdir(parents=True, exist_ok=True)
             for table in (*part.main, *part.tables):
                 _write(place / f"{table.name}.{suffix}", writers[suffix](table))
+        for table in (each for made_of, _ in whole.searches for each in made_of):
+            _write(out / "tables" / f"{table.name}.{suffix}", writers[suffix](table))
         made.append(out / "tables")
     return list(dict.fromkeys([*made, out / "records.parquet"]))
 
@@ -262,6 +306,9 @@ def html(whole: Report) -> str:
         "apart": shown([whole.apart])[0] if whole.apart else "",
         "samples_text": SAMPLES,
         "apart_text": APART.format(count=len(whole.parts)),
+        "searches": [
+            (shown(tables), [_embedded(each) for each in drawn]) for tables, drawn in whole.searches
+        ],
         "failures": shown([whole.failures])[0] if whole.failures else "",
         "parts": [
             {
@@ -313,6 +360,9 @@ def markdown(whole: Report, out: Path) -> str:
         lines += [line for each in part.commands for line in _code(each)]
         if part.samples:
             lines += [SAMPLES, "", *_code(*part.samples)]
+    for tables, drawn in whole.searches:
+        lines += ["## Search of hyper-parameters", ""]
+        lines += [formats.markdown(table) for table in tables] + _images(drawn, out)
     lines += ["## Runs without a result", ""]
     lines.append(
         formats.markdown(whole.failures)

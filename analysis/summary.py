@@ -317,18 +317,6 @@ def ablation_table(block: Block, name: str) -> Table | None:
     return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
 
 
-def search_table(block: Block, name: str) -> Table | None:
-    """Trials that a search stopped early, with their reasons; None where there are none."""
-    rows = [
-        [record.run.row, column.name, record.run.seed, record.result.get("reason", "")]
-        for column in block.columns
-        for record in column.records
-        if record.result["status"] == "stopped"
-    ]
-    head = ["", "data set", "seed", "stopped"]
-    return table(name, "Trials that a search stopped", head, rows) if rows else None
-
-
 def ranks_table(block: Block, name: str) -> Table | None:
     """Mean ranks over data sets; None below two data sets or two rows."""
     found = mean_ranks(block)

@@ -256,6 +256,8 @@ class ReportCommand:
 
     runs: Positional[Path]
     """results folder; study.yaml in it gives question, family, margin and prediction"""
+    study: str = ""
+    """of the studies that augbench sweep has left there, the one whose runs alone are told"""
     out: Path = Path("report")
     """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
     published: bool = False
@@ -275,8 +277,10 @@ class PlanCommand:
     Example: augbench plan runs --detect 1.0
     """
 
-    study: Positional[Path]
-    """folder of runs from which variances and times are taken"""
+    runs: Positional[Path]
+    """results folder from which variances and times are taken"""
+    study: str = ""
+    """of the studies that augbench sweep has left there, the one whose runs alone are looked at"""
     detect: float = 1.0
     """points of accuracy"""
     power: float = 0.8

@@ -45,6 +45,13 @@ class Row:
     """id of the run, at seed 0, whose budget this one has"""
 
     @property
+    def name(self) -> str:
+        """How it is called in tables, beside its budget."""
+        dirty = f"@{DIRTY}" if self.dirty else ""
+        control = "" if self.control == "all" else f"@{self.control}"
+        return f"{self.method}{control}{dirty}"
+
+    @property
     def needs_meta(self) -> bool:
         """Whether the method learns from meta rows."""
         return "meta" in methods.build(self.method).requires()
@@ -76,6 +83,19 @@ def parse_row(text: str, protocol: Protocol) -> Row:
     # These name the same labelled rows as the method alone.
     alias = "train" if protocol.name == "paper" else "train+meta"
     return Row(method, "all" if control == alias else cast("Control", control))
+
+
+def row_name(text: str) -> str:
+    """The name of the row that a text such as ``mixup(alpha=0.2)@train`` stands for.
+
+    Raises:
+        NamingError: the method is not known, or cannot be built so.
+    """
+    name, *control = split(text, "@")
+    try:
+        return "@".join([methods.canonical(name), *control])
+    except methods.Unavailable:  # a row of the table that says why
+        return text
 
 
 def model_name(text: str, width: float | None) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 import traceback
 
-from analysis import plan, records
+from analysis import plan, question, records
 from analysis.question import QuestionError
-from analysis.question import read as read_question
 from analysis.report import FORMATS, NoRuns, report
 from benchmarks.arguments import FAILURE, USAGE, PlanCommand, ReportCommand, UsageError
 
@@ -33,8 +32,8 @@ def _report(command: ReportCommand) -> int:
         raise UsageError(f"runs: expected a results folder, got {command.runs}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
-    for path in report(root, out, wanted, command.published, command.recompute):
-        print(path)
+    made = report(root, out, wanted, command.published, command.recompute, command.study)
+    print(*made, sep="\n")
     return 0
 
 
@@ -43,11 +42,13 @@ def _plan(command: PlanCommand) -> int:
         raise UsageError(f"detect: expected points above 0, got {command.detect}")
     if not 0 < command.power < 1:
         raise UsageError(f"power: expected a number in (0, 1), got {command.power}")
-    root = command.study.expanduser()
+    root = command.runs.expanduser()
     if not root.is_dir():
-        raise UsageError(f"study: expected a folder of runs, got {command.study}")
-    found, _ = records.scan(root)
-    if not any(record.done for record in found):
+        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+    asked = question.read(root, command.study)
+    found, _ = asked.own(*records.scan(root))
+    plain = [record for record in found if not record.searched]
+    if not any(record.done for record in plain):
         raise NoRuns(f"{root}: expected runs with results, from which variances can be taken")
-    print(plan.plan(found, read_question(root), command.detect, command.power))
+    print(plan.plan(plain, asked, command.detect, command.power))
     return 0

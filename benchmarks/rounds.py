@@ -106,7 +106,7 @@ class Search:
     def __init__(self, table: Table, row: Row, tune: Tune) -> None:
         self.table, self.row, self.tune = table, row, tune
         self.rungs = search.rungs(tune.asha, table.training.epochs)
-        self.name = f"{table.name}, {search.row_name(row)}"
+        self.name = f"{table.name}, {row.name}"
         self.trials: list[Trial] = []
 
     def grow(self, root: Path) -> bool:
@@ -295,7 +295,7 @@ def record(each: Search, work: Work) -> dict[str, Any]:
     best, cheap = search.winner(outcomes), search.winner(search.within(outcomes, budget))
     return {
         "table": each.table.name,
-        "row": search.row_name(each.row),
+        "row": each.row.name,
         "metric": each.tune.metric,
         "seeds": [cell.run.seed for cell in each.trials[0].cells] if each.trials else [],
         "trials": [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import methods
-from benchmarks import cells, runs
+from benchmarks import runs
 from benchmarks.cells import Cell, Row
 from benchmarks.runs import Training
 from benchmarks.seeding import seed_of
@@ -133,9 +133,9 @@ def _calls(expression: Call | Links) -> list[Call]:
     found = []
     for call in listed:
         found.append(call)
-        for _, value in call.arguments:
-            if isinstance(value, Call | Links):
-                found += _calls(value)
+        inner = dict(call.arguments).get("upstream")  # a bare word elsewhere is no method
+        if isinstance(inner, Call | Links):
+            found += _calls(inner)
     return found
 
 
@@ -267,16 +267,25 @@ def _decoded(each: Parameter, value: Any) -> Any:
 
 def trial_of(table: Table, row: Row, number: int, values: Values, tune: Tune) -> Trial:
     """The runs of one setting."""
-    tuned, training = applied(row, table.training, values)
-    make = table.of(tuned, training)
-    return Trial(number, dict(values), tuple(make(FIRST_SEED + k) for k in range(tune.seeds)))
+    seeds = range(FIRST_SEED, FIRST_SEED + tune.seeds)
+    # Those of the row as written too: which of them halving has left alone is no chance.
+    return Trial(number, dict(values), tuple(_cells(table, row, values, seeds, searched=True)))
 
 
 def finals(table: Table, row: Row, values: Values, tune: Tune) -> list[Cell]:
     """The runs of a setting on seeds that the search has not seen."""
-    tuned, training = applied(row, table.training, values)
-    make = table.of(tuned, training)
-    return [make(seed) for seed in range(tune.final_seeds)]
+    return _cells(table, row, values, range(tune.final_seeds), searched=bool(values))
+
+
+def _cells(
+    table: Table, row: Row, values: Values, seeds: Iterable[int], searched: bool
+) -> list[Cell]:
+    """The runs of a setting; those of a search say so, as no plain table may hold them."""
+    make = table.of(*applied(row, table.training, values))
+    made = [make(seed) for seed in seeds]
+    if not searched:
+        return made
+    return [replace(each, recorded={**each.recorded, "searched": dict(values)}) for each in made]
 
 
 def refused(rows: int, rarest: int, protocol: str, tune: Tune) -> str:
@@ -461,17 +470,3 @@ def expected(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
                 }
             )
     return found
-
-
-def told(values: Values) -> str:
-    """A setting in words."""
-    if not values:
-        return "as written"
-    return ", ".join(f"{key} {render(_value(value))}" for key, value in values.items())
-
-
-def row_name(row: Row) -> str:
-    """The row's name in a table."""
-    dirty = f"@{cells.DIRTY}" if row.dirty else ""
-    control = "" if row.control == "all" else f"@{row.control}"
-    return f"{row.method}{control}{dirty}"

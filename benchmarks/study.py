@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from functools import cached_property
@@ -18,13 +19,14 @@ from pydantic.dataclasses import dataclass
 
 import methods
 from analysis import tables
+from analysis.question import OVER, comparison
 from benchmarks import cells, data, models, runs
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
 from benchmarks.data import Benchmark, Protocol
 from benchmarks.runs import CONFIG, Training
 from methods.base import Spec
-from methods.naming import NamingError, from_mapping, nearest, render, split
+from methods.naming import NamingError, from_mapping, nearest, render, split, unknown
 
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
@@ -202,7 +204,7 @@ class Study:
     name: str
     question: str = ""
     family: Names = ()
-    """the rows whose comparisons with the first one belong together"""
+    """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
     margin: float = 0.5
     """points of accuracy within which two rows count as equal"""
     prediction: str = ""
@@ -234,8 +236,30 @@ class Study:
         for name, least in (("retries", 0), ("checkpoint_every", 1), ("memory_gib", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        if not self.margin >= 0:
+        if not 0 <= self.margin < math.inf:
             raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name: expected letters, digits, -, _ and ., got {self.name!r}")
+        for entry in self.family:
+            comparison(entry)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Row and base of each comparison of the family, in the names that runs have.
+
+        Raises:
+            NamingError: one of them is no row.
+        """
+        found = [comparison(entry) for entry in self.family]
+        return [(cells.row_name(row), base and cells.row_name(base)) for row, base in found]
+
+    def asked(self) -> dict[str, Any]:
+        """What the study asks, as a report reads it."""
+        return {
+            "question": self.question,
+            "family": [OVER.join(filter(None, each)) for each in self.pairs()],
+            "margin": self.margin,
+            "prediction": self.prediction,
+        }
 
 
 PRODUCT = runs.field_names(Block)
@@ -539,6 +563,19 @@ class Plan:
         self.study, self.data_root = study, root
         self._sources: dict[tuple[str, str, int, bool], Source] = {}
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
+
+    def check_family(self) -> None:
+        """Refuse a comparison of rows that the study does not have.
+
+        Raises:
+            StudyError: names the row and the nearest one.
+        """
+        known = {row.name for table in self.tables for row in table.rows}
+        absent = {name for table in self.tables for name, _ in table.missing}
+        for pair in self.study.pairs():
+            for name in filter(None, pair):
+                if name not in known | absent:
+                    raise StudyError(f"family: {unknown('row', name, known)}")
 
     @cached_property
     def tables(self) -> list[Table]:

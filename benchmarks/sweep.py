@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from analysis.question import STUDIES
 from benchmarks import cleanup, data, execution, runs, search, sources
 from benchmarks.arguments import FAILURE
 from benchmarks.board import Board
@@ -912,7 +913,7 @@ def _curves(study: Study, root: Path) -> _Curves | None:
         writer = importlib.import_module("tensorboardX").SummaryWriter
     except ImportError:  # it comes with ray[tune], but a file of curves is not worth a sweep
         return None
-    return _Curves(writer, root / "studies" / study.name / "tensorboard", root)
+    return _Curves(writer, root / STUDIES / study.name / "tensorboard", root)
 
 
 def to_text(record: Any) -> str:

@@ -12,7 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis import records, tables
+import yaml
+
+from analysis import records, searches, tables
+from analysis.question import FILES, STUDIES
 from benchmarks import arguments, cells, rounds, runs, search, sources, study
 from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
@@ -44,6 +47,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     data_root = command.data or asked.data or sources.default_root()
     data_root = data_root.expanduser().absolute()
     plan = Plan(asked, data_root)
+    plan.check_family()
     chosen = study.chosen(command.only)
     ledger = Ledger(root, asked.retries, command.retry_failed)
     foreseen = Work(plan, root, chosen)
@@ -64,10 +68,27 @@ def carry_out(command: arguments.SweepCommand) -> int:
         return _dry_run(plan, ledger, wanted, command.workers)
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune)
-    root.mkdir(parents=True, exist_ok=True)
     work = Work(plan, root, chosen)
-    outcomes = _run(command, plan, work, ledger, data_root)
+    _remember(plan, root)
+    try:
+        outcomes = _run(command, plan, work, ledger, data_root)
+    finally:  # more runs have a name by now: equal budgets, winners of a search
+        _remember(plan, root)
     return _told(plan, work, ledger, outcomes)
+
+
+def _remember(plan: Plan, root: Path) -> None:
+    """Leave the study beside its runs: what it asks, and which runs are its own."""
+    folder = root / STUDIES / plan.study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = Work(plan, root, study.chosen(""))
+    for _ in whole.rounds():  # they name the runs that depend on others
+        pass
+    kept = {**plan.study.asked(), "runs": sorted(cell.run.id for cell in whole.cells())}
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
+    file = folder / FILES[0]
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        runs.write_text(file, text)
 
 
 def _heading(asked: Study) -> list[str]:
@@ -221,7 +242,7 @@ def _table_row(
     table: Table, row: Row, root: Path, problems: dict[str, str], chosen: set[str]
 ) -> tables.Row:
     made = [cell for cell in table.cells([row]) if cell.run.id in chosen]
-    name = search.row_name(row) if row.dirty else (made[0].run.row if made else row.method)
+    name = row.name if row.dirty else (made[0].run.row if made else row.method)
     reasons = [
         f"not done, seed {cell.run.seed}: {problems[cell.run.id]}"
         for cell in made
@@ -246,12 +267,12 @@ def _print_searches(work: Work, root: Path) -> None:
             print("  no trial has ended: nothing is chosen")
             kept.append(found)
             continue
-        print(f"  chosen: trial {best.number}, {search.told(best.values)}")
+        print(f"  chosen: trial {best.number}, {searches.told(best.values)}")
         print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {found['regret']:.4f}")
         compared = [("chosen against as written", best.values)]
         cheap = search.winner(search.within(outcomes, found["equal_passes"]))
         if cheap is not None and cheap.values != best.values:
-            print(f"  at equal passes: trial {cheap.number}, {search.told(cheap.values)}")
+            print(f"  at equal passes: trial {cheap.number}, {searches.told(cheap.values)}")
             compared.append(("at equal passes against as written", cheap.values))
         found["fresh"] = []
         for name, values in compared:
@@ -259,8 +280,7 @@ def _print_searches(work: Work, root: Path) -> None:
             print(f"  {name}: {line}")
             found["fresh"].append({"what": name, **kept_line})
         kept.append(found)
-    folder = root / "studies" / work.plan.study.name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = root / STUDIES / work.plan.study.name
     runs.write_text(folder / "search.json", runs.to_json(kept) + "\n")
     print(f"\nSearch: {folder / 'search.json'}")
 

@@ -246,6 +246,104 @@ def test_a_study_file_beside_the_runs(
         question.read(tmp_path)
 
 
+def test_the_order_of_arguments_does_not_count() -> None:
+    told = question.comparison(
+        "saflex( upstream=mixup(b=1, a=2)+crop , preset = stable)@ train over b"
+    )
+    assert told == ("saflex(preset=stable, upstream=mixup(a=2, b=1)+crop)@train", "b")
+
+
+def swept(root: Path, name: str, content: str) -> None:
+    folder = root / "studies" / name
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(content)
+
+
+def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Path) -> None:
+    swept(tmp_path, "one", "question: First?\nruns: [a]\n")
+    alone = question.read(tmp_path)
+    assert (alone.text, alone.source) == ("First?", "studies/one/study.yaml")
+    assert alone.runs == frozenset(), "of a folder all runs are told"
+    swept(tmp_path, "two", "question: Second?\nruns: [b, c]\n")
+    assert question.read(tmp_path) == Question(), "neither is that of the folder"
+    assert question.read(tmp_path, "two").runs == {"b", "c"}
+    assert question.read(tmp_path, "two").text == "Second?"
+    (tmp_path / "study.yaml").write_text("question: Third?\n")
+    assert question.read(tmp_path).text == "Third?"
+    with pytest.raises(QuestionError, match=r"no study 'tw'.*did you mean 'two'.*one, two"):
+        question.read(tmp_path, "tw")
+
+
+def search_row(row: str, *, stopped: bool) -> dict[str, object]:
+    """What a sweep writes of a row: two trials, the second one the winner."""
+    trial = {"runs": ["x"], "rung": 0, "passes": 500, "test": 0.7}
+    return {
+        "table": "digits, small_cnn, equal",
+        "row": row,
+        "metric": "auc",
+        "trials": [
+            {**trial, "number": 0, "values": {}, "state": "stopped" if stopped else "done",
+             "select": 0.75},
+            {**trial, "number": 1, "values": {"mixup.alpha": 0.25, "a|b": [1, None]},
+             "state": "done", "select": 0.8125},
+        ],
+        "passes": 1000,
+        "winner": 1,
+        "regret": 0.015,
+        "expected": [{"trials": 1, "share": 1.0, "select": 0.78, "test": 0.7},
+                     {"trials": 2, "share": 1.0, "select": 0.8125, "test": None}],
+        "fresh": [
+            {"what": "chosen against as written", "difference": 1.25, "seeds": 4,
+             "training": [0.5, 2.0], "population": [-0.5, 3.0]},
+            {"what": "at equal passes against as written", "difference": 0.0},
+        ],
+    }  # fmt: skip
+
+
+def test_a_search_has_tables_of_its_own_and_its_runs_no_other(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    mine = [make_run(root, "none", seed).name for seed in range(2)]
+    mine += [make_run(root, "mixup", seed).name for seed in range(2)]
+    values = {"learning_rate": 0.01}
+    for seed in (1000, 1001):
+        mine.append(make_run(root, "mixup", seed, recorded={"searched": values}).name)
+        mine.append(make_run(root, "none", seed, recorded={"searched": {}}).name)
+    make_run(root, "cutmix", 0)
+    swept(root, "tuned", f"question: Tuned?\nfamily: [mixup over none]\nruns: {json.dumps(mine)}\n")
+    rows = [search_row("none", stopped=True), search_row("mixup", stopped=False)]
+    (root / "studies" / "tuned" / "search.json").write_text(json.dumps(rows))
+    report(root, tmp_path / "out", study="tuned")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "8 runs: 8 done." in text and "cutmix" not in text
+    assert "4 run(s) of searches are told in the tables of the search alone" in text
+    assert re.search(r"\| none \| 2 \| 1 \| 0 \| mixup.alpha 0.25, a\\\|b \\\[1, none\\\] \| "
+                     r"0\.8125 \| 1\.50 \| 1,000 \|", text)  # fmt: skip
+    assert (
+        "| mixup: chosen against as written | 4 | +1.25 | +0.50 to +2.00 | -0.50 to +3.00 |" in text
+    )
+    assert "at equal passes against as written | 0 | the row as written won | – | – |" in text
+    assert "augbench report" in text and "--study tuned" in text
+    assert (tmp_path / "out" / "figures" / "search-tuned.png").stat().st_size > 3000
+    assert (tmp_path / "out" / "tables" / "search-tuned.csv").is_file()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Search of hyper-parameters" in page
+    (accuracy,) = re.findall(r"\| mixup \| (\d) \|", text.partition("Test AUC")[0])
+    assert accuracy == "2", "the trials are no seeds of the row"
+    report(root, tmp_path / "all")
+    whole = (tmp_path / "all" / "report.md").read_text(encoding="utf-8")
+    assert "9 runs: 9 done." in whole and "cutmix" in whole and "--study NAME" in whole
+
+
+def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> None:
+    swept(tmp_path, "some", "margin: 1\n")
+    make_run(tmp_path)
+    row = search_row("none", stopped=False)
+    del row["regret"]
+    (tmp_path / "studies" / "some" / "search.json").write_text(json.dumps([row]))
+    with pytest.raises(QuestionError, match=r"search.json: not a search of this version.*regret"):
+        report(tmp_path, tmp_path / "out")
+
+
 def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:
     make_run(tmp_path)
     read = blocks.split(records.scan(tmp_path)[0])
@@ -302,7 +400,12 @@ def test_the_command_of_a_report_makes_its_runs_again(
         (["report", "."], 2, "expected run directories with results"),
         (["plan", ".", "--detect", "0"], 2, "detect: expected points above 0, got 0"),
         (["plan", ".", "--power", "80"], 2, "power: expected a number in (0, 1), got 80"),
-        (["plan", "study.yaml"], 2, "study: expected a folder of runs, got study.yaml"),
+        (["plan", "study.yaml"], 2, "runs: expected a results folder, got study.yaml"),
+        (
+            ["report", ".", "--study", "mine"],
+            2,
+            "no study 'mine' was swept into . (there are: none)",
+        ),
         (["plan", "."], 2, "expected runs with results"),
     ],
 )

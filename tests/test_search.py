@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis import searches
 from benchmarks import rounds, runs, search, study, sweeping
 from benchmarks.cells import Cell
 from benchmarks.execution import conclude
@@ -320,6 +321,10 @@ def test_the_search_finds_a_planted_optimum(
     assert bool(stopped) == bool(asha)
     assert all(each.rung in (1, 3) for each in stopped)
     assert {cell.run.seed for trial in only.trials for cell in trial.cells} == {1000, 1001, 1002}
+    searched = [trial.cells[0].recorded["searched"] for trial in only.trials]
+    assert searched == [dict(trial.values) for trial in only.trials], "the row as written too"
+    finals = [search.finals(only.table, only.row, v, only.tune) for v in ({}, best.values)]
+    assert ["searched" in cells[0].recorded for cells in finals] == [False, True]
     again = Work(Plan(study_, tmp_path), root, lambda cell: True)
     left = [
         cell
@@ -359,8 +364,8 @@ def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:
 
 
 def test_a_parameter_is_told_in_words() -> None:
-    assert search.told({}) == "as written"
-    assert search.told({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
+    assert searches.told({}) == "as written"
+    assert searches.told({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
     assert Parameter("x", "choice", ((1, 2), "a")).grid() == ((1, 2), "a")
 
 

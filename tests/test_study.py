@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import catalogue, cells, cli, data, runs, study
+from benchmarks import catalogue, cells, cli, data, runs, search, study
 from benchmarks.cells import Cell
 from benchmarks.study import Costs, Plan, Study, StudyError, expand
 from methods.naming import NamingError
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
-PLANNED = {"lpa3", "norm_noise"}
-"""Methods that studies name and that may not be registered yet."""
 
 
 def write(folder: Path, text: str, name: str = "some.yaml") -> Path:
@@ -168,6 +166,32 @@ def test_official_facts_are_those_of_the_files() -> None:
                 benchmark, default_root(), Study(name="x", allow_unverified=True)
             )
             assert told == read
+
+
+def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
+    text = SMALL.replace("[none, mixup]", "[none, mixup, saflex(upstream=mixup)]\ncontrols: true")
+    family = 'family: ["saflex(upstream=mixup, preset=published) over mixup @train", mixup]\n'
+    made = load(tmp_path, text + family)
+    Plan(made, tmp_path).check_family()
+    assert made.asked()["family"] == ["saflex(upstream=mixup) over mixup@train", "mixup"]
+    other = load(tmp_path, text + "family: [mixup over saflex]\n")
+    with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: mixup, "):
+        Plan(other, tmp_path).check_family()
+    assert "line 5: family: cannot read" in refused(tmp_path, SMALL + "family: 'mixup('\n")
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "two words"])
+def test_a_name_is_that_of_a_folder(name: str, tmp_path: Path) -> None:
+    assert "name: expected letters" in refused(tmp_path, f"{SMALL}name: {name!r}\n")
+
+
+def test_a_search_over_a_preset(tmp_path: Path) -> None:
+    """A bare word among the arguments is no method whose space is searched."""
+    text = SMALL.replace("[none, mixup]", '["saflex(preset=stable, upstream=mixup)"]')
+    (table,) = Plan(load(tmp_path, text), tmp_path).tables
+    found = search.parameters(table.rows[0], table.training, study.Tune())
+    names = {each.key.partition(".")[0] for each in found}
+    assert names == {"learning_rate", "weight_decay", "saflex", "mixup"}
 
 
 def test_seeds_follow_the_size_of_the_test_split(tmp_path: Path) -> None:
@@ -331,11 +355,6 @@ def test_the_help_and_a_plan_need_no_ray() -> None:
     assert shown.strip() == "[]"
 
 
-def _known(text: str) -> bool:
-    registered = methods.registry()
-    return not any(name in text and name not in registered for name in PLANNED)
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> None:
     """Every row is built and every network is, on the shapes of every data set."""
@@ -343,23 +362,14 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
     assert text.startswith("#")
     for word in ("Reproduces", "Cost", "Deviations"):
         assert word in text.partition("\n\n")[0] or word in text
-    settings: list[str] = []
-    if not _known(text):  # rows of a method that is not registered yet are left out, by name
-        content = study.yaml.load(text, Loader=study.yaml.SafeLoader)
-        for place in ("methods", "family"):
-            if place in content:
-                kept = [n for t in content[place] for n in expand(t) if _known(n)]
-                settings.append(f"{place}={study.yaml.safe_dump(kept)}")
-    made = study.load(path, settings)
+    made = study.load(path)
     assert made.question
     assert made.prediction
     assert made.family
     assert made.margin > 0
     plan = Plan(made, tmp_path)
     rows = {row.method for table in plan.tables for row in table.rows}
-    assert not [
-        name for name in made.family if methods.canonical(name.partition("@")[0]) not in rows
-    ]
+    plan.check_family()
     for row in rows:
         methods.build(row)
     if made.tune is not None:

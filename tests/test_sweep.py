@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from analysis import question
 from benchmarks import cleanup, cli, execution, pool, rounds, runs, study, sweep
 from benchmarks.board import Board, duration
 from benchmarks.execution import Options
@@ -100,6 +101,12 @@ def test_only_the_table_is_on_standard_output(swept: tuple[int, str, str]) -> No
 def test_curves_are_written(place: Path, swept: tuple[int, str, str]) -> None:
     folder = place / "runs" / "studies" / "some" / "tensorboard"
     assert len(list(folder.glob("*/events.out.tfevents.*"))) == 1
+
+
+def test_the_study_is_left_beside_its_runs(place: Path, swept: tuple[int, str, str]) -> None:
+    asked = question.read(place / "runs", "some")
+    assert asked.runs == {folder.name for folder in runs.folders(place / "runs")}
+    assert asked.text == "Does one run that fails leave the others alone?"
 
 
 def test_the_bits_are_those_of_one_process(
