@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 import methods
@@ -76,6 +76,12 @@ def _names(value: Any) -> Any:
     return tuple(dict.fromkeys(found))
 
 
+def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        comparison(entry)
+    return value
+
+
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
@@ -90,6 +96,7 @@ def _seeds(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Family = Annotated[Names, AfterValidator(_comparisons)]
 Listed = BeforeValidator(_listed)
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
 
@@ -203,7 +210,7 @@ class Study:
 
     name: str
     question: str = ""
-    family: Names = ()
+    family: Family = ()
     """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
     margin: float = 0.5
     """points of accuracy within which two rows count as equal"""
@@ -240,8 +247,6 @@ class Study:
             raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name: expected letters, digits, -, _ and ., got {self.name!r}")
-        for entry in self.family:
-            comparison(entry)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Row and base of each comparison of the family, in the names that runs have.
@@ -378,6 +383,9 @@ class _File:
                 known = _fields(kind, first["loc"][:-1])
                 raise self._unknown(path, known) from error
             text = first["msg"].removeprefix("Value error, ")
+            key, colon, rest = text.partition(": ")  # a check of the whole names its key itself
+            if colon and key in _fields(kind, first["loc"]):
+                path, text = (*path, key), rest
             raise self._error(path, text, first["input"]) from error
 
     def checked(self, block: Block, where: tuple[str | int, ...]) -> None:

@@ -177,12 +177,12 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
     other = load(tmp_path, text + "family: [mixup over saflex]\n")
     with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: mixup, "):
         Plan(other, tmp_path).check_family()
-    assert "line 5: family: cannot read" in refused(tmp_path, SMALL + "family: 'mixup('\n")
+    assert "line 5: family: cannot read 'mixup('" in refused(tmp_path, SMALL + "family: 'mixup('\n")
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "two words"])
 def test_a_name_is_that_of_a_folder(name: str, tmp_path: Path) -> None:
-    assert "name: expected letters" in refused(tmp_path, f"{SMALL}name: {name!r}\n")
+    assert "line 5: name: expected letters" in refused(tmp_path, f"{SMALL}name: {name!r}\n")
 
 
 def test_a_search_over_a_preset(tmp_path: Path) -> None:
