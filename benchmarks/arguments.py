@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit codes; 0 where all went well."""
@@ -150,7 +150,8 @@ class SweepCommand:
     only: str = ""
     """the runs whose name, as the dry run prints it, holds this; * and ? stand for any letters"""
     settings: Annotated[
-        tuple[str, ...],
+        tuple[tuple[str, ...], ...],
+        UseAppendAction,
         arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(default: none)"),
     ] = ()
     """values that go before those of the file, such as training.epochs=5 seeds=3"""

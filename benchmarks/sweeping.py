@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ Outcomes = dict[str, Status | Problem]
 
 def carry_out(command: arguments.SweepCommand) -> int:
     """Do what the study file says; the exit code."""
-    asked = study.load(command.file, command.settings)
+    asked = study.load(command.file, list(chain.from_iterable(command.settings)))
     if command.workers is not None and command.workers < 1:
         raise study.StudyError(f"workers: expected 1 or more, got {command.workers}")
     root = (command.out or asked.out).expanduser().absolute()

@@ -252,6 +252,23 @@ def test_settings_go_before_the_file(tmp_path: Path) -> None:
     assert "key=value" in refused(tmp_path, SMALL, "training.epochs")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--set", "seeds=1", "--set", "methods=[none]"],
+        ["--set", "seeds=1", "methods=[none]"],
+        ["--set", "seeds=1", "--set", "methods=[none]", "name=other"],
+    ],
+)
+def test_settings_are_given_at_once_or_one_after_the_other(
+    tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, SMALL)
+    code = cli.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), *given])
+    assert code == 0
+    assert "1 runs: 1 new" in capsys.readouterr().out
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, SMALL, "other.yaml")
     with pytest.raises(StudyError, match=r"there is: other\.yaml"):
