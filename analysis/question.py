@@ -16,17 +16,7 @@ from typing import Any
 import yaml
 
 from analysis.records import Record, Unread
-from methods.naming import (
-    Call,
-    Links,
-    NamingError,
-    call_of,
-    from_mapping,
-    nearest,
-    parse,
-    render,
-    split,
-)
+from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
 
 FILES = ("study.yaml", "study.yml", "study.json")
 STUDIES = "studies"
@@ -129,13 +119,9 @@ def _margin(path: Path, value: Any) -> float:
     return float(value)
 
 
-def _entries(path: Path, content: Mapping[str, Any]) -> list[str]:
-    value = content.get("family", [])
-    listed = split(value) if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(each, str | dict) for each in listed):
-        raise QuestionError(f"{path}: family: expected a list of rows, got {value!r}")
+def _entries(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     try:
-        return [each if isinstance(each, str) else render(from_mapping(each)) for each in listed]
+        return written_out(content.get("family", []))
     except NamingError as error:
         raise QuestionError(f"{path}: family: {error}") from error
 

@@ -26,7 +26,7 @@ from benchmarks.cells import Cell, Row
 from benchmarks.data import Benchmark, Protocol
 from benchmarks.runs import CONFIG, Training
 from methods.base import Spec
-from methods.naming import NamingError, from_mapping, nearest, render, split, unknown
+from methods.naming import NamingError, nearest, unknown, written_out
 
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
@@ -34,46 +34,6 @@ MAX_RUNS = 100_000
 
 class StudyError(NamingError):
     """A study file that cannot be used; names the file, the line, and what is allowed there."""
-
-
-def expand(text: str) -> list[str]:
-    """The short form for products: ``{breast|pneumonia}mnist`` is two names; braces may nest.
-
-    Raises:
-        NamingError: a brace without its partner.
-    """
-    start = text.find("{")
-    if start < 0:
-        if "}" in text:
-            raise NamingError(f"{text!r}: expected a {{ before the }}")
-        return [text]
-    depth, cuts = 0, [start]
-    for place in range(start, len(text)):
-        depth += (text[place] == "{") - (text[place] == "}")
-        if text[place] == "|" and depth == 1:
-            cuts.append(place)
-        if depth == 0:
-            cuts.append(place)
-            break
-    else:
-        raise NamingError(f"{text!r}: expected a }} after the {{")
-    head, tails = text[:start], expand(text[cuts[-1] + 1 :])
-    options = [text[one + 1 : other].strip() for one, other in itertools.pairwise(cuts)]
-    return [
-        head + middle + tail for option in options for middle in expand(option) for tail in tails
-    ]
-
-
-def _names(value: Any) -> Any:
-    """A text, a mapping or a list of them as a list of texts, products written out."""
-    listed = value if isinstance(value, list | tuple) else [value]
-    found: list[str] = []
-    for each in listed:
-        if isinstance(each, str):
-            found += [part for text in expand(each) for part in split(text)]
-        else:
-            found.append(render(from_mapping(each)))
-    return tuple(dict.fromkeys(found))
 
 
 def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -95,7 +55,7 @@ def _seeds(value: Any) -> Any:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
 Family = Annotated[Names, AfterValidator(_comparisons)]
 Listed = BeforeValidator(_listed)
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]

@@ -10,15 +10,18 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import keyword
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Scalar = bool | int | float | str | None
+MOST_NAMES = 10_000
+"""More in one text or list is a slip of the pen, and would fill the memory."""
 
 
 class NamingError(ValueError):
@@ -117,6 +120,64 @@ def _value(node: ast.expr, text: str) -> Value:
                 raise NamingError(f"in {text!r}: + joins names and calls, got {side!r}")
         return Links(tuple(calls))
     raise NamingError(f"in {text!r}: {ast.unparse(node)!r} is neither a name, a call nor a literal")
+
+
+def expand(text: str) -> list[str]:
+    """The short form for products: ``{breast|pneumonia}mnist`` is two names; braces may nest.
+
+    Raises:
+        NamingError: a brace without its partner, or more than ``MOST_NAMES`` names.
+    """
+    found = list(itertools.islice(_expanded(text), MOST_NAMES + 1))
+    if len(found) > MOST_NAMES:
+        raise NamingError(f"{text!r}: expected at most {MOST_NAMES:,} names, got more")
+    return found
+
+
+def _expanded(text: str) -> Iterator[str]:
+    start = text.find("{")
+    if start < 0:
+        if "}" in text:
+            raise NamingError(f"{text!r}: expected a {{ before the }}")
+        yield text
+        return
+    depth, cuts = 0, [start]
+    for place in range(start, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if text[place] == "|" and depth == 1:
+            cuts.append(place)
+        if depth == 0:
+            cuts.append(place)
+            break
+    else:
+        raise NamingError(f"{text!r}: expected a }} after the {{")
+    head, rest = text[:start], text[cuts[-1] + 1 :]
+    for one, other in itertools.pairwise(cuts):
+        for middle in _expanded(text[one + 1 : other].strip()):
+            for tail in _expanded(rest):
+                yield head + middle + tail
+
+
+def written_out(value: Any) -> tuple[str, ...]:
+    """The names in a text, a mapping or a list of them, products written out, each once.
+
+    A list in a list, such as an anchored one, lends its names; a chain is spelled with ``+``.
+
+    Raises:
+        NamingError: something else, or more than ``MOST_NAMES`` names.
+    """
+    found: dict[str, None] = {}
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, list | tuple):
+            found |= dict.fromkeys(written_out(each))
+        elif isinstance(each, str):
+            texts = [text for part in split(each) for text in expand(part)]
+            found |= {name: None for text in texts for name in split(text)}
+        else:
+            found[render(from_mapping(each))] = None
+        if len(found) > MOST_NAMES:
+            raise NamingError(f"expected at most {MOST_NAMES:,} names, got more")
+    return tuple(found)
 
 
 def from_mapping(value: Any) -> Call | Links:

@@ -222,6 +222,13 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
             ),
         ),
         (
+            "family: '{crop|mixup} over none, crop over mixup'",
+            Question(
+                family=(("crop", "none"), ("mixup", "none"), ("crop", "mixup")),
+                source="study.yaml",
+            ),
+        ),
+        (
             "family: [saflex: {upstream: mixup}, 'none']",
             Question(family=((SAFLEX, ""), ("none", "")), source="study.yaml"),
         ),
@@ -229,7 +236,8 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
         ("- a list", "expected a mapping"),
         ("margin: -1", "margin: expected points of 0 or more, got -1"),
         ("margin: [", "cannot be read"),
-        ("family: [[a, b]]", "family: expected a list of rows"),
+        ("family: 3", "family: expected a text or one {name"),
+        ("family: ['{crop|mixup']", "family: '{crop|mixup': expected a }"),
         ("family: ['saflex(']", "family: cannot read"),
         ("question: 3", "question: expected a text, got 3"),
     ],

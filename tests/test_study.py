@@ -11,8 +11,8 @@ import pytest
 import methods
 from benchmarks import catalogue, cells, cli, data, runs, search, study
 from benchmarks.cells import Cell
-from benchmarks.study import Costs, Plan, Study, StudyError, expand
-from methods.naming import NamingError
+from benchmarks.study import Costs, Plan, Study, StudyError
+from methods.naming import NamingError, expand
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
 
@@ -76,6 +76,23 @@ def test_products(text: str, expected: list[str]) -> None:
     assert expand(text) == expected
 
 
+def test_a_product_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NamingError, match="at most 10,000 names"):
+        expand("{none|crop}" * 26)
+    many = (
+        "["
+        + ", ".join(
+            ["&a0 [none, mixup, crop]"] + [f"&a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 12)]
+        )
+        + "]"
+    )
+    assert load(tmp_path, SMALL.replace("[none, mixup]", many)).blocks[0].methods == (
+        "none",
+        "mixup",
+        "crop",
+    )
+
+
 @pytest.mark.parametrize("text", ["{a|b", "a}", "{a|{b}", "}{"])
 def test_a_brace_without_its_partner(text: str) -> None:
     with pytest.raises(NamingError, match="expected a"):
@@ -110,12 +127,12 @@ blocks:
   training: {batch_size: 64}
 - <<: {models: small_cnn}
   seeds: [7, 9]
-""".replace("[*rows, mixup]", "[none, mixup]"),
+""",
     )
     one, two, three = Plan(made, tmp_path).tables
     assert (one.model, two.model, three.model) == ("small_cnn", "mlp", "small_cnn")
     assert (one.training.epochs, two.training.epochs, two.training.batch_size) == (4, 4, 64)
-    assert [row.method for row in two.rows] == ["none", "mixup"]
+    assert [row.method for row in two.rows] == ["none", "crop", "mixup"]
     assert three.seeds == (7, 9)
 
 
