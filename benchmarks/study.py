@@ -6,8 +6,8 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,10 @@ MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
 
 
+Keys = tuple[str | int, ...]
+"""Keys and places from the top of a file."""
+
+
 class StudyError(NamingError):
     """A study file that cannot be used; names the file, the line, and what is allowed there."""
 
@@ -49,8 +53,8 @@ def _listed(value: Any) -> Any:
 def _seeds(value: Any) -> Any:
     """A number of seeds, counted from 0, or the list of them."""
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"expected 1 or more, or a list of seeds, got {value}")
+        if not 1 <= value <= MAX_RUNS:
+            raise ValueError(f"expected 1 to {MAX_RUNS:,}, or a list of seeds, got {value}")
         return tuple(range(value))
     return value
 
@@ -128,8 +132,9 @@ class Tune:
 
     def __post_init__(self) -> None:
         for name in ("trials", "seeds", "final_seeds", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MAX_RUNS:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected 1 to {MAX_RUNS:,}, got {got}")
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -162,6 +167,12 @@ class Block:
             raise ValueError(f"threads: expected 1 or more, got {self.threads}")
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ValueError(f"seeds: expected 0 or more each, got {list(self.seeds)}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables together, control rows apart."""
+        axes = (self.benchmarks, self.models, self.protocols, self.methods)
+        return math.prod(map(len, axes))
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -205,6 +216,10 @@ class Study:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not 0 <= self.margin < math.inf:
             raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
+        each = self.tune.trials * self.tune.seeds if self.tune is not None else 0
+        count = sum(block.rows * (each or len(block.seeds or (0,))) for block in self.blocks)
+        if count > MAX_RUNS:
+            raise ValueError(f"expected at most {MAX_RUNS:,} runs, got {count:,}")
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name: expected letters, digits, -, _ and ., got {self.name!r}")
 
@@ -233,17 +248,36 @@ OF_STUDY = tuple(name for name in runs.field_names(Study) if name != "name")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, nothing of Python's; a key that is given twice is refused."""
+    """Plain YAML, nothing of Python's."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+
+MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+
+
+def _check_keys(node: yaml.Node | None, seen: set[int], above: tuple[int, ...] = ()) -> None:
+    """Refuse a key that is no text or is given twice, and an anchor that holds itself."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(
+            None, None, "an anchor holds itself", node.start_mark
+        )
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    keys: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.tag not in (TEXT, MERGE):
+            got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+            text = f"expected a text as a key, in quotes where it reads as more, got {got}"
+            raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+        if key.value in keys and key.tag == TEXT:
+            text = f"the key {key.value!r} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+        keys.add(key.value)
+    for each in node.value:
+        inner = each[1] if isinstance(node, yaml.MappingNode) else each
+        _check_keys(inner, seen, (*above, id(node)))
 
 
 def load(path: Path, settings: Sequence[str] = ()) -> Study:
@@ -262,6 +296,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Study:
         raise StudyError(f"study {path}: expected UTF-8 text, {error.reason}") from error
     try:
         node = yaml.compose(text, Loader=_Loader)
+        _check_keys(node, set())
         content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -273,7 +308,10 @@ def load(path: Path, settings: Sequence[str] = ()) -> Study:
         raise StudyError(f"study {path}: expected a mapping such as methods: [none, mixup]")
     given: dict[tuple[str, ...], str] = {}
     for setting in settings:
-        _put(content, setting, given)
+        keys, value = _setting(setting)
+        for place in _places(content, keys[0]):
+            content = _put(content, (*place, *keys), value, setting)
+        given[keys] = setting
     file = _File(path, node, given)
     made = file.typed(content)
     for place, block in enumerate(made.blocks):
@@ -281,21 +319,43 @@ def load(path: Path, settings: Sequence[str] = ()) -> Study:
     return made
 
 
-def _put(content: dict[str, Any], setting: str, given: dict[tuple[str, ...], str]) -> None:
-    key, sign, value = setting.partition("=")
-    path = tuple(part.strip() for part in key.split("."))
-    if not sign or not all(path):
-        raise StudyError(f"--set {setting}: expected key=value, such as training.epochs=5")
-    inner: Any = content
-    for part in path[:-1]:
-        deeper = inner.get(part)
-        inner[part] = dict(deeper) if isinstance(deeper, dict) else {}
-        inner = inner[part]
+def _setting(text: str) -> tuple[tuple[str, ...], Any]:
+    key, sign, value = text.partition("=")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not sign or not all(keys):
+        raise StudyError(f"--set {text}: expected key=value, such as training.epochs=5")
     try:
-        inner[path[-1]] = yaml.load(value, Loader=_Loader)
+        return keys, yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise StudyError(f"--set {setting}: the value cannot be read as YAML") from error
-    given[path] = setting
+        raise StudyError(f"--set {text}: the value cannot be read as YAML") from error
+
+
+def _places(content: dict[str, Any], key: str) -> list[tuple[str, ...]]:
+    """Where a key is set: at the top, and in each block that would else go before that."""
+    blocks = content.get("blocks") if key in PRODUCT else None
+    listed = blocks if isinstance(blocks, list) else []
+    held = [place for place, block in enumerate(listed) if isinstance(block, dict) and key in block]
+    return [(), *(("blocks", str(place)) for place in held)]
+
+
+def _put(content: Any, keys: tuple[str, ...], value: Any, setting: str) -> Any:
+    """A copy of a mapping or a list, with the value put in; anchors may share the original."""
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(content, list):
+        if not key.isdigit() or int(key) >= len(content):
+            raise StudyError(
+                f"--set {setting}: expected a number from 0 to {len(content) - 1} in the place of "
+                f"{key!r}, as the file has a list of {len(content)} there"
+            )
+        place = int(key)
+        inner = _put(content[place], tuple(rest), value, setting)
+        return [*content[:place], inner, *content[place + 1 :]]
+    held = content if isinstance(content, dict) else {}
+    if key.isdigit():
+        raise StudyError(f"--set {setting}: the file has no list in which {key} could be a place")
+    return {**held, key: _put(held.get(key), tuple(rest), value, setting)}
 
 
 @dataclass(frozen=True, config={"arbitrary_types_allowed": True})
@@ -307,7 +367,7 @@ class _File:
     given: dict[tuple[str, ...], str]
 
     def typed(self, content: dict[str, Any]) -> Study:
-        own = content.get("name", self.path.stem)
+        own = content.get("name", _as_name(self.path.stem))
         product = {key: value for key, value in content.items() if key in PRODUCT}
         rest = {key: value for key, value in content.items() if key not in PRODUCT}
         unknown = [key for key in rest if key not in OF_STUDY and key != "name"]
@@ -316,7 +376,7 @@ class _File:
         listed = rest.pop("blocks", None)
         if listed is not None and (not isinstance(listed, list) or not listed):
             raise self._error(("blocks",), "expected a list of blocks", listed)
-        where: list[tuple[str | int, ...]] = [()]
+        where: list[Keys] = [()]
         blocks = [product]
         if listed is not None:
             where = [("blocks", place) for place in range(len(listed))]
@@ -324,16 +384,25 @@ class _File:
             for place, block in enumerate(listed):
                 if not isinstance(block, dict):
                     raise self._error(("blocks", place), "expected a mapping", block)
-                training = {**(product.get("training") or {}), **(block.get("training") or {})}
+                own_training = self._mapping(block, ("blocks", place), "training")
+                training = {**self._mapping(product, (), "training"), **own_training}
                 blocks.append({**product, **block, "training": training})
         made = tuple(
             self._made(Block, block, path) for block, path in zip(blocks, where, strict=True)
         )
         return self._made(Study, {**rest, "name": own, "blocks": made}, ())
 
-    def _made(self, kind: type, content: Any, where: tuple[str | int, ...]) -> Any:
+    def _mapping(self, content: dict[str, Any], where: Keys, key: str) -> dict[str, Any]:
+        found = content.get(key, {})
+        if not isinstance(found, dict):
+            raise self._error((*where, key), "expected a mapping", found)
+        return found
+
+    def _made(self, kind: type, content: Any, where: Keys) -> Any:
         try:
-            return TypeAdapter(kind).validate_python(content)
+            made = TypeAdapter(kind).validate_python(content)
+            self._check_flags(content, made, where)
+            return made
         except NamingError as error:
             raise StudyError(f"study {self.path}: {error}") from error
         except ValidationError as error:
@@ -348,12 +417,25 @@ class _File:
                 path, text = (*path, key), rest
             raise self._error(path, text, first["input"]) from error
 
-    def checked(self, block: Block, where: tuple[str | int, ...]) -> None:
+    def _check_flags(self, content: dict[str, Any], made: Any, where: Keys) -> None:
+        """Refuse true where a number is meant: pydantic would take it for 1."""
+        for key, value in content.items():
+            read = getattr(made, key)
+            if isinstance(value, bool) and not isinstance(read, bool):
+                raise self._error((*where, key), "expected a number", value)
+            if isinstance(value, dict) and is_dataclass(read):
+                self._check_flags(value, read, (*where, key))
+
+    def checked(self, block: Block, where: Keys) -> None:
         """Refuse what only the rest of augbench can tell to be wrong."""
         known = runs.field_names(Training)
         for key in block.training:
             if key not in known:
                 raise self._unknown((*where, "training", key), known)
+        flags = {key for key in known if isinstance(getattr(Training(), key), bool)}
+        for key, value in block.training.items():
+            if isinstance(value, bool) and key not in flags:
+                raise self._error((*where, "training", key), "expected a number", value)
         checks: list[tuple[str, Callable[[], Any]]] = [
             ("preset", lambda: cells.training_of(block.preset, {})),
             ("training", lambda: cells.training_of(block.preset, block.training)),
@@ -372,7 +454,7 @@ class _File:
             except ValueError as error:
                 raise StudyError(f"study {self.path}{self._line((*where, key))}: {error}") from None
 
-    def _unknown(self, path: tuple[str | int, ...], known: Iterable[str]) -> StudyError:
+    def _unknown(self, path: Keys, known: Iterable[str]) -> StudyError:
         listed = sorted(known)
         name = str(path[-1])
         return StudyError(
@@ -380,7 +462,7 @@ class _File:
             f"(known: {', '.join(listed)})"
         )
 
-    def _error(self, path: tuple[str | int, ...], text: str, got: Any) -> StudyError:
+    def _error(self, path: Keys, text: str, got: Any) -> StudyError:
         key = ".".join(str(part) for part in path if not isinstance(part, int))
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
         shown = "" if ", got " in text else shown
@@ -388,10 +470,12 @@ class _File:
             f"study {self.path}{self._line(path)}: {key + ': ' if key else ''}{text}{shown}"
         )
 
-    def _line(self, path: tuple[str | int, ...]) -> str:
+    def _line(self, path: Keys) -> str:
         """``, line 12``: of the deepest part of the path that the file has."""
+        told = tuple(map(str, path))
         for setting_path, setting in self.given.items():
-            if setting_path == path[: len(setting_path)]:
+            inner = told[2:] if told[:1] == ("blocks",) and setting_path[0] in PRODUCT else told
+            if setting_path == inner[: len(setting_path)]:
                 return f", --set {setting}"
         node: yaml.Node = self.node
         mark = node.start_mark
@@ -405,6 +489,11 @@ class _File:
         return f", line {mark.line + 1}"
 
 
+def _as_name(stem: str) -> str:
+    """A study's name from that of its file."""
+    return re.sub(r"[^\w.-]+", "-", stem).lstrip("-.") or "study"
+
+
 def _inner(node: yaml.Node, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part].start_mark, node.value[part]
@@ -413,13 +502,13 @@ def _inner(node: yaml.Node, part: str | int) -> tuple[yaml.Mark, yaml.Node] | No
         for key, value in node.value:
             if key.value == str(part):
                 return key.start_mark, value
-            if key.tag == "tag:yaml.org,2002:merge":
+            if key.tag == MERGE:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
         return next(filter(None, (_inner(each, part) for each in merged)), None)
     return None
 
 
-def _fields(kind: type, path: tuple[str | int, ...]) -> tuple[str, ...]:
+def _fields(kind: type, path: Keys) -> tuple[str, ...]:
     """The keys that are known at a place below a dataclass."""
     inner = {"resources": Resources, "tune": Tune, "asha": Asha}
     named = [part for part in path if part in inner]

@@ -99,6 +99,25 @@ def test_a_brace_without_its_partner(text: str) -> None:
         expand(text)
 
 
+def test_a_mapping_that_is_merged_may_be_anchored_below(tmp_path: Path) -> None:
+    """Its own key goes before the merged one, which is no key given twice."""
+    text = "training: {<<: &base {epochs: 2}, epochs: 3}\nblocks:\n- training: {<<: *base}\n"
+    made = load(
+        tmp_path, SMALL + text + "- training: &t {<<: *base, epochs: 4}\n- {training: *t}\n"
+    )
+    assert [block.training["epochs"] for block in made.blocks] == [2, 4, 4]
+    text = "blocks: [{training: &t {<<: {epochs: 2}, epochs: 3}}]\ntraining: {<<: *t}\n"
+    assert load(tmp_path, SMALL + text).blocks[0].training["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my study.yaml", "my-study"), ("é (2).yaml", "é-2-"), ("-x.yaml", "x"), ("a.b.yaml", "a.b")],
+)
+def test_a_study_without_a_name_has_that_of_its_file(tmp_path: Path, file: str, name: str) -> None:
+    assert study.load(write(tmp_path, SMALL, file)).name == name
+
+
 def test_names_as_text_mapping_and_product_are_the_same_runs(tmp_path: Path) -> None:
     head = "benchmarks: digits\nmodels: small_cnn\nseeds: 1\n"
     texts = [
@@ -239,11 +258,24 @@ def test_seeds_follow_the_size_of_the_test_split(tmp_path: Path) -> None:
         (SMALL.replace("digits", "digit"), ["line 1", "did you mean 'digits'"]),
         (SMALL.replace("small_cnn", "small_cn"), ["line 2", "did you mean 'small_cnn'"]),
         (SMALL.replace("mixup", '"saflex(upstream={mixup"'), ["line", "expected a }"]),
-        (SMALL.replace("seeds: 2", "seeds: 0"), ["line 4", "1 or more"]),
+        (SMALL.replace("seeds: 2", "seeds: 0"), ["line 4", "1 to 100,000"]),
         (SMALL.replace("methods: [none, mixup]\n", ""), ["methods", "at least one"]),
         ("methods: [none\n", ["line"]),
         ("- none\n", ["expected a mapping"]),
         ("", ["expected a mapping"]),
+        (SMALL + "training: 5\nblocks:\n- seeds: 3\n", ["line 5", "training", "mapping, got 5"]),
+        (SMALL + "blocks:\n- training: 5\n", ["line 6", "training", "mapping, got 5"]),
+        (SMALL + "? [a]\n: 3\n", ["line 5", "expected a text as a key", "a sequence"]),
+        (SMALL + "on: 3\n", ["line 5", "expected a text as a key", "got on"]),
+        (SMALL + "training: &t {<<: *t}\n", ["line 5", "holds itself"]),
+        (SMALL.replace("seeds: 2", "seeds: 1000000000"), ["line 4", "1 to 100,000"]),
+        (SMALL + "tune: {trials: 1000000000}\n", ["line 5", "1 to 100,000"]),
+        (SMALL.replace("mixup", '"' + "{none|crop}" * 26 + '"'), ["line 3", "at most 10,000"]),
+        (SMALL.replace("seeds: 2", "seeds: 60000"), ["at most 100,000 runs, got 120,000"]),
+        (SMALL + "tune: {trials: 100000}\n", ["at most 100,000 runs, got 200,000"]),
+        (SMALL + "training: {epochs: true}\n", ["line 5", "epochs: expected a number, got True"]),
+        (SMALL + "retries: true\n", ["line 5", "retries: expected a number, got True"]),
+        (SMALL + "tune: {trials: true}\n", ["line 5", "trials: expected a number, got True"]),
         (SMALL + "x: !!python/object/apply:os.getcwd []\n", ["line 5", "python"]),
     ],
 )
@@ -265,6 +297,16 @@ def test_settings_go_before_the_file(tmp_path: Path) -> None:
     assert table.training.epochs == 3
     assert table.seeds == (4, 5)
     assert [row.method for row in table.rows] == ["crop"]
+    text = SMALL + "blocks:\n- {seeds: 5, training: {epochs: 7}}\n- models: mlp\n"
+    for settings, expected in (
+        (("seeds=3", "training.epochs=2"), [(3, 2), (3, 2)]),
+        (("blocks.0.seeds=3", "blocks.1.training.epochs=2"), [(3, 7), (2, 2)]),
+    ):
+        tables = Plan(load(tmp_path, text, *settings), tmp_path).tables
+        assert [(len(each.seeds), each.training.epochs) for each in tables] == expected
+    assert "a number from 0 to 1" in refused(tmp_path, text, "blocks.2.seeds=3")
+    assert "no list in which 0" in refused(tmp_path, SMALL, "blocks.0.seeds=3")
+    assert "--set seeds=0: blocks.seeds: expected 1 to" in refused(tmp_path, text, "seeds=0")
     assert "training.epoch=3" in refused(tmp_path, SMALL, "training.epoch=3")
     assert "key=value" in refused(tmp_path, SMALL, "training.epochs")
 
