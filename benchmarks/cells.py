@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -206,14 +206,34 @@ def make_cell(
     return Cell(run, benchmark, recorded)
 
 
+Taken = Sequence[tuple[Run, dict[str, Any]]]
+"""Runs with an equal budget, and what was recorded beside them."""
+
+
+def equal_budgets_in(root: Path) -> Taken:
+    """The runs with an equal budget that lie in a results folder."""
+    found = []
+    for folder in runs.folders(root):
+        try:
+            # most runs have none, and reading all of a run takes ten times as long
+            if json.loads((folder / "run.json").read_bytes())["run"]["budget"] != "steps":
+                found.append(runs.read_run(folder))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
 def equal_budget_rows(
-    cells: Iterable[Cell], root: Path, kind: Literal["passes", "time"]
+    cells: Iterable[Cell],
+    root: Path,
+    kind: Literal["passes", "time"],
+    taken: Taken | None = None,
 ) -> list[Row]:
     """For each method that costs more than its upstream, the upstream with as many passes or as
     much time: an explicit number of epochs, taken once and then read back from disk.
 
     Only runs that are done count; no cell may have dirty meta rows. A row of control or of another
-    budget has no such row.
+    budget has no such row. ``taken`` is what lies in ``root``, where the caller knows it.
     """
     plain = {
         (cell.run.method, cell.run.seed): cell
@@ -229,6 +249,7 @@ def equal_budget_rows(
             value = cost["passes_per_row"] if kind == "passes" else cost["seconds_per_epoch"]
             costs.setdefault(method, {})[seed] = value
             hardware = result["device"]["name"]
+    taken = equal_budgets_in(root) if taken is None else taken
     rows: list[Row] = []
     for method, own in costs.items():
         upstream = upstream_of(method)
@@ -241,7 +262,7 @@ def equal_budget_rows(
         base = baseline.training.epochs
         costly = plain[method, seeds[0]].run
         of = replace(costly, seed=0, oracle_test=False).id
-        epochs, detail = _taken_before(baseline, budget, of, root)
+        epochs, detail = _taken_before(baseline, budget, of, taken)
         if not epochs:
             ratio = median(own[seed] / costs[upstream][seed] for seed in seeds)
             ratio = round(ratio, 1) if kind == "time" else ratio
@@ -252,7 +273,7 @@ def equal_budget_rows(
     return rows
 
 
-def _taken_before(baseline: Run, budget: str, of: str, root: Path) -> tuple[int, str]:
+def _taken_before(baseline: Run, budget: str, of: str, taken: Taken) -> tuple[int, str]:
     """Epochs and detail of an earlier run with this budget that else is ``baseline``, else 0.
 
     ``of`` is the id of the run, at seed 0, whose budget it is.
@@ -265,11 +286,7 @@ def _taken_before(baseline: Run, budget: str, of: str, root: Path) -> tuple[int,
         del kept["training"]["epochs"]
         return json.dumps(kept, sort_keys=True)
 
-    for folder in runs.folders(root):
-        try:
-            other, recorded = runs.read_run(folder)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for other, recorded in taken:
         same = other.budget == budget and setting(other) == setting(baseline)
         if same and recorded.get("of") == of:
             return other.training.epochs, recorded["budget"]

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cells, data, runs, search
+from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
 from benchmarks.data import strata_of
 from benchmarks.runs import Status
 from benchmarks.search import Ladder, Outcome, Trial, Values
+from benchmarks.sources import locate
 from benchmarks.study import Costs, Plan, StudyError, Table, Tune
 
 FAILURES = "failures.jsonl"
@@ -128,10 +130,14 @@ class Search:
             self.trials.append(made)
         return bool(settings)
 
-    def foresee(self) -> None:
-        """Add the trials that the file alone names."""
-        if self.tune.search != "optuna":
-            self.grow(Path())
+    @property
+    def unnamed(self) -> int:
+        """Trials that are still to be proposed, once others have ended."""
+        return self.tune.trials - len(self.trials)
+
+    def ended(self, root: Path) -> bool:
+        """Whether every trial of the search has ended, so that there is a winner."""
+        return not self.unnamed and all(each.state != "new" for each in self.outcomes(root))
 
     def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
         if count < 1:
@@ -150,12 +156,16 @@ class Search:
         ]
 
 
-def check_search(plan: Plan, tune: Tune) -> None:
-    """Refuse a search whose choice would be noise, or whose extra is missing.
+def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
+    """Refuse a search whose choice would be noise, or whose rows or extra cannot be had.
+
+    Without ``fetch``, a data set that is not on this machine is not looked at.
 
     Raises:
         StudyError: names the table and what to do.
     """
+    if tune.search == "grid":
+        _check_grid(plan, tune)
     if tune.search == "optuna":
         try:
             importlib.import_module("optuna")
@@ -166,6 +176,10 @@ def check_search(plan: Plan, tune: Tune) -> None:
             ) from error
     for table in plan.tables:
         study = plan.study
+        entry = CATALOGUE.get(table.benchmark.name)
+        size = table.benchmark.size
+        if not fetch and entry is not None and None in locate(entry, size, plan.data_root):
+            continue
         arrays = data.arrays_of(
             table.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
         )
@@ -177,6 +191,23 @@ def check_search(plan: Plan, tune: Tune) -> None:
         reason = search.refused(len(labels), min(counts), table.protocol.name, tune)
         if reason:
             raise StudyError(f"tune: {table.name}: {reason}")
+
+
+def _check_grid(plan: Plan, tune: Tune) -> None:
+    """Every row has as many trials: the one as written, and points of a grid."""
+    sizes = {
+        f"{table.name}, {row.name}": search.grid_size(row, table.training, tune)
+        for table in plan.tables
+        for row in table.rows
+    }
+    smallest = min(sizes, key=lambda name: sizes[name])
+    most = sizes[smallest] + 1
+    if tune.trials > most:
+        raise StudyError(
+            f"tune.trials: expected {most} or less, as the grid of {smallest} has {most - 1} "
+            f"points beside the row as written and every row gets as many trials, got "
+            f"{tune.trials}; [choice, ...] gives a parameter more points"
+        )
 
 
 class Work:
@@ -197,27 +228,59 @@ class Work:
             yield from self._searching()
             return
         yield Round(self._jobs([cell for table in self.plan.tables for cell in table.cells()]))
-        more: list[Cell] = []
+        more = self._equal_budgets()
+        if more:
+            yield Round(self._jobs(more))
+
+    def foresee(self) -> None:
+        """Name every run that the file and the results folder tell of, without doing any."""
+        for each in self.searches:
+            while each.grow(self.root):
+                pass
+        if not self.searches:
+            self._equal_budgets()
+
+    def unnamed(self) -> list[Cell]:
+        """For each run of a trial that is still to be proposed one that takes as long."""
+        return [
+            cell
+            for each in self.searches
+            for cell in each.trials[0].cells * each.unnamed
+            if self._only(cell)
+        ]
+
+    def _equal_budgets(self) -> list[Cell]:
+        """The runs whose budget is that of runs which are done."""
+        asked = any(table.block.same for table in self.plan.tables)
+        taken = cells.equal_budgets_in(self.root) if asked else ()
+        found: list[Cell] = []
         for place, table in enumerate(self.plan.tables):
+            if not table.block.same:
+                continue
             plain = table.cells([row for row in table.rows if not row.dirty])
             self.extra[place] = [
                 row
                 for kind in table.block.same
-                for row in cells.equal_budget_rows(plain, self.root, kind)
+                for row in cells.equal_budget_rows(plain, self.root, kind, taken)
             ]
-            more += table.cells(self.extra[place])
-        if more:
-            yield Round(self._jobs(more))
+            found += table.cells(self.extra[place])
+        return found
 
     def _searching(self) -> Iterator[Round]:
         while [each for each in self.searches if each.grow(self.root)]:
             jobs = [job for each in self.searches for job in each.jobs()]
             yield Round([job for job in jobs if self._only(job.first)], self._ladder())
-        final: list[Cell] = []
-        for each in self.searches:
-            for values in finalists(each, self.budget(each.table), self.root):
-                final += search.finals(each.table, each.row, values, each.tune)
-        yield Round(self._jobs(final))
+        yield Round(self._jobs(self._finals()))
+
+    def _finals(self) -> list[Cell]:
+        """The runs on fresh seeds that can be named by now."""
+        budgets = self.budgets()
+        return [
+            cell
+            for each in self.searches
+            for values in finalists(each, budgets[id(each.table)], self.root)
+            for cell in search.finals(each.table, each.row, values, each.tune)
+        ]
 
     def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
         once = {cell.run.id: cell for cell in wanted if self._only(cell)}
@@ -238,10 +301,19 @@ class Work:
                         ladder.seen(each.name, rung, trial.number, score)
         return ladder
 
-    def budget(self, table: Table) -> int:
-        """Passes that the cheapest search of a table took: what equal passes means there."""
-        rows = [each for each in self.searches if each.table is table]
-        return min(sum(one.passes for one in each.outcomes(self.root)) for each in rows)
+    def budgets(self) -> dict[int, int | None]:
+        """By ``id`` of a table the passes of its cheapest search: what equal passes means there.
+
+        None until every search of the table has ended.
+        """
+        found: dict[int, int | None] = {}
+        for table in self.plan.tables:
+            rows = [each for each in self.searches if each.table is table]
+            spent = [sum(one.passes for one in each.outcomes(self.root)) for each in rows]
+            ended = all(each.ended(self.root) for each in rows)
+            # a row that is skipped takes none
+            found[id(table)] = min(filter(None, spent), default=None) if ended else None
+        return found
 
     def cells(self) -> list[Cell]:
         """Every run that can be named by now; of a search, its trials and the default's finals."""
@@ -253,30 +325,34 @@ class Work:
                 for cell in self.plan.tables[place].cells(rows)
             ]
         else:
-            wanted = []
-            for each in self.searches:
-                wanted += [cell for trial in each.trials for cell in trial.cells]
-                settings = finalists(each, self.budget(each.table), self.root)
-                for values in settings:
-                    wanted += search.finals(each.table, each.row, values, each.tune)
+            wanted = [
+                cell for each in self.searches for trial in each.trials for cell in trial.cells
+            ]
+            wanted += self._finals()
         once = {cell.run.id: cell for cell in wanted if self._only(cell)}
         return list(once.values())
 
 
-def finalists(each: Search, passes: int, root: Path) -> list[Values]:
-    """The settings that run on fresh seeds: as written, the winner, and the one at equal passes."""
-    outcomes = each.outcomes(root)
+def finalists(each: Search, passes: int | None, root: Path) -> list[Values]:
+    """The settings that run on fresh seeds: as written, the winner, and the one at equal passes.
+
+    A search that has not ended has no winner yet.
+    """
     found: list[Values] = [{}]
-    for among in (outcomes, search.within(outcomes, passes)):
+    if not each.ended(root):
+        return found
+    outcomes = each.outcomes(root)
+    cheap = [] if passes is None else search.within(outcomes, passes)
+    for among in (outcomes, cheap):
         best = search.winner(among)
         if best is not None and best.values not in found:
             found.append(best.values)
     return found
 
 
-def costs_in(root: Path) -> Costs:
-    """What the runs in a results folder have taken."""
-    costs = Costs()
+def costs_in(root: Path, device: str = "") -> Costs:
+    """What the runs in a results folder have taken, on one kind of device or on any."""
+    costs = Costs(device)
     for folder in runs.folders(root):
         result = runs.read_result(folder)
         if result is not None and result["status"] == "done":
@@ -288,11 +364,11 @@ def costs_in(root: Path) -> Costs:
     return costs
 
 
-def record(each: Search, work: Work) -> dict[str, Any]:
+def record(each: Search, budget: int | None, root: Path) -> dict[str, Any]:
     """What the search of one row found, for search.json."""
-    outcomes = each.outcomes(work.root)
-    budget = work.budget(each.table)
-    best, cheap = search.winner(outcomes), search.winner(search.within(outcomes, budget))
+    outcomes = each.outcomes(root)
+    best = search.winner(outcomes) if each.ended(root) else None
+    cheap = None if budget is None else search.winner(search.within(outcomes, budget))
     return {
         "table": each.table.name,
         "row": each.row.name,
@@ -315,11 +391,6 @@ def record(each: Search, work: Work) -> dict[str, Any]:
         "equal_passes": budget,
         "winner": None if best is None else best.number,
         "winner_at_equal_passes": None if cheap is None else cheap.number,
-        "regret": search.regret(outcomes),
+        "regret": math.nan if best is None else search.regret(outcomes),
         "expected": search.expected(outcomes),
     }
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of what there is; nan of nothing."""
-    return sum(values) / len(values) if values else math.nan

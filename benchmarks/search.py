@@ -181,6 +181,11 @@ class Trial:
 Values = Mapping[str, Any]
 
 
+def grid_size(row: Row, training: Training, tune: Tune) -> int:
+    """Points of a row's grid."""
+    return math.prod(len(each.grid()) for each in parameters(row, training, tune))
+
+
 def listed(row: Row, training: Training, tune: Tune) -> list[Values]:
     """The settings of a random search or a grid: a function of the file alone.
 
@@ -433,12 +438,13 @@ def within(outcomes: Sequence[Outcome], passes: int) -> list[Outcome]:
 def regret(outcomes: Sequence[Outcome]) -> float:
     """Test score that choosing on select gave away: of the best trial on test, less the winner's.
 
-    In the unit of the metric, over complete trials; nan where there is none.
+    In the unit of the metric, over complete trials; nan with fewer than two: nothing was chosen.
     """
-    chosen = winner(outcomes)
-    if chosen is None:
+    complete = [each for each in outcomes if each.complete]
+    chosen = winner(complete)
+    if chosen is None or len(complete) < 2:
         return math.nan
-    return max(each.test for each in outcomes if each.complete) - chosen.test
+    return max(each.test for each in complete) - chosen.test
 
 
 def expected(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:

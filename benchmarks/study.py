@@ -710,15 +710,15 @@ def rows_of(names: Sequence[str], protocol: Protocol) -> tuple[list[Row], list[t
 
 
 def label(cell: Cell) -> str:
-    """A run in words: what ``--only`` is compared with."""
+    """A run in words, the name of its table first: what ``--only`` is compared with."""
     run = cell.run
-    protocol = "" if run.protocol == "equal" else f", {run.protocol}"
-    return f"{run.benchmark}, {run.model}{protocol}, {run.row}, seed {run.seed}"
+    return f"{run.benchmark}, {run.model}, {run.protocol}, {run.row}, seed {run.seed}"
 
 
 def chosen(pattern: str) -> Callable[[Cell], bool]:
     """Whether a run's label holds the pattern; ``*`` and ``?`` stand for any letters."""
-    return lambda cell: fnmatch.fnmatchcase(label(cell), f"*{pattern}*") if pattern else True
+    plain = pattern.replace("[", "[[]")  # names of rows have brackets
+    return lambda cell: fnmatch.fnmatchcase(label(cell), f"*{plain}*") if pattern else True
 
 
 @dataclass(frozen=True)
@@ -732,32 +732,36 @@ class Estimate:
 class Costs:
     """Seconds of a run, foreseen from the runs that lie in the results folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "") -> None:
+        self._device = device
         self._exact: dict[str, list[float]] = {}
         self._alike: dict[str, list[float]] = {}
 
     def saw(self, run: runs.Run, result: Mapping[str, Any]) -> None:
-        """Remember what a run that is done has taken."""
+        """Remember what a run that is done has taken, if it was on such a device."""
         cost = result.get("cost")
-        if not cost:
+        if not cost or (self._device and result["device"]["type"] != self._device):
             return
         seconds = (cost["charged_seconds"] + cost["evaluation_seconds"]) / cost["epochs"]
         self._exact.setdefault(self._key(run), []).append(seconds)
         self._alike.setdefault(self._key(run, own=False), []).append(seconds)
 
-    def of(self, run: runs.Run) -> float | None:
-        """Mean of the other seeds; else of other rows on the same data and network; else None."""
+    def of(self, run: runs.Run, done: int = 0) -> float | None:
+        """Mean of the other seeds; else of other rows on the same data and network; else None.
+
+        Of a run of which so many epochs are ``done`` it is the rest.
+        """
         for seconds in (
             self._exact.get(self._key(run)),
             self._alike.get(self._key(run, own=False)),
         ):
             if seconds:
-                return sum(seconds) / len(seconds) * run.training.epochs
+                return sum(seconds) / len(seconds) * (run.training.epochs - done)
         return None
 
-    def total(self, left: Iterable[runs.Run]) -> Estimate:
-        """Of all these runs, one after the other."""
-        known = [self.of(run) for run in left]
+    def total(self, left: Iterable[tuple[runs.Run, int]]) -> Estimate:
+        """Of all these runs, one after the other; with each the epochs of it that are done."""
+        known = [self.of(run, done) for run, done in left]
         return Estimate(
             seconds=sum(each for each in known if each is not None),
             unknown=sum(each is None for each in known),
@@ -767,4 +771,5 @@ class Costs:
     def _key(run: runs.Run, own: bool = True) -> str:
         training = asdict(run.training)  # type: ignore[call-overload]
         parts = [run.benchmark, run.model, str(training["batch_size"]), training["precision"]]
+        parts.append(str(run.threads))
         return "|".join([*parts, run.method, run.control] if own else parts)

@@ -29,9 +29,10 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from analysis.question import STUDIES
-from benchmarks import cleanup, data, execution, runs, search, sources
+from benchmarks import capacity, cleanup, data, execution, runs, search, sources
 from benchmarks.arguments import FAILURE
 from benchmarks.board import Board
+from benchmarks.capacity import Cluster
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell
 from benchmarks.download import DataError
@@ -77,20 +78,6 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_WARN_THRESHOLD_S": "1000000",
 }
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the runs go."""
-
-    address: str
-    """empty: a Ray of our own on this machine"""
-    workers: int
-    """runs at a time"""
-    cpus: float
-    gpu: float
-    """of one run"""
-    machines: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +168,7 @@ def _round(task: _Task) -> dict[str, Status | Problem]:
     # A trial that waits keeps the worker of one that ends, which takes seconds to start.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * cluster.workers)
     left = [cell for job in task.jobs for cell in job.cells if ledger.to_do(cell)]
-    board = Board(len(left), cluster.workers, costs_in(ledger.root))
+    board = Board(len(left), cluster.workers, costs_in(ledger.root, cluster.device))
     board.begin(left)
     state = _State(task, board)
     place = Place(task.jobs, ledger.root, task.options, task.flag)
@@ -353,34 +340,14 @@ def _silence() -> None:
 
 def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> Cluster:
     """A Ray on this machine that only this machine can reach."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    gpus = _gpus()
-    cpus, gpu = takes(study, gpus > 0)
-    if gpu > gpus:
-        raise StudyError(
-            f"resources: one run takes {gpu:g} GPU, and this machine has {gpus}: set gpus: 0 to "
-            "train on the CPU, or name a cluster with --address"
-        )
-    if cpus > cores and workers is None:
-        raise StudyError(
-            f"resources: one run takes {cpus:g} cores, and this machine has {cores}: set cpus to "
-            f"{cores} or less"
-        )
-    fit = max(1, int(cores / cpus + 1e-9))
-    if gpu:
-        fit = min(fit, math.floor(1 / gpu + 1e-9) * gpus if gpu < 1 else int(gpus / gpu))
-    count = workers or fit
-    if gpu and count > fit:
-        raise StudyError(f"workers: {fit} run(s) of {gpu:g} GPU fit on {gpus} GPU(s), got {count}")
+    cluster = capacity.here(study, workers)
     # Ray turns a loopback address into that of the network unless it takes itself for a laptop's.
     constants = importlib.import_module("ray._private.ray_constants")
     vars(constants)["ENABLE_RAY_CLUSTER"] = False
     ray.init(
         address="local",
-        num_cpus=math.ceil(count * cpus),
-        num_gpus=gpus,
+        num_cpus=math.ceil(cluster.workers * cluster.cpus),
+        num_gpus=capacity.gpus(),
         include_dashboard=study.dashboard,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
@@ -388,21 +355,7 @@ def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> 
         _temp_dir=str(folder / "ray"),  # which Ray opens to everyone; the folder above is closed
         _node_ip_address="127.0.0.1",
     )
-    return Cluster("", count, cpus, gpu, 1)
-
-
-def _gpus() -> int:
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def takes(study: Study, gpus: bool) -> tuple[float, float]:
-    """Cores and GPUs of one run; a GPU of its own where there are any and the file says nothing."""
-    threads = max(block.threads for block in study.blocks)
-    cpus = study.resources.cpus if study.resources.cpus is not None else float(threads)
-    gpu = study.resources.gpu
-    return cpus, (1.0 if gpus else 0.0) if gpu is None else gpu
+    return cluster
 
 
 def _join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Cluster:
@@ -418,7 +371,7 @@ def _join(ray: ModuleType, address: str, study: Study, workers: int | None) -> C
     has = [
         (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in machines
     ]
-    cpus, gpu = takes(study, any(gpus for _, gpus in has))
+    cpus, gpu = capacity.takes(study, any(gpus for _, gpus in has))
     fit = sum(int(min(cores / cpus, gpus / gpu if gpu else math.inf) + 1e-9) for cores, gpus in has)
     if not fit:
         largest = max(has)

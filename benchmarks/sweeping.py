@@ -17,7 +17,7 @@ import yaml
 
 from analysis import records, searches, tables
 from analysis.question import FILES, STUDIES
-from benchmarks import arguments, cells, rounds, runs, search, sources, study
+from benchmarks import arguments, capacity, cells, rounds, runs, search, sources, study
 from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
 from benchmarks.execution import Options
@@ -36,6 +36,9 @@ STATES = {
     "skipped": "skipped",
     "stopped": "stopped",
 }
+HERE = ("", "local")
+"""Addresses that mean a Ray of our own."""
+EQUAL_BUDGETS = "rows of an equal budget have a name once their methods are done"
 Outcomes = dict[str, Status | Problem]
 
 
@@ -49,26 +52,26 @@ def carry_out(command: arguments.SweepCommand) -> int:
     data_root = data_root.expanduser().absolute()
     plan = Plan(asked, data_root)
     plan.check_family()
+    if asked.tune is not None:
+        rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
     chosen = study.chosen(command.only)
     ledger = Ledger(root, asked.retries, command.retry_failed)
     foreseen = Work(plan, root, chosen)
-    for each in foreseen.searches:
-        each.foresee()
+    foreseen.foresee()
     wanted = foreseen.cells()
     if command.only and not wanted:
         names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
+        later = any(table.block.same for table in plan.tables)
         raise study.StudyError(
             f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
-            f"{command.only!r}"
+            f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
         )
     if len(wanted) > study.MAX_RUNS:
         raise study.StudyError(
             f"the file names {len(wanted)} runs, expected {study.MAX_RUNS:,} at most"
         )
     if command.dry_run:
-        return _dry_run(plan, ledger, wanted, command.workers)
-    if asked.tune is not None:
-        rounds.check_search(plan, asked.tune)
+        return _dry_run(command, foreseen, ledger, wanted)
     work = Work(plan, root, chosen)
     _remember(plan, root)
     try:
@@ -99,9 +102,12 @@ def _heading(asked: Study) -> list[str]:
     return lines
 
 
-def _dry_run(plan: Plan, ledger: Ledger, wanted: Sequence[Cell], workers: int | None) -> int:
+def _dry_run(
+    command: arguments.SweepCommand, work: Work, ledger: Ledger, wanted: Sequence[Cell]
+) -> int:
     """Print every run, what is done, what would run, and the time that it is to take."""
-    print("\n".join([*_heading(plan.study), ""]))
+    plan, asked = work.plan, work.plan.study
+    print("\n".join([*_heading(asked), ""]))
     left, states = [], Counter[str]()
     for cell in wanted:
         status = ledger.status(cell)
@@ -112,29 +118,48 @@ def _dry_run(plan: Plan, ledger: Ledger, wanted: Sequence[Cell], workers: int | 
         elif status.reason:
             text += f": {status.reason}"
         if ledger.to_do(cell, status):
-            left.append(cell.run)
+            begun = status.state == "interrupted"
+            left.append((cell.run, len(search.lines_of(ledger.folder(cell))) if begun else 0))
         states[status.state] += 1
         print(f"{cell.run.id}  {label(cell)}: {text}")
     for table in plan.tables:
         for name, reason in table.missing:
             print(f"{table.name}, {name}: not available: {reason}")
-    asked = plan.study
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    threads = max(block.threads for block in asked.blocks)
-    at_once = workers or asked.workers or max(1, int(cores / (asked.resources.cpus or threads)))
-    estimate = rounds.costs_in(ledger.root).total(left)
+    unnamed = work.unnamed()
+    left += [(cell.run, 0) for cell in unnamed]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    print(f"\n{len(wanted)} runs: {counted or 'none'}; {len(left)} to do, {at_once} at a time")
+    if unnamed:
+        counted += f", {len(unnamed)} of trials that are proposed once others have ended"
+    print(f"\n{len(wanted) + len(unnamed)} runs: {counted or 'none'}; {len(left)} to do")
     if asked.tune is not None:
         print("The winners' runs on fresh seeds come on top: the search names them.")
-    if left and estimate.unknown < len(left):
+    if any(table.block.same for table in plan.tables) and any(
+        run.budget == "steps" for run, _ in left
+    ):
+        print(f"More come on top: {EQUAL_BUDGETS}.")
+    if not left:
+        return 0
+    if _address(command, asked) in HERE:
+        cluster = capacity.here(asked, command.workers or asked.workers)
+        at_once, device = cluster.workers, cluster.device
+        print(f"{at_once} at a time on this machine")
+    else:
+        at_once, device = command.workers or asked.workers or 1, ""
+        print(f"On the cluster as many at a time as fit there; here told for {at_once}")
+    estimate = rounds.costs_in(ledger.root, device).total(left)
+    if estimate.unknown < len(left):
         beside = (
             f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""
         )
         print(f"About {duration(estimate.seconds / at_once)} by the runs in {ledger.root}{beside}")
-    elif left:
+    else:
         print(f"No run in {ledger.root} tells how long they take.")
     return 0
+
+
+def _address(command: arguments.SweepCommand, asked: Study) -> str:
+    """Of the Ray that is to be joined."""
+    return command.address or os.environ.get("RAY_ADDRESS", "") or asked.address
 
 
 def _run(
@@ -142,7 +167,7 @@ def _run(
 ) -> Outcomes:
     """Carry out the rounds; Ray is only started where something is to be done."""
     asked, outcomes = plan.study, {}
-    address = command.address or os.environ.get("RAY_ADDRESS", "") or asked.address
+    address = _address(command, asked)
     workers = command.workers or asked.workers
     options = Options(
         data_root=data_root,
@@ -164,7 +189,7 @@ def _run(
                 opened = stack.enter_context(
                     sweep.opened(asked, ledger.root, options, address, workers, wanted)
                 )
-                options = replace(options, device="cuda" if opened.cluster.gpu else "cpu")
+                options = replace(options, device=opened.cluster.device)
             cluster = opened.cluster
             done = len(wanted) - len(left)
             where = f" on {cluster.machines} machine(s)" if cluster.address else ""
@@ -256,31 +281,38 @@ def _table_row(
 
 def _print_searches(work: Work, root: Path) -> None:
     """The chosen values, and what they are worth on fresh seeds; all of it into search.json."""
-    kept = []
+    kept, budgets = [], work.budgets()
     for each in work.searches:
-        found = rounds.record(each, work)
+        budget = budgets[id(each.table)]
+        found = rounds.record(each, budget, root)
+        found["fresh"] = []
+        kept.append(found)
         outcomes = each.outcomes(root)
         states = Counter(one.state for one in outcomes)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         print(f"\n{each.name}\n  {len(outcomes)} trials: {counted}; {found['passes']:,} passes")
+        if not each.ended(root):
+            print("  not all trials have ended: nothing is chosen yet")
+            continue
         best = search.winner(outcomes)
         if best is None:
-            print("  no trial has ended: nothing is chosen")
-            kept.append(found)
+            print("  no trial is complete: nothing is chosen")
             continue
+        regret = found["regret"]
+        given = "n/a, one trial is complete" if math.isnan(regret) else f"{regret:.4f}"
         print(f"  chosen: trial {best.number}, {searches.told(best.values)}")
-        print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {found['regret']:.4f}")
+        print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {given}")
         compared = [("chosen against as written", best.values)]
-        cheap = search.winner(search.within(outcomes, found["equal_passes"]))
-        if cheap is not None and cheap.values != best.values:
+        cheap = None if budget is None else search.winner(search.within(outcomes, budget))
+        if budget is None:
+            print("  at equal passes: not yet, another row has trials that have not ended")
+        elif cheap is not None and cheap.values != best.values:
             print(f"  at equal passes: trial {cheap.number}, {searches.told(cheap.values)}")
             compared.append(("at equal passes against as written", cheap.values))
-        found["fresh"] = []
         for name, values in compared:
             line, kept_line = _fresh(each, values, root)
             print(f"  {name}: {line}")
             found["fresh"].append({"what": name, **kept_line})
-        kept.append(found)
     folder = root / STUDIES / work.plan.study.name
     runs.write_text(folder / "search.json", runs.to_json(kept) + "\n")
     print(f"\nSearch: {folder / 'search.json'}")

@@ -4,6 +4,8 @@ import importlib.util
 import itertools
 import json
 import math
+import sys
+import types
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from analysis import searches
-from benchmarks import rounds, runs, search, study, sweeping
+from benchmarks import cli, rounds, runs, search, study, sweeping
 from benchmarks.cells import Cell
 from benchmarks.execution import conclude
 from benchmarks.rounds import Job, Ledger, Work
@@ -40,6 +42,11 @@ def settings_of(study_: Study, folder: Path) -> dict[str, list[Mapping[str, Any]
     assert tune is not None
     (table,) = Plan(study_, folder).tables
     return {row.method: search.listed(row, table.training, tune) for row in table.rows}
+
+
+def checked(study_: Study, folder: Path) -> None:
+    assert study_.tune is not None
+    rounds.check_search(Plan(study_, folder), study_.tune)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +123,11 @@ tune:
         itertools.product(rates, decays)
     )
     assert len(found["saflex"]) == 1 + len(rates) * len(decays) * len(betas)
-    few = settings_of(made(tmp_path, text, "tune.trials=4"), tmp_path)
-    assert {len(each) for each in few.values()} == {4}
+    with pytest.raises(StudyError, match=r"trials: expected 5 or less, .*equal, none has 4 points"):
+        checked(made(tmp_path, text), tmp_path)
+    most = made(tmp_path, text, "tune.trials=5", "tune.seeds=3")
+    checked(most, tmp_path)
+    assert {len(each) for each in settings_of(most, tmp_path).values()} == {5}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,7 @@ def test_the_winner_is_chosen_on_select_alone() -> None:
     assert search.regret(trials) == pytest.approx(0.29)
     assert search.winner(trials[3:]) is None
     assert math.isnan(search.regret(trials[3:]))
+    assert math.isnan(search.regret([trials[0], trials[3]])), "one trial leaves nothing to choose"
 
 
 def test_the_expected_score_is_that_of_all_subsets() -> None:
@@ -297,9 +308,7 @@ def carry_out(jobs: list[Job], ladder: Ladder | None, ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("asha", ["", "\n  asha: {grace: 1, factor: 3}"])
-def test_the_search_finds_a_planted_optimum(
-    tmp_path: Path, asha: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_search_finds_a_planted_optimum(tmp_path: Path, asha: str) -> None:
     """On select; test, planted to be worst there, chooses nothing. Again, nothing is to do."""
     text = f"tune:\n  trials: 24\n  seeds: 3\n  final_seeds: 2{asha}\n"
     study_ = made(tmp_path, text, "methods=[none]")
@@ -334,13 +343,68 @@ def test_the_search_finds_a_planted_optimum(
         if ledger.to_do(cell)
     ]
     assert left == [], "pruned trials are never resumed, and nothing is done twice"
-    found = rounds.record(only, work)
+    (budget,) = work.budgets().values()
+    found = rounds.record(only, budget, root)
     assert found["winner"] == best.number
     assert found["regret"] > 0
     assert len(found["trials"]) == 24
-    assert sweeping.__doc__ is not None
-    json.loads(runs.to_json(found))
-    capsys.readouterr()
+    assert json.loads(runs.to_json(found))["equal_passes"] == found["passes"] > 0
+
+
+def test_a_search_that_has_not_ended_has_no_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no run on fresh seeds but those of the row as written, and no equal passes."""
+    text = "tune: {trials: 3, seeds: 3, final_seeds: 2}\n"
+    study_ = made(tmp_path, text, "methods=[none, mixup]")
+    root = tmp_path / "runs"
+    ledger = Ledger(root, retries=0)
+    only = Work(Plan(study_, tmp_path), root, study.chosen("none"))
+    for each in only.rounds():
+        carry_out(each.jobs, each.ladder, ledger)
+    none, mixup = only.searches
+    assert (none.ended(root), mixup.ended(root)) == (True, False)
+    assert list(only.budgets().values()) == [None]
+    for cell in mixup.trials[1].cells:
+        pretend(cell, root, 9, 0.9, 0.9)
+    whole = Work(Plan(study_, tmp_path), root, study.chosen(""))
+    whole.foresee()
+    fresh = [cell for cell in whole.cells() if cell.run.seed < 1000]
+    assert {cell.run.row for cell in fresh if "mixup" in cell.run.row} == {"mixup"}
+    monkeypatch.setattr(sweeping, "_fresh", lambda *given: ("as good", {"difference": 0.0}))
+    (root / "studies" / "searching").mkdir(parents=True)
+    sweeping._print_searches(whole, root)
+    shown = capsys.readouterr().out
+    assert "at equal passes: not yet" in shown
+    assert "not all trials have ended: nothing is chosen yet" in shown
+    kept = json.loads((root / "studies" / "searching" / "search.json").read_text())
+    assert [row["equal_passes"] for row in kept] == [None, None]
+    assert [row["winner"] is None for row in kept] == [False, True]
+    (read,) = searches.read(root)
+    searches.tables(read)
+
+
+def test_trials_that_are_proposed_later_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were proposed before are replayed from disk."""
+    monkeypatch.setitem(sys.modules, "optuna", types.ModuleType("optuna"))
+
+    def asked(row: Any, training: Any, tune: Any, seen: list[Any], count: int) -> list[Any]:
+        return [{"learning_rate": 1 / (2 + len(seen) + place)} for place in range(count)]
+
+    monkeypatch.setattr(search, "asked", asked)
+    text = "tune: {trials: 9, search: optuna, seeds: 3, batch: 4, final_seeds: 1}\n"
+    study_ = made(tmp_path, text, "methods=[none]")
+    path, root = tmp_path / "searching.yaml", tmp_path / "runs"
+    arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", "methods=[none]"]
+    assert cli.run(arguments) == 0
+    assert "28 runs: 13 new, 15 of trials that are proposed once" in capsys.readouterr().out
+    work = Work(Plan(study_, tmp_path), root, lambda cell: True)
+    carry_out(next(work.rounds()).jobs, None, Ledger(root, retries=0))
+    assert cli.run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "28 runs: 12 done, 13 new, 3 of trials that are proposed once" in shown
 
 
 def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:

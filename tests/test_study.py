@@ -1,5 +1,6 @@
 """A study file: what it means, what it refuses and where; its runs are those of compare."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import catalogue, cells, cli, data, runs, search, study
+from benchmarks import capacity, catalogue, cells, cli, data, runs, search, study
 from benchmarks.cells import Cell
 from benchmarks.study import Costs, Plan, Study, StudyError
 from methods.naming import NamingError, expand
@@ -363,9 +364,91 @@ def test_only(tmp_path: Path) -> None:
         return [study.label(each) for each in table.cells() if study.chosen(pattern)(each)]
 
     assert len(left("")) == 4
-    assert left("mixup, seed 1") == ["digits, small_cnn, mixup, seed 1"]
+    assert left("mixup, seed 1") == ["digits, small_cnn, equal, mixup, seed 1"]
     assert len(left("none")) == len(left("digits*none")) == 2
     assert left("cifar") == []
+    assert len(left(table.name)) == 4, "a table's name, as it is printed, is that of its runs"
+
+
+def finish(cell: Cell, root: Path, passes: float = 1.0, device: str = "cpu") -> None:
+    """The run as done, with what it has cost."""
+    folder = runs.folder_of(root, cell.run)
+    folder.mkdir(parents=True)
+    text = json.dumps({"run": cell.run, "recorded": cell.recorded}, default=vars)
+    (folder / "run.json").write_text(text)
+    epochs = cell.run.training.epochs
+    cost = {"passes_per_row": passes, "seconds_per_epoch": 2.0, "charged_seconds": 2.0 * epochs,
+            "evaluation_seconds": 0.0, "epochs": epochs}  # fmt: skip
+    told = {"status": "done", "files": {}, "cost": cost, "device": {"name": "m", "type": device}}
+    (folder / "result.json").write_text(json.dumps(told))
+
+
+def dry(path: Path, root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    assert cli.run(["sweep", str(path), "--dry-run", "--out", str(root), *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_rows_of_an_equal_budget_are_foreseen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SMALL.replace("[none, mixup]", "[none, head_refit]") + "same: passes\n"
+    path, root = write(tmp_path, text), tmp_path / "runs"
+    only = ["--only", "none [passes of"]
+    assert "More come on top: rows of an equal budget" in dry(path, root, capsys)
+    assert cli.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
+    assert "have a name once their methods are done" in capsys.readouterr().err
+    (table,) = Plan(study.load(path), tmp_path).tables
+    for cell in table.cells():
+        finish(cell, root, {"none": 2.0, "head_refit": 5.0}[cell.run.method])
+    shown = dry(path, root, capsys)
+    assert shown.count("none [passes of head_refit], seed") == 2
+    assert "6 runs: 4 done, 2 new; 2 to do" in shown
+    assert "on top" not in shown
+    assert "2 runs: 2 new; 2 to do" in dry(path, root, capsys, *only)
+
+
+def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only runs on such a device tell it, and of an interrupted run only the rest counts."""
+    text = SMALL + "training: {epochs: 10}\nresources: {gpus: 0}\nworkers: 1\n"
+    path, root = write(tmp_path, text), tmp_path / "runs"
+    (table,) = Plan(study.load(path), tmp_path).tables
+    one, two, three = table.cells()[:3]
+    finish(one, root, device="cuda")
+    assert "No run in" in dry(path, root, capsys)
+    finish(two, root)
+    assert "About 40 s" in dry(path, root, capsys)
+    folder = runs.folder_of(root, three.run)
+    folder.mkdir()
+    (folder / "checkpoint.pt").touch()
+    (folder / "metrics.jsonl").write_text("{}\n" * 7)
+    assert "About 26 s" in dry(path, root, capsys)
+    assert "About 26 s" in dry(path, root, capsys, "--set", "threads=1")
+    assert "No run in" in dry(path, root, capsys, "--set", "threads=2", "resources.cpus=1")
+
+
+def test_a_dry_run_refuses_what_the_sweep_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path, root = write(tmp_path, SMALL), tmp_path / "runs"
+    monkeypatch.setattr(capacity, "gpus", lambda: 0)
+    monkeypatch.setattr(capacity, "cores", lambda: 4)
+    for setting, part in (
+        ("resources.cpus=64", "takes 64 cores, and this machine has 4"),
+        ("resources.trials_per_gpu=2", "takes 0.5 GPU, and this machine has 0"),
+        ("tune.trials=2", "set tune.seeds to 3"),
+    ):
+        arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", setting]
+        if setting.startswith("tune"):
+            path.write_text(SMALL.replace("seeds: 2\n", ""))
+        assert cli.run(arguments) == 2
+        assert part in capsys.readouterr().err
+    path.write_text(SMALL)
+    cluster = dry(path, root, capsys, "--address", "auto", "--set", "resources.cpus=64")
+    assert "On the cluster as many" in cluster
+    monkeypatch.setattr(capacity, "gpus", lambda: 2)
+    assert "4 at a time" in dry(path, root, capsys, "--set", "resources.trials_per_gpu=2")
+    assert "2 at a time" in dry(path, root, capsys, "--workers", "2")
 
 
 def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
@@ -373,13 +456,14 @@ def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
     none, mixup, other = table.cells()[:3]
     costs = Costs()
     assert costs.of(none.run) is None
-    assert costs.total([none.run, mixup.run]).unknown == 2
+    assert costs.total([(none.run, 0), (mixup.run, 0)]).unknown == 2
     costs.saw(other.run, {"cost": {"charged_seconds": 8.0, "evaluation_seconds": 2.0, "epochs": 5}})
     epochs = none.run.training.epochs
     assert costs.of(none.run) == pytest.approx(2.0 * epochs)
     assert costs.of(mixup.run) == pytest.approx(2.0 * epochs), "other rows stand in"
     costs.saw(mixup.run, {"cost": {"charged_seconds": 5.0, "evaluation_seconds": 0, "epochs": 1}})
     assert costs.of(mixup.run) == pytest.approx(5.0 * epochs)
+    assert costs.of(mixup.run, epochs - 1) == pytest.approx(5.0)
     assert costs.of(none.run) == pytest.approx(2.0 * epochs)
 
 

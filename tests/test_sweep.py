@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from analysis import question
-from benchmarks import cleanup, cli, execution, pool, rounds, runs, study, sweep
+from benchmarks import capacity, cleanup, cli, execution, pool, rounds, runs, study, sweep
 from benchmarks.board import Board, duration
 from benchmarks.execution import Options
 from benchmarks.pool import Problem
@@ -308,10 +308,10 @@ def test_what_one_run_takes(healthy: study.Study) -> None:
     def with_(**resources: Any) -> study.Study:
         return replace(healthy, resources=study.Resources(**resources))
 
-    assert sweep.takes(healthy, gpus=False) == (1.0, 0.0)
-    assert sweep.takes(healthy, gpus=True) == (1.0, 1.0)
-    assert sweep.takes(with_(gpus=0), gpus=True) == (1.0, 0.0)
-    assert sweep.takes(with_(trials_per_gpu=4, cpus=2), gpus=True) == (2.0, 0.25)
+    assert capacity.takes(healthy, gpus=False) == (1.0, 0.0)
+    assert capacity.takes(healthy, gpus=True) == (1.0, 1.0)
+    assert capacity.takes(with_(gpus=0), gpus=True) == (1.0, 0.0)
+    assert capacity.takes(with_(trials_per_gpu=4, cpus=2), gpus=True) == (2.0, 0.25)
 
 
 def test_more_than_this_machine_has_is_refused_before_ray_starts(
@@ -320,8 +320,9 @@ def test_more_than_this_machine_has_is_refused_before_ray_starts(
     for resources, part in (({"cpus": 4096}, "4096 cores"), ({"gpus": 64}, "64 GPU")):
         asked = replace(healthy, resources=study.Resources(**resources))
         ray: Any = None
-        with pytest.raises(study.StudyError, match=part):
-            sweep._start(ray, tmp_path, asked, None)
+        for workers in (None, 1):
+            with pytest.raises(study.StudyError, match=part):
+                sweep._start(ray, tmp_path, asked, workers)
 
 
 def test_a_results_folder_that_is_another_one_there_is_told(tmp_path: Path) -> None:
