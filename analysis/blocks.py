@@ -254,14 +254,20 @@ def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
 def _names(records: Sequence[Record]) -> dict[str, str]:
     """The row of each run by its id; what else differs between rows of one name is in the name."""
     variants: dict[str, dict[str, list[dict[str, str]]]] = {}
+    epochs: dict[tuple[str, str], set[int]] = {}
     for record in records:
-        kept = variants.setdefault(_row(record), {})
+        row = _row(record)
+        kept = variants.setdefault(row, {})
         kept.setdefault(json.dumps(_variant(record)), []).append(_variant(record))
+        epochs.setdefault((row, _column_name(record)), set()).add(record.run.training.epochs)
+    # Data sets may differ in how many epochs an equal budget is.
+    several = {row for (row, _), own in epochs.items() if len(own) > 1}
     names = {}
     for record in records:
         row, own = _row(record), _variant(record)
         others = [each[0] for each in variants[row].values()]
         differ = [key for key in own if len({other.get(key) for other in others}) > 1]
+        differ = [key for key in differ if key != "epochs" or row in several]
         told = ", ".join(f"{key} {own[key]}" for key in differ)
         names[record.run.id] = f"{row} {{{told}}}" if told else row
     return names

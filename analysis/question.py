@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from analysis.records import Record, Unread
+from benchmarks.runs import row_name, row_parts
 from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
 
 FILES = ("study.yaml", "study.yml", "study.json")
@@ -30,6 +31,23 @@ class QuestionError(ValueError):
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A prediction as a sweep has found it in the study's file."""
+
+    text: str
+    written: str
+    """day on which it was found there"""
+    runs: int
+    """of the study, that were done then"""
+
+    @property
+    def when(self) -> str:
+        """``on 2026-11-20, before the first run``."""
+        done = f"after {self.runs} run(s)" if self.runs else "before the first run"
+        return f"on {self.written}, {done}"
+
+
+@dataclass(frozen=True)
 class Question:
     """Question, family of comparisons, margin and prediction of a study."""
 
@@ -39,10 +57,22 @@ class Question:
     margin: float = MARGIN
     """points within which two rows count as equal"""
     prediction: str = ""
+    """of several the first"""
     source: str = ""
     """name of the file; empty where there is none"""
     runs: frozenset[str] = frozenset()
     """ids of the runs that are the study's own; empty: all that are there"""
+    predictions: tuple[Prediction, ...] = ()
+    """the prediction with its date, and what the file said later"""
+
+    @property
+    def predicted(self) -> str:
+        """The prediction, with what is known of when it was written and whether it was changed."""
+        if not self.predictions:
+            return self.prediction
+        first, *later = self.predictions
+        told = [f"{first.text} (written {first.when})"]
+        return " ".join(told + [f"Changed {each.when}, to: {each.text}" for each in later])
 
     def own(
         self, found: Sequence[Record], unread: Sequence[Unread]
@@ -84,11 +114,13 @@ def read(root: Path, study: str = "") -> Question:
     else:
         return Question()
     content = _content(path)
+    predictions = _predictions(path, content)
     return Question(
         text=_text(path, content, "question"),
         family=tuple(_pair(path, entry) for entry in _entries(path, content)),
         margin=_margin(path, content.get("margin", MARGIN)),
-        prediction=_text(path, content, "prediction"),
+        prediction=predictions[0].text if predictions else _text(path, content, "prediction"),
+        predictions=predictions,
         source=str(path.relative_to(root)),
         runs=_ids(path, content) if study else frozenset(),
     )
@@ -110,6 +142,16 @@ def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise QuestionError(f"{path}: {name}: expected a text, got {value!r}")
     return value.strip()
+
+
+def _predictions(path: Path, content: Mapping[str, Any]) -> tuple[Prediction, ...]:
+    try:
+        found = tuple(Prediction(**each) for each in content.get("predictions", ()))
+        if all(isinstance(each.text, str) and each.runs >= 0 for each in found):
+            return found
+    except TypeError:
+        pass
+    raise QuestionError(f"{path}: predictions: expected those that a sweep has written there")
 
 
 def _margin(path: Path, value: Any) -> float:
@@ -151,12 +193,15 @@ def comparison(entry: str) -> tuple[str, str]:
 
 
 def written(row: str) -> str:
-    """A row's name as runs have it: ``saflex(preset=stable, upstream=mixup)@train``.
+    """A row's name as runs have it: ``saflex(preset=stable, upstream=mixup)@train``, or with an
+    equal budget ``none [passes of saflex]``.
 
     Spaces and the order of arguments do not count; what is a default or a preset is not known here.
     """
-    name, at, control = row.strip().partition("@")
-    return render(_in_order(parse(name))) + at + control.strip()
+    method, control, budget = row_parts(row)
+    kind, of, costly = budget.partition(" of ")
+    budget = kind + of + (render(_in_order(parse(costly))) if costly else "")
+    return row_name(render(_in_order(parse(method))), control, budget)
 
 
 def _in_order(value: Any) -> Any:

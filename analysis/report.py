@@ -115,8 +115,8 @@ def report(
     whole = Report(
         title=f"augbench report: {root.resolve().name}",
         summary=_counts(found, len(unread)),
-        question=asked.text or "none is given: there is no study file beside the runs.",
-        prediction=asked.prediction or "none was written down.",
+        question=asked.text or f"none is given: {_no_file(root)}.",
+        prediction=asked.predicted or "none was written down.",
         outcomes=[f"{part.title}. {part.outcome}" for part in parts],
         remarks=[*_remarks(root, asked, len(found) - len(plain)), *words.unmatched(made, asked)],
         apart=_apart(made) if len(made) > 1 else None,
@@ -136,16 +136,24 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
     return f"{len(found) + unread} runs: {told}" + (f", {unread} not ended." if unread else ".")
 
 
+def _no_file(root: Path) -> str:
+    """Why no study file was read."""
+    swept = question.names(root)
+    if swept:
+        return f"no --study names one of those that were swept there ({', '.join(swept)})"
+    return "there is no study file beside the runs"
+
+
 def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
     """Where the question comes from, and which runs no table sets beside others."""
+    swept = question.names(root)
     if asked.source:
         told = [f"Question, family, margin and prediction are those of {asked.source}."]
     else:
         told = [
-            f"No study file: the margin is the usual {asked.margin:g} points, and the family is "
-            "every method against its upstream and every upstream against none."
+            f"As {_no_file(root)}, the margin is the usual {asked.margin:g} points, and the family "
+            "is every method against its upstream and every upstream against none."
         ]
-    swept = question.names(root)
     if swept and not asked.runs:
         told.append(
             f"All runs of the folder are told, whatever study they are of ({', '.join(swept)}); "

@@ -91,9 +91,11 @@ def row_name(text: str) -> str:
     Raises:
         NamingError: the method is not known, or cannot be built so.
     """
-    name, *control = split(text, "@")
+    method, control, budget = runs.row_parts(text)
+    kind, of, costly = budget.partition(" of ")
     try:
-        return "@".join([methods.canonical(name), *control])
+        budget = kind + of + (methods.canonical(costly) if costly else "")
+        return runs.row_name(methods.canonical(method), control, budget)
     except methods.Unavailable:  # a row of the table that says why
         return text
 
@@ -204,6 +206,18 @@ def make_cell(
         "of": row.of,
     }
     return Cell(run, benchmark, recorded)
+
+
+def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
+    """The names that rows with an equal budget beside ``rows`` may have."""
+    plain = {row.method for row in rows if row.control == "all" and not row.dirty}
+    found = []
+    for method in plain:
+        upstream = upstream_of(method)
+        upstream = upstream if upstream in plain else "none"
+        if upstream in plain - {method}:
+            found.append(runs.row_name(upstream, budget=f"{kind} of {method}"))
+    return found
 
 
 Taken = Sequence[tuple[Run, dict[str, Any]]]

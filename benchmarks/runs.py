@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -123,9 +124,21 @@ class Run:
     @property
     def row(self) -> str:
         """The row's name in a table: ``none``, ``none@train``, ``none [passes of saflex]``."""
-        control = "" if self.control == "all" else f"@{self.control}"
-        budget = "" if self.budget == "steps" else f" [{self.budget}]"
-        return f"{self.method}{control}{budget}"
+        control = "" if self.control == "all" else self.control
+        return row_name(self.method, control, "" if self.budget == "steps" else self.budget)
+
+
+def row_name(method: str, control: str = "", budget: str = "") -> str:
+    """The name of a row from its parts."""
+    return method + (f"@{control}" if control else "") + (f" [{budget}]" if budget else "")
+
+
+def row_parts(name: str) -> tuple[str, str, str]:
+    """Method, control and budget, of which the last two may be empty: ``row_name`` undone."""
+    found = re.fullmatch(r"(.*\S)\s*\[((?:passes|time) of .+)\]", name.strip())
+    row, budget = (found[1], found[2]) if found else (name.strip(), "")
+    method, _, control = row.partition("@")
+    return method.strip(), control.replace(" ", ""), budget
 
 
 class Status(NamedTuple):

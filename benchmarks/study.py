@@ -628,6 +628,12 @@ class Plan:
             StudyError: names the row and the nearest one.
         """
         known = {row.name for table in self.tables for row in table.rows}
+        known |= {
+            name
+            for table in self.tables
+            for kind in table.block.same
+            for name in cells.equal_budget_names(table.rows, kind)
+        }
         absent = {name for table in self.tables for name, _ in table.missing}
         for pair in self.study.pairs():
             for name in filter(None, pair):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis import records, searches, tables
-from analysis.question import FILES, STUDIES
+from analysis import question, records, searches, tables
+from analysis.question import FILES, STUDIES, Prediction
 from benchmarks import arguments, capacity, cells, rounds, runs, search, sources, study
 from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
@@ -86,13 +87,24 @@ def _remember(plan: Plan, root: Path) -> None:
     folder = root / STUDIES / plan.study.name
     folder.mkdir(parents=True, exist_ok=True)
     whole = Work(plan, root, study.chosen(""))
-    for _ in whole.rounds():  # they name the runs that depend on others
-        pass
-    kept = {**plan.study.asked(), "runs": sorted(cell.run.id for cell in whole.cells())}
-    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
-    file = folder / FILES[0]
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        runs.write_text(file, text)
+    whole.foresee()  # also the runs that depend on others
+    own, file = whole.cells(), folder / FILES[0]
+    asked = plan.study.asked()
+    kept = question.read(root, plan.study.name).predictions if file.is_file() else ()
+    text = asked["prediction"].strip()
+    if text and (not kept or kept[-1].text != text):
+        states = [runs.status_of(runs.folder_of(root, cell.run)).state for cell in own]
+        kept = (*kept, Prediction(text, time.strftime("%Y-%m-%d"), states.count("done")))
+        if len(kept) > 1:
+            print(
+                f"The prediction was changed {kept[-1].when}; reports show both.", file=sys.stderr
+            )
+    if kept:  # a prediction that was made before the results is not made anew after them
+        asked |= {"prediction": kept[0].text, "predictions": [asdict(each) for each in kept]}
+    content = {**asked, "runs": sorted(cell.run.id for cell in own)}
+    written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    if not file.is_file() or file.read_text(encoding="utf-8") != written:
+        runs.write_text(file, written)
 
 
 def _heading(asked: Study) -> list[str]:

@@ -101,6 +101,22 @@ def test_a_row_of_equal_budget_stands_beside_the_row_whose_budget_it_has(tmp_pat
     assert block.columns[0].training.epochs == 3
 
 
+def test_an_equal_budget_may_be_other_epochs_on_another_data_set(tmp_path: Path) -> None:
+    """So that a comparison with it can be made over all of them."""
+    for benchmark, epochs in (("digits", 9), ("breastmnist", 10)):
+        of = make_run(tmp_path, SAFLEX, benchmark=benchmark).name
+        make_run(tmp_path, "none", benchmark=benchmark)
+        budget = {"budget": f"passes of {SAFLEX}", "recorded": {"of": of}}
+        make_run(tmp_path, "none", benchmark=benchmark, epochs=epochs, **budget)
+    (block,) = read(tmp_path)
+    row = f"none [passes of {SAFLEX}]"
+    assert names(block) == ["none", SAFLEX, row]
+    assert block.contrasts(Question(family=((row, SAFLEX), (row, "")))) == [
+        (row, SAFLEX),
+        (row, "none"),
+    ]
+
+
 def test_dirty_meta_rows_are_a_row_of_the_same_data_set(tmp_path: Path) -> None:
     noisy = "digits(noise=0.4)"
     make_run(tmp_path, SAFLEX, benchmark=noisy)

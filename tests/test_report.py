@@ -255,6 +255,8 @@ def test_a_study_file_beside_the_runs(
 
 
 def test_the_order_of_arguments_does_not_count() -> None:
+    budget = question.comparison("none [passes of  saflex(b=1, a=2)] over saflex(b=1,a=2)")
+    assert budget == ("none [passes of saflex(a=2, b=1)]", "saflex(a=2, b=1)")
     told = question.comparison(
         "saflex( upstream=mixup(b=1, a=2)+crop , preset = stable)@ train over b"
     )
@@ -280,6 +282,44 @@ def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Pa
     assert question.read(tmp_path).text == "Third?"
     with pytest.raises(QuestionError, match=r"no study 'tw'.*did you mean 'two'.*one, two"):
         question.read(tmp_path, "tw")
+
+
+def test_a_folder_of_several_studies_names_them(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    make_run(root, "none")
+    report(root, tmp_path / "plain")
+    plain = (tmp_path / "plain" / "report.md").read_text(encoding="utf-8")
+    assert "As there is no study file beside the runs, the margin is" in plain
+    for name in ("one", "two"):
+        swept(root, name, "question: Which?\nfamily: [mixup]\n")
+    report(root, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "no study file" not in text.lower()
+    assert "no --study names one of those that were swept there (one, two)" in text
+
+
+PREDICTIONS = """\
+prediction: crop wins
+predictions:
+- {text: crop wins, written: '2026-11-20', runs: 0}
+- {text: mixup wins, written: '2026-11-21', runs: 12}
+"""
+
+
+def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    make_run(root, "none")
+    swept(root, "one", PREDICTIONS)
+    assert question.read(root).prediction == "crop wins"
+    report(root, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert (
+        "**Prediction.** crop wins (written on 2026-11-20, before the first run) "
+        "Changed on 2026-11-21, after 12 run(s), to: mixup wins" in text
+    )
+    swept(root, "two", "predictions: [{text: 3, runs: 1}]")
+    with pytest.raises(QuestionError, match=r"two/study\.yaml: predictions: expected"):
+        question.read(root, "two")
 
 
 def search_row(row: str, *, stopped: bool) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import capacity, catalogue, cells, cli, data, runs, search, study
+from analysis import question
+from benchmarks import capacity, catalogue, cells, cli, data, runs, search, study, sweeping
 from benchmarks.cells import Cell
 from benchmarks.study import Costs, Plan, Study, StudyError
 from methods.naming import NamingError, expand
@@ -215,6 +217,25 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: mixup, "):
         Plan(other, tmp_path).check_family()
     assert "line 5: family: cannot read 'mixup('" in refused(tmp_path, SMALL + "family: 'mixup('\n")
+
+
+def test_rows_of_an_equal_budget_stand_in_a_family(tmp_path: Path) -> None:
+    text = SMALL.replace("[none, mixup]", "[none, head_refit, saflex(upstream=mixup), mixup]")
+    text += "same: passes\n"
+    family = (
+        "family: ['none [passes of  head_refit] over head_refit', "
+        "'mixup [passes of saflex(preset=published, upstream=mixup)]']\n"
+    )
+    made = load(tmp_path, text + family)
+    Plan(made, tmp_path).check_family()
+    assert made.asked()["family"] == [
+        "none [passes of head_refit] over head_refit",
+        "mixup [passes of saflex(upstream=mixup)]",
+    ]
+    for row in ("none [time of head_refit]", "none [passes of mixup(alpha=3.0)]"):
+        other = load(tmp_path, text + f"family: ['{row}']\n")
+        with pytest.raises(StudyError, match="family: unknown row"):
+            Plan(other, tmp_path).check_family()
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "two words"])
@@ -424,6 +445,28 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "About 26 s" in dry(path, root, capsys)
     assert "About 26 s" in dry(path, root, capsys, "--set", "threads=1")
     assert "No run in" in dry(path, root, capsys, "--set", "threads=2", "resources.cpus=1")
+
+
+def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A later one stands beside it, with the day and the runs that were done by then."""
+    root = tmp_path / "runs"
+    plan = Plan(load(tmp_path, SMALL), tmp_path)
+    sweeping._remember(plan, root)
+    assert question.read(root, "some").predictions == ()
+    for text, done in (("crop wins", 0), ("crop wins", 1), ("mixup wins", 1)):
+        plan = Plan(load(tmp_path, SMALL + f"prediction: {text}\n"), tmp_path)
+        if done and not any(root.glob("*/result.json")):
+            finish(plan.tables[0].cells()[0], root)
+        sweeping._remember(plan, root)
+    asked = question.read(root, "some")
+    assert asked.prediction == "crop wins"
+    assert [(each.text, each.runs) for each in asked.predictions] == [
+        ("crop wins", 0),
+        ("mixup wins", 1),
+    ]
+    today = time.strftime("%Y-%m-%d")
+    assert asked.predictions[1].when == f"on {today}, after 1 run(s)"
+    assert "The prediction was changed" in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_what_the_sweep_would(
