@@ -135,9 +135,9 @@ class Search:
         """Trials that are still to be proposed, once others have ended."""
         return self.tune.trials - len(self.trials)
 
-    def ended(self, root: Path) -> bool:
+    def ended(self, outcomes: Sequence[Outcome]) -> bool:
         """Whether every trial of the search has ended, so that there is a winner."""
-        return not self.unnamed and all(each.state != "new" for each in self.outcomes(root))
+        return not self.unnamed and all(each.state != "new" for each in outcomes)
 
     def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
         if count < 1:
@@ -267,18 +267,41 @@ class Work:
         return found
 
     def _searching(self) -> Iterator[Round]:
-        while [each for each in self.searches if each.grow(self.root)]:
+        grown = True
+        while grown:
+            self.foresee()
             jobs = [job for each in self.searches for job in each.jobs()]
             yield Round([job for job in jobs if self._only(job.first)], self._ladder())
+            grown = any(each.grow(self.root) for each in self.searches)  # foresee adds the others
         yield Round(self._jobs(self._finals()))
+
+    def outcomes(self) -> list[list[Outcome]]:
+        """The trials of each search as they stand on disk."""
+        return [each.outcomes(self.root) for each in self.searches]
+
+    def budgets(self, outcomes: Sequence[Sequence[Outcome]]) -> list[int | None]:
+        """For each search the passes of the cheapest of its table: what equal passes means there.
+
+        None until every search of the table has ended.
+        """
+        found = []
+        for table in (each.table for each in self.searches):
+            beside = [(s, own) for s, own in zip(self.searches, outcomes, strict=True)
+                      if s.table is table]  # fmt: skip
+            spent = [sum(one.passes for one in own) for _, own in beside]
+            ended = all(each.ended(own) for each, own in beside)
+            # a row that is skipped takes none
+            found.append(min(filter(None, spent), default=None) if ended else None)
+        return found
 
     def _finals(self) -> list[Cell]:
         """The runs on fresh seeds that can be named by now."""
-        budgets = self.budgets()
+        outcomes = self.outcomes()
+        budgets = self.budgets(outcomes)
         return [
             cell
-            for each in self.searches
-            for values in finalists(each, budgets[id(each.table)], self.root)
+            for each, own, budget in zip(self.searches, outcomes, budgets, strict=True)
+            for values in finalists(each, own, budget)
             for cell in search.finals(each.table, each.row, values, each.tune)
         ]
 
@@ -301,47 +324,35 @@ class Work:
                         ladder.seen(each.name, rung, trial.number, score)
         return ladder
 
-    def budgets(self) -> dict[int, int | None]:
-        """By ``id`` of a table the passes of its cheapest search: what equal passes means there.
-
-        None until every search of the table has ended.
-        """
-        found: dict[int, int | None] = {}
-        for table in self.plan.tables:
-            rows = [each for each in self.searches if each.table is table]
-            spent = [sum(one.passes for one in each.outcomes(self.root)) for each in rows]
-            ended = all(each.ended(self.root) for each in rows)
-            # a row that is skipped takes none
-            found[id(table)] = min(filter(None, spent), default=None) if ended else None
-        return found
-
-    def cells(self) -> list[Cell]:
-        """Every run that can be named by now; of a search, its trials and the default's finals."""
-        if not self.searches:
+    def whole(self) -> list[Cell]:
+        """Every run of the study that can be named by now."""
+        if self.searches:
+            wanted = [
+                cell for each in self.searches for trial in each.trials for cell in trial.cells
+            ]
+            wanted += self._finals()
+        else:
             wanted = [cell for table in self.plan.tables for cell in table.cells()]
             wanted += [
                 cell
                 for place, rows in self.extra.items()
                 for cell in self.plan.tables[place].cells(rows)
             ]
-        else:
-            wanted = [
-                cell for each in self.searches for trial in each.trials for cell in trial.cells
-            ]
-            wanted += self._finals()
-        once = {cell.run.id: cell for cell in wanted if self._only(cell)}
-        return list(once.values())
+        return list({cell.run.id: cell for cell in wanted}.values())
+
+    def cells(self) -> list[Cell]:
+        """Those of them that are asked for."""
+        return [cell for cell in self.whole() if self._only(cell)]
 
 
-def finalists(each: Search, passes: int | None, root: Path) -> list[Values]:
+def finalists(each: Search, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:
     """The settings that run on fresh seeds: as written, the winner, and the one at equal passes.
 
     A search that has not ended has no winner yet.
     """
     found: list[Values] = [{}]
-    if not each.ended(root):
+    if not each.ended(outcomes):
         return found
-    outcomes = each.outcomes(root)
     cheap = [] if passes is None else search.within(outcomes, passes)
     for among in (outcomes, cheap):
         best = search.winner(among)
@@ -364,10 +375,9 @@ def costs_in(root: Path, device: str = "") -> Costs:
     return costs
 
 
-def record(each: Search, budget: int | None, root: Path) -> dict[str, Any]:
+def record(each: Search, outcomes: Sequence[Outcome], budget: int | None) -> dict[str, Any]:
     """What the search of one row found, for search.json."""
-    outcomes = each.outcomes(root)
-    best = search.winner(outcomes) if each.ended(root) else None
+    best = search.winner(outcomes) if each.ended(outcomes) else None
     cheap = None if budget is None else search.winner(search.within(outcomes, budget))
     return {
         "table": each.table.name,

@@ -55,11 +55,10 @@ def carry_out(command: arguments.SweepCommand) -> int:
     plan.check_family()
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
-    chosen = study.chosen(command.only)
     ledger = Ledger(root, asked.retries, command.retry_failed)
-    foreseen = Work(plan, root, chosen)
-    foreseen.foresee()
-    wanted = foreseen.cells()
+    work = Work(plan, root, study.chosen(command.only))
+    work.foresee()
+    wanted = work.cells()
     if command.only and not wanted:
         names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
         later = any(table.block.same for table in plan.tables)
@@ -72,25 +71,24 @@ def carry_out(command: arguments.SweepCommand) -> int:
             f"the file names {len(wanted)} runs, expected {study.MAX_RUNS:,} at most"
         )
     if command.dry_run:
-        return _dry_run(command, foreseen, ledger, wanted)
-    work = Work(plan, root, chosen)
-    _remember(plan, root)
+        return _dry_run(command, work, ledger, wanted)
+    _remember(work)
     try:
         outcomes = _run(command, plan, work, ledger, data_root)
     finally:  # more runs have a name by now: equal budgets, winners of a search
-        _remember(plan, root)
+        work.foresee()
+        _remember(work)
     return _told(plan, work, ledger, outcomes)
 
 
-def _remember(plan: Plan, root: Path) -> None:
+def _remember(work: Work) -> None:
     """Leave the study beside its runs: what it asks, and which runs are its own."""
-    folder = root / STUDIES / plan.study.name
+    root, name = work.root, work.plan.study.name
+    folder = root / STUDIES / name
     folder.mkdir(parents=True, exist_ok=True)
-    whole = Work(plan, root, study.chosen(""))
-    whole.foresee()  # also the runs that depend on others
-    own, file = whole.cells(), folder / FILES[0]
-    asked = plan.study.asked()
-    kept = question.read(root, plan.study.name).predictions if file.is_file() else ()
+    own, file = work.whole(), folder / FILES[0]
+    asked = work.plan.study.asked()
+    kept = question.read(root, name).predictions if file.is_file() else ()
     text = asked["prediction"].strip()
     if text and (not kept or kept[-1].text != text):
         states = [runs.status_of(runs.folder_of(root, cell.run)).state for cell in own]
@@ -293,17 +291,15 @@ def _table_row(
 
 def _print_searches(work: Work, root: Path) -> None:
     """The chosen values, and what they are worth on fresh seeds; all of it into search.json."""
-    kept, budgets = [], work.budgets()
-    for each in work.searches:
-        budget = budgets[id(each.table)]
-        found = rounds.record(each, budget, root)
+    kept, read = [], work.outcomes()
+    for each, outcomes, budget in zip(work.searches, read, work.budgets(read), strict=True):
+        found = rounds.record(each, outcomes, budget)
         found["fresh"] = []
         kept.append(found)
-        outcomes = each.outcomes(root)
         states = Counter(one.state for one in outcomes)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         print(f"\n{each.name}\n  {len(outcomes)} trials: {counted}; {found['passes']:,} passes")
-        if not each.ended(root):
+        if not each.ended(outcomes):
             print("  not all trials have ended: nothing is chosen yet")
             continue
         best = search.winner(outcomes)

@@ -343,8 +343,8 @@ def test_the_search_finds_a_planted_optimum(tmp_path: Path, asha: str) -> None:
         if ledger.to_do(cell)
     ]
     assert left == [], "pruned trials are never resumed, and nothing is done twice"
-    (budget,) = work.budgets().values()
-    found = rounds.record(only, budget, root)
+    (budget,) = work.budgets([outcomes])
+    found = rounds.record(only, outcomes, budget)
     assert found["winner"] == best.number
     assert found["regret"] > 0
     assert len(found["trials"]) == 24
@@ -363,8 +363,9 @@ def test_a_search_that_has_not_ended_has_no_winner(
     for each in only.rounds():
         carry_out(each.jobs, each.ladder, ledger)
     none, mixup = only.searches
-    assert (none.ended(root), mixup.ended(root)) == (True, False)
-    assert list(only.budgets().values()) == [None]
+    assert none.ended(none.outcomes(root))
+    assert not mixup.ended(mixup.outcomes(root))
+    assert only.budgets(only.outcomes()) == [None, None]
     for cell in mixup.trials[1].cells:
         pretend(cell, root, 9, 0.9, 0.9)
     whole = Work(Plan(study_, tmp_path), root, study.chosen(""))

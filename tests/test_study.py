@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import methods
 from analysis import question
 from benchmarks import capacity, catalogue, cells, cli, data, runs, search, study, sweeping
 from benchmarks.cells import Cell
+from benchmarks.rounds import Work
 from benchmarks.study import Costs, Plan, Study, StudyError
 from methods.naming import NamingError, expand
 
@@ -451,13 +453,13 @@ def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     """A later one stands beside it, with the day and the runs that were done by then."""
     root = tmp_path / "runs"
     plan = Plan(load(tmp_path, SMALL), tmp_path)
-    sweeping._remember(plan, root)
+    sweeping._remember(Work(plan, root, study.chosen("")))
     assert question.read(root, "some").predictions == ()
     for text, done in (("crop wins", 0), ("crop wins", 1), ("mixup wins", 1)):
         plan = Plan(load(tmp_path, SMALL + f"prediction: {text}\n"), tmp_path)
         if done and not any(root.glob("*/result.json")):
             finish(plan.tables[0].cells()[0], root)
-        sweeping._remember(plan, root)
+        sweeping._remember(Work(plan, root, study.chosen("")))
     asked = question.read(root, "some")
     assert asked.prediction == "crop wins"
     assert [(each.text, each.runs) for each in asked.predictions] == [
@@ -492,6 +494,29 @@ def test_a_dry_run_refuses_what_the_sweep_would(
     monkeypatch.setattr(capacity, "gpus", lambda: 2)
     assert "4 at a time" in dry(path, root, capsys, "--set", "resources.trials_per_gpu=2")
     assert "2 at a time" in dry(path, root, capsys, "--workers", "2")
+
+
+def test_a_thousand_runs_are_looked_at_a_few_times_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a dry run and a sweep with nothing to do cost is counted, not timed."""
+    path, root = write(tmp_path, SMALL.replace("seeds: 2", "seeds: 500")), tmp_path / "runs"
+    looked: Counter[str] = Counter()
+    status_of, make = runs.status_of, cells.make_cell
+
+    def status(folder: Path) -> runs.Status:
+        looked["status"] += 1
+        return status_of(folder)
+
+    def made(*given: Any, **more: Any) -> Cell:
+        looked["cells"] += 1
+        return make(*given, **more)
+
+    monkeypatch.setattr(runs, "status_of", status)
+    monkeypatch.setattr(cells, "make_cell", made)
+    assert "1000 runs: 1000 new" in dry(path, root, capsys)
+    assert looked["status"] <= 2 * 1000
+    assert looked["cells"] <= 10, "one for each row, whatever the number of seeds"
 
 
 def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
