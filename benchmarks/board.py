@@ -57,14 +57,16 @@ class Board:
 
     def ended(self, cell: Cell, outcome: Status | Problem, result: dict[str, Any] | None) -> None:
         """The run ended, one way or the other."""
-        seconds = self._stop(cell)
+        self._stop(cell)
         self._left.pop(cell.run.id, None)
         state = "not done" if isinstance(outcome, Problem) else outcome.state
         self._ended[state] += 1
         text = outcome.text if isinstance(outcome, Problem) else outcome.reason
         if state == "done" and result is not None:
             self._costs.saw(cell.run, result)
-            scores = result["metrics"]["last"]["select"]
+            cost, scores = result["cost"], result["metrics"]["last"]["select"]
+            seconds = cost["charged_seconds"] + cost["evaluation_seconds"]
+            self._spent.append(seconds)
             text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
         number = sum(self._ended.values())
         self.note(f"[{number}/{self._count}] {label(cell)}: {state}{', ' if text else ''}{text}")
@@ -96,12 +98,10 @@ class Board:
         busy = self._busy + sum(now - since for _, since in self._running.values())
         return ", ".join([*counts, f"{100 * busy / elapsed / self._workers:.0f} % busy"])
 
-    def _stop(self, cell: Cell) -> float:
-        _, since = self._running.pop(cell.run.id, (cell, time.monotonic()))
-        seconds = time.monotonic() - since
-        self._busy += seconds
-        self._spent.append(seconds)
-        return seconds
+    def _stop(self, cell: Cell) -> None:
+        _, since = self._running.pop(cell.run.id, (cell, None))
+        if since is not None:  # of a trial's runs the first stands for all
+            self._busy += time.monotonic() - since
 
     def _remaining(self, now: float) -> str:
         average = sum(self._spent) / len(self._spent) if self._spent else None

@@ -319,7 +319,7 @@ def training_of(preset: str, overrides: dict[str, Any]) -> Training:
     try:
         made = Training(**{**base, **overrides})
     except ValueError as error:
-        raise NamingError(_plain(error)) from error
+        raise NamingError(plain(error)) from error
     unused = set() if made.optimizer == "sgd" else {"momentum"}
     if made.schedule != "multistep":
         unused |= {"milestones", "gamma"}
@@ -327,7 +327,7 @@ def training_of(preset: str, overrides: dict[str, Any]) -> Training:
     return replace(made, **{name: defaults[name] for name in unused})
 
 
-def _plain(error: ValueError) -> str:
+def plain(error: ValueError) -> str:
     """The sentence of a pydantic error without its frame."""
     listed = getattr(error, "errors", None)
     if listed is None:

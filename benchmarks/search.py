@@ -14,89 +14,18 @@ import numpy as np
 
 import methods
 from benchmarks import runs
-from benchmarks.cells import Cell, Row
+from benchmarks.cells import Cell, Row, plain
 from benchmarks.runs import Training
 from benchmarks.seeding import seed_of
+from benchmarks.space import Parameter, parameter, short
 from benchmarks.study import Asha, Table, Tune
-from methods.naming import Call, Links, NamingError, Value, call_of, nearest, parse, render, unknown
+from methods.naming import Call, Links, NamingError, Value, call_of, parse, render
 from methods.naming import parameters as arguments_of
 
-KINDS = ("choice", "uniform", "loguniform", "int")
-GRID_POINTS = 3
-"""Of a range in a grid."""
 MIN_SEEDS = 3
 """A trial's score is the mean over so many seeds at least, where select is small."""
 FIRST_SEED = 1000
 """Trials run on seeds from here on, so that those from 0 on are fresh for winner and default."""
-DIGITS = 4
-"""Significant digits of a drawn number: enough, and names stay short."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One thing that is searched: ``learning_rate``, or ``saflex.beta`` of a method."""
-
-    key: str
-    kind: str
-    values: tuple[Any, ...]
-    """of a choice its options, else the low and the high end"""
-
-    def draw(self, rng: np.random.Generator) -> Any:
-        """A value."""
-        if self.kind == "choice":
-            return self.values[int(rng.integers(len(self.values)))]
-        low, high = self.values
-        if self.kind == "int":
-            return int(rng.integers(low, high + 1))
-        if self.kind == "uniform":
-            return _short(rng.uniform(low, high))
-        return _short(math.exp(rng.uniform(math.log(low), math.log(high))))
-
-    def grid(self) -> tuple[Any, ...]:
-        """Its points in a grid."""
-        if self.kind == "choice":
-            return self.values
-        low, high = self.values
-        shares = [place / (GRID_POINTS - 1) for place in range(GRID_POINTS)]
-        if self.kind == "loguniform":
-            return tuple(_short(low * (high / low) ** share) for share in shares)
-        points = [low + (high - low) * share for share in shares]
-        if self.kind == "int":
-            return tuple(dict.fromkeys(round(point) for point in points))
-        return tuple(_short(point) for point in points)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
-
-
-def parameter(key: str, space: Any) -> Parameter:
-    """The parameter that ``[kind, ...]`` stands for.
-
-    Raises:
-        NamingError: an unknown kind, or values that are no range.
-    """
-    shown = f"tune: {key}"
-    if not isinstance(space, list | tuple) or not space or not isinstance(space[0], str):
-        raise NamingError(f"{shown}: expected [kind, ...] such as [uniform, 0, 1], got {space!r}")
-    kind, *rest = space
-    if kind not in KINDS:
-        raise NamingError(f"{shown}: {unknown('kind', kind, KINDS)}")
-    if kind == "choice":
-        options = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
-        if not options:
-            raise NamingError(f"{shown}: expected at least one option, got none")
-        return Parameter(key, kind, tuple(options))
-    try:
-        low, high = (float(each) for each in rest)
-    except (TypeError, ValueError) as error:
-        raise NamingError(f"{shown}: expected [{kind}, low, high], got {space!r}") from error
-    if not -math.inf < low < high < math.inf or (kind == "loguniform" and low <= 0):
-        above = "0 < " if kind == "loguniform" else ""
-        raise NamingError(f"{shown}: expected {above}low < high, got {low:g} and {high:g}")
-    if kind == "int":
-        return Parameter(key, kind, (round(low), round(high)))
-    return Parameter(key, kind, (low, high))
 
 
 def parameters(row: Row, training: Training, tune: Tune) -> tuple[Parameter, ...]:
@@ -107,24 +36,14 @@ def parameters(row: Row, training: Training, tune: Tune) -> tuple[Parameter, ...
         "weight_decay": ("loguniform", 1e-6, 1e-2),
         **tune.common,
     }
-    known = runs.field_names(Training)
-    for key in common:
-        if key not in known:
-            raise NamingError(f"tune: common: {unknown('training field', key, known)}")
-    for name in tune.spaces:
-        if name not in methods.registry():
-            raise NamingError(f"tune: spaces: {unknown('method', name, methods.registry())}")
     found = {key: parameter(key, space) for key, space in common.items()}
     for call in _calls(parse(row.method)):
         own = tune.spaces.get(call.name, type(methods.build(render(call))).space)
         takes = arguments_of(methods.load(call.name))
         for argument, space in own.items():
-            if argument in takes:
+            if argument in takes:  # of a method's own space a preset may leave some out
                 key = f"{call.name}.{argument}"
                 found[key] = parameter(key, space)
-            elif call.name in tune.spaces:
-                hint = nearest(argument, takes)
-                raise NamingError(f"tune: {call.name} has no argument {argument!r}{hint}")
     return tuple(found.values())
 
 
@@ -150,7 +69,10 @@ def applied(row: Row, training: Training, values: Mapping[str, Any]) -> tuple[Ro
         else:
             common[key] = value
     expression = _with(parse(row.method), own)
-    changed = Training(**{**asdict(training), **common})  # type: ignore[call-overload]
+    try:
+        changed = Training(**{**asdict(training), **common})  # type: ignore[call-overload]
+    except ValueError as error:
+        raise NamingError(f"tune: {plain(error)}") from error
     return replace(row, method=methods.canonical(render(expression))), changed
 
 
@@ -267,7 +189,7 @@ def _encoded(value: Any) -> Any:
 def _decoded(each: Parameter, value: Any) -> Any:
     if each.kind == "choice":
         return next(option for option in each.values if _encoded(option) == value)
-    return _short(value) if isinstance(value, float) else value
+    return short(value) if isinstance(value, float) else value
 
 
 def trial_of(table: Table, row: Row, number: int, values: Values, tune: Tune) -> Trial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import itertools
 import math
 import re
@@ -25,8 +26,17 @@ from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
 from benchmarks.data import Benchmark, Protocol
 from benchmarks.runs import CONFIG, Training
+from benchmarks.space import parameter
 from methods.base import Spec
-from methods.naming import NamingError, nearest, unknown, written_out
+from methods.naming import (
+    NamingError,
+    convert,
+    from_yaml,
+    nearest,
+    unknown,
+    written_out,
+)
+from methods.naming import parameters as arguments_of
 
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
@@ -216,6 +226,11 @@ class Study:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not 0 <= self.margin < math.inf:
             raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
+        for block in self.blocks if self.tune is not None else ():
+            if block.same:
+                raise ValueError("same: expected none beside tune, which has equal passes itself")
+            if block.seeds is not None:
+                raise ValueError("seeds: expected none beside tune; see tune.seeds and final_seeds")
         each = self.tune.trials * self.tune.seeds if self.tune is not None else 0
         count = sum(block.rows * (each or len(block.seeds or (0,))) for block in self.blocks)
         if count > MAX_RUNS:
@@ -316,6 +331,12 @@ def load(path: Path, settings: Sequence[str] = ()) -> Study:
     made = file.typed(content)
     for place, block in enumerate(made.blocks):
         file.checked(block, ("blocks", place) if "blocks" in content else ())
+        if made.tune is not None:
+            file.searched(made.tune, block)
+    for extra in ("wandb", "mlflow"):
+        if getattr(made, extra) is not None and importlib.util.find_spec(extra) is None:
+            text = f"it is not installed: pip install 'augbench[{extra}]', or leave it out"
+            raise file.error((extra,), text)
     return made
 
 
@@ -375,7 +396,7 @@ class _File:
             raise self._unknown((str(unknown[0]),), (*PRODUCT, *OF_STUDY))
         listed = rest.pop("blocks", None)
         if listed is not None and (not isinstance(listed, list) or not listed):
-            raise self._error(("blocks",), "expected a list of blocks", listed)
+            raise self.error(("blocks",), "expected a list of blocks", listed)
         where: list[Keys] = [()]
         blocks = [product]
         if listed is not None:
@@ -383,7 +404,7 @@ class _File:
             blocks = []
             for place, block in enumerate(listed):
                 if not isinstance(block, dict):
-                    raise self._error(("blocks", place), "expected a mapping", block)
+                    raise self.error(("blocks", place), "expected a mapping", block)
                 own_training = self._mapping(block, ("blocks", place), "training")
                 training = {**self._mapping(product, (), "training"), **own_training}
                 blocks.append({**product, **block, "training": training})
@@ -395,7 +416,7 @@ class _File:
     def _mapping(self, content: dict[str, Any], where: Keys, key: str) -> dict[str, Any]:
         found = content.get(key, {})
         if not isinstance(found, dict):
-            raise self._error((*where, key), "expected a mapping", found)
+            raise self.error((*where, key), "expected a mapping", found)
         return found
 
     def _made(self, kind: type, content: Any, where: Keys) -> Any:
@@ -413,16 +434,16 @@ class _File:
                 raise self._unknown(path, known) from error
             text = first["msg"].removeprefix("Value error, ")
             key, colon, rest = text.partition(": ")  # a check of the whole names its key itself
-            if colon and key in _fields(kind, first["loc"]):
+            if colon and key in (*_fields(kind, first["loc"]), *(PRODUCT if kind is Study else ())):
                 path, text = (*path, key), rest
-            raise self._error(path, text, first["input"]) from error
+            raise self.error(path, text, first["input"]) from error
 
     def _check_flags(self, content: dict[str, Any], made: Any, where: Keys) -> None:
         """Refuse true where a number is meant: pydantic would take it for 1."""
         for key, value in content.items():
             read = getattr(made, key)
             if isinstance(value, bool) and not isinstance(read, bool):
-                raise self._error((*where, key), "expected a number", value)
+                raise self.error((*where, key), "expected a number", value)
             if isinstance(value, dict) and is_dataclass(read):
                 self._check_flags(value, read, (*where, key))
 
@@ -435,7 +456,7 @@ class _File:
         flags = {key for key in known if isinstance(getattr(Training(), key), bool)}
         for key, value in block.training.items():
             if isinstance(value, bool) and key not in flags:
-                raise self._error((*where, "training", key), "expected a number", value)
+                raise self.error((*where, "training", key), "expected a number", value)
         checks: list[tuple[str, Callable[[], Any]]] = [
             ("preset", lambda: cells.training_of(block.preset, {})),
             ("training", lambda: cells.training_of(block.preset, block.training)),
@@ -454,6 +475,37 @@ class _File:
             except ValueError as error:
                 raise StudyError(f"study {self.path}{self._line((*where, key))}: {error}") from None
 
+    def searched(self, tune: Tune, block: Block) -> None:
+        """Refuse a space that no row can search."""
+        known = runs.field_names(Training)
+        for key, space in tune.common.items():
+            where = ("tune", "common", key)
+            if key not in known:
+                raise self._unknown(where, known)
+            if key == "epochs":
+                raise self.error(where, "expected none, as every trial has equal passes")
+            try:
+                for value in parameter(key, space).grid():
+                    cells.training_of(block.preset, {**block.training, key: value})
+            except NamingError as error:
+                raise self.error(where, _less(str(error), key)) from error
+        for name, spaces in tune.spaces.items():
+            where = ("tune", "spaces", name)
+            if name not in methods.registry():
+                raise self._unknown(where, methods.registry())
+            try:
+                takes = arguments_of(methods.load(name))
+            except methods.Unavailable:  # a row of the table that says why
+                continue
+            for key, space in spaces.items():
+                if key not in takes:
+                    raise self._unknown((*where, key), takes)
+                try:
+                    for value in parameter(key, space).grid():
+                        convert(from_yaml(value), takes[key].annotation, key)
+                except NamingError as error:
+                    raise self.error((*where, key), _less(str(error), key)) from error
+
     def _unknown(self, path: Keys, known: Iterable[str]) -> StudyError:
         listed = sorted(known)
         name = str(path[-1])
@@ -462,7 +514,8 @@ class _File:
             f"(known: {', '.join(listed)})"
         )
 
-    def _error(self, path: Keys, text: str, got: Any) -> StudyError:
+    def error(self, path: Keys, text: str, got: Any = None) -> StudyError:
+        """What is wrong at a place of the file."""
         key = ".".join(str(part) for part in path if not isinstance(part, int))
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
         shown = "" if ", got " in text else shown
@@ -487,6 +540,11 @@ class _File:
                 break
             mark, node = found
         return f", line {mark.line + 1}"
+
+
+def _less(text: str, key: str) -> str:
+    """An error without the key, which the place in the file tells."""
+    return text.removeprefix("tune: ").removeprefix(f"{key}: ")
 
 
 def _as_name(stem: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import math
 import os
@@ -42,7 +41,7 @@ from benchmarks.progress import Gone, Silent
 from benchmarks.rounds import UNFINISHED, Job, Ledger, Round, costs_in
 from benchmarks.runs import Status
 from benchmarks.search import Ladder
-from benchmarks.study import Study, StudyError
+from benchmarks.study import Study, StudyError, label
 from benchmarks.trainer import Interrupted, first_line
 
 REPORT_SECONDS = 1.0
@@ -51,6 +50,7 @@ LOOK_SECONDS = 0.3
 """Between two looks at the flag that ends the runs."""
 GO, STOP = "go", "stop"
 CLIENT = "ray://"
+LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 << 20
 """What workers share is a list of runs."""
 LONGEST_FOLDER = 20
@@ -233,6 +233,7 @@ def opened(
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         flag = stack.enter_context(_flag(root))
         ray = importlib.import_module("ray")
+        _loggers(study)  # what they refuse is told before Ray starts
         stack.callback(ray.shutdown)
         _silence()
         handler = signal.getsignal(signal.SIGTERM)
@@ -341,10 +342,18 @@ def _silence() -> None:
 def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> Cluster:
     """A Ray on this machine that only this machine can reach."""
     cluster = capacity.here(study, workers)
+    if study.dashboard:
+        try:
+            importlib.import_module("ray.dashboard.optional_deps")
+        except ImportError as error:
+            raise StudyError(
+                "dashboard: its packages are not installed: pip install 'ray[default]', or leave "
+                "it out"
+            ) from error
     # Ray turns a loopback address into that of the network unless it takes itself for a laptop's.
     constants = importlib.import_module("ray._private.ray_constants")
     vars(constants)["ENABLE_RAY_CLUSTER"] = False
-    ray.init(
+    context = ray.init(
         address="local",
         num_cpus=math.ceil(cluster.workers * cluster.cpus),
         num_gpus=capacity.gpus(),
@@ -353,8 +362,17 @@ def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> 
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(folder / "ray"),  # which Ray opens to everyone; the folder above is closed
-        _node_ip_address="127.0.0.1",
+        _node_ip_address=LOOPBACK,
     )
+    bound = {node["NodeManagerAddress"] for node in ray.nodes()}
+    if bound != {LOOPBACK}:
+        raise StudyError(
+            f"Ray listens on {', '.join(sorted(bound))} instead of {LOOPBACK}, where others may "
+            "reach it: use another release of ray, and report it"
+        )
+    if study.dashboard:
+        token = os.environ["RAY_AUTH_TOKEN"]
+        print(f"Dashboard: http://{context.dashboard_url}, token {token}", file=sys.stderr)
     return cluster
 
 
@@ -362,7 +380,12 @@ def _join(ray: ModuleType, address: str, study: Study, workers: int | None) -> C
     try:
         remote = address.startswith(CLIENT)
         ray.init(address=address, log_to_driver=remote, logging_level=logging.ERROR)
-    except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
+    except ImportError as error:
+        raise StudyError(
+            f"address: {address} needs packages that are not installed ({first_line(error)}): pip "
+            "install 'augbench[client]', or give the address without ray://"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyError(
             f"address: no Ray cluster answers at {address} ({first_line(error)}); start one with "
             "'ray start --head', or leave the address out"
@@ -685,12 +708,13 @@ def _death(text: str) -> tuple[str, bool]:
 
 
 class _Told(Silent):
-    """Progress of a run in a worker: an epoch now and then to the driver."""
+    """Progress of a run in a worker: an epoch now and then, and the end, to the driver."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], until: int) -> None:
         self._report, self._until, self._done = report, until, 0
         self._last = time.monotonic()
-        self._notes: list[str] = []
+        self._kept: dict[str, Any] = {}
+        """of the last epoch, where it is not told yet"""
 
     @property
     def arrived(self) -> bool:
@@ -704,21 +728,31 @@ class _Told(Silent):
     def epoch(self, number: int, line: dict[str, Any]) -> None:
         """Tell the driver, but not more than once a second: the run waits for its answer."""
         self._done = number
-        now = time.monotonic()
-        if now - self._last < REPORT_SECONDS:
-            return
-        self._last = now
         scores = {f"select_{name}": value for name, value in line["select"].items()}
-        told = {"epoch": number, "train_loss": line["train_loss"], **scores, "notes": self._notes}
-        self._notes = []
+        self._kept = {"epoch": number, "train_loss": line["train_loss"], **scores}
+        now = time.monotonic()
+        if now - self._last >= REPORT_SECONDS:
+            self._last = now
+            self._tell()
+
+    def note(self, text: str) -> None:
+        """Tell it at once: the run may wait, or have no other epoch."""
+        self._tell(notes=[text])
+
+    def over(self, result: dict[str, Any] | None) -> None:
+        """Tell the last epoch and, of a run that is done, its metrics on test."""
+        done = result is not None and result["status"] == "done"
+        scores = result["metrics"]["last"]["test"] if result is not None and done else {}
+        final = {f"test_{name}": value for name, value in scores.items()}
+        if self._kept or final:
+            self._tell(**({"epoch": self._done} | final))
+
+    def _tell(self, **more: Any) -> None:
+        told, self._kept = {**self._kept, **more}, {}
         try:
             self._report(told)
         except SystemExit as error:  # how Tune ends the thread of a trial
             raise Gone from error
-
-    def note(self, text: str) -> None:
-        """Tell it with the next epoch."""
-        self._notes.append(text)
 
 
 def _stopped(flag: Path) -> Callable[[], bool]:
@@ -761,7 +795,7 @@ def _work(config: dict[str, Any], place: Place) -> None:
                 tune.report({"epoch": until, "rung": until, "score": score})
     except (Interrupted, Gone):
         return
-    except (DataError, OSError, runs.Held) as error:
+    except (DataError, OSError) as error:
         tune.report({"problem": said(error)})
 
 
@@ -780,38 +814,50 @@ def _leg(
         if reached >= until and (folder / "checkpoint.pt").exists():
             return
     told = _Told(report, until)
-    try:
-        execution.execute(
-            cell.run,
-            cell.recorded,
-            place.root,
-            options,
-            cell.benchmark,
-            told,
-            lambda: told.arrived or ends(),
-        )
-    except Interrupted:
-        if not told.arrived:
-            raise
+    waiting = False
+    while True:
+        try:
+            execution.execute(
+                cell.run,
+                cell.recorded,
+                place.root,
+                replace(options, wait=False),
+                cell.benchmark,
+                told,
+                lambda: told.arrived or ends(),
+            )
+            break
+        except Interrupted:
+            if not told.arrived:
+                raise
+            break
+        except runs.Held as held:  # waited for here, where the flag is looked at too
+            if not waiting:
+                told.note(f"{label(cell)}: waiting, {held}")
+            waiting = True
+            time.sleep(LOOK_SECONDS)
+            if ends():
+                raise Interrupted from held
+    told.over(runs.read_result(folder))
 
 
 def _loggers(study: Study) -> list[Any]:
-    """Ray's own callbacks that the file names."""
+    """Ray's own callbacks that the file names.
+
+    Raises:
+        StudyError: one of them does not take what the file gives it.
+    """
     found = []
     for extra, package, name in (
         ("wandb", "ray.air.integrations.wandb", "WandbLoggerCallback"),
         ("mlflow", "ray.air.integrations.mlflow", "MLflowLoggerCallback"),
     ):
         arguments = getattr(study, extra)
-        if arguments is None:
-            continue
-        try:
-            importlib.import_module(extra)
-        except ImportError as error:
-            raise StudyError(
-                f"{extra}: it is not installed: pip install 'augbench[{extra}]', or leave it out"
-            ) from error
-        found.append(getattr(importlib.import_module(package), name)(**arguments))
+        if arguments is not None:
+            try:
+                found.append(getattr(importlib.import_module(package), name)(**arguments))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise StudyError(f"{extra}: {first_line(error)}") from error
     return found
 
 
@@ -867,8 +913,3 @@ def _curves(study: Study, root: Path) -> _Curves | None:
     except ImportError:  # it comes with ray[tune], but a file of curves is not worth a sweep
         return None
     return _Curves(writer, root / STUDIES / study.name / "tensorboard", root)
-
-
-def to_text(record: Any) -> str:
-    """JSON for search.json; what is not finite becomes null."""
-    return json.dumps(json.loads(runs.to_json(record)), indent=1) + "\n"

@@ -191,24 +191,30 @@ def from_mapping(value: Any) -> Call | Links:
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, arguments),) = value.items()
         if arguments is None or isinstance(arguments, Mapping):
-            pairs = [(str(key), _from_yaml(each)) for key, each in (arguments or {}).items()]
+            pairs = [(str(key), from_yaml(each)) for key, each in (arguments or {}).items()]
             return Call(str(name), tuple(pairs))
     raise NamingError(f"expected a text or one {{name: {{argument: value}}}}, got {value!r}")
 
 
-def _from_yaml(value: Any) -> Value:
+def from_yaml(value: Any) -> Value:
+    """An argument as YAML writes it."""
     if isinstance(value, Mapping):
         return from_mapping(value)
     if isinstance(value, list):
-        return tuple(_from_yaml(each) for each in value)
+        return tuple(from_yaml(each) for each in value)
+    value = number_of(value)
     if isinstance(value, str):
-        if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            return float(value)  # YAML 1.1 takes 1e-3 for a text
         try:
             return parse(value)
         except NamingError:
             return value
     return value
+
+
+def number_of(value: Any) -> Any:
+    """The number that a text such as ``1e-3`` is meant for, which YAML 1.1 takes for a text."""
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if number else value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """What the tests of sweeps share: studies, networks that fail, and what is left behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def start(
         text=True,
         cwd=folder,
         env=environment(folder, **variables),
+        start_new_session=True,  # a group of its own, as a terminal makes it
     )
 
 
@@ -173,6 +175,32 @@ def processes(temporary: Path) -> list[str]:
             continue
         if any(link.startswith(f"{temporary}/augbench-") for link in links):
             found.append(f"process {process.name}")
+    return found
+
+
+def listeners(temporary: Path) -> set[str]:
+    """Hexadecimal addresses on which the processes of a sweep accept connections."""
+    own = set()
+    for name in processes(temporary):
+        for link in Path(f"/proc/{name.removeprefix('process ')}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                own.add(str(link.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for entry in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = entry.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                found.add(words[1].partition(":")[0])
+    return found
+
+
+def variables(temporary: Path) -> list[set[str]]:
+    """The environment of each process of a sweep."""
+    found = []
+    for name in processes(temporary):
+        path = Path(f"/proc/{name.removeprefix('process ')}/environ")
+        with contextlib.suppress(OSError):
+            found.append(set(path.read_bytes().decode(errors="replace").split("\0")))
     return found
 
 

@@ -137,16 +137,30 @@ def test_killed_at_random_moments_every_run_is_done_once_and_bit_for_bit(
     assert sweeping.left_behind(out, temporary) == []
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""As /proc writes 127.0.0.1, ::1, and the first within IPv6."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+)
 def test_stopped_and_started_again(
-    kind: signal.Signals, place: Path, temporary: Path, undisturbed: Path
+    kind: signal.Signals, group: bool, place: Path, temporary: Path, undisturbed: Path
 ) -> None:
-    path, out = sweeping.study(place, TEXT), place / kind.name
+    """By a signal to the sweep, or to all processes as Ctrl-C in a terminal sends it."""
+    path, out = sweeping.study(place, TEXT), place / f"{kind.name}-{group}"
     out.mkdir()
     process = sweeping.start(path, out, place, TMPDIR=str(temporary))
     work_goes_on(out, process)
+    assert sweeping.listeners(temporary)
+    assert sweeping.listeners(temporary) <= LOOPBACK
+    assert any("RAY_USAGE_STATS_ENABLED=0" in each for each in sweeping.variables(temporary))
+    assert not any("RAY_USAGE_STATS_ENABLED=1" in each for each in sweeping.variables(temporary))
     begin = time.monotonic()
-    process.send_signal(kind)
+    if group:
+        os.killpg(process.pid, kind)
+    else:
+        process.send_signal(kind)
     code, _, errors = sweeping.finish(process)
     assert time.monotonic() - begin < STOP_SECONDS
     assert code == 130, errors

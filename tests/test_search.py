@@ -19,7 +19,8 @@ from benchmarks import cli, rounds, runs, search, study, sweeping
 from benchmarks.cells import Cell
 from benchmarks.execution import conclude
 from benchmarks.rounds import Job, Ledger, Work
-from benchmarks.search import Ladder, Outcome, Parameter, parameter
+from benchmarks.search import Ladder, Outcome
+from benchmarks.space import Parameter, parameter
 from benchmarks.study import Asha, Plan, Study, StudyError, Tune
 from methods.naming import NamingError
 
@@ -133,14 +134,36 @@ tune:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("tune: {common: {learning_rat: [uniform, 0, 1]}}\n", "did you mean 'learning_rate'"),
-        ("tune: {spaces: {saflx: {beta: [uniform, 0, 1]}}}\n", "did you mean 'saflex'"),
-        ("tune: {spaces: {saflex: {bta: [uniform, 0, 1]}}}\n", "did you mean 'beta'"),
+        ("common: {learning_rat: [uniform, 0, 1]}", "did you mean 'learning_rate'"),
+        ("common: {learning_rate: [unifrm, 0, 1]}", "learning_rate: unknown kind 'unifrm'"),
+        ("common: {epochs: [int, 1, 3]}", "epochs: expected none, as every trial has equal passes"),
+        ("common: {batch_size: [int, 1, 3]}", r"batch_size: expected 2 or more .*, got 1"),
+        ("common: {batch_size: [uniform, 2, 3]}", r"batch_size: .*integer.* got 2\.5"),
+        ("spaces: {saflx: {beta: [uniform, 0, 1]}}", "did you mean 'saflex'"),
+        ("spaces: {saflex: {bta: [uniform, 0, 1]}}", "did you mean 'beta'"),
+        ("spaces: {saflex: {beta: [uniform, 1, 0]}}", "beta: expected low < high"),
+        ("spaces: {saflex: {beta: [choice, 1, many]}}", "beta: expected a number, got many"),
+        ("spaces: {saflex: [beta]}", "spaces.saflex: .*valid dictionary"),
     ],
 )
-def test_names_in_a_search_are_checked(tmp_path: Path, text: str, part: str) -> None:
-    with pytest.raises(NamingError, match=part):
-        settings_of(made(tmp_path, text), tmp_path)
+def test_what_a_search_draws_from_is_checked_with_its_line(
+    tmp_path: Path, text: str, part: str
+) -> None:
+    with pytest.raises(StudyError, match=f"line 6: .*{part}"):
+        made(tmp_path, f"tune:\n  {text}\n")
+
+
+def test_a_number_with_an_exponent_is_no_text(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-1 as one."""
+    text = "tune: {spaces: {saflex: {beta: [choice, 1e-1, 2]}}, trials: 30}\n"
+    found = settings_of(made(tmp_path, text), tmp_path)
+    assert {values["saflex.beta"] for values in found["saflex"][1:]} == {0.1, 2}
+
+
+@pytest.mark.parametrize("key", ["same: passes", "seeds: 3"])
+def test_what_a_search_decides_itself_is_refused_beside_it(tmp_path: Path, key: str) -> None:
+    with pytest.raises(StudyError, match=rf"line 6: {key.partition(':')[0]}: expected none beside"):
+        made(tmp_path, f"tune: {{trials: 3}}\n{key}\n")
 
 
 def test_a_trial_is_a_run_like_any_other(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ seeds: 2
 """
 
 
+SEARCH = SMALL.replace("seeds: 2\n", "")
+
+
 def ids(made: Study, root: Path) -> list[str]:
     return [cell.run.id for table in Plan(made, root).tables for cell in table.cells()]
 
@@ -296,10 +299,11 @@ def test_seeds_follow_the_size_of_the_test_split(tmp_path: Path) -> None:
         (SMALL + "tune: {trials: 1000000000}\n", ["line 5", "1 to 100,000"]),
         (SMALL.replace("mixup", '"' + "{none|crop}" * 26 + '"'), ["line 3", "at most 10,000"]),
         (SMALL.replace("seeds: 2", "seeds: 60000"), ["at most 100,000 runs, got 120,000"]),
-        (SMALL + "tune: {trials: 100000}\n", ["at most 100,000 runs, got 200,000"]),
+        (SEARCH + "tune: {trials: 100000}\n", ["at most 100,000 runs, got 200,000"]),
         (SMALL + "training: {epochs: true}\n", ["line 5", "epochs: expected a number, got True"]),
         (SMALL + "retries: true\n", ["line 5", "retries: expected a number, got True"]),
-        (SMALL + "tune: {trials: true}\n", ["line 5", "trials: expected a number, got True"]),
+        (SEARCH + "tune: {trials: true}\n", ["line 4", "trials: expected a number, got True"]),
+        (SMALL + "mlflow: {experiment_name: x}\n", ["line 5", "mlflow: it is not installed"]),
         (SMALL + "x: !!python/object/apply:os.getcwd []\n", ["line 5", "python"]),
     ],
 )
@@ -485,7 +489,7 @@ def test_a_dry_run_refuses_what_the_sweep_would(
     ):
         arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", setting]
         if setting.startswith("tune"):
-            path.write_text(SMALL.replace("seeds: 2\n", ""))
+            path.write_text(SEARCH)
         assert cli.run(arguments) == 2
         assert part in capsys.readouterr().err
     path.write_text(SMALL)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,18 @@ from typing import Any
 import pytest
 
 from analysis import question
-from benchmarks import capacity, cleanup, cli, execution, pool, rounds, runs, study, sweep
+from benchmarks import (
+    arguments,
+    capacity,
+    cleanup,
+    cli,
+    execution,
+    pool,
+    rounds,
+    runs,
+    study,
+    sweep,
+)
 from benchmarks.board import Board, duration
 from benchmarks.execution import Options
 from benchmarks.pool import Problem
@@ -23,6 +35,8 @@ from benchmarks.rounds import Job, Ledger
 from benchmarks.runs import Status
 from benchmarks.search import Ladder
 from benchmarks.study import Costs, Plan
+from benchmarks.sweeping import _address as address_of
+from benchmarks.trainer import Interrupted
 from tests import sweeping
 
 MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
@@ -332,6 +346,159 @@ def test_a_results_folder_that_is_another_one_there_is_told(tmp_path: Path) -> N
         other.mkdir()
         (text,) = sweep.check_here(str(other), flag.name, Options(), [])
     assert "storage that all machines share" in text
+
+
+class FakeRay:
+    """What a sweep asks Ray for at its start."""
+
+    def __init__(self, address: str = "127.0.0.1", error: Exception | None = None) -> None:
+        self.address, self.error = address, error
+
+    def init(self, **arguments: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        return types.SimpleNamespace(dashboard_url="127.0.0.1:8265")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        has = {"CPU": 2.0}
+        return [{"NodeManagerAddress": self.address, "Alive": True, "Resources": has}]
+
+
+def test_a_ray_that_others_may_reach_is_refused(healthy: study.Study, tmp_path: Path) -> None:
+    ray: Any = FakeRay()
+    assert sweep._start(ray, tmp_path, healthy, 1).workers == 1
+    ray = FakeRay("10.0.0.7")
+    with pytest.raises(study.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
+        sweep._start(ray, tmp_path, healthy, 1)
+
+
+def test_a_dashboard_says_where_it_is_and_what_it_needs(
+    healthy: study.Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray: Any = FakeRay()
+    asked = replace(healthy, dashboard=True)
+    monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
+    with pytest.raises(study.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
+        sweep._start(ray, tmp_path, asked, 1)
+    there = types.ModuleType("ray.dashboard.optional_deps")
+    monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", there)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    sweep._start(ray, tmp_path, asked, 1)
+    assert "Dashboard: http://127.0.0.1:8265, token secret" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (ImportError("No module named 'grpc'"), r"pip install 'augbench\[client\]'"),
+        (ConnectionError("refused"), r"no Ray cluster answers at ray://x:1 .*refused"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_says_why(
+    healthy: study.Study, error: Exception, part: str
+) -> None:
+    ray: Any = FakeRay(error=error)
+    with pytest.raises(study.StudyError, match=part):
+        sweep._join(ray, "ray://x:1", healthy, None)
+
+
+def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_file(
+    healthy: study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(healthy, address="of-the-file")
+    command = arguments.SweepCommand(file=Path("x"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert address_of(command, asked) == "of-the-file"
+    monkeypatch.setenv("RAY_ADDRESS", "of-the-environment")
+    assert address_of(command, asked) == "of-the-environment"
+    command.address = "local"
+    assert address_of(command, asked) == "local"
+
+
+def test_callbacks_get_what_the_file_says_before_ray_starts(
+    healthy: study.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    class Callback:
+        def __init__(self, *, project: str) -> None:
+            given.append({"project": project})
+
+    fake = types.ModuleType("ray.air.integrations.wandb")
+    vars(fake)["WandbLoggerCallback"] = Callback
+    monkeypatch.setitem(sys.modules, "ray.air.integrations.wandb", fake)
+    assert len(sweep._loggers(replace(healthy, wandb={"project": "mine"}))) == 1
+    assert given == [{"project": "mine"}]
+    with pytest.raises(study.StudyError, match=r"wandb: TypeError: .*'projekt'"):
+        sweep._loggers(replace(healthy, wandb={"projekt": "mine"}))
+    assert sweep._loggers(healthy) == []
+
+
+def line(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "train_loss": 1.0 / epoch, "select": {"auc": epoch / 10}}
+
+
+def test_the_last_epoch_and_the_test_metrics_are_told() -> None:
+    told: list[dict[str, Any]] = []
+    progress = sweep._Told(told.append, 0)
+    for epoch in (1, 2, 3):
+        progress.epoch(epoch, line(epoch))
+    progress.note("at once")
+    assert told == [{"epoch": 3, "train_loss": 1 / 3, "select_auc": 0.3, "notes": ["at once"]}]
+    progress.epoch(4, line(4))
+    progress.over({"status": "done", "metrics": {"last": {"test": {"auc": 0.7}}}})
+    assert told[1:] == [{"epoch": 4, "train_loss": 0.25, "select_auc": 0.4, "test_auc": 0.7}]
+    progress.over({"status": "skipped"})
+    assert len(told) == 2, "nothing new"
+
+
+def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
+    job: Job, place: Path, tmp_path: Path
+) -> None:
+    """And a sweep that ends does not wait for it."""
+    told: list[dict[str, Any]] = []
+    folder = runs.folder_of(tmp_path, job.first.run)
+    folder.mkdir()
+    cluster = sweep.Place((job,), tmp_path, Options(data_root=place), tmp_path / "flag")
+    with runs.locked(folder):
+        begin = time.monotonic()
+        with pytest.raises(Interrupted):
+            sweep._leg(job.first, cluster, cluster.options, 0, lambda: bool(told), told.append)
+        assert time.monotonic() - begin < 10
+    (note,) = told[0]["notes"]
+    assert "none, seed 0: waiting, " in note
+    assert f"is held by process {os.getpid()}" in note
+    told.clear()
+    sweep._leg(job.first, cluster, cluster.options, 0, lambda: False, told.append)
+    assert told[-1]["epoch"] == 3
+    assert "test_auc" in told[-1]
+    assert runs.status_of(folder).state == "done"
+
+
+def test_each_run_of_a_trial_shows_its_own_seconds(
+    job: Job, healthy: study.Study, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table,) = Plan(
+        replace(healthy, blocks=(replace(healthy.blocks[0], seeds=(0, 1)),)), place
+    ).tables
+    one, other = table.cells()
+    board = Board(2, 1, Costs())
+    board.begin([one, other])
+    board.started(one)
+    cost = {"charged_seconds": 20.0, "evaluation_seconds": 4.0, "epochs": 3}
+    result = {
+        "cost": cost,
+        "metrics": {"last": {"select": {"auc": 0.5}}},
+        "device": {"type": "cpu"},
+    }
+    for cell in (one, other):
+        board.ended(cell, Status("done"), result)
+    shown = capsys.readouterr().err
+    assert shown.count("done, 24.0 s, select AUC 0.5") == 2
+    assert board._spent == [24.0, 24.0]
 
 
 def test_temporary_files_lie_where_sockets_can(
