@@ -284,8 +284,8 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     ]
     if min(counts) < MIN_SEEDS:
         lines.append(
-            f"With {min(counts)} seed(s) this is a smoke test and no inference is drawn: use "
-            f"--seeds {wanted}."
+            f"With {min(counts)} seed(s) this is a smoke test and no inference is drawn; {wanted} "
+            "seeds are advised."
         )
     elif min(counts) < wanted:
         lines.append(f"{min(counts)} seeds; {wanted} are advised for {test} test rows.")
