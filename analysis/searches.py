@@ -108,7 +108,9 @@ def _chosen(row: Row) -> list[object]:
         len(trials),
         states["stopped"],
         states["failed"],
-        "nothing: no trial has ended" if best is None else told(best["values"]),
+        "nothing: not all trials have ended, or none is complete"
+        if best is None
+        else told(best["values"]),
         "n/a" if best is None else number(_known(best["select"]), 4),
         number(POINTS * _known(row["regret"]), 2),
         f"{row['passes']:,}",

@@ -161,7 +161,8 @@ def _dry_run(
         beside = (
             f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""
         )
-        print(f"About {duration(estimate.seconds / at_once)} by the runs in {ledger.root}{beside}")
+        seconds = estimate.seconds / min(at_once, len(left))
+        print(f"About {duration(seconds)} by the runs in {ledger.root}{beside}")
     else:
         print(f"No run in {ledger.root} tells how long they take.")
     return 0
