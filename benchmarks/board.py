@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.cells import Cell
@@ -26,6 +27,7 @@ class Board:
         self._ended: Counter[str] = Counter()
         self._running: dict[str, tuple[Cell, float]] = {}
         self._left: dict[str, Cell] = {}
+        self._done: Mapping[str, int] = {}
         self._busy = 0.0
         self._spent: list[float] = []
         self._noted: set[str] = set()
@@ -37,9 +39,9 @@ class Board:
             bar_format="{percentage:3.0f}%|{bar}| {desc}",
         )
 
-    def begin(self, left: list[Cell]) -> None:
-        """These runs are to be done."""
-        self._left = {cell.run.id: cell for cell in left}
+    def begin(self, left: list[Cell], done: Mapping[str, int] | None = None) -> None:
+        """These runs are to be done, of some of which so many epochs are."""
+        self._left, self._done = {cell.run.id: cell for cell in left}, done or {}
         self._show()
 
     def started(self, cell: Cell) -> None:
@@ -107,7 +109,7 @@ class Board:
         average = sum(self._spent) / len(self._spent) if self._spent else None
         total = 0.0
         for name, cell in self._left.items():
-            known = self._costs.of(cell.run)
+            known = self._costs.of(cell.run, self._done.get(name, 0))
             seconds = average if known is None else known
             if seconds is None:
                 return "an unknown time"

@@ -65,6 +65,11 @@ class Ledger:
         """How the run stands."""
         return runs.status_of(self.folder(cell))
 
+    def epochs(self, cell: Cell) -> int:
+        """Epochs of an unfinished run from which it goes on; 0 where it begins anew."""
+        interrupted = self.status(cell).state == "interrupted"
+        return len(search.lines_of(self.folder(cell))) if interrupted else 0
+
     def failures(self, cell: Cell) -> list[str]:
         """The reasons of its failures."""
         try:
@@ -200,8 +205,8 @@ def _check_grid(plan: Plan, tune: Tune) -> None:
         for table in plan.tables
         for row in table.rows
     }
-    smallest = min(sizes, key=lambda name: sizes[name])
-    most = sizes[smallest] + 1
+    smallest = min(sizes, key=lambda name: sizes[name], default="")
+    most = sizes.get(smallest, tune.trials) + 1
     if tune.trials > most:
         raise StudyError(
             f"tune.trials: expected {most} or less, as the grid of {smallest} has {most - 1} "

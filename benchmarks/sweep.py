@@ -169,7 +169,7 @@ def _round(task: _Task) -> dict[str, Status | Problem]:
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * cluster.workers)
     left = [cell for job in task.jobs for cell in job.cells if ledger.to_do(cell)]
     board = Board(len(left), cluster.workers, costs_in(ledger.root, cluster.device))
-    board.begin(left)
+    board.begin(left, {cell.run.id: ledger.epochs(cell) for cell in left})
     state = _State(task, board)
     place = Place(task.jobs, ledger.root, task.options, task.flag)
     resources = {"cpu": cluster.cpus, "gpu": cluster.gpu}

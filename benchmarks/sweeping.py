@@ -128,8 +128,7 @@ def _dry_run(
         elif status.reason:
             text += f": {status.reason}"
         if ledger.to_do(cell, status):
-            begun = status.state == "interrupted"
-            left.append((cell.run, len(search.lines_of(ledger.folder(cell))) if begun else 0))
+            left.append((cell.run, ledger.epochs(cell)))
         states[status.state] += 1
         print(f"{cell.run.id}  {label(cell)}: {text}")
     for table in plan.tables:

@@ -575,6 +575,15 @@ def test_durations_in_words() -> None:
     assert told == ["5 s", "89 s", "10 min", "2.0 h", "4.6 d"]
 
 
+def test_of_an_interrupted_run_only_the_rest_is_left(job: Job) -> None:
+    costs = Costs()
+    cost = {"charged_seconds": 300.0, "evaluation_seconds": 0.0, "epochs": 3}
+    costs.saw(job.first.run, {"cost": cost})
+    board = Board(1, 1, costs)
+    board.begin([job.first], {job.first.run.id: 2})
+    assert "1 left, 2 min left" in board.where()
+
+
 def test_where_the_sweep_stands(job: Job) -> None:
     board = Board(1, 2, Costs())
     board.begin([job.first])
