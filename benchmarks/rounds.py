@@ -278,7 +278,7 @@ class Work:
             jobs = [job for each in self.searches for job in each.jobs()]
             yield Round([job for job in jobs if self._only(job.first)], self._ladder())
             grown = any(each.grow(self.root) for each in self.searches)  # foresee adds the others
-        yield Round(self._jobs(self._finals()))
+        yield Round(self._jobs(self._finals(ended=True)))
 
     def outcomes(self) -> list[list[Outcome]]:
         """The trials of each search as they stand on disk."""
@@ -289,23 +289,24 @@ class Work:
 
         None until every search of the table has ended.
         """
-        found = []
+        found: list[int | None] = []
         for table in (each.table for each in self.searches):
-            beside = [(s, own) for s, own in zip(self.searches, outcomes, strict=True)
-                      if s.table is table]  # fmt: skip
+            pairs = zip(self.searches, outcomes, strict=True)
+            beside = [(each, own) for each, own in pairs if each.table is table]
             spent = [sum(one.passes for one in own) for _, own in beside]
             ended = all(each.ended(own) for each, own in beside)
             # a row that is skipped takes none
             found.append(min(filter(None, spent), default=None) if ended else None)
         return found
 
-    def _finals(self) -> list[Cell]:
-        """The runs on fresh seeds that can be named by now."""
+    def _finals(self, ended: bool = False) -> list[Cell]:
+        """The runs on fresh seeds that can be named by now, or just those of ended searches."""
         outcomes = self.outcomes()
         budgets = self.budgets(outcomes)
         return [
             cell
             for each, own, budget in zip(self.searches, outcomes, budgets, strict=True)
+            if not ended or each.ended(own)
             for values in finalists(each, own, budget)
             for cell in search.finals(each.table, each.row, values, each.tune)
         ]

@@ -395,6 +395,8 @@ def test_a_search_that_has_not_ended_has_no_winner(
     whole.foresee()
     fresh = [cell for cell in whole.cells() if cell.run.seed < 1000]
     assert {cell.run.row for cell in fresh if "mixup" in cell.run.row} == {"mixup"}
+    *_, last = whole.rounds()
+    assert {job.first.run.method for job in last.jobs} == {"none"}
     monkeypatch.setattr(sweeping, "_fresh", lambda *given: ("as good", {"difference": 0.0}))
     (root / "studies" / "searching").mkdir(parents=True)
     sweeping._print_searches(whole, root)
