@@ -131,6 +131,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 900) -> tuple[int, s
         process.kill()
         _, errors = process.communicate()
         raise AssertionError(f"not over after {timeout} s:\n{errors}") from None
+    except BaseException:  # Ctrl-C does not reach a group of its own
+        process.terminate()
+        raise
     return process.returncode, shown, errors
 
 
