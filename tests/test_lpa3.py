@@ -554,6 +554,23 @@ class TestTrained:
         assert log["attack_norm_95"] == pytest.approx(float(norms.quantile(0.95)), rel=1e-4)
         assert log["attack_norm_05"] <= log["attack_norm_50"] <= log["attack_norm_95"]
 
+    @pytest.mark.parametrize(("benchmark", "strict"), list(zip(SETS, (0.0, 0.3), strict=True)))
+    def test_which_attacked_rows_are_harder_than_their_clean_rows(
+        self, benchmark: str, strict: float
+    ) -> None:
+        """The constraint has one side: of strict few are, of published more than half."""
+        log, kept, _, _ = evaluated(benchmark, "none", "strict")
+        share = float((kept.fallen > 0).double().mean())
+        assert log["attack_harder"] == pytest.approx(share, abs=0.05)
+        assert share == pytest.approx(strict, abs=0.1)
+        assert log["attack_fall"] == pytest.approx(float(kept.fallen.mean()), abs=1e-4)
+        assert float(kept.fallen.mean()) < 0
+        found = trained(benchmark, "none")
+        published = on_all_rows(found, "lpa3(ratio=1.0, warmup=0)")[2]
+        assert 0.5 < published["attack_harder"] < 0.7
+        less = on_all_rows(found, "lpa3(preset=strict, lagrange=1.0, ratio=1.0, warmup=0)")[2]
+        assert less["attack_distance"] < log["attack_distance"] + 0.02
+
     def test_every_epoch_tells_what_it_did(self) -> None:
         lines = [json.loads(each) for each in trained(*NETWORKS[1]).fitted.state.metric_lines]
         logs = [line["log"] for line in lines]
