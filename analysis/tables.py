@@ -247,29 +247,32 @@ def _detection(rows: Sequence[Row]) -> str:
     return f"{wrapped(told)}\n{grid(head, body)}"
 
 
+ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
+           "distance", "of noise")  # fmt: skip
+ATTACKED = (
+    "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, mean "
+    "over epochs with an attack and over seeds): selected, of the rows drawn, warm-up included; "
+    "kept and harder by the network that attacked, with its label, which need not be the true one; "
+    "unmoved, left as they were; harder, less likely than the clean row; distance, perceptual, and "
+    "that of uniform noise of the same norm"
+)
+
+
+def attacks(row: Row) -> list[str]:
+    """What became of a row's attacked rows, under ``ATTACKS``; empty where none are made."""
+    records = [each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))]
+    if not records:
+        return []
+    means = [float(np.mean([each.logged(name) for each in records])) for name in ATTACK]
+    shares, distances = means[:5], means[5:]
+    told = [number(POINTS * value, 1) for value in shares]
+    return [str(len(records)), *told, *(number(value, 3) for value in distances)]
+
+
 def _attacks(rows: Sequence[Row]) -> str:
     """What became of attacked rows; empty where no method attacks any."""
-    body = []
-    for row in rows:
-        records = [
-            each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))
-        ]
-        if records:
-            means = [float(np.mean([each.logged(name) for each in records])) for name in ATTACK]
-            shares = [number(POINTS * value, 1) for value in means[:5]]
-            body.append([row.name, len(records), *shares, *(number(v, 3) for v in means[5:])])
-    if not body:
-        return ""
-    head = ["", "n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %",
-            "harder, %", "distance", "of noise"]  # fmt: skip
-    told = (
-        "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, "
-        "mean over epochs with an attack and over seeds): selected, of the rows drawn, warm-up "
-        "included; kept and harder by the network that attacked, with its label, which need not "
-        "be the true one; unmoved, left as they were; harder, less likely than the clean row; "
-        "distance, perceptual, and that of uniform noise of the same norm"
-    )
-    return f"{wrapped(told)}\n{grid(head, body)}"
+    body = [[row.name, *told] for row in rows if (told := attacks(row))]
+    return f"{wrapped(ATTACKED)}\n{grid(['', *ATTACKS], body)}" if body else ""
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
