@@ -13,6 +13,7 @@ from analysis.question import Question
 from analysis.records import Record
 from analysis.tables import Row
 from benchmarks.runs import Training
+from methods import BUILTIN
 from methods.naming import Call, NamingError, call_of, parse, render
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
@@ -313,7 +314,8 @@ def wrapped(method: str) -> tuple[str, str]:
         return "", method
     inner = dict(call.arguments).get("upstream")
     if inner is None:
-        return (NONE, NONE) if outer(method) in CONTROLS else ("", method)
+        entry = BUILTIN.get(outer(method))
+        return (NONE, NONE) if entry is not None and entry.kind != "upstream" else ("", method)
     text = render(inner)
     return text, wrapped(text)[1]
 

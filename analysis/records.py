@@ -58,6 +58,20 @@ class Record:
         value = self.result.get("detection", {}).get(name)
         return float("nan") if value is None else float(value)
 
+    def logged(self, name: str) -> float:
+        """Mean over epochs of a value that the method logged; nan where it logged none.
+
+        Epochs without the value, such as a warm-up, are left out.
+        """
+        values = [line["log"][name] for line in self.lines if name in line.get("log", {})]
+        return float(np.mean(values)) if values else math.nan
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, a line an epoch; none where the file is not kept."""
+        path = self.folder / "metrics.jsonl"
+        return runs.read_lines(path) if path.is_file() else []
+
     def item_values(self, name: str, when: str = "last") -> np.ndarray:
         """(N,) values of the test rows whose mean is the metric."""
         logits = self.predictions[f"test_{when}_logits"]
@@ -210,33 +224,46 @@ def _lines(record: Record) -> Iterator[tuple[str, str, str, int, float]]:
 
 TRAINING = runs.field_names(runs.Training)
 DETECTION = ("weight_auc", "corrected", "spoiled")
+ATTACK = (
+    "attack_selected",
+    "attack_margin_kept",
+    "attack_prediction_kept",
+    "attack_unmoved",
+    "attack_harder",
+    "attack_distance",
+    "attack_noise_distance",
+)
+"""What a method that adds attacked rows logs of them."""
 
 
 def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
     """A line a run, under the name of its row of the table: what a study leaves behind.
 
     Accuracy, AUC, nll and ECE are of the test split at the last epoch, as shares and nats; seconds
-    are charged ones. Where labels were corrupted, three more columns tell how well they were found.
+    are charged ones. Where labels were corrupted, three more columns tell how well they were found;
+    where rows were attacked, seven more what became of them.
     """
     rows = [(name, list(records)) for name, records in rows]
-    detected = any("detection" in each.result for _, records in rows for each in records)
+    every = [each for _, records in rows for each in records if each.done]
+    detection = DETECTION if any("detection" in each.result for each in every) else ()
+    attack = ATTACK if any(not math.isnan(each.logged(ATTACK[0])) for each in every) else ()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
-         "accuracy", "auc", "nll", "ece", "seconds_per_epoch", "passes_per_row"]
-        + (list(DETECTION) if detected else [])
+         "accuracy", "auc", "nll", "ece", "seconds_per_epoch", "passes_per_row",
+         *detection, *attack]
     )  # fmt: skip
     for name, records in rows:
         for record in records:
             run, cost = record.run, record.result.get("cost", {})
-            values = [""] * 6
+            values = [""] * (6 + len(detection) + len(attack))
             if record.done:
                 names = ("accuracy", "auc", "nll", "ece")
                 values = [f"{record.metric(each):.6g}" for each in names]
                 values += [f"{cost[each]:.4g}" for each in ("seconds_per_epoch", "passes_per_row")]
-            if detected:
-                found = [record.detection(each) for each in DETECTION]
+                found = [record.detection(each) for each in detection]
+                found += [record.logged(each) for each in attack]
                 values += ["" if math.isnan(value) else f"{value:.6g}" for value in found]
             ended = [record.result["status"], record.result.get("reason", "")]
             cell = [run.benchmark, run.model, run.protocol, name, run.seed, run.id]

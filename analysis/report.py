@@ -217,6 +217,7 @@ def _part(
         beside,
         summary.cost_table(block, "cost"),
         summary.detection_table(block, "labels-found"),
+        summary.attack_table(block, "attacked-rows"),
         summary.ablation_table(block, "arguments"),
         summary.ranks_table(block, "ranks"),
         summary.versions_table(block, "versions"),

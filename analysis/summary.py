@@ -14,7 +14,18 @@ from analysis.findings import Finding, Overall, best, mean_ranks, scores
 from analysis.formats import Cell, Group, Mark, Table, cells, table
 from analysis.records import DETECTION, Record, Unread
 from analysis.stats import MIN_SEEDS
-from analysis.tables import POINTS, Row, bounds, cost_ratio, mean_sd, number, signed
+from analysis.tables import (
+    ATTACKED,
+    ATTACKS,
+    POINTS,
+    Row,
+    attacks,
+    bounds,
+    cost_ratio,
+    mean_sd,
+    number,
+    signed,
+)
 from methods.naming import Call, render
 
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
@@ -270,6 +281,18 @@ def detection_table(block: Block, name: str) -> Table | None:
         "ones whose learned label is another class."
     )
     return table(name, "Wrong labels found", head, rows, [note])
+
+
+def attack_table(block: Block, name: str) -> Table | None:
+    """What became of attacked rows; None where no method attacks any."""
+    rows = [
+        [entry.name, column.name, *told]
+        for column in block.columns
+        for entry in block.entries
+        if (told := attacks(column.rows[entry.name]))
+    ]
+    head = ["", "data set", *ATTACKS]
+    return table(name, "Attacked rows", head, rows, [f"{ATTACKED}."]) if rows else None
 
 
 def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]]:

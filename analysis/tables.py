@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tabulate import tabulate
 
-from analysis.records import Record
+from analysis.records import ATTACK, Record
 from analysis.stats import (
     MIN_SEEDS,
     Crossed,
@@ -119,6 +119,7 @@ def comparison(rows: Sequence[Row], when: str = "last") -> str:
         _differences(rows, "accuracy", "accuracy", when),
         _differences(rows, "auc", "AUC", when),
         _detection(rows),
+        _attacks(rows),
         "\n".join([*_reasons(rows), *map(wrapped, _remarks(rows, done, when))]),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -182,14 +183,15 @@ def _scores(rows: Sequence[Row], when: str) -> str:
                 len(records),
                 mean_sd([r.metric("auc", when=when) for r in records], 4),
                 mean_sd([POINTS * r.metric("accuracy", when=when) for r in records], 2),
+                mean_sd([r.metric("ece", when=when) for r in records], 3),
                 _select_auc(records, when),
                 number(_median([cost["seconds_per_epoch"] for cost in costs]), 2),
                 number(cost_ratio(row, base), 2),
                 number(_median([cost["passes_per_row"] for cost in costs]), 2),
             ]
         )
-    head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "select AUC ↑", "s/epoch ↓", "ratio ↓"]
-    head.append("passes/row")
+    head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "test ECE ↓", "select AUC ↑",
+            "s/epoch ↓", "ratio ↓", "passes/row"]  # fmt: skip
     return "Mean ± standard deviation over n seeds\n" + grid(head, body)
 
 
@@ -243,6 +245,34 @@ def _detection(rows: Sequence[Row]) -> str:
         "spoiled, right ones whose learned label is another class"
     )
     return f"{wrapped(told)}\n{grid(head, body)}"
+
+
+ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
+           "distance", "of noise")  # fmt: skip
+ATTACKED = (
+    "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, mean "
+    "over epochs with an attack and over seeds): selected, of the rows drawn, warm-up included; "
+    "kept and harder by the network that attacked, with its label, which need not be the true one; "
+    "unmoved, left as they were; harder, less likely than the clean row; distance, perceptual, and "
+    "that of uniform noise of the same norm"
+)
+
+
+def attacks(row: Row) -> list[str]:
+    """What became of a row's attacked rows, under ``ATTACKS``; empty where none are made."""
+    records = [each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))]
+    if not records:
+        return []
+    means = [float(np.mean([each.logged(name) for each in records])) for name in ATTACK]
+    shares, distances = means[:5], means[5:]
+    told = [number(POINTS * value, 1) for value in shares]
+    return [str(len(records)), *told, *(number(value, 3) for value in distances)]
+
+
+def _attacks(rows: Sequence[Row]) -> str:
+    """What became of attacked rows; empty where no method attacks any."""
+    body = [[row.name, *told] for row in rows if (told := attacks(row))]
+    return f"{wrapped(ATTACKED)}\n{grid(['', *ATTACKS], body)}" if body else ""
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:

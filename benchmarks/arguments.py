@@ -220,7 +220,7 @@ class ShowCommand:
     rows: int = 6
     """by rows: images, of each class in turn; of a method that adds rows, those beside originals"""
     draws: int = 8
-    """by rows: draws of each image; by weight: images in each band"""
+    """by rows: draws of each image, or one where the method adds rows; by weight: images a band"""
     seed: int = 0
     """decides images, draws and network"""
     out: Path = Path("show.png")

@@ -140,7 +140,8 @@ def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) 
 def upstream_of(method: str) -> str:
     """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``.
 
-    Of a control around a method that learns from meta rows it is the upstream of that method.
+    Of a control around the method that it controls, or around one that learns from meta rows, it
+    is the upstream of that method.
     """
     expression = parse(method)
     given = dict(expression.arguments) if isinstance(expression, Call) else {}
@@ -148,7 +149,8 @@ def upstream_of(method: str) -> str:
     if upstream is None:
         return "none"
     name = methods.canonical(render(upstream))
-    return upstream_of(name) if Row(name).needs_meta else name
+    around = methods.build(method).controls_upstream or Row(name).needs_meta
+    return upstream_of(name) if around else name
 
 
 def make_cell(
@@ -215,7 +217,7 @@ def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
     for method in plain:
         upstream = upstream_of(method)
         upstream = upstream if upstream in plain else "none"
-        if upstream in plain - {method}:
+        if upstream in plain - {method} and not methods.build(method).controls_upstream:
             found.append(runs.row_name(upstream, budget=f"{kind} of {method}"))
     return found
 
@@ -246,8 +248,9 @@ def equal_budget_rows(
     """For each method that costs more than its upstream, the upstream with as many passes or as
     much time: an explicit number of epochs, taken once and then read back from disk.
 
-    Only runs that are done count; no cell may have dirty meta rows. A row of control or of another
-    budget has no such row. ``taken`` is what lies in ``root``, where the caller knows it.
+    Only runs that are done count; no cell may have dirty meta rows. A row of control, a control of
+    a method, or a row of another budget has no such row. ``taken`` is what lies in ``root``, where
+    the caller knows it.
     """
     plain = {
         (cell.run.method, cell.run.seed): cell
@@ -269,7 +272,7 @@ def equal_budget_rows(
         upstream = upstream_of(method)
         upstream = upstream if upstream in costs else "none"
         seeds = sorted(own.keys() & costs.get(upstream, {}).keys())
-        if method == upstream or not seeds:
+        if method == upstream or not seeds or methods.build(method).controls_upstream:
             continue
         budget = f"{kind} of {method}"
         baseline = plain[upstream, seeds[0]].run

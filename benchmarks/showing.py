@@ -242,7 +242,8 @@ def _draw_added(
     added = method.added()
     if added is None or not len(added.x):
         raise NotApplicable(
-            f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0"
+            f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0 "
+            "(and ratio above 0)"
         )
     labels = labels_of(rows_from_tensors(added.x, added.y), splits.kind)
     chosen = _in_turn(strata_of(labels, len(splits.classes)), rows, seed)

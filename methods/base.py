@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -213,6 +215,10 @@ class Method(nn.Module, ABC):
     """Whether it replaces the batch by rows of its own: such a one comes first in a chain."""
     as_drawn: bool = False
     """Whether it must see the rows as they were drawn: such a one comes first in a chain."""
+    controls_upstream: ClassVar[bool] = False
+    """Whether it is a control of the method that is its upstream, put around it."""
+    one_row: bool = False
+    """Whether it remembers what the network makes of each row: nothing before it may mix rows."""
     hands_logits: bool = False
     """Whether its batch holds the logits of the step's ``ctx.forward``."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -302,6 +308,17 @@ class Chain(Method):
         if changed:
             raise ValueError(
                 f"{changed[0]} keeps what belongs to a row's own pixels and must be the first link"
+            )
+        mixed = list(itertools.accumulate((link.mixes_rows for link in links), operator.or_))
+        alone = [
+            type(link).__name__.lower()
+            for link, before in zip(links[1:], mixed, strict=False)
+            if before and any(p.one_row for p in link.parts())
+        ]
+        if alone:
+            raise ValueError(
+                f"{alone[0]} remembers what the network makes of each row, and what runs before it "
+                "mixes rows"
             )
         learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
         if learning:

@@ -6,16 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from methods.base import Added, Batch, Context, Method, Model, Spec, Task
+from methods.base import Batch, Context, Method, Model, Spec, Task
 from methods.functional import (
     clean_share,
     exclusive,
     frozen,
     joined,
     mode,
-    noised,
     parted,
-    row_norms,
     unclean,
 )
 from methods.lpa3 import Lpa3
@@ -157,6 +155,8 @@ class ShuffledWeights(Method):
     rows counting for more. Targets stay with their rows, and so do weights of clean or added rows.
     """
 
+    controls_upstream = True
+
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
 
@@ -183,32 +183,25 @@ class NormNoise(Method):
     what it gains over this row is more than noise of this size on these rows could give.
     """
 
+    controls_upstream = True
+
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
-        self._added = Added(*torch.zeros(3, 0))
+        if isinstance(upstream, Lpa3):
+            upstream.noise_instead = True
 
     def supports(self, task: Task, spec: Spec) -> str:
         """lpa3 alone, and where it has not used the step's forward."""
         if not isinstance(self.upstream, Lpa3):
-            return "norm_noise needs upstream=lpa3, or lpa3(...) with settings of its own"
+            return (
+                "norm_noise needs upstream=lpa3, or lpa3(...) with settings and an upstream of its "
+                "own, such as norm_noise(upstream=lpa3(upstream=crop))"
+            )
         return _forward_left("norm_noise", self.upstream) or super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """The batch of the upstream with other pixels in the rows that it added."""
-        if self.upstream is None:
-            return batch
-        out, added = self.upstream.augment(batch, ctx), self.upstream.added()
-        self._added = added or self._added
-        if added is None or not len(added.x):
-            return out
-        norms = row_norms(added.x - added.origin)
-        x = noised(added.origin, norms, ctx.spec.low, ctx.spec.high)
-        self._added = added._replace(x=x)
-        return replace(out, x=torch.cat([out.x[: -len(x)], x]))
-
-    def added(self) -> Added:
-        """The noisy rows of the last batch."""
-        return self._added
+        """The batch of the upstream, whose added rows are noise."""
+        return self.upstream.augment(batch, ctx) if self.upstream is not None else batch
 
 
 def _forward_left(name: str, upstream: Method | None) -> str:

@@ -141,6 +141,9 @@ def test_a_file_of_the_users_own_is_named_by_its_name(tmp_path: Path) -> None:
         (SAFLEX, ("mixup", "mixup")),
         ("saflex(upstream=crop+mixup)", ("crop+mixup", "crop+mixup")),
         (f"shuffled_weights(upstream={SAFLEX})", (SAFLEX, "mixup")),
+        ("norm_noise(upstream=lpa3(upstream=crop))", ("lpa3(upstream=crop)", "crop")),
+        ("random_label(upstream=crop)", ("crop", "crop")),
+        ("lpa3", ("none", "none")),
         ("head_refit", ("none", "none")),
     ],
 )

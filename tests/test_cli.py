@@ -679,7 +679,7 @@ def test_predict_writes_what_the_run_predicted(
 
 
 def test_predict_takes_a_network_with_a_second_set_of_norms(npz: Path, tmp_path: Path) -> None:
-    given = ["--method", "lpa3(auxiliary_norm=true, preset=fast, warmup=0)", "--save-model"]
+    given = ["--method", "lpa3(auxiliary_norm=true, warmup=0)", "--save-model"]
     assert cli.run(["run", *on(npz, tmp_path / "runs", *given)]) == 0
     (folder,) = runs.folders(tmp_path / "runs")
     out = tmp_path / "p.npz"

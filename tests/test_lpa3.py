@@ -554,6 +554,23 @@ class TestTrained:
         assert log["attack_norm_95"] == pytest.approx(float(norms.quantile(0.95)), rel=1e-4)
         assert log["attack_norm_05"] <= log["attack_norm_50"] <= log["attack_norm_95"]
 
+    @pytest.mark.parametrize(("benchmark", "strict"), list(zip(SETS, (0.0, 0.3), strict=True)))
+    def test_which_attacked_rows_are_harder_than_their_clean_rows(
+        self, benchmark: str, strict: float
+    ) -> None:
+        """The constraint has one side: of strict few are, of published more than half."""
+        log, kept, _, _ = evaluated(benchmark, "none", "strict")
+        share = float((kept.fallen > 0).double().mean())
+        assert log["attack_harder"] == pytest.approx(share, abs=0.05)
+        assert share == pytest.approx(strict, abs=0.1)
+        assert log["attack_fall"] == pytest.approx(float(kept.fallen.mean()), abs=1e-4)
+        assert float(kept.fallen.mean()) < 0
+        found = trained(benchmark, "none")
+        published = on_all_rows(found, "lpa3(ratio=1.0, warmup=0)")[2]
+        assert 0.5 < published["attack_harder"] < 0.7
+        less = on_all_rows(found, "lpa3(preset=strict, lagrange=1.0, ratio=1.0, warmup=0)")[2]
+        assert less["attack_distance"] < log["attack_distance"] + 0.02
+
     def test_every_epoch_tells_what_it_did(self) -> None:
         lines = [json.loads(each) for each in trained(*NETWORKS[1]).fitted.state.metric_lines]
         logs = [line["log"] for line in lines]
@@ -784,8 +801,11 @@ class TestBatch:
             assert line["rows"]["forward"] == line["rows"]["backward"] == line["rows"]["drawn"]
             assert line["log"] == {"attack_selected": 0}
 
-    def test_after_the_warm_up_it_is_not(self) -> None:
+    def test_the_warm_up_is_plain_training_and_what_follows_is_not(self) -> None:
         plain, other = short("none"), short("lpa3(warmup=1)")
+        first = [json.loads(each.state.metric_lines[0]) for each in (plain, other)]
+        assert first[0]["train_loss"] == first[1]["train_loss"]
+        assert first[0]["select"] == first[1]["select"]
         lines = [json.loads(line)["rows"] for line in other.state.metric_lines]
         assert lines[0]["trained"] == lines[0]["drawn"] == lines[0]["forward"]
         assert lines[1]["trained"] == 1.5 * lines[1]["drawn"]
@@ -827,12 +847,19 @@ class TestBatch:
             looks.append("attack_distance" in ready.ctx.take_log())
         assert [place for place, told in enumerate(looks) if told] == [0, method.audit_every]
 
-    @pytest.mark.parametrize("preset", ["published", "strict"])
-    def test_with_a_second_set_of_norms_attacked_rows_come_with_its_logits(
-        self, preset: str
-    ) -> None:
-        text = f"lpa3(preset={preset}, auxiliary_norm=true, warmup=0)"
-        ready = bench(lambda: build(text), Case(1))
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("preset=strict, auxiliary_norm=true", "expected statistics=batch beside it"),
+            ("iterate=best", "set statistics=running"),
+        ],
+    )
+    def test_what_the_statistics_of_a_batch_do_not_allow(self, text: str, message: str) -> None:
+        with pytest.raises(NamingError, match=message):
+            build(f"lpa3({text})")
+
+    def test_with_a_second_set_of_norms_attacked_rows_come_with_its_logits(self) -> None:
+        ready = bench(lambda: build("lpa3(auxiliary_norm=true, warmup=0)"), Case(1))
         model = cast("Any", ready.ctx.model)
         for module in model.modules():
             if isinstance(module, BranchedNorm):
@@ -1001,13 +1028,30 @@ class TestUpstreams:
             losses = [MultiClass().losses(model(x), out.y[:BATCH]) for x in out.x.split(BATCH)]
         assert float((losses[1] - losses[0]).max()) <= 0.002 + 1e-6
 
-    @pytest.mark.parametrize("outer", ["autodo", "random_label", "lpa3(warmup=0)"])
+    @pytest.mark.parametrize("outer", ["random_label", "lpa3(warmup=0)"])
     def test_other_methods_take_its_batch(self, outer: str) -> None:
         name = outer.partition("(")[0]
         inner = "upstream=lpa3(preset=fast, warmup=0)"
         text = f"{name}({inner})" if name == outer else f"{name}(warmup=0, {inner})"
         fitted = short_with_meta(text)
-        assert json.loads(fitted.state.metric_lines[-1])["log"]["attack_prediction_kept"] == 1
+        rows = json.loads(fitted.state.metric_lines[-1])["rows"]
+        # Half of what random_label hands on, which is half a batch; all rows and half of them.
+        share = 1.25 if outer == "random_label" else 1.5 * 1.5
+        assert rows["trained"] == pytest.approx(share * rows["drawn"], rel=0.12)
+
+    def test_autodo_does_not_take_it(self) -> None:
+        spec = Spec(rows=8, classes=3, shape=(1, 12, 12))
+        for text in ("autodo(upstream=lpa3)", "autodo(upstream=crop+lpa3(ratio=1.0))"):
+            told = build(text).supports(MultiClass(), spec)
+            assert "its upstream looks at the network in training" in told
+
+    @pytest.mark.parametrize(
+        "text", ["mixup+lpa3", "crop+mixup+lpa3", "cutmix+crop+lpa3(preset=strict)"]
+    )
+    def test_a_chain_that_mixes_rows_before_it_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="lpa3 remembers what the network makes of each row"):
+            build(text)
+        build(text.replace("lpa3", "lpa3(ratio=1.0)") if text.endswith("lpa3") else "lpa3+mixup")
 
     def test_the_weight_of_an_upstream_is_that_of_its_attack_too(self) -> None:
         text = "lpa3(preset=fast, upstream=soft_augmentation, ratio=1.0, weight=0.5, warmup=0)"
@@ -1098,7 +1142,20 @@ class TestNormNoise:
         at_end = ((noisy == 0) | (noisy == 1)).double().mean()
         assert float(at_end) > 0.999
 
+    def test_the_log_is_that_of_the_noise(self) -> None:
+        inner = "lpa3(preset=strict, ratio=1.0, radius=0.2, warmup=0)"
+        logs = []
+        for text in (inner, f"norm_noise(upstream={inner})"):
+            ready = bench(lambda text=text: build(text), Case(3))
+            ready.augment(ready.batch())
+            logs.append(ready.ctx.take_log())
+        attack_, noise = logs
+        assert attack_["attack_margin_kept"] == 1
+        assert noise["attack_margin_kept"] < 1, "noise of this size is not kept within it"
+        assert noise["attack_norm_50"] == pytest.approx(attack_["attack_norm_50"], rel=1e-4)
+        assert noise["attack_distance"] != pytest.approx(attack_["attack_distance"], rel=0.01)
+
     def test_leaves_the_warm_up_alone(self) -> None:
-        ready = bench(lambda: build("norm_noise(upstream=lpa3)"), Case(1))
+        ready = bench(lambda: build("norm_noise(upstream=lpa3(warmup=1))"), Case(1))
         batch = ready.batch()
         assert ready.augment(batch) is batch

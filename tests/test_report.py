@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from analysis import blocks, figures, findings, plots, question, records, words
+from analysis import blocks, figures, findings, plots, question, records, summary, words
 from analysis.findings import Finding
 from analysis.plots import Point
 from analysis.question import Question, QuestionError
@@ -390,6 +390,23 @@ def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> N
     (tmp_path / "studies" / "some" / "search.json").write_text(json.dumps([row]))
     with pytest.raises(QuestionError, match=r"search.json: not a search of this version.*regret"):
         report(tmp_path, tmp_path / "out")
+
+
+def test_what_became_of_attacked_rows_has_a_table(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path, "none", seed)
+        make_run(tmp_path, "lpa3", seed)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    for seed, record in block.columns[0].rows["lpa3"].by_seed().items():
+        log = {"attack_selected": 0.5, "attack_prediction_kept": 0.75 + 0.25 * seed}
+        record.__dict__["lines"] = [{"log": log}]
+    made = summary.attack_table(block, "attacked")
+    assert made is not None
+    (line,) = made.groups[0].rows
+    told = dict(zip(made.head, [cell.text for cell in line], strict=True))
+    assert told[""] == "lpa3" and told["data set"] == "digits" and told["n"] == "2"
+    assert told["prediction kept, %"] == "87.5" and told["margin kept, %"] == "n/a"
+    assert summary.attack_table(replace(block, entries=block.entries[:1]), "x") is None
 
 
 def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:

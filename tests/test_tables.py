@@ -1,5 +1,6 @@
 """The comparison's numbers against hand-worked cases, and what it says beside them."""
 
+import csv
 import re
 from dataclasses import replace
 from functools import cached_property
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis.records import Record
+from analysis import records
+from analysis.records import ATTACK, Record
 from analysis.stats import population_interval
 from analysis.tables import Row, comparison, cost_ratio, difference
 from benchmarks import metrics
@@ -173,6 +175,31 @@ def test_nothing_done_is_said() -> None:
 def test_selected_epoch_where_it_is_not_offered() -> None:
     text = comparison([row("none", 4, 0.5), row("mixup", 4, 1.5)], "selected")
     assert "best epoch by select AUC" in text and "n/a" in text
+
+
+def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
+    rows = [row("none", 3, 0.5), row("lpa3", 3, 0.6), row("lpa3(warmup=9)", 3, 0.7)]
+    assert "Attacked rows" not in comparison(rows)
+    attacked = dict.fromkeys(ATTACK, 0.5) | {"attack_prediction_kept": 0.875}
+    for number, each in enumerate(rows[1].records):  # the first epoch is a warm-up
+        later = attacked | {"attack_distance": 0.25 * number}
+        each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}, {"log": later}]
+    for each in rows[2].records:
+        each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}] * 2
+    lines = comparison(rows).split("Attacked rows")[1].splitlines()
+    found = [re.split(r"  +", line) for line in lines if line.startswith("lpa3")][:2]
+    assert found[0] == ["lpa3", "3", "25.0", "50.0", "87.5", "50.0", "50.0", "0.250", "0.500"]
+    assert found[1] == ["lpa3(warmup=9)", "3", "0.0", *["n/a"] * 6]
+    text = records.to_csv((each.name, each.records) for each in rows)
+    kept = [line["attack_prediction_kept"] for line in csv.DictReader(text.splitlines())]
+    assert kept == ["", "", "", "0.875", "0.875", "0.875", "", "", ""]
+
+
+def test_the_calibration_error_stands_beside_accuracy() -> None:
+    rows = [row("none", 3, 0.5)]
+    line = next(line for line in comparison(rows).splitlines() if line.startswith("none"))
+    ece = [each.metric("ece") for each in rows[0].records]
+    assert f"{np.mean(ece):.3f} ± {np.std(ece, ddof=1):.3f}" in line
 
 
 def test_how_wrong_labels_were_found_is_told_of_the_rows_that_learned() -> None:
