@@ -19,6 +19,8 @@ from benchmarks import capacity, catalogue, cells, cli, data, runs, search, stud
 from benchmarks.cells import Cell
 from benchmarks.rounds import Work
 from benchmarks.study import Costs, Plan, Study, StudyError
+from benchmarks.tasks import task_of
+from methods.base import Spec
 from methods.naming import NamingError, expand
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
@@ -605,7 +607,12 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
     rows = {row.method for table in plan.tables for row in table.rows}
     plan.check_family()
     for row in rows:
-        methods.build(row)
+        built, reasons = methods.build(row), set()
+        for table in plan.tables:
+            entry = catalogue.CATALOGUE.get(table.benchmark.name)
+            spec = Spec(rows=2, classes=table.source.classes, shape=table.source.shape)
+            reasons.add(built.supports(task_of(entry.kind if entry else "multi-class"), spec))
+        assert "" in reasons, f"{row} runs nowhere: {reasons}"
     if made.tune is not None:
         from benchmarks.search import listed
 
