@@ -627,6 +627,7 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
 def test_studies_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",
+        "learnable_small",
         "saflex_table1",
         "lpa3_table3",
         "autodo_tables",
