@@ -13,11 +13,12 @@ from analysis.question import Question
 from analysis.records import Record
 from analysis.tables import Row
 from benchmarks.runs import Training
-from methods import BUILTIN
 from methods.naming import Call, NamingError, call_of, parse, render
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
 """Methods that tell whether a gain is another method's."""
+LEARNING = ("saflex", "l2rw", "autodo", "lpa3")
+"""Methods that are put around an upstream, which is none where none is given."""
 NONE = "none"
 
 
@@ -314,8 +315,7 @@ def wrapped(method: str) -> tuple[str, str]:
         return "", method
     inner = dict(call.arguments).get("upstream")
     if inner is None:
-        entry = BUILTIN.get(outer(method))
-        return (NONE, NONE) if entry is not None and entry.kind != "upstream" else ("", method)
+        return (NONE, NONE) if outer(method) in (*CONTROLS, *LEARNING) else ("", method)
     text = render(inner)
     return text, wrapped(text)[1]
 

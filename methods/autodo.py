@@ -153,15 +153,15 @@ class AutoDO(Method):
             return "autodo has hyper-parameters for each row, its upstream mixes rows"
         if self.upstream is not None and any(each.draws_rows for each in self.upstream.parts()):
             return "autodo visits every row once, its upstream draws rows of its own"
+        if self.upstream is not None and overrides(self.upstream, "losses"):
+            return "autodo has a loss of its own, and so has its upstream"
+        if self.upstream is not None and self.upstream.hands_logits:
+            return "autodo warps rows before the forward, its upstream hands over logits"
         if self.upstream is not None and "features" in self.upstream.requires():
             return (
                 "autodo runs its upstream in the outer phase too, where the network stands still, "
                 "and its upstream looks at the network in training"
             )
-        if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "autodo has a loss of its own, and so has its upstream"
-        if self.upstream is not None and self.upstream.hands_logits:
-            return "autodo warps rows before the forward, its upstream hands over logits"
         return single_label("autodo", task) or super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
