@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from analysis.blocks import NONE, Block, Column, Entry, outer
+from analysis.blocks import LEARNING, NONE, Block, Column, Entry, outer
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.formats import Table, table
 from analysis.question import Question
@@ -21,24 +21,8 @@ from analysis.tables import (
     difference,
     signed,
 )
-from benchmarks.runs import PRESETS
+from benchmarks.runs import FLAGS, OPTIONS, PRESETS
 
-OPTIONS = (
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "momentum",
-    "schedule",
-    "warmup_epochs",
-    "precision",
-)
-FLAGS = ("channels_last", "compile")
-"""Fields of a training that the command line can set."""
-
-METHODS = ("saflex", "l2rw", "autodo", "lpa3")
-"""Methods that are not told from an upstream by a run of theirs over none."""
 MADE_FOR = {
     "random_label": ("saflex",),
     "self_distil": ("saflex",),
@@ -217,7 +201,7 @@ def _is_method(block: Block, entry: Entry) -> bool:
         for column in block.columns
         for record in column.rows[entry.name].by_seed().values()
     )
-    return bool(entry.wraps) or meta or outer(entry.method) in METHODS
+    return bool(entry.wraps) or meta or outer(entry.method) in LEARNING
 
 
 def _controls(control: Entry, entry: Entry) -> bool:

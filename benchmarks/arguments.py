@@ -305,18 +305,9 @@ Command = (
 
 def overrides(setting: Setting) -> dict[str, object]:
     """The fields of Training that the user gave."""
-    names = (
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-        "momentum",
-        "schedule",
-        "warmup_epochs",
-        "precision",
-    )
+    from benchmarks.runs import FLAGS, OPTIONS  # noqa: PLC0415 - the help needs no numbers
+
     values = dataclasses.asdict(setting)
-    given = {name: values[name] for name in names if values[name] is not None}
-    flags = {name: True for name in ("channels_last", "compile") if values[name]}
+    given = {name: values[name] for name in OPTIONS if values[name] is not None}
+    flags = {name: True for name in FLAGS if values[name]}
     return {**given, **flags}

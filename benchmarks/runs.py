@@ -68,6 +68,20 @@ class Training:
             )
 
 
+OPTIONS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "schedule",
+    "warmup_epochs",
+    "precision",
+)
+FLAGS = ("channels_last", "compile")
+"""Fields of a training that the command line can set."""
+
 PRESETS: dict[str, tuple[str, Training]] = {
     "medmnist": ("Yang et al., MedMNIST v2, Sci. Data 2023, arXiv:2110.14795", Training()),
     "autodo": (
