@@ -94,19 +94,19 @@ class Need:
 
 
 def needs(block: Block, question: Question, effect: float, wanted: float) -> list[Need]:
-    """What every comparison of the family needs, where two seeds or more tell a variance."""
+    """What every comparison of the family needs, where two seeds or more tell a variance.
+
+    Cross-validation is left out: its variance is not that of seeds and images.
+    """
     found = [
-        each
+        (each, variances)
         for each in findings.findings(block, question)
-        if each.difference is not None
-        and each.difference.variances is not None
-        and sum(each.difference.variances.parts) > 0
+        for variances in [each.difference.variances if each.difference is not None else None]
+        if isinstance(variances, Crossed) and variances.se > 0
     ]
     made = []
     columns = {column.name: column for column in block.columns}
-    for each in found:
-        assert each.difference is not None and each.difference.variances is not None
-        variances = each.difference.variances
+    for each, variances in found:
         strict = 1 - ALPHA / len(found)
         together = seeds_needed(variances, effect, wanted, strict)
         missing = max((together or 0) - variances.seeds, 0)
@@ -150,7 +150,8 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     head = f"{setting['model']}, protocol {setting['protocol']}, {setting['device']}"
     listed = needs(block, question, effect, wanted)
     if not listed:
-        return f"{head}\nNo comparison has two seeds or more, so no variance is known."
+        told = "No comparison has two seeds or more on one test split, so no variance is known."
+        return f"{head}\n{told}"
     body = [
         [
             f"{each.row} over {each.base}",

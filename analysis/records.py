@@ -78,6 +78,11 @@ class Record:
         return metrics.item_values(logits, self.predictions["test_targets"], self.kind, name)
 
     @property
+    def folds(self) -> int:
+        """Folds of a repeated cross-validation, each of another seed; 0 on the official split."""
+        return self.result["data"].get("folds", 0)
+
+    @property
     def kind(self) -> str:
         """MedMNIST's word for the task."""
         return self.result["data"]["kind"]

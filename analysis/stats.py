@@ -6,6 +6,7 @@ image, of the same image. Standard deviations have ddof=1.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,46 +35,32 @@ class Interval:
     level: float
 
 
-@dataclass(frozen=True)
-class Crossed:
-    """Variances of a mean over crossed seeds and images, each as its share in that of the mean.
-
-    ``population_interval`` says what they are and how the half-width comes from them.
-    """
+class Estimated(ABC):
+    """A mean difference whose interval and p-values can be had at any level."""
 
     estimate: float
     seeds: int
-    images: int
-    seed: float
-    """V_seed, which holds the residual"""
-    item: float
-    """V_item, which holds the residual"""
-    residual: float
-    df_item: float
 
     @property
-    def parts(self) -> tuple[float, float]:
-        """A and B, whose sum is se^2."""
-        return max(self.seed - self.residual, 0.0), max(self.item, self.residual)
+    @abstractmethod
+    def se(self) -> float:
+        """The standard error."""
 
+    @abstractmethod
     def half(self, level: float) -> float:
         """The half-width of the interval at this level."""
-        a, b = self.parts
-        t_seed, t_item = _quantile(self.seeds - 1, level), _quantile(self.df_item, level)
-        return float(np.sqrt(max(t_seed**2 * a + t_item**2 * b, t_seed**2 * self.seed)))
 
     def interval(self, level: float = 0.95) -> Interval:
         """The interval at this level."""
-        half, se = self.half(level), float(np.sqrt(sum(self.parts)))
-        known = se > 0
-        df = float(special.stdtridf((1 + level) / 2, half / se)) if known else self.seeds - 1.0
+        half, se = self.half(level), self.se
+        df = float(special.stdtridf((1 + level) / 2, half / se)) if se > 0 else self.seeds - 1.0
         return _interval(self.estimate, half, se, df, level)
 
     def excluded(self, distance: float) -> float:
         """1 - level of the widest interval whose half-width is at most ``distance``: a p-value."""
         if distance <= 0:
             return 1.0
-        if not sum(self.parts) > 0:
+        if not self.se > 0:
             return 0.0
         if self.half(1 - P_MIN) <= distance:
             return P_MIN
@@ -94,6 +81,59 @@ class Crossed:
         At most .05 where the 90 % interval lies within the margin (Schuirmann, 1987).
         """
         return self.excluded(margin - abs(self.estimate)) / 2
+
+
+@dataclass(frozen=True)
+class Crossed(Estimated):
+    """Variances of a mean over crossed seeds and images, each as its share in that of the mean.
+
+    ``population_interval`` says what they are and how the half-width comes from them.
+    """
+
+    estimate: float
+    seeds: int
+    images: int
+    seed: float
+    """V_seed, which holds the residual"""
+    item: float
+    """V_item, which holds the residual"""
+    residual: float
+    df_item: float
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """A and B, whose sum is se^2."""
+        return max(self.seed - self.residual, 0.0), max(self.item, self.residual)
+
+    @property
+    def se(self) -> float:
+        """The standard error."""
+        return float(np.sqrt(sum(self.parts)))
+
+    def half(self, level: float) -> float:
+        """The half-width of the interval at this level."""
+        a, b = self.parts
+        t_seed, t_item = _quantile(self.seeds - 1, level), _quantile(self.df_item, level)
+        return float(np.sqrt(max(t_seed**2 * a + t_item**2 * b, t_seed**2 * self.seed)))
+
+
+@dataclass(frozen=True)
+class Resampled(Estimated):
+    """The mean over the test folds of repeated cross-validation, a seed for each fold."""
+
+    estimate: float
+    seeds: int
+    variance: float
+    """of the mean, corrected for training sets that overlap"""
+
+    @property
+    def se(self) -> float:
+        """The standard error."""
+        return float(np.sqrt(self.variance))
+
+    def half(self, level: float) -> float:
+        """The half-width of the interval at this level."""
+        return _quantile(self.seeds - 1, level) * self.se
 
 
 def training_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
@@ -317,33 +357,12 @@ def _groups(mean: NDArray[np.float64], apart: float) -> tuple[tuple[int, ...], .
     return tuple(found)
 
 
-def stratified_folds(targets: ArrayLike, folds: int, seed: int) -> NDArray[np.intp]:
-    """The fold (N,) of each row: as many of each class in every fold as can be, then as many rows.
+def resampled(differences: ArrayLike, folds: int, ratio: float) -> Resampled:
+    """The mean of the differences (J,) on the J test folds of repeated cross-validation.
 
-    Raises:
-        ValueError: fewer than two folds, or a class with fewer rows than folds.
-    """
-    y = np.asarray(targets)
-    classes, counts = np.unique(y, return_counts=True)
-    if folds < 2:
-        raise ValueError(f"folds is {folds}, expected 2 or more")
-    if counts.min() < folds:
-        raise ValueError(
-            f"class {classes[counts.argmin()]} has {counts.min()} row(s), expected {folds} or more"
-        )
-    generator = np.random.default_rng(seed)
-    order = np.concatenate([generator.permutation(np.flatnonzero(y == each)) for each in classes])
-    place = np.empty(len(y), dtype=np.intp)
-    place[order] = np.arange(len(y)) % folds  # running on from class to class evens the folds
-    return place
-
-
-def resampled_interval(differences: ArrayLike, folds: int = 5, level: float = 0.95) -> Interval:
-    """The interval of repeated cross-validation, from the differences (J,) of its J test folds.
-
-    Training sets overlap, so the plain variance is too small: it is multiplied by 1/J + n2/n1 with
-    n2/n1 = 1 / (folds - 1), the test rows for each training row. J is a multiple of ``folds``. It
-    speaks of other splits of these rows, never of the official one.
+    Training sets overlap, so the plain variance is too small: it is multiplied by 1/J + n2/n1,
+    where ``ratio`` is n2/n1, test rows for each training row. J is a multiple of ``folds``. It
+    speaks of other rows to train and test on, not of the official split.
 
     Raises:
         ValueError: as ``training_interval``, and where J is not a multiple of folds.
@@ -351,12 +370,11 @@ def resampled_interval(differences: ArrayLike, folds: int = 5, level: float = 0.
     Source: Nadeau and Bengio, Machine Learning 52, 2003.
     """
     d = np.asarray(differences, dtype=np.float64)
-    _check(d, 1, "differences", "(J,)", level)
+    _check(d, 1, "differences", "(J,)", 0.95)
     if folds < 2 or len(d) % folds:
         raise ValueError(f"{len(d)} differences, expected a multiple of {folds} folds (2 or more)")
-    se = float(d.std(ddof=1) * np.sqrt(1 / len(d) + 1 / (folds - 1)))
-    df = len(d) - 1
-    return _interval(float(d.mean()), _quantile(df, level) * se, se, df, level)
+    variance = float(d.var(ddof=1)) * (1 / len(d) + ratio)
+    return Resampled(float(d.mean()), len(d), variance)
 
 
 def mean_interval(intervals: Sequence[Sequence[Interval]]) -> Interval:

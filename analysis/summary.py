@@ -181,10 +181,13 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
     head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
     count = sum(not math.isnan(each.p) for each in found)
+    folds = sorted({each.difference.folds for each in found if each.difference} - {0})
+    cut = f" Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
+    cut += "Bengio (2003), and no test images are fixed."
     notes = [
         "Paired by seed and image. Training: other seeds on these test images; population: other "
-        "seeds and other images. Intervals are not corrected for their number; p and verdict are, "
-        f"by Holm over the family of {count} tested comparison(s).",
+        f"seeds and other images.{cut if folds else ''} Intervals are not corrected for their "
+        f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
         f"equivalent: within the margin of {margin:g} points (two one-sided tests). detectable: "
         "the smallest true difference found with 80 % power, one comparison alone.",
     ]

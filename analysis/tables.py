@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,9 +14,10 @@ from tabulate import tabulate
 from analysis.records import ATTACK, Record
 from analysis.stats import (
     MIN_SEEDS,
-    Crossed,
+    Estimated,
     Interval,
     crossed,
+    resampled,
     smallest_detectable,
     training_interval,
 )
@@ -34,12 +36,14 @@ class Difference:
     estimate: float
     seeds: int
     training: Interval | None
-    """None below four seeds: three are a smoke test."""
+    """None below four seeds: three are a smoke test; and with folds, which have no fixed test."""
     population: Interval | None
+    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole"""
     detectable: float
     """Smallest difference found with 80 % power, population; nan where no variance is known."""
-    variances: Crossed | None = None
+    variances: Estimated | None = None
     """behind the population interval; None with one seed"""
+    folds: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,27 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
     estimate = POINTS * float(per_seed.mean())
     if len(seeds) < 2:
         return Difference(estimate, len(seeds), None, None, math.nan)
-    targets = ours[seeds[0]].predictions["test_targets"]
-    items = np.stack(
-        [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
-    )
-    strata = targets if targets.ndim == 1 else None
-    variances = crossed(POINTS * items, strata)
+    folds = ours[seeds[0]].folds
+    if folds and set(Counter(seed // folds for seed in seeds).values()) != {folds}:
+        return Difference(estimate, len(seeds), None, None, math.nan, folds=folds)
+    if folds:
+        cut = ours[seeds[0]].result["data"]["rows"]
+        ratio = cut["test"] / ((folds - 1) * cut["test"] - cut["select"])
+        variances = resampled(POINTS * per_seed, folds, ratio)
+    else:
+        targets = ours[seeds[0]].predictions["test_targets"]
+        items = np.stack(
+            [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
+        )
+        variances = crossed(POINTS * items, targets if targets.ndim == 1 else None)
     population = variances.interval()
     # Equal predictions everywhere tell nothing about the variance.
     known = population.se > 0
     detectable = smallest_detectable(population.se, population.df) if known else math.nan
     if len(seeds) < MIN_SEEDS:
-        return Difference(estimate, len(seeds), None, None, detectable, variances)
-    training = training_interval(POINTS * per_seed)
-    return Difference(estimate, len(seeds), training, population, detectable, variances)
+        return Difference(estimate, len(seeds), None, None, detectable, variances, folds)
+    training = None if folds else training_interval(POINTS * per_seed)
+    return Difference(estimate, len(seeds), training, population, detectable, variances, folds)
 
 
 def cost_ratio(row: Row, base: Row) -> float:
@@ -304,10 +315,16 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     counts = [len(row.by_seed()) for row in rows if row.by_seed()]
     test = done[0].result["data"]["rows"]["test"]
     wanted = SMALL_TEST_SEEDS if test < SMALL_TEST else SEEDS
+    folds = done[0].folds
+    intervals = (
+        f"population: repeated {folds}-fold cross-validation, seed s on fold s mod {folds}, so "
+        "that no test images are fixed (interval of Nadeau and Bengio, 2003)."
+        if folds
+        else "training: other seeds on these test images; population: other seeds and other images."
+    )
     lines = [
-        "training: other seeds on these test images; population: other seeds and other images. "
-        "detectable: the smallest true difference found with 80 % power (population). Intervals "
-        "are not corrected for the number of rows.",
+        f"{intervals} detectable: the smallest true difference found with 80 % power "
+        "(population). Intervals are not corrected for the number of rows.",
         "s/epoch: charged seconds (augmentation, outer steps, forward, backward; on a CPU its own "
         "seconds), without evaluation, median; ratio: to the same upstream without the method. "
         "passes/row: forward plus backward passes for each row drawn.",

@@ -52,13 +52,19 @@ def finding(each: Finding, margin: float, family: int) -> str:
     made = each.difference
     if made is None:
         return f"{start}: no seed has a result of both."
+    if made.folds and made.seeds >= MIN_SEEDS and made.population is None:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
+            f"{made.folds} folds is not whole, nothing is inferred."
+        )
     if made.population is None or each.verdict == "not tested":
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
             f"{MIN_SEEDS} seeds nothing is inferred."
         )
+    kind = f"repeated {made.folds}-fold" if made.folds else "population"
     told = (
-        f"{start}: {points(made.estimate)}, 95 % CI {bounds(made.population)} (population), "
+        f"{start}: {points(made.estimate)}, 95 % CI {bounds(made.population)} ({kind}), "
         f"n = {seeds(made.seeds)}, family of {family}, p {_equals(each.p)} after Holm; "
     )
     return told + _verdict(each, made, made.population, margin)

@@ -232,6 +232,7 @@ def _compare(command: arguments.CompareCommand) -> int:
         few = maker.test_rows < tables.SMALL_TEST
         default = tables.SMALL_TEST_SEEDS if few else tables.SEEDS
         seeds = range(command.seeds if command.seeds is not None else default)
+        data.check_seeds(maker.benchmark, seeds)
         asked = list(rows)
         if command.controls or protocol.name == "paper":  # there they are compulsory (design, 2)
             asked += cells.control_rows(rows, maker.benchmark, protocol)

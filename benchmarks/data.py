@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ from benchmarks import sources
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.download import DataError
 from benchmarks.seeding import generator, seed_of
-from benchmarks.sources import Arrays
+from benchmarks.sources import GIB, Arrays
 from methods.base import Batch, Spec
 from methods.naming import Call, NamingError, bind, call_of, parse, render, unknown
 
@@ -28,6 +29,9 @@ Control = Literal["all", "train", "train+meta", "meta"]
 
 MIN_META_ROWS = 5
 """Rows of each class that the meta split, and what is left to train on, need at least."""
+MOST_FOLDS = 20
+SELECT_SHARE = 1 / 8
+"""Of the rows that a fold leaves: with five folds 70 % train, 10 % select and 20 % test."""
 
 
 class NotApplicable(Exception):
@@ -42,6 +46,7 @@ class Benchmark:
     path: str = ""
     size: int = 28
     as_rgb: bool = False
+    folds: int = 0
     rows_per_class: int = 0
     noise: float = 0.0
     noise_kind: Literal["symmetric", "pair"] = "symmetric"
@@ -59,6 +64,7 @@ def _arguments(
     *,
     size: int = 28,
     as_rgb: bool = False,
+    folds: int = 0,
     rows_per_class: int = 0,
     noise: float = 0.0,
     noise_kind: Literal["symmetric", "pair"] = "symmetric",
@@ -100,11 +106,28 @@ def parse_benchmark(text: str) -> Benchmark:
     if len(sizes) == 1:  # the default stands for the only size, so that it has one name
         benchmark = replace(benchmark, size=Benchmark.size)
     _within(call.name, "size", benchmark.size, 8, 1024)
+    if benchmark.folds:
+        _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
     _within(call.name, "imbalance", benchmark.imbalance, 1, 10**6)
     return benchmark
+
+
+def check_seeds(benchmark: Benchmark, seeds: Iterable[int]) -> None:
+    """Folds are tested in whole repeats: seeds 0 to 4 are one of five folds, 5 to 9 the next.
+
+    Raises:
+        NamingError: a repeat that is cut short, over which no interval is known.
+    """
+    if benchmark.folds:
+        repeats = Counter(seed // benchmark.folds for seed in seeds)
+        if set(repeats.values()) - {benchmark.folds}:
+            raise NamingError(
+                f"{canonical(benchmark)}: expected seeds in whole repeats of {benchmark.folds} "
+                f"(0 to {benchmark.folds - 1} and so on), got {sum(repeats.values())} seeds"
+            )
 
 
 def _within(name: str, field: str, value: float, low: float, high: float) -> None:
@@ -293,6 +316,8 @@ def make_splits(
             defined for the task; the message is the reason.
     """
     classes = len(arrays.classes)
+    if benchmark.folds:
+        arrays = _cross_validated(arrays, benchmark.folds, seed)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     corrupts = benchmark.corrupts
@@ -332,7 +357,8 @@ def make_splits(
     if protocol.crossfit > 1 and uses_meta:
         strata = strata_of(labels, classes)
         folds = tuple(
-            torch.from_numpy(f).to(device) for f in _folds(strata, protocol.crossfit, seed)
+            torch.from_numpy(fold).to(device)
+            for fold in _folds(strata, protocol.crossfit, seed, "crossfit")
         )
     if control == "all":
         trained = train_part if needs_meta else whole
@@ -401,12 +427,49 @@ def _rows(
     return Rows(x, where.to(device), y, channels, more)
 
 
-def carve(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _cross_validated(arrays: Arrays, folds: int, seed: int) -> Arrays:
+    """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
+
+    Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row.
+    """
+    size = arrays.train_x.nbytes + arrays.val_x.nbytes + arrays.test_x.nbytes
+    if size > GIB:
+        raise NotApplicable(
+            f"folds are for small data, at most 1 GiB of images; these have {size / GIB:.1f}"
+        )
+    x = np.concatenate([arrays.train_x, arrays.val_x, arrays.test_x])
+    y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
+    strata = strata_of(y, len(arrays.classes))
+    test = _folds(strata, folds, seed // folds, "folds")[seed % folds]
+    rest = np.setdiff1d(np.arange(len(y)), test)
+    train, select, reason = carve(strata[rest], SELECT_SHARE, seed, "select")
+    if reason:
+        raise NotApplicable(reason)
+    train, select = rest[train], rest[select]
+    caveat = (
+        f"repeated stratified {folds}-fold cross-validation over all {len(y)} rows, not the "
+        "official split: scores do not compare with published ones"
+    )
+    return replace(
+        arrays,
+        train_x=x[train],
+        train_y=y[train],
+        val_x=x[select],
+        val_y=y[select],
+        test_x=x[test],
+        test_y=y[test],
+        caveats=(caveat, *arrays.caveats),
+    )
+
+
+def carve(
+    strata: np.ndarray, fraction: float, seed: int, purpose: str = "meta"
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to train on, meta rows, and why not (then all rows train): stratified, seeded.
 
     Each class gives round(fraction * n) rows, at least five; five must be left to train on.
     """
-    rng = np.random.default_rng(seed_of(seed, "meta rows"))
+    rng = np.random.default_rng(seed_of(seed, f"{purpose} rows"))
     meta, short = [], []
     for stratum, count in zip(*np.unique(strata, return_counts=True), strict=True):
         rows = np.flatnonzero(strata == stratum)
@@ -416,21 +479,21 @@ def carve(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, n
         meta.append(rng.permutation(rows)[:take])
     if short:
         reason = (
-            f"the meta split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, and "
-            f"leaves at least {MIN_META_ROWS} to train on; {short[0]} rows"
+            f"the {purpose} split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, "
+            f"and leaves at least {MIN_META_ROWS} to train on; {short[0]} rows"
         )
         return np.arange(len(strata)), np.empty(0, np.int64), reason
     chosen = np.sort(np.concatenate(meta))
     return np.setdiff1d(np.arange(len(strata)), chosen), chosen, ""
 
 
-def _folds(strata: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+def _folds(strata: np.ndarray, count: int, seed: int, purpose: str) -> list[np.ndarray]:
     """``count`` stratified folds of positions; each class is spread evenly over them."""
-    rng = np.random.default_rng(seed_of(seed, "crossfit folds"))
+    rng = np.random.default_rng(seed_of(seed, f"{purpose} folds"))
     smallest = np.unique(strata, return_counts=True)[1].min()
     if smallest < count * MIN_META_ROWS:
         raise NotApplicable(
-            f"crossfit={count} needs {count * MIN_META_ROWS} rows a class, "
+            f"{purpose}={count} needs {count * MIN_META_ROWS} rows a class, "
             f"{MIN_META_ROWS} in each fold; one has {smallest}"
         )
     fold = np.empty(len(strata), np.int64)

@@ -185,6 +185,7 @@ def _attempt(
     result["data"] = {
         "checksum": arrays.checksum,
         "verified": arrays.verified,
+        "folds": benchmark.folds,
         "caveats": list(splits.caveats),
         "notes": list(splits.notes),
         "kind": splits.kind,

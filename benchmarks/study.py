@@ -463,6 +463,8 @@ class _File:
             ("protocols", lambda: _protocols(block)),
             *(("benchmarks", lambda name=name: data.parse_benchmark(name))
               for name in block.benchmarks),
+            *(("seeds", lambda name=name: data.check_seeds(
+                data.parse_benchmark(name), block.seeds or ())) for name in block.benchmarks),
             *(("models", lambda name=name: models.canonical(name)) for name in block.models),
             *(("methods", lambda name=name: cells.parse_row(name, Protocol()))
               for name in block.methods),
@@ -716,13 +718,16 @@ class Plan:
                 rows += cells.control_rows(rows, benchmark, protocol)
             few = source.test_rows < tables.SMALL_TEST
             default = range(tables.SMALL_TEST_SEEDS if few else tables.SEEDS)
+            seeds = tuple(default if block.seeds is None else block.seeds)
+            tune = self.study.tune
+            data.check_seeds(benchmark, seeds if tune is None else range(tune.final_seeds))
             yield Table(
                 benchmark=benchmark,
                 model=canonical,
                 protocol=protocol,
                 training=training,
                 rows=tuple(rows),
-                seeds=tuple(default if block.seeds is None else block.seeds),
+                seeds=seeds,
                 source=source,
                 block=block,
                 missing=tuple(missing),

@@ -27,6 +27,7 @@ from benchmarks.data import (
     Splits,
     canonical,
     carve,
+    check_seeds,
     chunks,
     make_splits,
     parse_benchmark,
@@ -104,6 +105,11 @@ def splits(
 def content(rows: Rows) -> list[bytes]:
     """What each row shows: its identity."""
     return [row.numpy().tobytes() for row in rows.inputs(torch.arange(len(rows)))]
+
+
+def content_of(images: np.ndarray) -> list[bytes]:
+    """The same of stored images."""
+    return [each.tobytes() for each in images.astype(np.float32) / 255]
 
 
 def truth(source: Arrays) -> dict[bytes, int]:
@@ -1108,3 +1114,64 @@ def test_from_arrays_in_three_lines() -> None:
     assert found.spec.classes == 3 and found.spec.shape == (1, 8, 8)
     with pytest.raises(DataError, match="as many"):
         Splits.from_arrays((pair[0], pair[1][:-1]), pair, pair)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_folds_test_every_stored_row_once_a_repeat_and_leave_a_tenth_to_select(
+    multi_label: bool,
+) -> None:
+    source = arrays(multi_label=multi_label)
+    stored = [source.train_x, source.val_x, source.test_x]
+    every = sorted(content_of(np.concatenate(stored)))
+    for repeat in range(2):
+        tested: list[bytes] = []
+        for seed in range(5 * repeat, 5 * repeat + 5):
+            made = splits(source, folds=5, seed=seed)
+            parts = [content(each) for each in (made.train, made.select, made.test)]
+            assert sorted(each for part in parts for each in part) == every
+            assert len(made.test) == pytest.approx(len(every) / 5, abs=1)
+            assert len(made.select) == pytest.approx(len(every) / 10, abs=5)
+            assert made.caveats[0].startswith("repeated stratified 5-fold cross-validation")
+            tested += parts[2]
+        assert sorted(tested) == every
+    other = splits(source, folds=5, seed=0)
+    assert set(content(other.test)) != set(content(made.test))
+
+
+def test_folds_keep_classes_and_labels() -> None:
+    source = arrays()
+    known = {
+        image: label
+        for x, y in (
+            (source.train_x, source.train_y),
+            (source.val_x, source.val_y),
+            (source.test_x, source.test_y),
+        )
+        for image, label in zip(content_of(x), y, strict=True)
+    }
+    every = np.bincount(list(known.values()))
+    for seed in range(5):
+        made = splits(source, folds=5, seed=seed, needs_meta=True)
+        assert made.meta is not None
+        for part in (made.train, made.meta, made.select, made.test):
+            assert [known[each] for each in content(part)] == part.y.argmax(1).tolist()
+        tested = np.bincount(made.test.y.argmax(1).numpy())
+        assert (abs(tested - every / 5) < 1).all()
+
+
+def test_folds_of_a_class_with_too_few_rows_say_so() -> None:
+    source = arrays((40, 2))
+    with pytest.raises(NotApplicable, match=r"folds=11 needs 55 rows a class.*one has 50"):
+        splits(source, folds=11)
+
+
+def test_repeats_are_whole() -> None:
+    benchmark = parse_benchmark("breastmnist(folds=5)")
+    check_seeds(benchmark, range(10))
+    check_seeds(benchmark, range(15, 20))
+    check_seeds(parse_benchmark("breastmnist"), range(3))
+    for seeds in (range(3), range(2, 7)):
+        with pytest.raises(NamingError, match="expected seeds in whole repeats of 5"):
+            check_seeds(benchmark, seeds)
+    with pytest.raises(NamingError, match="folds: expected a number from 2 to 20, got 1"):
+        parse_benchmark("breastmnist(folds=1)")

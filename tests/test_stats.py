@@ -16,9 +16,8 @@ from analysis.stats import (
     population_interval,
     probability_of_improvement,
     ranks,
-    resampled_interval,
+    resampled,
     smallest_detectable,
-    stratified_folds,
     training_interval,
     wilcoxon,
     wilcoxon_holm,
@@ -316,24 +315,20 @@ def test_groups_are_the_largest_that_no_critical_difference_tells_apart():
     assert math.isnan(ranks(scores[:2]).friedman_p)
 
 
-def test_folds_are_stratified_and_even():
-    targets = np.repeat([0, 1, 2], [23, 11, 7])
-    place = stratified_folds(targets, 5, seed=3)
-    assert sorted(np.bincount(place)) == [8, 8, 8, 8, 9]
-    for label, count in ((0, 23), (1, 11), (2, 7)):
-        of_class = np.bincount(place[targets == label], minlength=5)
-        assert of_class.min() >= count // 5 and of_class.max() <= count // 5 + 1
-    assert (place == stratified_folds(targets, 5, seed=3)).all()
-    assert (place != stratified_folds(targets, 5, seed=4)).any()
-
-
-def test_resampled_interval_by_hand():
+def test_repeated_cross_validation_by_hand():
     differences = [0.02, 0.0, 0.01, 0.03, -0.01, 0.02, 0.02, 0.0, 0.01, 0.0]
-    got = resampled_interval(differences, folds=5)
+    made = resampled(differences, folds=5, ratio=0.25)
+    got = made.interval()
     # mean .01; squares .0001 x (1+1+0+4+4+1+1+1+0+1) = .0014, / 9; times 1/10 + 1/4
     assert got.estimate == pytest.approx(0.01)
     assert got.se == pytest.approx(math.sqrt(0.0014 / 9 * 0.35))
     assert got.high - got.low == pytest.approx(2 * 2.262157 * got.se, rel=1e-6)
+    assert got.df == pytest.approx(9)
+    t = got.estimate / got.se
+    assert made.p_zero() == pytest.approx(2 * stats.t.sf(t, 9), rel=1e-9)
+    beyond = (0.03 - got.estimate) / got.se
+    assert made.p_equivalent(0.03) == pytest.approx(stats.t.sf(beyond, 9), rel=1e-9)
+    assert made.p_equivalent(0.01) == pytest.approx(0.5)
 
 
 def test_mean_interval_adds_independent_sets_and_averages_views_of_one():
@@ -352,9 +347,8 @@ def test_mean_interval_adds_independent_sets_and_averages_views_of_one():
     [
         (lambda: wilcoxon([0.1, math.nan]), "1 of 2 differences are not finite"),
         (lambda: ranks([[1.0, 2.0]]), "expected at least 2 along each axis"),
-        (lambda: stratified_folds([0, 0, 1], 2, 0), r"class 1 has 1 row\(s\), expected 2"),
-        (lambda: stratified_folds([0, 0, 1], 1, 0), "folds is 1"),
-        (lambda: resampled_interval([0.1] * 7), "7 differences, expected a multiple of 5"),
+        (lambda: resampled([0.1] * 7, 5, 0.25), "7 differences, expected a multiple of 5"),
+        (lambda: resampled([0.1, math.nan], 2, 1), "1 of 2 differences are not finite"),
     ],
 )
 def test_errors_of_tests_over_sets(call, message):

@@ -213,3 +213,34 @@ def test_how_wrong_labels_were_found_is_told_of_the_rows_that_learned() -> None:
     found = [re.split(r"  +", line) for line in lines[5:8]]
     assert found[0] == ["autodo", "3", "0.800 ± 0.100", "2.00 ± 0.00", "0.00 ± 0.00"]
     assert found[1] == ["l2rw", "1", "0.900", "n/a", "n/a"] and found[2] == [""]
+
+
+def folded(method: str, seeds: int, skill: float) -> Row:
+    made = row(method, seeds, skill)
+    for each in made.records:
+        each.result["data"] |= {"folds": 5, "rows": {"select": 30, "test": 60}}
+    return made
+
+
+def test_over_folds_the_interval_is_that_of_repeated_cross_validation() -> None:
+    base, ours = folded("none", 10, 0.5), folded("mixup", 10, 1.5)
+    made = difference(ours, base, "accuracy")
+    assert made is not None and made.training is None and made.population is not None
+    values = [
+        100 * (one.metric("accuracy") - other.metric("accuracy"))
+        for one, other in zip(ours.records, base.records, strict=True)
+    ]
+    # 60 rows test and 30 select, so that 4 x 60 - 30 = 210 train
+    se = np.std(values, ddof=1) * np.sqrt(1 / 10 + 60 / 210)
+    low, high = scipy_stats.t.interval(0.95, 9, np.mean(values), se)
+    assert (made.population.low, made.population.high) == pytest.approx((low, high))
+    shown = comparison([base, ours])
+    assert "seed s on fold s mod 5" in shown and "detectable: the smallest" in shown
+    assert "other seeds on these test images" not in shown
+
+
+def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
+    base, ours = folded("none", 10, 0.5), folded("mixup", 10, 1.5)
+    made = difference(replace(ours, records=ours.records[:9]), base, "accuracy")
+    assert made is not None and made.population is None and made.variances is None
+    assert made.seeds == 9 and np.isnan(made.detectable)
