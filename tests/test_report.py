@@ -464,6 +464,7 @@ def test_the_command_of_a_report_makes_its_runs_again(
         (["report", ".", "--format", "docx"], 2, "format: expected some of html, md, tex, csv"),
         (["report", "."], 2, "expected run directories with results"),
         (["plan", ".", "--detect", "0"], 2, "detect: expected points above 0, got 0"),
+        (["plan", ".", "--detect", "inf"], 2, "detect: expected points above 0, got inf"),
         (["plan", ".", "--power", "80"], 2, "power: expected a number in (0, 1), got 80"),
         (["plan", "study.yaml"], 2, "runs: expected a results folder, got study.yaml"),
         (
