@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from analysis.question import Question
 from analysis.records import Record
 from analysis.tables import Row
-from benchmarks.runs import Training
+from benchmarks.runs import Training, field_names
 from methods.naming import Call, NamingError, call_of, parse, render
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
@@ -357,8 +357,13 @@ def call_in(text: str) -> Call | None:
     return expression if isinstance(expression, Call) else None
 
 
-def spread(trainings: Iterable[Training]) -> dict[str, list[str]]:
-    """Fields in which trainings differ, with their values."""
-    listed = [asdict(each) for each in trainings]  # type: ignore[call-overload]
-    found = {name: list(dict.fromkeys(str(each[name]) for each in listed)) for name in listed[0]}
-    return {name: values for name, values in found.items() if len(values) > 1}
+def trained_apart(blocks: Iterable[Block]) -> list[str]:
+    """Fields of the training in which blocks differ on a data set that they share."""
+    trainings: dict[str, list[Training]] = {}
+    for column in (column for block in blocks for column in block.columns):
+        trainings.setdefault(column.name, []).append(column.training)
+    return [
+        name
+        for name in field_names(Training)
+        if any(len({getattr(each, name) for each in own}) > 1 for own in trainings.values())
+    ]

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from analysis.blocks import CUT, LEARNING, NONE, Block, Column, Entry, outer
 from analysis.findings import HEADLINE, Finding, Overall
@@ -30,6 +31,9 @@ MADE_FOR = {
     "norm_noise": ("lpa3",),
 }
 """Controls that say something about one method only."""
+
+RUNS = "runs"
+"""Where results lie unless told otherwise."""
 
 MOST_SENTENCES = 16
 """Comparisons up to which each has a sentence of its own."""
@@ -300,8 +304,8 @@ def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
     ]
 
 
-def command(block: Block, column: Column) -> str:
-    """The command that makes the runs of a column again."""
+def command(block: Block, column: Column, root: Path) -> str:
+    """The command that makes the runs of a column again, or shows them where they are done."""
     first = column.records[0]
     run = first.run
     names = [_plain(name) for name, row in column.rows.items() if row.records]
@@ -320,6 +324,8 @@ def command(block: Block, column: Column) -> str:
             words += ["--same", kind]
     if run.oracle_test:
         words.append("--oracle-test")
+    if root != Path(RUNS):
+        words += ["--out", str(root)]
     return shlex.join([*words, *_training(column, first.recorded.get("preset", ""))])
 
 

@@ -121,7 +121,21 @@ def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
     assert "These runs are of 2 settings that no table may mix" in text
     assert re.search(r"\| block \| data sets \| epochs \|", text)
     assert text.count("Test accuracy, %, mean") == 2
+    commands = [line for line in text.split("\n") if line.startswith("augbench compare")]
+    # elsewhere than in ./runs they would find none of these runs
+    assert len(commands) == 2 and all(f"--out {tmp_path} --epochs" in line for line in commands)
     assert {path.name for path in (tmp_path / "out" / "tables").iterdir()} == {"1", "2"}
+
+
+def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
+    tmp_path: Path,
+) -> None:
+    for protocol in ("equal", "paper"):
+        make_run(tmp_path, benchmark="digits", epochs=3, protocol=protocol)
+        make_run(tmp_path, benchmark="breastmnist", epochs=5, protocol=protocol)
+    report(tmp_path, tmp_path / "out", ["md"])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| block | data sets | protocol | runs |" in text
 
 
 def test_formats_are_those_asked_for(tmp_path: Path) -> None:
