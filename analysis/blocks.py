@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from analysis.question import Question
 from analysis.records import Record
 from analysis.tables import Row
-from benchmarks.runs import Training
+from benchmarks.runs import Training, field_names
 from methods.naming import Call, NamingError, call_of, parse, render
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
@@ -20,6 +20,9 @@ CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "he
 LEARNING = ("saflex", "l2rw", "autodo", "lpa3")
 """Methods that are put around an upstream, which is none where none is given."""
 NONE = "none"
+CORRUPTIONS = ("noise", "imbalance")
+CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
+"""How meta rows are cut from the pool, with what runs have for which nothing is cut."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,22 @@ class Block:
         For a method its upstream alone, for an upstream ``none``.
         """
         wanted = (entry.wraps, entry.upstream, NONE) if entry.wraps else (NONE,)
-        there = (name for name in wanted if name in self.by_name and name != entry.name)
-        return next(there, "")
+        there = (alike(entry, name, self.by_name) for name in wanted)
+        return next((name for name in there if name and name != entry.name), "")
+
+    def contrast(self, row: str, base: str) -> tuple[str, str] | None:
+        """A row and its base, its own baseline where none is named; None where one has no runs."""
+        if row not in self.by_name:
+            return None
+        base = base or self.baseline(self.by_name[row])
+        return (row, base) if base in self.by_name and base != row else None
 
     def contrasts(self, question: Question) -> list[tuple[str, str]]:
         """The comparisons of the study that this block can make, or those of every method."""
-        if question.family:
-            pairs = [
-                (row, base or self.baseline(self.by_name[row]))
-                for row, base in question.family
-                if row in self.by_name
-            ]
-        else:
-            pairs = [(entry.name, self.baseline(entry)) for entry in self.compared]
-        return [(row, base) for row, base in pairs if base and base in self.by_name and base != row]
+        asked = question.family or [(entry.name, "") for entry in self.compared]
+        made = [self.contrast(row, base) for row, base in asked]
+        # A comparison that a family names twice is one test.
+        return list(dict.fromkeys(pair for pair in made if pair is not None))
 
 
 def split(records: Iterable[Record]) -> list[Block]:
@@ -235,14 +240,9 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
         for entry in entries:
             own = [record for row, _, record in part if row == entry.name]
             own.sort(key=lambda record: record.run.seed)
-            rows[entry.name] = Row(entry.name, _ratio_to(entry, entries), tuple(own))
+            rows[entry.name] = Row(entry.name, entry.upstream, tuple(own))
         made.append(Column(name, _without_dirt(part[0][2]), part[0][1], rows))
     return Block(setting, tuple(entries), tuple(made))
-
-
-def _ratio_to(entry: Entry, entries: Sequence[Entry]) -> str:
-    there = {each.name for each in entries}
-    return entry.upstream if entry.upstream in there else NONE
 
 
 def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
@@ -257,18 +257,23 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
     """The row of each run by its id; what else differs between rows of one name is in the name."""
     variants: dict[str, dict[str, list[dict[str, str]]]] = {}
     epochs: dict[tuple[str, str], set[int]] = {}
+    cut = {_row(record) for record in records if _is_cut(record)}
+    own_of = {each.run.id: _variant(each, _row(each) in cut) for each in records}
     for record in records:
-        row = _row(record)
-        kept = variants.setdefault(row, {})
-        kept.setdefault(json.dumps(_variant(record)), []).append(_variant(record))
+        row, own = _row(record), own_of[record.run.id]
+        variants.setdefault(row, {}).setdefault(json.dumps(own), []).append(own)
         epochs.setdefault((row, _column_name(record)), set()).add(record.run.training.epochs)
     # Data sets may differ in how many epochs an equal budget is.
     several = {row for (row, _), own in epochs.items() if len(own) > 1}
     names = {}
     for record in records:
-        row, own = _row(record), _variant(record)
+        row, own = _row(record), own_of[record.run.id]
         others = [each[0] for each in variants[row].values()]
-        differ = [key for key in own if len({other.get(key) for other in others}) > 1]
+        differ = [
+            key
+            for key in own
+            if own[key] != ANY and len({other.get(key) for other in others} - {ANY}) > 1
+        ]
         differ = [key for key in differ if key != "epochs" or row in several]
         told = ", ".join(f"{key} {own[key]}" for key in differ)
         names[record.run.id] = f"{row} {{{told}}}" if told else row
@@ -279,14 +284,31 @@ def _row(record: Record) -> str:
     return record.run.row + ("@dirty" if _undirty(record)[1] else "")
 
 
-def _variant(record: Record) -> dict[str, str]:
+ANY = ""
+"""Of what decides no number of a run."""
+
+
+def _is_cut(record: Record) -> bool:
+    """Whether the pool was surely cut, which corruption apart is the same for all of a row."""
+    run, rows = record.run, record.result.get("data", {}).get("rows", {})
+    told = not _corrupts(record) and any(getattr(run, name) != CUT[name] for name in CUT)
+    return told or run.control != "all" or rows.get("meta", 0) > 0
+
+
+def _corrupts(record: Record) -> bool:
+    call = call_in(record.run.benchmark)
+    return call is not None and any(name in CORRUPTIONS for name, _ in call.arguments)
+
+
+def _variant(record: Record, cut: bool) -> dict[str, str]:
     """What may differ between runs of one row name, beside what a block shares."""
     run = record.run
+    # Rows without meta rows are the whole pool, however it is cut; corruptions come after the cut.
+    matters = cut or _corrupts(record)
     parts = {name: v for name, v in run.versions.items() if name not in ("trainer", "model")}
     epochs = {"epochs": str(run.training.epochs)} if run.budget != "steps" else {}
     return {
-        "meta_fraction": f"{run.meta_fraction:g}",
-        "crossfit": str(run.crossfit),
+        **{name: f"{getattr(run, name):g}" if matters else ANY for name in CUT},
         **{f"version of {name}": str(version) for name, version in sorted(parts.items())},
         **epochs,
     }
@@ -298,6 +320,12 @@ def _entry(name: str, record: Record) -> Entry:
     upstream = inner if wraps else NONE
     control = run.control != "all" or run.budget != "steps" or _undirty(record)[1]
     return Entry(name, run.method, wraps, upstream, control or outer(run.method) in CONTROLS)
+
+
+def alike(entry: Entry, name: str, there: Container[str]) -> str:
+    """The row of a name that a row is set beside, in its own variant where there is one."""
+    variant = f"{name} {{{entry.name.partition(' {')[2]}"
+    return next((each for each in (variant, name) if each in there), "")
 
 
 def outer(method: str) -> str:
@@ -329,8 +357,13 @@ def call_in(text: str) -> Call | None:
     return expression if isinstance(expression, Call) else None
 
 
-def spread(trainings: Iterable[Training]) -> dict[str, list[str]]:
-    """Fields in which trainings differ, with their values."""
-    listed = [asdict(each) for each in trainings]  # type: ignore[call-overload]
-    found = {name: list(dict.fromkeys(str(each[name]) for each in listed)) for name in listed[0]}
-    return {name: values for name, values in found.items() if len(values) > 1}
+def trained_apart(blocks: Iterable[Block]) -> list[str]:
+    """Fields of the training in which blocks differ on a data set that they share."""
+    trainings: dict[str, list[Training]] = {}
+    for column in (column for block in blocks for column in block.columns):
+        trainings.setdefault(column.name, []).append(column.training)
+    return [
+        name
+        for name in field_names(Training)
+        if any(len({getattr(each, name) for each in own}) > 1 for own in trainings.values())
+    ]

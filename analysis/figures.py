@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import plots
-from analysis.blocks import Block, Column, Entry, call_in
+from analysis.blocks import CORRUPTIONS, Block, Column, Entry, call_in
 from analysis.findings import Finding, mean_ranks, scores
 from analysis.plots import Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
 from analysis.stats import Interval
@@ -30,7 +30,6 @@ FEW_ROWS = 5
 """A bin of confidence with fewer rows is not drawn."""
 MOST_CLASSES = 20
 MANY = f", or where more than {plots.BANDS} rows would hide each other"
-CORRUPTIONS = ("noise", "imbalance")
 
 
 @dataclass(frozen=True)
@@ -427,7 +426,10 @@ def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[
             given = dict(call.arguments)
             level = given.pop(parameter, 0 if parameter == "noise" else 1)
             rest = render(call_of(call.name, given))
-            own = column.name.replace(column.benchmark, rest)
+            # The name of a user's own data set has its file before the arguments.
+            written = column.benchmark.removeprefix(call.name)
+            kept = rest.removeprefix(call.name)
+            own = column.name.replace(written, kept) if written else column.name
             if isinstance(level, int | float):
                 groups.setdefault(own, []).append((float(level), column))
         for heading, levels in groups.items():

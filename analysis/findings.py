@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -107,9 +107,11 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     groups = {pair: kept for pair, kept in groups.items() if len(kept) > 1}
     if not groups:
         return [], "the comparisons share fewer than two data sets"
-    sets = {len(kept) for kept in groups.values()}
+    sets = {tuple(data_set(group[0].column) for group in kept) for kept in groups.values()}
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
-    if len(sets) == 1:
+    if any(_interval(kept) is None for kept in groups.values()):
+        reason = f"with fewer than {MIN_SEEDS} seeds somewhere nothing is inferred"
+    elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
         tested, reason = stats.wilcoxon_holm(values)
     made = []
@@ -175,35 +177,49 @@ def scores(row: Row, metric: str = HEADLINE, when: str = "last") -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def best(column: Column, names: Sequence[str], metric: str) -> tuple[str, frozenset[str]]:
-    """The row of the highest mean, and the rows that are not told apart from it.
+class Best(NamedTuple):
+    """The row of the highest mean of a column, empty where none has a result, and the others."""
 
-    Tied are the rows whose difference to the best is not significant after Holm over the rows of
-    the column. No row is called tied where a row has fewer than four seeds: nothing is tested then.
-    """
+    top: str
+    tied: frozenset[str]
+    """not told apart from it after Holm over the tested rows of the column"""
+    untested: frozenset[str]
+    """fewer than four seeds in common with it: neither tied nor told apart"""
+
+
+def best(column: Column, names: Sequence[str], metric: str) -> Best:
+    """The row of the highest mean, what is tied with it, and what is not tested."""
     means = {name: scores(column.rows[name], metric) for name in names}
     means = {name: values for name, values in means.items() if values}
     if not means:
-        return "", frozenset()
+        return Best("", frozenset(), frozenset())
     top = max(means, key=lambda name: float(np.mean(means[name])))
     others = [name for name in means if name != top]
-    made = [difference(column.rows[name], column.rows[top], metric) for name in others]
-    if any(each is None or each.seeds < MIN_SEEDS for each in made):
-        return top, frozenset()
-    p = stats.holm([each.variances.p_zero() for each in made if each and each.variances])
-    return top, frozenset(name for name, each in zip(others, p, strict=True) if each > ALPHA)
+    made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}
+    tested = {
+        name: each.variances.p_zero()
+        for name, each in made.items()
+        if each is not None and each.variances is not None and each.seeds >= MIN_SEEDS
+    }
+    p = stats.holm(list(tested.values()))
+    tied = frozenset(name for name, each in zip(tested, p, strict=True) if each > ALPHA)
+    return Best(top, tied, frozenset(others) - tested.keys())
 
 
 def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
-    """Names, ranks and number of data sets over which rows that all have results are ranked."""
-    names = [entry.name for entry in block.compared]
-    table = {
-        name: [np.mean(scores(column.rows[name]) or [math.nan]) for column in block.columns]
-        for name in names
+    """Names, ranks and number of the data sets with results, of rows with four seeds on each."""
+    columns = [column for column in block.columns if column.done]
+    found = {
+        entry.name: [scores(column.rows[entry.name]) for column in columns]
+        for entry in block.compared
     }
-    whole = {name: values for name, values in table.items() if not np.isnan(values).any()}
+    whole = {
+        name: [float(np.mean(values)) for values in listed]
+        for name, listed in found.items()
+        if all(len(values) >= MIN_SEEDS for values in listed)
+    }
     groups: dict[str, list[int]] = {}
-    for place, column in enumerate(block.columns):
+    for place, column in enumerate(columns):
         groups.setdefault(data_set(column.name), []).append(place)
     if len(whole) < 2 or len(groups) < 2:
         return None

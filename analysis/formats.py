@@ -184,8 +184,9 @@ def latex(made: Table) -> str:
 
 
 def _ampersands(texts: Sequence[str]) -> str:
-    # The braces keep a bracket at the start of a row from being an argument of the \\ before it.
-    return " & ".join(f"{{{text}}}" if text.startswith("[") else text for text in texts) + r" \\"
+    # The braces keep a bracket or star at the start of a row from being read with the \\ before it.
+    acting = ("[", "*")
+    return " & ".join(f"{{{text}}}" if text.startswith(acting) else text for text in texts) + r" \\"
 
 
 def _set(cell: Cell) -> str:

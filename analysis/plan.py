@@ -11,12 +11,15 @@ from scipy import special
 
 from analysis import blocks, findings
 from analysis.blocks import Block, Column
+from analysis.findings import Finding
 from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, MIN_SEEDS, Crossed
 from analysis.tables import grid, number, wrapped
 
 MOST_SEEDS = 1000
+VERY_MANY = 10**9
+"""So many seeds leave the choice of images alone to matter."""
 ALL = 10**6
 """So many degrees of freedom are as good as all."""
 GRID = (np.arange(2000) + 0.5) / 2000
@@ -56,7 +59,7 @@ def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
 
 
 def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int | None:
-    """The fewest seeds, four or more, with which an effect is found; None where none suffice."""
+    """The fewest seeds, from four to a thousand, with which an effect is found; None: too few."""
     if power(with_seeds(variances, MOST_SEEDS), effect, level) < wanted:
         return None
     low, high = MIN_SEEDS - 1, MOST_SEEDS
@@ -67,6 +70,11 @@ def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float)
         else:
             low = middle
     return high
+
+
+def resolvable(variances: Crossed, effect: float, wanted: float, level: float) -> bool:
+    """Whether some number of seeds, however many, finds an effect on the images at hand."""
+    return power(with_seeds(variances, VERY_MANY), effect, level) >= wanted
 
 
 def images_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int:
@@ -85,29 +93,28 @@ class Need:
     column: str
     variances: Crossed
     alone: int | None
-    """seeds for this comparison alone; None where no number suffices"""
+    """seeds for this comparison alone; None where a thousand do not suffice"""
     together: int | None
     """seeds where Holm divides .05 by the whole family, its worst case"""
+    ever: tuple[bool, bool]
+    """whether any number suffices, alone and together"""
     images: int
     hours: float
     """of the seeds that are missing for ``together``, one run at a time"""
 
 
-def needs(block: Block, question: Question, effect: float, wanted: float) -> list[Need]:
-    """What every comparison of the family needs, where two seeds or more tell a variance.
+def needs(block: Block, found: Sequence[Finding], effect: float, wanted: float) -> list[Need]:
+    """What the comparisons of a family need, those of which two seeds or more tell a variance.
 
     Cross-validation is left out: its variance is not that of seeds and images.
     """
-    found = [
-        (each, variances)
-        for each in findings.findings(block, question)
-        for variances in [each.difference.variances if each.difference is not None else None]
-        if isinstance(variances, Crossed) and variances.se > 0
-    ]
     made = []
     columns = {column.name: column for column in block.columns}
-    for each, variances in found:
-        strict = 1 - ALPHA / len(found)
+    strict = 1 - ALPHA / max(len(found), 1)
+    for each in found:
+        variances = each.difference.variances if each.difference is not None else None
+        if not isinstance(variances, Crossed) or not variances.se > 0:
+            continue
         together = seeds_needed(variances, effect, wanted, strict)
         missing = max((together or 0) - variances.seeds, 0)
         made.append(
@@ -118,6 +125,10 @@ def needs(block: Block, question: Question, effect: float, wanted: float) -> lis
                 variances,
                 seeds_needed(variances, effect, wanted, 1 - ALPHA),
                 together,
+                (
+                    resolvable(variances, effect, wanted, 1 - ALPHA),
+                    resolvable(variances, effect, wanted, strict),
+                ),
                 images_needed(variances, effect, wanted, 1 - ALPHA),
                 missing * _seconds(columns[each.column], (each.row, each.base)) / HOUR,
             )
@@ -148,10 +159,13 @@ def plan(found: Sequence[Record], question: Question, effect: float, wanted: flo
 def _of_block(block: Block, question: Question, effect: float, wanted: float) -> str:
     setting = block.setting
     head = f"{setting['model']}, protocol {setting['protocol']}, {setting['device']}"
-    listed = needs(block, question, effect, wanted)
+    found = findings.findings(block, question)
+    listed = needs(block, found, effect, wanted)
     if not listed:
-        told = "No comparison has two seeds or more on one test split, so no variance is known."
-        return f"{head}\n{told}"
+        return (
+            f"{head}\nNo comparison has two seeds or more with predictions that differ on one "
+            "test split, so no variance is known."
+        )
     body = [
         [
             f"{each.row} over {each.base}",
@@ -159,27 +173,45 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
             each.variances.seeds,
             number(math.sqrt(each.variances.seed * each.variances.seeds), 2),
             number(math.sqrt(max(each.variances.item - each.variances.residual, 0)), 2),
-            _seeds(each.alone),
-            _seeds(each.together),
+            _seeds(each.alone, each.ever[0]),
+            _seeds(each.together, each.ever[1]),
             "" if each.together is None else number(each.hours, 1),
         ]
         for each in listed
     ]
     columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
-               f"seeds, family of {len(listed)}", "hours more"]  # fmt: skip
+               f"seeds, family of {len(found)}", "hours more"]  # fmt: skip
     title = (
         f"Seeds that show a true difference of {_points(effect)} with {100 * wanted:g} % power "
         "(population interval)"
     )
-    return "\n".join([head, title, grid(columns, body), *map(wrapped, _remarks(listed, effect))])
+    remarks = [*_remarks(listed, effect), *_left_out(listed, found)]
+    return "\n".join([head, title, grid(columns, body), *map(wrapped, remarks)])
 
 
 def _points(effect: float) -> str:
     return "1 point" if effect == 1 else f"{effect:g} points"
 
 
-def _seeds(count: int | None) -> str:
-    return "no number" if count is None else str(count)
+def _seeds(count: int | None, ever: bool) -> str:
+    if count is None:
+        return f"over {MOST_SEEDS}" if ever else "no number"
+    return str(count)
+
+
+def _left_out(listed: Sequence[Need], found: Sequence[Finding]) -> list[str]:
+    there = {(each.row, each.base, each.column) for each in listed}
+    left = [
+        f"{each.row} over {each.base} on {each.column}"
+        for each in found
+        if (each.row, each.base, each.column) not in there
+    ]
+    if not left:
+        return []
+    return [
+        "Of the family, but left out, as fewer than two seeds, equal predictions or folds tell no "
+        f"variance: {', '.join(left)}."
+    ]
 
 
 def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
@@ -188,7 +220,7 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
         f"{_points(effect)} on {each.variances.images} test images; about {each.images} images "
         "would be needed."
         for each in listed
-        if each.alone is None
+        if not each.ever[0]
     ]
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -41,8 +42,16 @@ class Record:
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Logits and targets, read once."""
-        return runs.read_predictions(self.folder)
+        """Logits and targets, read once.
+
+        Raises:
+            OSError: the file is missing or damaged; the message names it.
+        """
+        try:
+            return runs.read_predictions(self.folder)
+        except (ValueError, EOFError, BadZipFile) as error:
+            path = self.folder / "predictions.npz"
+            raise OSError(f"{path}: cannot be read ({error}); make the run anew") from error
 
     def forget(self) -> None:
         """Let go of the predictions, which are read again where they are asked for."""
@@ -111,13 +120,50 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
     found, unread = [], []
     for folder in runs.folders(root):
         try:
-            found += read([folder])
-            if not found or found[-1].folder != folder:
-                unread.append(Unread(folder, _why_unended(folder)))
+            own = read([folder])
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"run.json is not a run of this version ({_first_line(error)})"
             unread.append(Unread(folder, reason))
+            continue
+        if not own:
+            unread.append(Unread(folder, _why_unended(folder)))
+        elif missing := _missing(own[0]):
+            reason = f"result.json is not a result of this version ({missing} is missing)"
+            unread.append(Unread(folder, reason))
+        else:
+            found += own
     return found, unread
+
+
+STATES = ("done", "failed", "skipped", "stopped")
+NEEDED = (
+    *(("metrics", "last", "test", name) for name in ("accuracy", "auc", "recall")),
+    *(
+        ("cost", name)
+        for name in ("epochs", "charged_seconds", "evaluation_seconds", "phases",
+                     "seconds_per_epoch", "passes_per_row")
+    ),
+    *(("device", name) for name in ("type", "name")),
+    *(("data", "rows", name) for name in ("select", "test")),
+    *(
+        ("data", name)
+        for name in ("kind", "classes", "corruption", "caveats", "notes", "verified")
+    ),
+)  # fmt: skip
+"""What tables and figures take from the result of a run that is done."""
+
+
+def _missing(record: Record) -> str:
+    """The first thing that a result lacks; empty where it is whole."""
+    if record.result.get("status") not in STATES:
+        return "status"
+    for path in NEEDED if record.done else ():
+        value: Any = record.result
+        for name in path:
+            if not isinstance(value, dict) or name not in value:
+                return ".".join(path)
+            value = value[name]
+    return ""
 
 
 def _why_unended(folder: Path) -> str:

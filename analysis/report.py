@@ -109,7 +109,9 @@ def report(
     plain = [record for record in found if not record.searched]
     made = [block for block in blocks.split(plain) if block.done]
     parts = [
-        _part(block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published)
+        _part(
+            root, block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published
+        )
         for number, block in enumerate(made, start=1)
     ]
     whole = Report(
@@ -186,6 +188,7 @@ def _again(root: Path, out: Path, with_published: bool, recompute: bool, study: 
 
 
 def _part(
+    root: Path,
     block: Block,
     folder: str,
     asked: Question,
@@ -236,7 +239,7 @@ def _part(
             *words.selection(block),
             *words.caveats(block),
         ],
-        commands=[words.command(block, column) for column in block.columns],
+        commands=[words.command(block, column, root) for column in block.columns],
         samples=words.samples(block),
         outcome=words.outcome(found),
     )
@@ -252,7 +255,7 @@ def _title(block: Block) -> str:
 def _apart(made: Sequence[Block]) -> Table:
     """What differs between blocks, so that nobody compares them unawares."""
     differ = [key for key in made[0].setting if len({block.setting[key] for block in made}) > 1]
-    trainings = blocks.spread(column.training for block in made for column in block.columns)
+    trainings = blocks.trained_apart(made)
     rows = []
     for number, block in enumerate(made, start=1):
         own = [asdict(column.training) for column in block.columns]  # type: ignore[call-overload]

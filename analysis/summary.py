@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis import published
-from analysis.blocks import CONTROLS, NONE, Block, Column, Entry, call_in, outer
-from analysis.findings import Finding, Overall, best, mean_ranks, scores
+from analysis.blocks import CONTROLS, NONE, Block, Column, Entry, alike, call_in, outer
+from analysis.findings import Best, Finding, Overall, best, mean_ranks, scores
 from analysis.formats import Cell, Group, Mark, Table, cells, table
 from analysis.records import DETECTION, Record, Unread
 from analysis.stats import MIN_SEEDS
@@ -18,7 +18,6 @@ from analysis.tables import (
     ATTACKED,
     ATTACKS,
     POINTS,
-    Row,
     attacks,
     bounds,
     cost_ratio,
@@ -36,7 +35,7 @@ P_SHOWN = 0.001
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
     """Methods by data sets: mean and standard deviation over seeds, in points."""
     columns = [column for column in block.columns if offered(column, when)]
-    marks = {column.name: _marks(column, block, metric, when) for column in columns}
+    tops = {column.name: _best(column, block, metric, when) for column in columns}
     usual = {column.name: max(_count(column, each, when) for each in block.entries)
              for column in columns}  # fmt: skip
 
@@ -48,8 +47,8 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
             text = mean_sd(found, 2)
             if found and count < usual[column.name]:
                 text += f" (n = {count})"
-            values.append(Cell(text, marks[column.name].get(entry.name, "")))
-        ratios = [cost_ratio(column.rows[entry.name], _base(column, entry)) for column in columns]
+            values.append(Cell(text, _mark(tops[column.name], entry.name)))
+        ratios = [_ratio(column, entry) for column in columns]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
         cost = number(float(np.median(known)), 2) if known else MISSING
         return (Cell(entry.name), Cell(_range(counts)), *values, Cell(cost))
@@ -62,7 +61,7 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
     groups = [Group("", rows(block.compared))]
     if rows(block.controls):
         groups.append(Group("Control rows", rows(block.controls)))
-    notes = _main_notes(block, columns, when, any(usual[each.name] < MIN_SEEDS for each in columns))
+    notes = _main_notes(block, columns, tops)
     if with_published:
         printed = published.beside(block, metric)
         body = tuple(
@@ -98,31 +97,47 @@ def _count(column: Column, entry: Entry, when: str) -> int:
     return len(scores(column.rows[entry.name], "accuracy", when))
 
 
-def _marks(column: Column, block: Block, metric: str, when: str) -> dict[str, Mark]:
+def _best(column: Column, block: Block, metric: str, when: str) -> Best | None:
     names = [entry.name for entry in block.compared]
     if when != "last" or len(names) < 2:
-        return {}
-    top, tied = best(column, names, metric)
+        return None
+    found = best(column, names, metric)
     column.forget()
-    marks: dict[str, Mark] = dict.fromkeys(tied, "tied")
-    return {**marks, top: "best"}
+    return found
 
 
-def _base(column: Column, entry: Entry) -> Row:
-    own = column.rows[entry.name]
-    return column.rows.get(own.upstream, column.rows.get(NONE, own))
+def _mark(found: Best | None, name: str) -> Mark:
+    if found is None:
+        return ""
+    return "best" if name == found.top else "tied" if name in found.tied else ""
 
 
-def _main_notes(block: Block, columns: Sequence[Column], when: str, few: bool) -> list[str]:
+def _ratio(column: Column, entry: Entry) -> float:
+    """The cost as a ratio to the upstream alone; nan where that was not run."""
+    base = alike(entry, entry.upstream, column.rows)
+    return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
+
+
+def _main_notes(
+    block: Block, columns: Sequence[Column], tops: Mapping[str, Best | None]
+) -> list[str]:
     notes = []
-    if when == "last" and len(block.compared) > 1:
-        tested = (
-            "ties are not tested with fewer than 4 seeds."
-            if few
-            else "in italics what is not told apart from it (population, Holm over the rows of a "
-            "column, 5 %)."
+    known = [(column, found) for column in columns if (found := tops[column.name]) is not None]
+    if known:
+        notes.append(
+            "Bold: the highest mean of a column, control rows left out; in italics what is not "
+            "told apart from it (population, Holm over the rows of a column, 5 %)."
         )
-        notes.append(f"Bold: the highest mean of a column, control rows left out; {tested}")
+        few = [
+            f"{_untested(block, column, found)} on {column.name}"
+            for column, found in known
+            if found.untested
+        ]
+        if few:
+            notes.append(
+                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds in common with "
+                f"it: {'; '.join(few)}."
+            )
     if block.controls:
         notes.append(
             "Control rows tell where a gain comes from; some are trained on other labelled rows."
@@ -135,6 +150,12 @@ def _main_notes(block: Block, columns: Sequence[Column], when: str, few: bool) -
     for column in columns:
         alike.setdefault(training_text(column), []).append(column.name)
     return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
+
+
+def _untested(block: Block, column: Column, found: Best) -> str:
+    there = {entry.name for entry in block.compared if _count(column, entry, "last")}
+    every = found.untested == there - {found.top}
+    return "every other row" if every else ", ".join(sorted(found.untested))
 
 
 def training_text(column: Column) -> str:
@@ -237,7 +258,7 @@ def cost_table(block: Block, name: str) -> Table:
                     column.name,
                     len(costs),
                     number(_median(costs, "seconds_per_epoch"), 2),
-                    number(cost_ratio(own, _base(column, entry)), 2),
+                    number(_ratio(column, entry), 2),
                     number(_median(costs, "charged_seconds"), 1),
                     number(_median(costs, "evaluation_seconds"), 1),
                     number(_median(costs, "passes_per_row"), 2),
@@ -344,7 +365,7 @@ def ablation_table(block: Block, name: str) -> Table | None:
 
 
 def ranks_table(block: Block, name: str) -> Table | None:
-    """Mean ranks over data sets; None below two data sets or two rows."""
+    """Mean ranks over data sets; None below two data sets or two rows of four seeds on each."""
     found = mean_ranks(block)
     if found is None:
         return None
@@ -358,7 +379,9 @@ def ranks_table(block: Block, name: str) -> Table | None:
     ]
     left = [entry.name for entry in block.compared if entry.name not in names]
     if left:
-        notes.append(f"Left out, without a result on every data set: {', '.join(left)}.")
+        notes.append(
+            f"Left out, with fewer than {MIN_SEEDS} seeds on a data set: {', '.join(left)}."
+        )
     return table(name, "Mean ranks, 1 the best", ["", "mean rank ↓"], rows, notes)
 
 

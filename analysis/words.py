@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from analysis.blocks import LEARNING, NONE, Block, Column, Entry, outer
+from analysis.blocks import CUT, LEARNING, NONE, Block, Column, Entry, outer
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.formats import Table, table
 from analysis.question import Question
@@ -29,6 +31,9 @@ MADE_FOR = {
     "norm_noise": ("lpa3",),
 }
 """Controls that say something about one method only."""
+
+RUNS = "runs"
+"""Where results lie unless told otherwise."""
 
 MOST_SENTENCES = 16
 """Comparisons up to which each has a sentence of its own."""
@@ -98,9 +103,12 @@ def _verdict(each: Finding, made: Difference, interval: Interval, margin: float)
         return f"{each.verdict}, {so} the margin of {margin:g}."
     held = interval.low <= 0 <= interval.high
     why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
+    told = f"undecided: {why}, and equivalence within {margin:g} is not shown either."
+    if math.isnan(made.detectable):
+        return told
     return (
-        f"undecided: {why}, and equivalence within {margin:g} is not shown either. The smallest "
-        f"difference that would have been found with 80 % power is {made.detectable:.2f} points."
+        f"{told} The smallest difference that this comparison, if it were the only one, would have "
+        f"found with 80 % power is {made.detectable:.2f} points."
     )
 
 
@@ -155,7 +163,8 @@ def controls(block: Block, margin: float, name: str) -> tuple[list[str], Table |
                      signed(made.estimate), bounds(made.population), read]
                 )  # fmt: skip
                 if gained and not control.endswith("@dirty"):
-                    sentences.append(_explained(entry.name, base, control, column.name, read))
+                    told = _explained(entry.name, base, control, read, margin)
+                    sentences.append(f"{column.name}: {told}")
         column.forget()
     if not rows:
         return [], None
@@ -183,15 +192,16 @@ def reading(made: Difference, margin: float) -> str:
     return "below" if made.population.high < 0 else "open"
 
 
-def _explained(method: str, base: str, control: str, column: str, read: str) -> str:
+def _explained(method: str, base: str, control: str, read: str, margin: float) -> str:
     told = {
         "above": "does not reach it, so it does not explain the gain alone",
-        "same": "is as good, so the gain need not be the method's",
+        "same": f"is as good within the margin of {margin:g}, so the gain beyond that need not be "
+        "the method's",
         "below": "is better still, so the gain need not be the method's",
         "open": "is not told apart from it, so whether it explains the gain is undecided",
         "not tested": "has too few seeds to tell",
     }[read]
-    return f"{column}: {method} gains over {base}; the control {control} {told}."
+    return f"{method} gains over {base}; the control {control} {told}."
 
 
 def controls_of(block: Block, entry: Entry) -> list[str]:
@@ -293,16 +303,15 @@ def caveats(block: Block) -> list[str]:
 
 def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
     """Comparisons of the study that no block can make."""
-    made = {row for block in blocks for row, _ in block.contrasts(question)}
     return [
         f"The study's comparison of {row} over {base or 'its baseline'} has no runs."
         for row, base in question.family
-        if row not in made
+        if all(block.contrast(row, base) is None for block in blocks)
     ]
 
 
-def command(block: Block, column: Column) -> str:
-    """The command that makes the runs of a column again."""
+def command(block: Block, column: Column, root: Path) -> str:
+    """The command that makes the runs of a column again, or shows them where they are done."""
     first = column.records[0]
     run = first.run
     names = [_plain(name) for name, row in column.rows.items() if row.records]
@@ -313,7 +322,7 @@ def command(block: Block, column: Column) -> str:
     for name, default in (("protocol", "equal"), ("threads", 1)):
         if getattr(run, name) != default:
             words += [f"--{name}", str(getattr(run, name))]
-    for name, default in (("meta_fraction", 0.2), ("crossfit", 1)):
+    for name, default in CUT.items():
         values = {getattr(each.run, name) for each in column.records} - {default}
         words += [word for value in values for word in (_option(name), f"{value:g}")][:2]
     for kind in ("passes", "time"):
@@ -321,6 +330,8 @@ def command(block: Block, column: Column) -> str:
             words += ["--same", kind]
     if run.oracle_test:
         words.append("--oracle-test")
+    if root != Path(RUNS):
+        words += ["--out", str(root)]
     return shlex.join([*words, *_training(column, first.recorded.get("preset", ""))])
 
 

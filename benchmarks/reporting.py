@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 
@@ -38,7 +39,7 @@ def _report(command: ReportCommand) -> int:
 
 
 def _plan(command: PlanCommand) -> int:
-    if not command.detect > 0:
+    if not 0 < command.detect < math.inf:
         raise UsageError(f"detect: expected points above 0, got {command.detect}")
     if not 0 < command.power < 1:
         raise UsageError(f"power: expected a number in (0, 1), got {command.power}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import blocks, findings, records
+from analysis import blocks, findings, records, summary
 from analysis.blocks import Block, wrapped
 from analysis.findings import Finding, judged
 from analysis.question import Question
@@ -81,6 +81,30 @@ def test_other_versions_of_a_method_and_other_data_are_named(tmp_path: Path) -> 
     make_run(tmp_path / "b", "none", data="ijklmnop2")
     (block,) = read(tmp_path / "b")
     assert [c.name for c in block.columns] == ["digits [data abcdefgh]", "digits [data ijklmnop]"]
+
+
+def test_how_the_pool_is_cut_names_rows_only_where_it_decides_a_number(tmp_path: Path) -> None:
+    """On clean labels a row without meta rows is one run, whatever the others' meta fraction."""
+    noisy = "digits(noise=0.4)"
+    for method, clean in (("none", 0.2), ("mixup", 0.2), (SAFLEX, 0.5)):
+        make_run(tmp_path, method, meta_fraction=clean)
+        make_run(tmp_path, method, meta_fraction=0.5, benchmark=noisy)
+    (block,) = read(tmp_path)
+    assert names(block) == ["none", "mixup", SAFLEX]
+    assert block.contrasts(Question()) == [("mixup", "none"), (SAFLEX, "mixup")]
+    for method in ("mixup", SAFLEX):
+        make_run(tmp_path, method, meta_fraction=0.1, benchmark=noisy)
+    (block,) = read(tmp_path)
+    few, many = "{meta_fraction 0.1}", "{meta_fraction 0.5}"
+    assert names(block) == ["none", "mixup", *(f"mixup {each}" for each in (few, many)),
+                            *(f"{SAFLEX} {each}" for each in (few, many))]  # fmt: skip
+    assert block.contrasts(Question()) == [
+        ("mixup", "none"),
+        (f"mixup {few}", "none"),
+        (f"mixup {many}", "none"),
+        (f"{SAFLEX} {few}", f"mixup {few}"),
+        (f"{SAFLEX} {many}", f"mixup {many}"),
+    ]
 
 
 def test_failed_runs_stand_beside_those_of_their_setting(tmp_path: Path) -> None:
@@ -207,6 +231,28 @@ def test_findings_are_paired_differences_with_holm_over_the_family(tmp_path: Pat
     assert {each.verdict for each in found if each.row == "mixup"} == {"better"}
 
 
+def test_a_cost_is_a_ratio_to_the_upstream_alone_or_to_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path, SAFLEX, cost=3.0)
+    make_run(tmp_path, "saflex(upstream=crop)", cost=4.0)
+    make_run(tmp_path, "crop", cost=2.0)
+
+    def ratios() -> dict[str, str]:
+        (block,) = read(tmp_path)
+        table = summary.main_table(block, "accuracy", "accuracy", False, "last")
+        found = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
+        cost = summary.cost_table(block, "cost")
+        place = cost.head.index("ratio ↓")
+        assert found == {row[0].text: row[place].text for row in cost.groups[0].rows}
+        return found
+
+    # neither mixup nor none was run: no row is a ratio to itself
+    assert ratios() == {"crop": "n/a", SAFLEX: "n/a", "saflex(upstream=crop)": "2.00"}
+    make_run(tmp_path, "none", cost=1.0)
+    # none is not what saflex(upstream=mixup) is without saflex
+    expected = {"none": "1.00", "crop": "2.00", SAFLEX: "n/a", "saflex(upstream=crop)": "2.00"}
+    assert ratios() == expected
+
+
 def made(estimate: float, sd: float, seeds: int = 10) -> Finding:
     """A comparison on 400 images of which each seed and image is off by chance."""
     from analysis import stats, tables
@@ -257,6 +303,29 @@ def test_over_data_sets(tmp_path: Path) -> None:
     assert one.improvement == pytest.approx(np.mean(chances))
 
 
+def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path) -> None:
+    """Eight data sets would do for Wilcoxon's test and for ranks: three seeds do not."""
+    for number in range(8):
+        for method, skill in (("none", 0.2), ("mixup", 3.0), ("crop", 3.0)):
+            for seed in range(3 if method == "mixup" else 4):
+                make_run(tmp_path, method, seed, skill, benchmark=f"npz{number}")
+        make_run(tmp_path, "flip", benchmark=f"npz{number}")
+    make_run(tmp_path, "none", benchmark="nothing", status="failed", reason="no room")
+    (block,) = read(tmp_path)
+    asked = Question(family=(("crop", ""), ("mixup", "")))
+    over, reason = findings.overall(block, findings.findings(block, asked), 0.5)
+    assert len(over) == 2 and all(np.isnan(each.p) for each in over)
+    assert reason == "with fewer than 4 seeds somewhere nothing is inferred"
+    alone = Question(family=(("crop", ""),))
+    (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)
+    assert crop.p <= 0.05 and reason == ""
+    ranked = findings.mean_ranks(block)
+    assert ranked is not None and ranked[0] == ("none", "crop") and ranked[2] == 8
+    table = summary.ranks_table(block, "ranks")
+    assert table is not None
+    assert table.notes[-1] == "Left out, with fewer than 4 seeds on a data set: flip, mixup."
+
+
 def test_views_of_the_same_scans_are_one_data_set(tmp_path: Path) -> None:
     for benchmark in ("organamnist", "organcmnist", "organsmnist", "digits"):
         for method, skill in (("none", 1.0), ("mixup", 2.0), ("crop", 1.5)):
@@ -291,11 +360,37 @@ def test_what_counts_as_one_data_set(column: str, expected: str) -> None:
 def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
     block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0)
     for column in block.columns:
-        top, tied = findings.best(column, ["none", "mixup", "crop"], "accuracy")
-        assert {top, *tied} == {"mixup", "crop"}
+        top, tied, untested = findings.best(column, ["none", "mixup", "crop"], "accuracy")
+        assert {top, *tied} == {"mixup", "crop"} and not untested
     few = replace(
         block.columns[0],
         rows={n: replace(r, records=r.records[:3]) for n, r in block.columns[0].rows.items()},
     )
-    assert findings.best(few, ["none", "mixup", "crop"], "accuracy")[1] == frozenset()
-    assert findings.best(few, [], "accuracy") == ("", frozenset())
+    top, tied, untested = findings.best(few, ["none", "mixup", "crop"], "accuracy")
+    assert not tied and {top, *untested} == {"none", "mixup", "crop"}
+    assert findings.best(few, [], "accuracy") == ("", frozenset(), frozenset())
+
+
+def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_tested(
+    tmp_path: Path,
+) -> None:
+    block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0, flip=3.0)
+    digits = next(column for column in block.columns if column.name == "digits")
+    top = findings.best(digits, ["none", "mixup", "crop"], "accuracy").top
+    short = replace(digits.rows["flip"], records=digits.rows["flip"].records[:2])
+    rows = {**digits.rows, "flip": short}
+    made_of = {
+        column.name: replace(digits, rows=rows) if column is digits else column
+        for column in block.columns
+    }
+    # so that the row of two seeds is not the best, whatever its luck
+    for record in short.records:
+        record.result["metrics"]["last"]["test"]["accuracy"] = 0.5
+    found = findings.best(made_of["digits"], ["none", "mixup", "crop", "flip"], "accuracy")
+    assert found.untested == {"flip"} and {found.top, *found.tied} == {"mixup", "crop"}
+    assert found.top == top
+    short_block = replace(block, columns=tuple(made_of.values()))
+    table = summary.main_table(short_block, "accuracy", "accuracy", False, "last")
+    (line,) = (note for note in table.notes if note.startswith("Not tested"))
+    assert line.endswith("fewer than 4 seeds in common with it: flip on digits.")
+    assert any("in italics what is not told apart" in note for note in table.notes)

@@ -111,6 +111,9 @@ def test_latex_escapes_every_sign_that_acts() -> None:
         r"a\_b \% \textbackslash{}input\{x\} \$1\$ \& \# \textasciitilde{} \textasciicircum{}"
     )
     assert formats.latex_text("日 ü") == r"\texttt{U+65E5} ü"
+    made = formats.table("t", "T", ["", "a"], [["[x]", "1"], ["*y*", "2"], ["z", "3"]])
+    rows = [line for line in formats.latex(made).split("\n") if " & " in line]
+    assert rows[1:] == [r"{[x]} & 1 \\", r"{*y*} & 2 \\", r"z & 3 \\"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

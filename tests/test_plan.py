@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import plan, records
+from analysis import blocks, findings, plan, records
 from analysis.plan import power, seeds_needed, with_seeds
 from analysis.question import Question
 from analysis.stats import Crossed, crossed, population_interval
@@ -66,6 +66,26 @@ def test_the_fewest_seeds_or_none() -> None:
     assert images == math.ceil(900 * (1.959964 + 0.841621) ** 2)
     enough = replace(few_images, item=900 / images, residual=0.0, images=images, df_item=images)
     assert power(with_seeds(enough, 10**6), 1.0) == pytest.approx(0.8, abs=5e-3)
+
+
+def test_what_takes_very_many_seeds_is_not_called_impossible() -> None:
+    """2.8 x 1.5 / 0.1 squared is 1,766 seeds, and the images do not matter."""
+    given = variances(1.5, 0.0, 0.0, 10, 200)
+    assert seeds_needed(given, 0.1, 0.8, 0.95) is None
+    assert plan.resolvable(given, 0.1, 0.8, 0.95)
+    assert power(with_seeds(given, 1766), 0.1) == pytest.approx(0.8, abs=2e-3)
+    assert not plan.resolvable(variances(1.5, 30.0, 20.0, 10, 156), 1.0, 0.8, 0.95)
+
+
+def test_the_family_of_a_plan_is_that_of_the_report(tmp_path: Path) -> None:
+    """A comparison without a variance yet will be tested as well, and is not passed over."""
+    for seed in range(4):
+        make_run(tmp_path, "none", seed, 1.0)
+        make_run(tmp_path, "mixup", seed, 1.2)
+    make_run(tmp_path, "crop")
+    text = plan.plan(records.scan(tmp_path)[0], Question(), 4.0, 0.8)
+    assert "seeds, family of 2" in text
+    assert "tell no variance: crop over none on digits." in " ".join(text.split())
 
 
 def attained(given: Crossed, sds: tuple[float, float, float], effect: float, repeats: int) -> float:
@@ -125,12 +145,25 @@ def test_the_plan_of_runs_at_hand(tmp_path: Path) -> None:
         assert float(numbers[5]) == pytest.approx(missing * (540.3 + 1080.3) / 3600, abs=0.051)
 
 
-def test_what_no_seeds_resolve_is_said(tmp_path: Path) -> None:
+def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(4):
         make_run(tmp_path, "none", seed, 1.0)
         make_run(tmp_path, "mixup", seed, 1.2)
     found, _ = records.scan(tmp_path)
+    # Made predictions are as hard for one image as for another: seeds alone matter.
     text = plan.plan(found, Question(), 0.1, 0.8)
-    assert "no number of seeds resolves 0.1 points on 60 test images" in " ".join(text.split())
+    assert "over 1000" in text and "no number" not in text and " images would be" not in text
+    (one,) = findings.findings(blocks.split(found)[0], Question())
+    assert one.difference is not None
+    few_images = variances(1.5, 30.0, 20.0, 10, 156)
+    hard = replace(one, difference=replace(one.difference, variances=few_images))
+    monkeypatch.setattr(findings, "findings", lambda *_: [hard])
+    text = " ".join(plan.plan(found, Question(), 1.0, 0.8).split())
+    images = plan.images_needed(few_images, 1.0, 0.8, 0.95)
+    assert (
+        "no number of seeds resolves 1 point on 156 test images; "
+        f"about {images} images would be needed" in text
+    )
+    monkeypatch.undo()
     one = [record for record in found if record.run.seed == 0]
     assert "no variance is known" in plan.plan(one, Question(), 1.0, 0.8)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,40 @@ def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert reasons[running] == "it has not ended"
     assert "cut short" in reasons[cut] and "cut short" in reasons[broken]
     assert "not a run of this version" in reasons[strange]
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda result: result.pop("status"), "status"),
+        (lambda result: result.update(status="finished"), "status"),
+        (lambda result: result.pop("cost"), "cost.epochs"),
+        (lambda result: result["cost"].pop("passes_per_row"), "cost.passes_per_row"),
+        (lambda result: result.update(metrics=[]), "metrics.last.test.accuracy"),
+        (lambda result: result["data"].pop("rows"), "data.rows.select"),
+    ],
+)
+def test_a_result_of_another_form_is_listed_with_what_it_lacks(
+    change: Callable[[dict], object], missing: str, tmp_path: Path
+) -> None:
+    kept = make_run(tmp_path, "none")
+    strange = make_run(tmp_path, "mixup")
+    result = json.loads((strange / "result.json").read_text())
+    change(result)
+    (strange / "result.json").write_text(json.dumps(result))
+    found, unread = records.scan(tmp_path)
+    assert [record.folder for record in found] == [kept]
+    (one,) = unread
+    assert one.folder == strange and f"({missing} is missing)" in one.reason
+
+
+def test_damaged_predictions_are_told_with_their_file(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    path = folder / "predictions.npz"
+    path.write_bytes(bytes(path.stat().st_size))
+    ((one,), _) = records.scan(tmp_path)
+    with pytest.raises(OSError, match=r"predictions\.npz: cannot be read .*; make the run anew"):
+        _ = one.predictions
 
 
 def test_predictions_can_be_let_go(tmp_path: Path) -> None:

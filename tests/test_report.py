@@ -121,7 +121,21 @@ def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
     assert "These runs are of 2 settings that no table may mix" in text
     assert re.search(r"\| block \| data sets \| epochs \|", text)
     assert text.count("Test accuracy, %, mean") == 2
+    commands = [line for line in text.split("\n") if line.startswith("augbench compare")]
+    # elsewhere than in ./runs they would find none of these runs
+    assert len(commands) == 2 and all(f"--out {tmp_path} --epochs" in line for line in commands)
     assert {path.name for path in (tmp_path / "out" / "tables").iterdir()} == {"1", "2"}
+
+
+def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
+    tmp_path: Path,
+) -> None:
+    for protocol in ("equal", "paper"):
+        make_run(tmp_path, benchmark="digits", epochs=3, protocol=protocol)
+        make_run(tmp_path, benchmark="breastmnist", epochs=5, protocol=protocol)
+    report(tmp_path, tmp_path / "out", ["md"])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| block | data sets | protocol | runs |" in text
 
 
 def test_formats_are_those_asked_for(tmp_path: Path) -> None:
@@ -171,6 +185,12 @@ def test_sentences_of_every_verdict() -> None:
             assert ("not shown" not in text) == outside
     left_out = replace(listed[0], p=0.2, verdict="undecided")
     assert "the interval leaves out 0, but not after Holm" in words.finding(left_out, 0.5, 6)
+    assert told[3].endswith(
+        "if it were the only one, would have found with 80 % power is 1.00 points."
+    )
+    assert listed[3].difference is not None
+    unknown = replace(listed[3], difference=replace(listed[3].difference, detectable=np.nan))
+    assert words.finding(unknown, 0.5, 6).endswith("equivalence within 0.5 is not shown either.")
     nothing = Finding("a", "b", "digits", None)
     assert words.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result of both."
 
@@ -194,7 +214,7 @@ def test_control_rows_of_a_method(tmp_path: Path) -> None:
     assert of[lpa3] == shared | {noise}
 
 
-def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
+def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled = f"shuffled_weights(upstream={SAFLEX})"
     for seed in range(6):
         for method, skill in (("mixup", 0.2), (SAFLEX, 2.0), (shuffled, 0.2)):
@@ -209,6 +229,12 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path) -> None:
         "not explain the gain alone.",
     ]
     assert table is not None and len(table.groups[0].rows) == 2
+    monkeypatch.setattr(words, "reading", lambda *_: "same")
+    told = words.controls(block, 0.5, "controls")[0][0]
+    assert told.endswith(
+        "mixup@train is as good within the margin of 0.5, so the gain beyond that need not be the "
+        "method's."
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,6 +440,13 @@ def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:
     read = blocks.split(records.scan(tmp_path)[0])
     told = words.unmatched(read, Question(family=((SAFLEX, ""),)))
     assert told == [f"The study's comparison of {SAFLEX} over its baseline has no runs."]
+    for method in ("mixup", SAFLEX):
+        make_run(tmp_path, method)
+    read = blocks.split(records.scan(tmp_path)[0])
+    asked = Question(family=((SAFLEX, ""), (SAFLEX, "mixup"), (SAFLEX, "mixup@train")))
+    told = words.unmatched(read, asked)
+    assert told == [f"The study's comparison of {SAFLEX} over mixup@train has no runs."]
+    assert read[0].contrasts(asked) == [(SAFLEX, "mixup")], "named twice, it is one test"
 
 
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
@@ -434,6 +467,11 @@ def test_corruptions_are_lined_up_by_their_strength(tmp_path: Path) -> None:
         for heading, kind, levels in figures.corrupted(block.columns)
     }
     assert got == {("digits", "noise"): [0, 0.1, 0.4], ("digits", "imbalance"): [1, 10]}
+    for name in ("folder", "folder(noise=0.2)", "folder(as_rgb=True, noise=0.2)"):
+        make_run(tmp_path / "own", benchmark=name, recorded={"path": "/my/scans"})
+    (block,) = blocks.split(records.scan(tmp_path / "own")[0])
+    ((heading, kind, levels),) = figures.corrupted(block.columns)
+    assert (heading, kind, [level for level, _ in levels]) == ("folder:scans", "noise", [0, 0.2])
 
 
 def test_the_command_of_a_report_makes_its_runs_again(
@@ -464,6 +502,7 @@ def test_the_command_of_a_report_makes_its_runs_again(
         (["report", ".", "--format", "docx"], 2, "format: expected some of html, md, tex, csv"),
         (["report", "."], 2, "expected run directories with results"),
         (["plan", ".", "--detect", "0"], 2, "detect: expected points above 0, got 0"),
+        (["plan", ".", "--detect", "inf"], 2, "detect: expected points above 0, got inf"),
         (["plan", ".", "--power", "80"], 2, "power: expected a number in (0, 1), got 80"),
         (["plan", "study.yaml"], 2, "runs: expected a results folder, got study.yaml"),
         (
