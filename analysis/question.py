@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,20 @@ class Question:
 def names(root: Path) -> list[str]:
     """The studies that were swept into a folder of runs."""
     return sorted(path.parent.name for path in root.glob(f"{STUDIES}/*/{FILES[0]}"))
+
+
+def as_name(stem: str) -> str:
+    """A study's name from that of its file."""
+    return re.sub(r"[^\w.-]+", "-", stem).lstrip("-.") or "study"
+
+
+def name_in(path: Path) -> str:
+    """The name of the study in a study file.
+
+    Raises:
+        QuestionError: the file cannot be read, or the name is no text.
+    """
+    return _text(path, _content(path), "name") or as_name(path.stem)
 
 
 def read(root: Path, study: str = "") -> Question:

@@ -209,8 +209,9 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         "Paired by seed and image. Training: other seeds on these test images; population: other "
         f"seeds and other images.{cut if folds else ''} Intervals are not corrected for their "
         f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
-        f"equivalent: within the margin of {margin:g} points (two one-sided tests). detectable: "
-        "the smallest true difference found with 80 % power, one comparison alone.",
+        f"equivalent: within the margin of {margin:g} points (two one-sided tests, a family "
+        "of their own). detectable: the smallest true difference found with 80 % power, one "
+        "comparison alone.",
     ]
     return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
 

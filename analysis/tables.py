@@ -186,8 +186,9 @@ def _scores(rows: Sequence[Row], when: str) -> str:
     body = []
     for row in rows:
         records = list(row.by_seed().values())
-        base = names.get(row.upstream, rows[0])
         costs = [record.result["cost"] for record in records]
+        base = names.get(row.upstream)
+        ratio = cost_ratio(row, base) if base is not None else math.nan
         body.append(
             [
                 row.name,
@@ -197,7 +198,7 @@ def _scores(rows: Sequence[Row], when: str) -> str:
                 mean_sd([r.metric("ece", when=when) for r in records], 3),
                 _select_auc(records, when),
                 number(_median([cost["seconds_per_epoch"] for cost in costs]), 2),
-                number(cost_ratio(row, base), 2),
+                number(ratio, 2),
                 number(_median([cost["passes_per_row"] for cost in costs]), 2),
             ]
         )

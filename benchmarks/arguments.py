@@ -279,7 +279,9 @@ class PlanCommand:
     """
 
     runs: Positional[Path]
-    """results folder from which variances and times are taken"""
+    """results folder from which variances and times are taken; or a study file, swept into --out"""
+    out: Path = Path("runs")
+    """results folder of the study file"""
     study: str = ""
     """of the studies that augbench sweep has left there, the one whose runs alone are looked at"""
     detect: float = 1.0

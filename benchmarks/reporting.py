@@ -43,10 +43,14 @@ def _plan(command: PlanCommand) -> int:
         raise UsageError(f"detect: expected points above 0, got {command.detect}")
     if not 0 < command.power < 1:
         raise UsageError(f"power: expected a number in (0, 1), got {command.power}")
-    root = command.runs.expanduser()
+    root, study = command.runs.expanduser(), command.study
+    if root.is_file():
+        if study:
+            raise UsageError("study: expected none beside a study file")
+        root, study = command.out.expanduser(), question.name_in(root)
     if not root.is_dir():
-        raise UsageError(f"runs: expected a results folder, got {command.runs}")
-    asked = question.read(root, command.study)
+        raise UsageError(f"runs: expected a results folder or a study file, got {root}")
+    asked = question.read(root, study)
     found, _ = asked.own(*records.scan(root))
     plain = [record for record in found if not record.searched]
     if not any(record.done for record in plain):

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 import methods
 from analysis import tables
-from analysis.question import OVER, comparison
+from analysis.question import OVER, as_name, comparison
 from benchmarks import cells, data, models, runs
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
@@ -388,7 +388,7 @@ class _File:
     given: dict[tuple[str, ...], str]
 
     def typed(self, content: dict[str, Any]) -> Study:
-        own = content.get("name", _as_name(self.path.stem))
+        own = content.get("name", as_name(self.path.stem))
         product = {key: value for key, value in content.items() if key in PRODUCT}
         rest = {key: value for key, value in content.items() if key not in PRODUCT}
         unknown = [key for key in rest if key not in OF_STUDY and key != "name"]
@@ -547,11 +547,6 @@ class _File:
 def _less(text: str, key: str) -> str:
     """An error without the key, which the place in the file tells."""
     return text.removeprefix("tune: ").removeprefix(f"{key}: ")
-
-
-def _as_name(stem: str) -> str:
-    """A study's name from that of its file."""
-    return re.sub(r"[^\w.-]+", "-", stem).lstrip("-.") or "study"
 
 
 def _inner(node: yaml.Node, part: str | int) -> tuple[yaml.Mark, yaml.Node] | None:

@@ -504,13 +504,16 @@ def test_the_command_of_a_report_makes_its_runs_again(
         (["plan", ".", "--detect", "0"], 2, "detect: expected points above 0, got 0"),
         (["plan", ".", "--detect", "inf"], 2, "detect: expected points above 0, got inf"),
         (["plan", ".", "--power", "80"], 2, "power: expected a number in (0, 1), got 80"),
-        (["plan", "study.yaml"], 2, "runs: expected a results folder, got study.yaml"),
+        (["plan", "study.yaml"], 2, "expected a results folder or a study file, got study.yaml"),
         (
             ["report", ".", "--study", "mine"],
             2,
             "no study 'mine' was swept into . (there are: none)",
         ),
         (["plan", "."], 2, "expected runs with results"),
+        (["plan", "here.yaml"], 2, "expected a results folder or a study file, got runs"),
+        (["plan", "here.yaml", "--out", "."], 2, "no study 'mine' was swept into . "),
+        (["plan", "here.yaml", "--study", "x"], 2, "study: expected none beside a study file"),
     ],
 )
 def test_wrong_use_is_told(
@@ -522,6 +525,7 @@ def test_wrong_use_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("here.yaml").write_text("name: mine\nbenchmarks: digits\n")
     assert cli.run(arguments) == code
     assert message in capsys.readouterr().err
 

@@ -195,6 +195,13 @@ def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
     assert kept == ["", "", "", "0.875", "0.875", "0.875", "", "", ""]
 
 
+def test_a_cost_ratio_needs_the_upstream_in_the_table() -> None:
+    upstream = replace(row("saflex(upstream=crop)", 4, 1.5), upstream="crop")
+    shown = comparison([row("none", 4, 0.5), upstream])
+    (line,) = [each for each in shown.split("\n\n")[1].splitlines() if "saflex" in each]
+    assert line.split()[-2:] == ["n/a", "2.00"]
+
+
 def test_the_calibration_error_stands_beside_accuracy() -> None:
     rows = [row("none", 3, 0.5)]
     line = next(line for line in comparison(rows).splitlines() if line.startswith("none"))
