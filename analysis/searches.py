@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import plots
+from analysis import plots, words
 from analysis.figures import Figure
 from analysis.formats import Group, Table, cells
 from analysis.plots import Curve, Panel
 from analysis.question import STUDIES, QuestionError
 from analysis.tables import POINTS, number, signed
-from methods.naming import render
 
 FILE = "search.json"
 MISSING = "–"
@@ -110,7 +109,7 @@ def _chosen(row: Row) -> list[object]:
         states["failed"],
         "nothing: not all trials have ended, or none is complete"
         if best is None
-        else told(best["values"]),
+        else words.settings(best["values"]),
         "n/a" if best is None else number(_known(best["select"]), 4),
         number(POINTS * _known(row["regret"]), 2),
         f"{row['passes']:,}",
@@ -134,17 +133,6 @@ def _fresh(row: Row) -> list[list[object]]:
             difference = "the row as written won"
         found.append([f"{row['row']}: {each['what']}", each.get("seeds", 0), difference, *ends])
     return found
-
-
-def told(values: Mapping[str, Any]) -> str:
-    """A setting in words."""
-    if not values:
-        return "as written"
-    return ", ".join(f"{key} {render(_hashable(value))}" for key, value in values.items())
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:

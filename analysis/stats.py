@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 MIN_SEEDS = 4
 """With fewer seeds no inference is printed: three are a smoke test."""
@@ -270,6 +270,8 @@ def wilcoxon(differences: ArrayLike) -> float:
     Raises:
         ValueError: values that are not finite.
     """
+    from scipy import stats  # noqa: PLC0415 - takes most of a second
+
     d = np.asarray(differences, dtype=np.float64)
     if bad := int((~np.isfinite(d)).sum()):
         raise ValueError(f"{bad} of {d.size} differences are not finite")
@@ -335,6 +337,8 @@ def ranks(scores: ArrayLike) -> Ranks:
 
     Source: Demšar, Journal of Machine Learning Research 7, 2006.
     """
+    from scipy import stats  # noqa: PLC0415 - takes most of a second
+
     table = np.asarray(scores, dtype=np.float64)
     _check(table, 2, "scores", "(methods, data sets)", 0.95)
     methods, sets = table.shape

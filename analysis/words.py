@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from analysis.blocks import CUT, LEARNING, NONE, Block, Column, Entry, outer
 from analysis.findings import HEADLINE, Finding, Overall
@@ -24,6 +25,7 @@ from analysis.tables import (
     signed,
 )
 from benchmarks.runs import FLAGS, OPTIONS, PRESETS
+from methods.naming import render
 
 MADE_FOR = {
     "random_label": ("saflex",),
@@ -44,6 +46,17 @@ PROTOCOLS = {
     "paper": "The whole validation split is meta rows, on top of the training split; a row "
     "@train+meta has as many labels as the methods.",
 }
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """A setting of hyper-parameters."""
+    if not values:
+        return "as written"
+    return ", ".join(f"{key} {render(_hashable(value))}" for key, value in values.items())
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def points(value: float) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -129,7 +130,7 @@ class Run:
         if self.threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {self.threads}")
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits, a hash of exactly these fields."""
         text = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]

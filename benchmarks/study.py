@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, is_dataclass, replace
+from dataclasses import field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -833,7 +833,7 @@ class Costs:
 
     @staticmethod
     def _key(run: runs.Run, own: bool = True) -> str:
-        training = asdict(run.training)  # type: ignore[call-overload]
-        parts = [run.benchmark, run.model, str(training["batch_size"]), training["precision"]]
+        training = run.training
+        parts = [run.benchmark, run.model, str(training.batch_size), training.precision]
         parts.append(str(run.threads))
         return "|".join([*parts, run.method, run.control] if own else parts)

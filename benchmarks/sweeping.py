@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from analysis import question, records, searches, tables
+from analysis import question, records, tables, words
 from analysis.question import FILES, STUDIES, Prediction
 from benchmarks import arguments, capacity, cells, rounds, runs, search, sources, study
 from benchmarks.board import duration
@@ -308,14 +308,14 @@ def _print_searches(work: Work, root: Path) -> None:
             continue
         regret = found["regret"]
         given = "n/a, one trial is complete" if math.isnan(regret) else f"{regret:.4f}"
-        print(f"  chosen: trial {best.number}, {searches.told(best.values)}")
+        print(f"  chosen: trial {best.number}, {words.settings(best.values)}")
         print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {given}")
         compared = [("chosen against as written", best.values)]
         cheap = None if budget is None else search.winner(search.within(outcomes, budget))
         if budget is None:
             print("  at equal passes: not yet, another row has trials that have not ended")
         elif cheap is not None and cheap.values != best.values:
-            print(f"  at equal passes: trial {cheap.number}, {searches.told(cheap.values)}")
+            print(f"  at equal passes: trial {cheap.number}, {words.settings(cheap.values)}")
             compared.append(("at equal passes against as written", cheap.values))
         for name, values in compared:
             line, kept_line = _fresh(each, values, root)

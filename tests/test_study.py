@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -405,7 +406,7 @@ def finish(cell: Cell, root: Path, passes: float = 1.0, device: str = "cpu") -> 
     """The run as done, with what it has cost."""
     folder = runs.folder_of(root, cell.run)
     folder.mkdir(parents=True)
-    text = json.dumps({"run": cell.run, "recorded": cell.recorded}, default=vars)
+    text = json.dumps({"run": asdict(cell.run), "recorded": cell.recorded})  # type: ignore[call-overload]
     (folder / "run.json").write_text(text)
     epochs = cell.run.training.epochs
     cost = {"passes_per_row": passes, "seconds_per_epoch": 2.0, "charged_seconds": 2.0 * epochs,
