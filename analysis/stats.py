@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 MIN_SEEDS = 4
 """With fewer seeds no inference is printed: three are a smoke test."""
@@ -53,7 +52,7 @@ class Estimated(ABC):
     def interval(self, level: float = 0.95) -> Interval:
         """The interval at this level."""
         half, se = self.half(level), self.se
-        df = float(special.stdtridf((1 + level) / 2, half / se)) if se > 0 else self.seeds - 1.0
+        df = _degrees(half / se, level) if se > 0 else self.seeds - 1.0
         return _interval(self.estimate, half, se, df, level)
 
     def excluded(self, distance: float) -> float:
@@ -245,7 +244,7 @@ def smallest_detectable(se: float, df: float, power: float = 0.8, level: float =
     if not 0 < power < 1:
         raise ValueError(f"power is {power}, expected within (0, 1)")
     _check_level(level)
-    return (_quantile(df, level) + float(special.stdtrit(df, power))) * se
+    return (_quantile(df, level) + _t(df, power)) * se
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
@@ -393,7 +392,7 @@ def mean_interval(intervals: Sequence[Sequence[Interval]]) -> Interval:
     errors = [float(np.mean([each.se for each in group])) for group in intervals]
     half, se = (float(np.sqrt(np.square(each).sum()) / len(each)) for each in (halves, errors))
     level = intervals[0][0].level
-    df = float(special.stdtridf((1 + level) / 2, half / se)) if se > 0 else np.inf
+    df = _degrees(half / se, level) if se > 0 else np.inf
     return _interval(float(np.mean(estimates)), half, se, df, level)
 
 
@@ -412,8 +411,22 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level is {level}, expected within (0, 1)")
 
 
+def _t(df: float, chance: float) -> float:
+    """The value below which Student's t lies with this chance."""
+    from scipy import special  # noqa: PLC0415 - takes a third of a second
+
+    return float(special.stdtrit(df, chance))
+
+
 def _quantile(df: float, level: float) -> float:
-    return float(special.stdtrit(df, (1 + level) / 2))
+    return _t(df, (1 + level) / 2)
+
+
+def _degrees(t: float, level: float) -> float:
+    """The degrees of freedom of which ``t`` is the quantile."""
+    from scipy import special  # noqa: PLC0415 - takes a third of a second
+
+    return float(special.stdtridf((1 + level) / 2, t))
 
 
 def _interval(estimate: float, half: float, se: float, df: float, level: float) -> Interval:
