@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import searches
+from analysis import searches, words
 from benchmarks import cli, rounds, runs, search, study, sweeping
 from benchmarks.cells import Cell
 from benchmarks.execution import conclude
@@ -454,8 +454,8 @@ def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:
 
 
 def test_a_parameter_is_told_in_words() -> None:
-    assert searches.told({}) == "as written"
-    assert searches.told({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
+    assert words.settings({}) == "as written"
+    assert words.settings({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
     assert Parameter("x", "choice", ((1, 2), "a")).grid() == ((1, 2), "a")
 
 
