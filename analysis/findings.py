@@ -73,7 +73,8 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
     """The findings with p-values adjusted over all that can be tested, and their verdicts.
 
     better, worse: different from 0 after Holm. equivalent: within the margin after Holm, be it
-    different from 0 or not. undecided: neither. not tested: fewer than four seeds.
+    different from 0 or not. undecided: neither. not tested: fewer than four seeds, or a
+    repeat of folds that is not whole.
     """
     tested = [
         (place, each.difference.variances)
@@ -110,7 +111,10 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     sets = {tuple(data_set(group[0].column) for group in kept) for kept in groups.values()}
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
-        reason = f"with fewer than {MIN_SEEDS} seeds somewhere nothing is inferred"
+        reason = (
+            f"with fewer than {MIN_SEEDS} seeds, or no whole repeat of folds, somewhere nothing is "
+            "inferred"
+        )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
         tested, reason = stats.wilcoxon_holm(values)

@@ -364,8 +364,8 @@ def resampled(differences: ArrayLike, folds: int, ratio: float) -> Resampled:
     """The mean of the differences (J,) on the J test folds of repeated cross-validation.
 
     Training sets overlap, so the plain variance is too small: it is multiplied by 1/J + n2/n1,
-    where ``ratio`` is n2/n1, test rows for each training row. J is a multiple of ``folds``. It
-    speaks of other rows to train and test on, not of the official split.
+    where ``ratio`` is n2/n1, test rows for each row left to train on. J is a multiple of ``folds``.
+    It speaks of other rows to train and test on, not of the official split.
 
     Raises:
         ValueError: as ``training_interval``, and where J is not a multiple of folds.

@@ -135,7 +135,8 @@ def _main_notes(
         ]
         if few:
             notes.append(
-                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds in common with "
+                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds (or no whole "
+                "repeat of folds) in common with "
                 f"it: {'; '.join(few)}."
             )
     if block.controls:

@@ -312,11 +312,17 @@ def _others(count: int) -> str:
     return f" (and {count} more seed{'s' if count > 1 else ''})" if count else ""
 
 
+def advised(test_rows: int, folds: int = 0) -> int:
+    """The seeds that a comparison on so many test rows should have; of folds whole repeats."""
+    count = SMALL_TEST_SEEDS if folds or test_rows < SMALL_TEST else SEEDS
+    return -(-count // folds) * folds if folds else count
+
+
 def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str]:
     counts = [len(row.by_seed()) for row in rows if row.by_seed()]
     test = done[0].result["data"]["rows"]["test"]
-    wanted = SMALL_TEST_SEEDS if test < SMALL_TEST else SEEDS
     folds = done[0].folds
+    wanted = advised(test, folds)
     intervals = (
         f"population: repeated {folds}-fold cross-validation, seed s on fold s mod {folds}, so "
         "that no test images are fixed (interval of Nadeau and Bengio, 2003)."
@@ -337,6 +343,11 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
         )
     elif min(counts) < wanted:
         lines.append(f"{min(counts)} seeds; {wanted} are advised for {test} test rows.")
+    for row in rows if folds else ():
+        if set(Counter(seed // folds for seed in row.by_seed()).values()) - {folds}:
+            lines.append(
+                f"{row.name}: a repeat of the {folds} folds is not whole, so nothing is inferred."
+            )
     for record in {record.run.row: record for record in done}.values():
         budget = record.recorded.get("budget")
         if budget:

@@ -16,10 +16,8 @@ from analysis.question import Question
 from analysis.stats import MIN_SEEDS, Interval
 from analysis.summary import p_value
 from analysis.tables import (
-    SEEDS,
-    SMALL_TEST,
-    SMALL_TEST_SEEDS,
     Difference,
+    advised,
     bounds,
     difference,
     signed,
@@ -252,7 +250,7 @@ def advice(block: Block) -> list[str]:
             told.setdefault("no run has ended with a result", []).append(column.name)
             continue
         rows = column.done[0].result["data"]["rows"]["test"]
-        wanted = SMALL_TEST_SEEDS if rows < SMALL_TEST else SEEDS
+        wanted = advised(rows, column.done[0].folds)
         if min(counts) < MIN_SEEDS:
             text = (
                 f"rows with {seeds(min(counts))} are a smoke test and no inference is drawn from "

@@ -229,8 +229,7 @@ def _compare(command: arguments.CompareCommand) -> int:
     code, shown = 0, []
     kept: list[tables.Row] = []
     for maker in makers:
-        few = maker.test_rows < tables.SMALL_TEST
-        default = tables.SMALL_TEST_SEEDS if few else tables.SEEDS
+        default = tables.advised(maker.test_rows, maker.benchmark.folds)
         seeds = range(command.seeds if command.seeds is not None else default)
         data.check_seeds(maker.benchmark, seeds)
         asked = list(rows)

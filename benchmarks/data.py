@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import sources
-from benchmarks.catalogue import CATALOGUE
+from benchmarks.catalogue import CATALOGUE, PREVALENCE
 from benchmarks.download import DataError
 from benchmarks.seeding import generator, seed_of
 from benchmarks.sources import GIB, Arrays
@@ -30,6 +30,8 @@ Control = Literal["all", "train", "train+meta", "meta"]
 MIN_META_ROWS = 5
 """Rows of each class that the meta split, and what is left to train on, need at least."""
 MOST_FOLDS = 20
+GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist"}
+"""Sets with many images of one patient, scan or slide."""
 SELECT_SHARE = 1 / 8
 """Of the rows that a fold leaves: with five folds 70 % train, 10 % select and 20 % test."""
 
@@ -108,6 +110,11 @@ def parse_benchmark(text: str) -> Benchmark:
     _within(call.name, "size", benchmark.size, 8, 1024)
     if benchmark.folds:
         _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
+        if call.name in GROUPED:
+            raise NamingError(
+                f"{call.name}: folds: expected none, as its official split keeps images of one "
+                "patient, scan or slide on one side, and folds would not"
+            )
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
@@ -122,7 +129,7 @@ def check_seeds(benchmark: Benchmark, seeds: Iterable[int]) -> None:
         NamingError: a repeat that is cut short, over which no interval is known.
     """
     if benchmark.folds:
-        repeats = Counter(seed // benchmark.folds for seed in seeds)
+        repeats = Counter(seed // benchmark.folds for seed in set(seeds))
         if set(repeats.values()) - {benchmark.folds}:
             raise NamingError(
                 f"{canonical(benchmark)}: expected seeds in whole repeats of {benchmark.folds} "
@@ -203,7 +210,8 @@ class Splits:
     corruption: dict[str, Any] | None = None
     corrupted: dict[str, np.ndarray] | None = None
     """``rows`` (positions in train), ``before`` and ``after`` (labels) of the noisy ones, and
-    ``stored_rows``, the rows of the official train split (behind them the val split) trained on."""
+    ``stored_rows``, the rows of the official train split (behind them the val split, with
+    folds the test split too) trained on."""
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -316,8 +324,9 @@ def make_splits(
             defined for the task; the message is the reason.
     """
     classes = len(arrays.classes)
+    origin = None
     if benchmark.folds:
-        arrays = _cross_validated(arrays, benchmark.folds, seed)
+        arrays, origin = _cross_validated(arrays, benchmark.folds, seed)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     corrupts = benchmark.corrupts
@@ -383,7 +392,7 @@ def make_splits(
         folds=folds,
         select_trained=protocol.name == "paper" and (needs_meta or "meta" in control),
         corruption=_record(benchmark, classes, train_part, meta_part) if corrupts else None,
-        corrupted=_changes(trained) if corrupts else None,
+        corrupted=_changes(trained, origin) if corrupts else None,
         caveats=arrays.caveats,
         notes=arrays.notes,
     )
@@ -427,9 +436,10 @@ def _rows(
     return Rows(x, where.to(device), y, channels, more)
 
 
-def _cross_validated(arrays: Arrays, folds: int, seed: int) -> Arrays:
+def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.ndarray]:
     """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
 
+    With them the stored rows of train and select, counted over the official train, val and test.
     Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row.
     """
     size = arrays.train_x.nbytes + arrays.val_x.nbytes + arrays.test_x.nbytes
@@ -448,9 +458,10 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> Arrays:
     train, select = rest[train], rest[select]
     caveat = (
         f"repeated stratified {folds}-fold cross-validation over all {len(y)} rows, not the "
-        "official split: scores do not compare with published ones"
+        "official split: scores do not compare with published ones, and images of one patient may "
+        "be on both sides"
     )
-    return replace(
+    cut = replace(
         arrays,
         train_x=x[train],
         train_y=y[train],
@@ -458,8 +469,9 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> Arrays:
         val_y=y[select],
         test_x=x[test],
         test_y=y[test],
-        caveats=(caveat, *arrays.caveats),
+        caveats=(caveat, *(each for each in arrays.caveats if each != PREVALENCE)),
     )
+    return cut, np.concatenate([train, select])
 
 
 def carve(
@@ -506,7 +518,7 @@ def _folds(strata: np.ndarray, count: int, seed: int, purpose: str) -> list[np.n
 
 
 def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:
-    """Training rows that are used, in their order; the same for every run (split seed 0)."""
+    """Training rows that are used, in their order; the same for every run, but for folds."""
     if not rows_per_class:
         return np.arange(len(arrays.train_y))
     if arrays.train_y.ndim > 1:
@@ -573,11 +585,11 @@ def _noisy(
     return noisy
 
 
-def _changes(part: _Part) -> dict[str, np.ndarray]:
+def _changes(part: _Part, origin: np.ndarray | None) -> dict[str, np.ndarray]:
     """What corruption.npz holds: stored rows that were trained on, and which labels changed."""
     rows = np.flatnonzero(part.clean != part.given)
     return {
-        "stored_rows": part.where,
+        "stored_rows": part.where if origin is None else origin[part.where],
         "rows": rows,
         "before": part.clean[rows],
         "after": part.given[rows],

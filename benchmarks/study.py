@@ -711,11 +711,14 @@ class Plan:
             rows, missing = rows_of(block.methods, protocol)
             if block.controls or protocol.name == "paper":  # there they are compulsory
                 rows += cells.control_rows(rows, benchmark, protocol)
-            few = source.test_rows < tables.SMALL_TEST
-            default = range(tables.SMALL_TEST_SEEDS if few else tables.SEEDS)
+            default = range(tables.advised(source.test_rows, benchmark.folds))
             seeds = tuple(default if block.seeds is None else block.seeds)
-            tune = self.study.tune
-            data.check_seeds(benchmark, seeds if tune is None else range(tune.final_seeds))
+            if benchmark.folds and self.study.tune is not None:
+                raise NamingError(
+                    f"tune: {data.canonical(benchmark)}: expected the official split, as rows that "
+                    "choose a setting would be test rows of other folds"
+                )
+            data.check_seeds(benchmark, seeds)
             yield Table(
                 benchmark=benchmark,
                 model=canonical,

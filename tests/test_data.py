@@ -1170,8 +1170,19 @@ def test_repeats_are_whole() -> None:
     check_seeds(benchmark, range(10))
     check_seeds(benchmark, range(15, 20))
     check_seeds(parse_benchmark("breastmnist"), range(3))
-    for seeds in (range(3), range(2, 7)):
+    for seeds in (range(3), range(2, 7), [0, 0, 1, 2, 3]):
         with pytest.raises(NamingError, match="expected seeds in whole repeats of 5"):
             check_seeds(benchmark, seeds)
     with pytest.raises(NamingError, match="folds: expected a number from 2 to 20, got 1"):
         parse_benchmark("breastmnist(folds=1)")
+    with pytest.raises(NamingError, match="keeps images of one patient, scan or slide"):
+        parse_benchmark("organamnist(folds=5)")
+
+
+def test_rows_that_were_corrupted_are_found_in_the_stored_data_over_folds() -> None:
+    source = arrays()
+    stored = content_of(np.concatenate([source.train_x, source.val_x, source.test_x]))
+    made = splits(source, folds=5, noise=0.4, seed=3)
+    assert made.corrupted is not None
+    where = made.corrupted["stored_rows"]
+    assert [stored[row] for row in where] == content(made.train)

@@ -636,3 +636,14 @@ def test_studies_are_shipped() -> None:
         "medmnist_all",
         "tune_saflex",
     }
+
+
+def test_folds_have_whole_repeats_and_no_search(tmp_path: Path) -> None:
+    text = "benchmarks: digits(folds=5)\nmodels: small_cnn(width=0.25)\nmethods: none\n"
+    (table,) = Plan(study.load(write(tmp_path, text)), tmp_path).tables
+    assert table.seeds == tuple(range(30))
+    with pytest.raises(StudyError, match=r"line 4.*whole repeats of 5"):
+        study.load(write(tmp_path, text + "seeds: 7\n"))
+    searched = study.load(write(tmp_path, text + "tune: {trials: 4, seeds: 3, final_seeds: 5}\n"))
+    with pytest.raises(NamingError, match=r"tune: .* expected the official split"):
+        _ = Plan(searched, tmp_path).tables

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from analysis import records
 from analysis.records import ATTACK, Record
 from analysis.stats import population_interval
-from analysis.tables import Row, comparison, cost_ratio, difference
+from analysis.tables import Row, advised, comparison, cost_ratio, difference
 from benchmarks import metrics
 from benchmarks.runs import Run
 
@@ -251,3 +251,12 @@ def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
     made = difference(replace(ours, records=ours.records[:9]), base, "accuracy")
     assert made is not None and made.population is None and made.variances is None
     assert made.seeds == 9 and np.isnan(made.detectable)
+    shown = comparison([base, replace(ours, records=ours.records[:9])])
+    assert "mixup: a repeat of the 5 folds is not whole, so nothing is inferred." in shown
+    assert "none: a repeat" not in shown
+    assert "9 seeds; 30 are advised for 60 test rows." in shown
+
+
+def test_seeds_that_are_advised_are_whole_repeats() -> None:
+    assert (advised(60), advised(897)) == (30, 10)
+    assert [advised(360, folds) for folds in (3, 4, 5, 7)] == [30, 32, 30, 35]
