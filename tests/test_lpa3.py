@@ -1059,7 +1059,7 @@ class TestUpstreams:
 
     @pytest.mark.parametrize("text", ["mixup+lpa3(ratio=1.0)", "crop+lpa3", "lpa3+mixup"])
     def test_other_chains_are_not(self, text: str) -> None:
-        build(text)
+        assert "features" in build(text).requires()
 
     def test_the_weight_of_an_upstream_is_that_of_its_attack_too(self) -> None:
         text = "lpa3(preset=fast, upstream=soft_augmentation, ratio=1.0, weight=0.5, warmup=0)"
