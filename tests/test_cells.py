@@ -1,7 +1,7 @@
 """Cells: what an id holds and what not, control rows, equal budgets."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def finish(root: Path, made: Cell, passes: float) -> None:
     """The run as done, with a cost."""
     folder = runs.folder_of(root, made.run)
     folder.mkdir(parents=True)
-    text = json.dumps({"run": made.run, "recorded": made.recorded}, default=vars)
+    text = json.dumps({"run": asdict(made.run), "recorded": made.recorded})  # type: ignore[call-overload]
     (folder / "run.json").write_text(text)
     result = {
         "status": "done",

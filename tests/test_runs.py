@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -57,14 +57,14 @@ def test_id_is_stable() -> None:
 
 def test_run_json_round_trip(tmp_path: Path) -> None:
     run = replace(RUN, training=replace(Training(), milestones=(0.3, 0.6), optimizer="sgd"))
-    text = {"run": json.loads(json.dumps(run, default=vars)), "recorded": {"path": "x"}}
+    text = {"run": json.loads(json.dumps(asdict(run))), "recorded": {"path": "x"}}
     (tmp_path / "run.json").write_text(json.dumps(text))
     read, recorded = runs.read_run(tmp_path)
     assert read == run and read.id == run.id and recorded == {"path": "x"}
 
 
 def test_unknown_field_in_run_json_is_refused(tmp_path: Path) -> None:
-    cell = {**json.loads(json.dumps(RUN, default=vars)), "later": 1}
+    cell = {**json.loads(json.dumps(asdict(RUN))), "later": 1}
     (tmp_path / "run.json").write_text(json.dumps({"run": cell, "recorded": {}}))
     with pytest.raises((ValueError, TypeError), match="later"):
         runs.read_run(tmp_path)
