@@ -238,8 +238,8 @@ class Method(nn.Module, ABC):
         yield self
 
     def requires(self) -> frozenset[str]:
-        """The union of ``needs`` along the chain."""
-        return frozenset().union(*(part.needs for part in self.parts()))
+        """Its ``needs`` and what runs before it requires; more where its arguments ask for it."""
+        return self.needs | (self.upstream.requires() if self.upstream is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
         """An empty text, or the reason why the method does not work here."""
@@ -340,6 +340,10 @@ class Chain(Method):
         """The links and all that run before them."""
         for link in self._each():
             yield from link.parts()
+
+    def requires(self) -> frozenset[str]:
+        """What any link requires."""
+        return frozenset().union(*(link.requires() for link in self._each()))
 
     def supports(self, task: Task, spec: Spec) -> str:
         """The first reason that a link gives."""

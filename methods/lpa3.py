@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import Added, Batch, Context, Method, Model, Spec, Task
-from methods.branches import on_branch
+from methods.branches import has_branches, on_branch
 from methods.functional import (
     buffers_kept,
     exclusive,
@@ -244,8 +244,8 @@ class Lpa3(Method):
     of the ``batch`` of attacked rows, or by the ``running`` ones, so that rows are independent.
     ``iterate``: the ``last`` one, or the ``best`` that keeps margin and prediction, else the row
     itself. ``refresh`` k: a perturbation is made anew after k epochs, and until then attacked from
-    where it stands by the last two fifths of the steps. ``auxiliary_norm``: attacked rows have a
-    second set of normalisation layers, in the attack and in training.
+    where it stands by the last two fifths of the steps, one at least. ``auxiliary_norm``: attacked
+    rows have a second set of normalisation layers, in the attack and in training.
 
     ``preset=strict`` is our variant, not the paper's: it keeps margin and prediction for every row;
     ``preset=fast`` is that with three steps. As in Eq. 5 the constraint has one side: the network
@@ -354,7 +354,22 @@ class Lpa3(Method):
         return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
-        """Allocate what is remembered of each row."""
+        """Allocate what is remembered of each row.
+
+        Raises:
+            TypeError: the network is no Model, so that its stages cannot be reached.
+            ValueError: it lacks the second set of norms that ``auxiliary_norm`` asks for.
+        """
+        if not isinstance(ctx.model, Model):
+            raise TypeError(
+                f"lpa3: expected a methods.base.Model, whose stages can be reached, got "
+                f"{type(ctx.model).__name__}"
+            )
+        if self.auxiliary_norm and not has_branches(ctx.model):
+            raise ValueError(
+                "auxiliary_norm: the network has one set of norms; methods.branches.add_branch "
+                "puts a second one beside it"
+            )
         super().setup(ctx)
         rows, device = ctx.spec.rows, ctx.train.targets.device
         self.register_buffer("visited", torch.zeros(rows, dtype=torch.bool, device=device))
@@ -503,7 +518,9 @@ class Lpa3(Method):
     ) -> None:
         """Log how far attacked rows are, beside noise of their norms, and what they keep."""
         one, margin, spec = exclusive(ctx.task), self.rules.margin, ctx.spec
-        judged = judge(look(model, attacked), reference, margin, one)
+        seen = look(model, attacked)
+        judged = judge(seen, reference, margin, one)
+        fallen = reference.likelihood - likelihood(seen.logits, reference.y, one)
         norms = row_norms(attacked - x)
         noisy = noised(x, norms, spec.low, spec.high)
         noise = judge(look(model, noisy), reference, margin, one).distance
@@ -511,8 +528,8 @@ class Lpa3(Method):
             "attack_margin_kept": (judged.excess <= SLACK).all(dim=1).to(x.dtype).mean(),
             "attack_prediction_kept": judged.same.to(x.dtype).mean(),
             "attack_unmoved": (norms == 0).to(x.dtype).mean(),
-            "attack_fall": (judged.excess + margin).amax(dim=1).mean(),
-            "attack_harder": (judged.excess + margin > 0).any(dim=1).to(x.dtype).mean(),
+            "attack_fall": fallen.amax(dim=1).mean(),
+            "attack_harder": (fallen > 0).any(dim=1).to(x.dtype).mean(),
             "attack_distance": judged.distance.mean(),
             "attack_noise_distance": noise.mean(),
             "attack_beats_noise": (judged.distance > noise).to(x.dtype).mean(),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data, models
-from benchmarks.context import TrainingContext
+from benchmarks.context import TrainingContext, own_loop
 from benchmarks.contract import BATCH, CASES, Case, bench, splits
 from benchmarks.data import Protocol, Splits
 from benchmarks.runs import Run, Training
@@ -47,7 +47,7 @@ from methods.lpa3 import (
     predicted,
 )
 from methods.naming import NamingError
-from tests.test_saflex import Problem, effects, scored
+from tests.test_saflex import Problem, effects
 
 SPEC = Spec(rows=16, classes=4, shape=(1, 12, 12))
 STRICT = Rules(radius=0.02, lagrange=100.0, best=True)
@@ -506,6 +506,22 @@ class TestTrained:
         assert log["attack_distance"] == pytest.approx(float(kept.distance.mean()), rel=1e-4)
         assert log["attack_noise_distance"] == pytest.approx(float(kept.noise.mean()), rel=0.02)
 
+    @pytest.mark.parametrize(("benchmark", "method"), NETWORKS)
+    def test_without_the_best_iterate_most_rows_stay_near_the_margin(
+        self, benchmark: str, method: str
+    ) -> None:
+        """What the steps do by themselves, before the filter; steps of half a unit's norm."""
+        found = trained(benchmark, method)
+        text = f"preset=strict, label=predicted, iterate=last, margin=0.02, radius={0.5 / 28}"
+        batch, out, log = on_all_rows(found, f"lpa3({text}, ratio=1.0, warmup=0)")
+        with torch.no_grad():
+            own = predicted(found.model.eval()(batch.x), one=True)
+        kept = judged_apart(found.model, batch.x, out.x[ROWS:], own)
+        within = [float((kept.fallen <= times * 0.02).double().mean()) for times in (1, 3)]
+        assert within[0] >= 0.8 and within[1] >= 0.98 and float(kept.same.double().mean()) >= 0.98
+        assert log["attack_margin_kept"] == pytest.approx(within[0], abs=1.1 / ROWS)
+        assert float(kept.same.double().mean()) == log["attack_prediction_kept"]
+
     def test_a_wider_margin_lets_rows_go_further(self) -> None:
         found = trained(SETS[0], "none")
         means = [
@@ -592,9 +608,11 @@ class TestFrozen:
     @staticmethod
     def _state(model: nn.Module) -> list[Any]:
         return [
-            [each.clone() for each in model.state_dict().values()],
+            [
+                *(each.clone() for each in model.state_dict().values()),
+                *(each.grad.clone() for each in model.parameters() if each.grad is not None),
+            ],
             [each.requires_grad for each in model.parameters()],
-            [each.grad is None for each in model.parameters()],
             [each.training for each in model.modules()],
             [name for name, _ in model.named_buffers()],
         ]
@@ -603,12 +621,17 @@ class TestFrozen:
     def test_equals_an_attack_that_computes_all_gradients(
         self, preset: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """As the released code does: a backward pass that fills the gradients of the weights."""
         found = []
         for free in (False, True):
             ready = bench(lambda: build(f"lpa3(preset={preset}, warmup=0)"), Case(3))
             if free:
                 monkeypatch.setattr(lpa3, "frozen", lambda model: nullcontext())
+                monkeypatch.setattr(torch.autograd, "grad", _backward)
             found.append(ready.augment(ready.batch()).x)
+            trunk = cast("Model", ready.ctx.model).trunk
+            filled = [each.grad is not None for each in trunk.parameters()]
+            assert all(filled) if free else not any(filled)
         assert len(found[0]) == BATCH + BATCH // 2
         assert torch.equal(*found)
 
@@ -618,7 +641,9 @@ class TestFrozen:
         name = f"lpa3({', '.join(filter(None, [text, 'warmup=0']))})"
         ready = bench(lambda: build(name), Case(1))
         model, calls = cast("Model", ready.ctx.model), []
-        next(iter(model.parameters())).requires_grad_(False)
+        held, *others = model.parameters()
+        held.requires_grad_(False)
+        others[0].grad = torch.ones_like(others[0])
         before = self._state(model)
 
         def broken(*_: object) -> None:
@@ -655,7 +680,15 @@ class TestFrozen:
         assert torch.equal(out.x[:BATCH], batch.x)
 
 
+def _backward(outputs: Tensor, inputs: Tensor) -> tuple[Tensor]:
+    """As torch.autograd.grad, by a backward pass to every leaf."""
+    outputs.backward()
+    assert inputs.grad is not None
+    return (inputs.grad,)
+
+
 def _same(before: list[Any], after: list[Any]) -> None:
+    assert len(before[0]) == len(after[0])
     for one, other in zip(before[0], after[0], strict=True):
         assert torch.equal(one, other)
     assert before[1:] == after[1:]
@@ -875,6 +908,36 @@ class TestBatch:
         assert out.logits is not None and out.logits.requires_grad
         torch.testing.assert_close(out.logits.detach(), expected)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "crop+lpa3(auxiliary_norm=true)",
+            "head_refit(upstream=lpa3(auxiliary_norm=true))",
+            "head_refit(upstream=crop+lpa3(auxiliary_norm=true))",
+        ],
+    )
+    def test_the_second_set_is_asked_for_through_what_holds_it(self, text: str) -> None:
+        assert {"auxiliary_norm", "features", "image"} <= build(text).requires()
+        fitted = short_with_meta(text.replace("true", "true, warmup=1"))
+        assert fitted.result["auxiliary_norm"]
+        assert json.loads(fitted.state.metric_lines[-1])["log"]["attack_selected"] > 0
+
+    @pytest.mark.parametrize(
+        ("model", "text", "error", "message"),
+        [
+            (nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), "lpa3", TypeError, "got Sequential"),
+            (network(), "lpa3(auxiliary_norm=true)", ValueError, "add_branch puts a second one"),
+        ],
+    )
+    def test_in_a_loop_of_ones_own_what_the_network_lacks_is_told_before_it(
+        self, model: nn.Module, text: str, error: type[Exception], message: str
+    ) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = [(torch.rand(8, 1, 12, 12), torch.arange(8) % 4)]
+        ctx = own_loop(model, optimizer, classes=4, train=rows)
+        with pytest.raises(error, match=message):
+            build(text).setup(ctx)
+
     def test_the_label_is_the_own_prediction_or_the_target(self) -> None:
         """A margin of 0 that is held fast: the likelihood of that label alone must not fall."""
         for label in ("target", "predicted"):
@@ -1082,27 +1145,38 @@ def short_with_meta(method: str) -> Fitted:
 
 
 class TestUnderSaflex:
-    @pytest.mark.parametrize("activation", ["celu", "relu"])
-    def test_every_row_of_the_augmented_batch_gets_the_label_of_the_lowest_meta_loss(
-        self, activation: str
+    @pytest.mark.parametrize(
+        ("clean", "text"),
+        [(0.0, "preset=strict, ratio=1.0"), (0.25, "statistics=running, ratio=0.5")],
+    )
+    def test_every_added_row_gets_the_label_of_the_lowest_meta_loss(
+        self, clean: float, text: str
     ) -> None:
-        """Exact SGD steps row by row, label by label, attacked rows included."""
-        spec = Spec(rows=12, classes=4, shape=(1, 6, 6))
+        """Exact SGD steps row by row, label by label, over the batch that SAFLEX hands on."""
+        spec, rows = Spec(rows=12, classes=4, shape=(1, 6, 6)), 12
         torch.manual_seed(0)
-        text = f"mlp(width=0.125, activation={activation})"
-        model = cast("Model", models.build(text, spec).double())
-        x, meta = images(12, spec=spec), images(30, seed=8, spec=spec)
+        model = cast("Model", models.build("mlp(width=0.125, activation=celu)", spec).double())
+        x, meta = images(rows, spec=spec), images(30, seed=8, spec=spec)
         teacher = torch.randn(36, 4, dtype=torch.float64)
         y, meta_y = (
             F.one_hot((each.flatten(1) @ teacher).argmax(dim=1), 4).double() for each in (x, meta)
         )
-        far = attacked(model, x, y, Rules(radius=0.05, lagrange=100.0, best=True), spec=spec)
-        both = Problem(torch.cat([x, far]), torch.cat([y, y]), meta, meta_y)
-        candidates = torch.eye(4, dtype=torch.float64).expand(24, -1, -1)
-        exact = effects(model, both, candidates, MultiClass())
-        _, _, scores = scored(model, both, MultiClass())
-        assert torch.equal(scores.labels.argmax(dim=1), exact.argmin(dim=1))
-        assert float(row_norms(far - x).min()) > 0
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ctx = own_loop(model, optimizer, classes=4, train=[(x, y)], meta=[(meta, meta_y)])
+        inner = f"upstream=lpa3({text}, warmup=0)"
+        method = build(f"saflex(labels=argmax, clean_fraction={clean}, meta_batch=full, {inner})")
+        method.setup(ctx)
+        ctx.begin_epoch(0)
+        method.begin_epoch(ctx)
+        out = method.augment(ctx.batch(x, y, torch.arange(rows)), ctx)
+        refined = len(out.x) - round(clean * rows)
+        assert refined > (1 - clean) * rows, "attacked rows are among those whose label is chosen"
+        given = Problem(out.x[:refined], out.y[:refined], meta, meta_y)
+        candidates = torch.eye(4, dtype=torch.float64).expand(refined, -1, -1)
+        exact = effects(model, given, candidates, MultiClass())
+        assert torch.equal(out.y[:refined].argmax(dim=1), exact.argmin(dim=1))
+        added = method.added()
+        assert added is not None and float(row_norms(added.x - added.origin).min()) > 0
 
     def test_its_batch_holds_refined_attacked_rows(self) -> None:
         text = "saflex(clean_fraction=0.0, derivative=difference, upstream=lpa3(warmup=0))"

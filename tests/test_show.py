@@ -91,12 +91,17 @@ def test_each_link_of_a_chain_fits_on_a_line(drawn: dict[str, Any], tmp_path: Pa
     assert max(map(len, parts)) < plots.CAPTION_WIDTH
 
 
-@pytest.mark.parametrize("inner", ["", "norm_noise"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lpa3(preset=strict, warmup=1)",
+        "norm_noise(upstream=lpa3(preset=strict, warmup=1))",
+        "crop+lpa3(auxiliary_norm=true, warmup=0)",
+    ],
+)
 def test_added_rows_stand_beside_their_originals_with_difference_and_confidence(
-    inner: str, drawn: dict[str, Any], tmp_path: Path
+    method: str, drawn: dict[str, Any], tmp_path: Path
 ) -> None:
-    method = "lpa3(preset=strict, warmup=1)"
-    method = f"{inner}(upstream={method})" if inner else method
     arguments = ["--method", method, "--rows", "5", "--epochs", "1"]
     assert show(tmp_path / "show.png", *arguments) == 0
     originals, draws = drawn["originals"], drawn["draws"]
@@ -112,7 +117,7 @@ def test_added_rows_stand_beside_their_originals_with_difference_and_confidence(
         classes, shares = zip(
             *(text.removeprefix("says ").split(": ") for text in (before, said)), strict=True
         )
-        if inner != "norm_noise":
+        if method.startswith("lpa3(preset=strict"):
             assert classes[0] == classes[1], "strict keeps the prediction"
         assert all(0.1 <= float(share) <= 1 for share in shares)
         assert norm == f"norm {np.linalg.norm(one):.2f}"
