@@ -630,6 +630,7 @@ def test_studies_are_shipped() -> None:
         "quickstart",
         "learnable_small",
         "saflex_table1",
+        "lpa3_small",
         "lpa3_table3",
         "autodo_tables",
         "medmnist_small",
