@@ -21,6 +21,8 @@ LEARNING = ("saflex", "l2rw", "autodo", "lpa3")
 """Methods that are put around an upstream, which is none where none is given."""
 NONE = "none"
 CORRUPTIONS = ("noise", "imbalance")
+VARIANT = " {"
+"""Between the name of a row and what sets it apart from others of that name, in braces."""
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
 """How meta rows are cut from the pool, with what runs have for which nothing is cut."""
 
@@ -102,19 +104,24 @@ class Block:
         there = (alike(entry, name, self.by_name) for name in wanted)
         return next((name for name in there if name and name != entry.name), "")
 
-    def contrast(self, row: str, base: str) -> tuple[str, str] | None:
-        """A row and its base, its own baseline where none is named; None where one has no runs."""
-        if row not in self.by_name:
-            return None
-        base = base or self.baseline(self.by_name[row])
-        return (row, base) if base in self.by_name and base != row else None
+    def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
+        """A row, in each of its variants, and its base; its own baseline where none is named.
+
+        Empty where one of the two has no runs.
+        """
+        made = []
+        for entry in self.entries:
+            if row in (entry.name, bare(entry.name)):
+                own = alike(entry, base, self.by_name) if base else self.baseline(entry)
+                made.append((entry.name, own))
+        return [(one, other) for one, other in made if other and other != one]
 
     def contrasts(self, question: Question) -> list[tuple[str, str]]:
         """The comparisons of the study that this block can make, or those of every method."""
         asked = question.family or [(entry.name, "") for entry in self.compared]
-        made = [self.contrast(row, base) for row, base in asked]
+        made = [pair for row, base in asked for pair in self.contrast(row, base)]
         # A comparison that a family names twice is one test.
-        return list(dict.fromkeys(pair for pair in made if pair is not None))
+        return list(dict.fromkeys(made))
 
 
 def split(records: Iterable[Record]) -> list[Block]:
@@ -276,7 +283,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
         ]
         differ = [key for key in differ if key != "epochs" or row in several]
         told = ", ".join(f"{key} {own[key]}" for key in differ)
-        names[record.run.id] = f"{row} {{{told}}}" if told else row
+        names[record.run.id] = f"{row}{VARIANT}{told}}}" if told else row
     return names
 
 
@@ -322,10 +329,20 @@ def _entry(name: str, record: Record) -> Entry:
     return Entry(name, run.method, wraps, upstream, control or outer(run.method) in CONTROLS)
 
 
+def bare(name: str) -> str:
+    """The name of a row without what sets it apart from others of that name."""
+    return name.partition(VARIANT)[0]
+
+
+def variant(name: str) -> str:
+    """What sets a row apart from others of its name; empty where nothing does."""
+    return name.partition(VARIANT)[2]
+
+
 def alike(entry: Entry, name: str, there: Container[str]) -> str:
     """The row of a name that a row is set beside, in its own variant where there is one."""
-    variant = f"{name} {{{entry.name.partition(' {')[2]}"
-    return next((each for each in (variant, name) if each in there), "")
+    own = f"{name}{VARIANT}{variant(entry.name)}"
+    return next((each for each in (own, name) if each in there), "")
 
 
 def outer(method: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,7 +34,9 @@ class Finding:
     p: float = math.nan
     """of no difference, population, adjusted by Holm over the family; nan where not tested"""
     p_equivalent: float = math.nan
-    """of a difference beyond the margin, adjusted likewise"""
+    """of a difference beyond the margin, be it in either direction, adjusted likewise"""
+    p_within: float = math.nan
+    """of a difference within the margin, adjusted likewise"""
     verdict: Verdict = "not tested"
 
 
@@ -73,8 +76,8 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
     """The findings with p-values adjusted over all that can be tested, and their verdicts.
 
     better, worse: different from 0 after Holm. equivalent: within the margin after Holm, be it
-    different from 0 or not. undecided: neither. not tested: fewer than four seeds, or a
-    repeat of folds that is not whole.
+    different from 0 or not. undecided: neither. not tested: fewer than four seeds, a repeat of
+    folds that is not whole, or equal predictions.
     """
     tested = [
         (place, each.difference.variances)
@@ -85,16 +88,19 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
     ]
     differ = stats.holm([variances.p_zero() for _, variances in tested])
     same = stats.holm([variances.p_equivalent(margin) for _, variances in tested])
+    beyond = stats.holm(
+        [variances.excluded(abs(variances.estimate) - margin) for _, variances in tested]
+    )
     result = list(found)
-    for (place, variances), p, p_same in zip(tested, differ, same, strict=True):
+    for (place, variances), p, p_same, p_beyond in zip(tested, differ, same, beyond, strict=True):
         each = found[place]
         verdict: Verdict = "undecided"
         if p_same <= ALPHA:
             verdict = "equivalent"
         elif p <= ALPHA:
             verdict = "better" if variances.estimate > 0 else "worse"
-        result[place] = Finding(
-            each.row, each.base, each.column, each.difference, float(p), float(p_same), verdict
+        result[place] = replace(
+            each, p=float(p), p_equivalent=float(p_same), p_within=float(p_beyond), verdict=verdict
         )
     return result
 
@@ -112,8 +118,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
-            f"with fewer than {MIN_SEEDS} seeds, or no whole repeat of folds, somewhere nothing is "
-            "inferred"
+            f"with fewer than {MIN_SEEDS} seeds, no whole repeat of folds, or equal predictions, "
+            "somewhere nothing is inferred"
         )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
@@ -154,8 +160,12 @@ def _grouped(found: Sequence[Finding]) -> list[list[Finding]]:
 
 def data_set(column: str) -> str:
     """What counts as one data set: sizes and corruptions of one have the same test images."""
-    base = column.partition("(")[0].partition(" [")[0]
-    return "organs" if base in SAME_SCANS else base
+    name, data = re.fullmatch(r"(.*?)( \[data \w+\])?", column, re.DOTALL).groups()  # type: ignore[union-attr]
+    base = re.sub(r"\([^()]*\)$", "", name)
+    if base in SAME_SCANS:
+        return "organs"
+    # Of a user's own, files of one name need not be of one origin.
+    return base + (data or "") if ":" in base else base
 
 
 def _mean(group: Sequence[Finding]) -> float:
@@ -182,11 +192,15 @@ def scores(row: Row, metric: str = HEADLINE, when: str = "last") -> list[float]:
 
 
 class Best(NamedTuple):
-    """The row of the highest mean of a column, empty where none has a result, and the others."""
+    """The row of the highest mean of a column, empty where none has a result, and the others.
+
+    Where rows have four seeds, it is one of these.
+    """
 
     top: str
     tied: frozenset[str]
-    """not told apart from it after Holm over the tested rows of the column"""
+    """not told apart from it, corrected for every pair of the tested rows of the column: which row
+    is the top one depends on the same numbers"""
     untested: frozenset[str]
     """fewer than four seeds in common with it: neither tied nor told apart"""
 
@@ -197,7 +211,8 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     means = {name: values for name, values in means.items() if values}
     if not means:
         return Best("", frozenset(), frozenset())
-    top = max(means, key=lambda name: float(np.mean(means[name])))
+    whole = [name for name, values in means.items() if len(values) >= MIN_SEEDS]
+    top = max(whole or means, key=lambda name: float(np.mean(means[name])))
     others = [name for name in means if name != top]
     made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}
     tested = {
@@ -205,8 +220,8 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
         for name, each in made.items()
         if each is not None and each.variances is not None and each.seeds >= MIN_SEEDS
     }
-    p = stats.holm(list(tested.values()))
-    tied = frozenset(name for name, each in zip(tested, p, strict=True) if each > ALPHA)
+    pairs = math.comb(len(tested) + 1, 2)
+    tied = frozenset(name for name, p in tested.items() if pairs * p > ALPHA)
     return Best(top, tied, frozenset(others) - tested.keys())
 
 

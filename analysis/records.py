@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,14 @@ from benchmarks.runs import Run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+class Damaged(OSError):
+    """Predictions that cannot be read."""
+
+    def __init__(self, folder: Path, why: str) -> None:
+        self.folder, self.reason = folder, f"predictions.npz cannot be read ({why})"
+        super().__init__(f"{folder}: {self.reason}; make the run anew")
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,12 @@ class Record:
         """Logits and targets, read once.
 
         Raises:
-            OSError: the file is missing or damaged; the message names it.
+            Damaged: the file is missing or damaged; the message names it.
         """
         try:
             return runs.read_predictions(self.folder)
-        except (ValueError, EOFError, BadZipFile) as error:
-            path = self.folder / "predictions.npz"
-            raise OSError(f"{path}: cannot be read ({error}); make the run anew") from error
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            raise Damaged(self.folder, _first_line(error)) from error
 
     def forget(self) -> None:
         """Let go of the predictions, which are read again where they are asked for."""

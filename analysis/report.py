@@ -53,7 +53,8 @@ class Part:
     mechanism: list[str]
     tables: list[Table]
     protocol: list[str]
-    commands: list[str]
+    commands: list[list[str]]
+    """for each data set"""
     samples: list[str]
     """commands that draw augmented images, which takes the data and the network"""
     outcome: str
@@ -95,11 +96,32 @@ def report(
     """
     asked = question.read(root, study)
     found, unread = asked.own(*records.scan(root))
-    if not any(record.done for record in found):
-        raise NoRuns(
-            f"{root}: expected run directories with results, got {len(found)} run(s) without "
-            f"metrics and {len(unread)} that have not ended; make some with augbench compare"
-        )
+    while any(record.done for record in found):
+        try:
+            whole = _made(root, out, wanted, with_published, recompute, study, asked, found, unread)
+        except records.Damaged as damaged:  # found where predictions are read: the rest is told
+            found = [record for record in found if record.folder != damaged.folder]
+            unread.append(records.Unread(damaged.folder, damaged.reason))
+        else:
+            return _written(whole, out, wanted)
+    raise NoRuns(
+        f"{root}: expected run directories with results, got {len(found)} run(s) without "
+        f"metrics and {len(unread)} that have not ended; make some with augbench compare"
+    )
+
+
+def _made(
+    root: Path,
+    out: Path,
+    wanted: Collection[str],
+    with_published: bool,
+    recompute: bool,
+    study: str,
+    asked: Question,
+    found: Sequence[records.Record],
+    unread: Sequence[records.Unread],
+) -> Report:
+    """The report of these runs, whose figures and records are then in ``out``."""
     if recompute:
         found = [records.recomputed(record) for record in found]
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +136,7 @@ def report(
         )
         for number, block in enumerate(made, start=1)
     ]
-    whole = Report(
+    return Report(
         title=f"augbench report: {root.resolve().name}",
         summary=_counts(found, len(unread)),
         question=asked.text or f"none is given: {_no_file(root)}.",
@@ -127,7 +149,6 @@ def report(
         failures=summary.failures_table(found, unread, "failures"),
         command=_again(root, out, with_published, recompute, study),
     )
-    return _written(whole, out, wanted)
 
 
 def _counts(found: Sequence[records.Record], unread: int) -> str:
@@ -135,7 +156,9 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
     for record in found:
         counts[record.result["status"]] = counts.get(record.result["status"], 0) + 1
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"{len(found) + unread} runs: {told}" + (f", {unread} not ended." if unread else ".")
+    return f"{len(found) + unread} runs: {told}" + (
+        f", {unread} not ended or damaged." if unread else "."
+    )
 
 
 def _no_file(root: Path) -> str:
@@ -198,7 +221,7 @@ def _part(
 ) -> Part:
     found = findings.findings(block, asked)
     over, reason = findings.overall(block, found, asked.margin)
-    mechanism, beside = words.controls(block, asked.margin, "controls")
+    mechanism, beside = words.controls(block, found, asked.margin, "controls")
     drawn: list[Figure] = []
     if suffixes:
         place = out / "figures" / folder
@@ -231,7 +254,10 @@ def _part(
         advice=words.advice(block),
         main=main,
         figures=drawn,
-        sentences=words.statistics(found, over, asked.margin),
+        sentences=[
+            *words.statistics(found, over, asked.margin),
+            *([f"No test over data sets: {reason}."] if found and not over else []),
+        ],
         mechanism=mechanism,
         tables=[each for each in tables if each is not None],
         protocol=[
@@ -239,7 +265,7 @@ def _part(
             *words.selection(block),
             *words.caveats(block),
         ],
-        commands=[words.command(block, column, root) for column in block.columns],
+        commands=[words.commands(block, column, root) for column in block.columns],
         samples=words.samples(block),
         outcome=words.outcome(found),
     )
@@ -249,6 +275,8 @@ def _title(block: Block) -> str:
     setting = block.setting
     epochs = sorted({column.training.epochs for column in block.columns})
     told = f"{epochs[0]} epochs" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]} epochs"
+    if any(record.run.budget != "steps" for record in block.done):
+        told += " (more in rows of an equal budget)"
     return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
 
 
@@ -369,7 +397,7 @@ def markdown(whole: Report, out: Path) -> str:
         if part.figures[MAIN_FIGURES:]:
             lines += ["### More figures", "", *_images(part.figures[MAIN_FIGURES:], out)]
         lines += ["### The runs again", ""]
-        lines += [line for each in part.commands for line in _code(each)]
+        lines += [line for each in part.commands for line in _code(*each)]
         if part.samples:
             lines += [SAMPLES, "", *_code(*part.samples)]
     for tables, drawn in whole.searches:

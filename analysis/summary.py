@@ -20,6 +20,7 @@ from analysis.tables import (
     POINTS,
     attacks,
     bounds,
+    budgets,
     cost_ratio,
     mean_sd,
     number,
@@ -42,11 +43,11 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
     def row(entry: Entry) -> tuple[Cell, ...]:
         counts = [_count(column, entry, when) for column in columns]
         values = []
-        for column, count in zip(columns, counts, strict=True):
+        for column in columns:
             found = scores(column.rows[entry.name], metric, when)
             text = mean_sd(found, 2)
-            if found and count < usual[column.name]:
-                text += f" (n = {count})"
+            if found and len(found) < usual[column.name]:
+                text += f" (n = {len(found)})"
             values.append(Cell(text, _mark(tops[column.name], entry.name)))
         ratios = [_ratio(column, entry) for column in columns]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
@@ -125,8 +126,9 @@ def _main_notes(
     known = [(column, found) for column in columns if (found := tops[column.name]) is not None]
     if known:
         notes.append(
-            "Bold: the highest mean of a column, control rows left out; in italics what is not "
-            "told apart from it (population, Holm over the rows of a column, 5 %)."
+            "Bold: the highest mean of a column, of rows with four seeds where there are any, "
+            "control rows left out; in italics what is not told apart from it (population, 5 %, "
+            "corrected for all pairs of rows of a column)."
         )
         few = [
             f"{_untested(block, column, found)} on {column.name}"
@@ -145,8 +147,9 @@ def _main_notes(
         )
     notes.append(
         "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
-        "upstream: to none), median over seeds and data sets."
+        "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
     )
+    notes += [f"{column.name}: {text}" for column in columns for text in budgets(column.done)]
     alike: dict[str, list[str]] = {}
     for column in columns:
         alike.setdefault(training_text(column), []).append(column.name)
@@ -235,8 +238,8 @@ def overall_table(found: Sequence[Overall], reason: str, name: str, margin: floa
             "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
     notes = [
         "The interval speaks of these data sets with other seeds and images, not of other data "
-        "sets. Sizes and corruptions of one count as one, as do OrganA, OrganC and OrganS, "
-        "views of the same scans.",
+        "sets, and is not corrected for the number of rows. Sizes and corruptions of one count "
+        "as one, as do OrganA, OrganC and OrganS, views of the same scans.",
         f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
         "points. P(improvement): chance that a seed of the row scores above one of its base.",
     ]
@@ -272,9 +275,9 @@ def cost_table(block: Block, name: str) -> Table:
             "passes/row", "trained/drawn", "peak MiB ↓"]  # fmt: skip
     notes = [
         "Medians over seeds. Charged: augmentation, outer steps, forward and backward, without "
-        "evaluation and start-up. ratio: to the same upstream without the method. passes/row: "
-        "forward plus backward passes for each row drawn; trained/drawn: rows that a step trains "
-        "on for each row drawn."
+        "evaluation and start-up. ratio: to the same upstream without the method, with an equal "
+        "budget of whole runs. passes/row: forward plus backward passes for each row drawn; "
+        "trained/drawn: rows that a step trains on for each row drawn."
     ]
     return table(name, "Costs", head, rows, notes)
 

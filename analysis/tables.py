@@ -36,9 +36,11 @@ class Difference:
     estimate: float
     seeds: int
     training: Interval | None
-    """None below four seeds: three are a smoke test; and with folds, which have no fixed test."""
+    """None below four seeds: three are a smoke test; with folds, which have no fixed test; and
+    where all seeds differ equally, which tells no variance"""
     population: Interval | None
-    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole"""
+    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, and
+    where predictions are equal everywhere, which tells no variance"""
     detectable: float
     """Smallest difference found with 80 % power, population; nan where no variance is known."""
     variances: Estimated | None = None
@@ -97,20 +99,27 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
         )
         variances = crossed(POINTS * items, targets if targets.ndim == 1 else None)
     population = variances.interval()
-    # Equal predictions everywhere tell nothing about the variance.
-    known = population.se > 0
-    detectable = smallest_detectable(population.se, population.df) if known else math.nan
+    if not population.se > 0:
+        return Difference(estimate, len(seeds), None, None, math.nan, variances, folds)
+    detectable = smallest_detectable(population.se, population.df)
     if len(seeds) < MIN_SEEDS:
         return Difference(estimate, len(seeds), None, None, detectable, variances, folds)
     training = None if folds else training_interval(POINTS * per_seed)
+    if training is not None and not training.se > 0:
+        training = None
     return Difference(estimate, len(seeds), training, population, detectable, variances, folds)
 
 
 def cost_ratio(row: Row, base: Row) -> float:
-    """Median over seeds of charged seconds an epoch, as a ratio to ``base``."""
+    """Median over seeds of charged seconds an epoch, as a ratio to ``base``.
+
+    Of a row with an equal budget, which takes epochs of its own, that of whole runs.
+    """
     ours, theirs = row.by_seed(), base.by_seed()
+    own = any(record.run.budget != "steps" for record in ours.values())
+    key = "charged_seconds" if own else "seconds_per_epoch"
     ratios = [
-        ours[s].result["cost"]["seconds_per_epoch"] / theirs[s].result["cost"]["seconds_per_epoch"]
+        ours[s].result["cost"][key] / theirs[s].result["cost"][key]
         for s in ours.keys() & theirs.keys()
     ]
     return float(np.median(ratios)) if ratios else math.nan
@@ -333,8 +342,9 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
         f"{intervals} detectable: the smallest true difference found with 80 % power "
         "(population). Intervals are not corrected for the number of rows.",
         "s/epoch: charged seconds (augmentation, outer steps, forward, backward; on a CPU its own "
-        "seconds), without evaluation, median; ratio: to the same upstream without the method. "
-        "passes/row: forward plus backward passes for each row drawn.",
+        "seconds), without evaluation, median; ratio: to the same upstream without the method, "
+        "with an equal budget of whole runs. passes/row: forward plus backward passes for each row "
+        "drawn.",
     ]
     if min(counts) < MIN_SEEDS:
         lines.append(
@@ -348,10 +358,7 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
             lines.append(
                 f"{row.name}: a repeat of the {folds} folds is not whole, so nothing is inferred."
             )
-    for record in {record.run.row: record for record in done}.values():
-        budget = record.recorded.get("budget")
-        if budget:
-            lines.append(f"{record.run.row}: {record.run.training.epochs} epochs, {budget}.")
+    lines += budgets(done)
     if when == "selected":
         choices = [record.result.get("selection", {}) for record in done]
         lines += sorted(
@@ -376,6 +383,17 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     )
     lines.append(f"Hardware: {'; '.join(devices)}.")
     return [line.replace("..", ".") for line in lines]
+
+
+def budgets(done: Sequence[Record]) -> list[str]:
+    """How long each row with an equal budget trained, and by what that was measured."""
+    lines = []
+    for name, record in {record.run.row: record for record in done}.items():
+        if record.run.budget != "steps":
+            detail = record.recorded.get("budget")
+            epochs = f"{record.run.training.epochs} epochs"
+            lines.append(f"{name}: {epochs}, {detail}." if detail else f"{name}: {epochs}.")
+    return lines
 
 
 def grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:

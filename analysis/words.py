@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.blocks import CUT, LEARNING, NONE, Block, Column, Entry, outer
+from analysis.blocks import CUT, LEARNING, NONE, Block, Column, Entry, bare, outer, variant
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.formats import Table, table
 from analysis.question import Question
-from analysis.stats import MIN_SEEDS, Interval
+from analysis.records import Record
+from analysis.stats import ALPHA, MIN_SEEDS, Interval
 from analysis.summary import p_value
 from analysis.tables import (
     Difference,
@@ -22,7 +23,7 @@ from analysis.tables import (
     difference,
     signed,
 )
-from benchmarks.runs import FLAGS, OPTIONS, PRESETS
+from benchmarks.runs import FLAGS, OPTIONS, PRESETS, row_name, row_parts
 from methods.naming import render
 
 MADE_FOR = {
@@ -73,6 +74,12 @@ def finding(each: Finding, margin: float, family: int) -> str:
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
             f"{made.folds} folds is not whole, nothing is inferred."
         )
+    if made.variances is not None and not made.variances.se > 0:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as their predictions "
+            "differ nowhere, or by the same everywhere, no variance is known and nothing is "
+            "inferred."
+        )
     if made.population is None or each.verdict == "not tested":
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
@@ -105,12 +112,12 @@ def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float)
 
 
 def _verdict(each: Finding, made: Difference, interval: Interval, margin: float) -> str:
-    if each.verdict == "equivalent":
-        other = ", though not 0" if each.p <= 0.05 else ""
-        return f"equivalent: within the margin of {margin:g}{other}."
+    if each.verdict == "equivalent" and made.variances is not None:
+        other = ", though not 0" if each.p <= ALPHA else ""
+        narrow = bounds(made.variances.interval(1 - 2 * ALPHA))
+        return f"equivalent: within the margin of {margin:g} (90 % CI {narrow}){other}."
     if each.verdict in ("better", "worse"):
-        beyond = interval.low > margin or interval.high < -margin
-        so = "beyond" if beyond else "not shown to be beyond"
+        so = "beyond" if each.p_within <= ALPHA else "not shown to be beyond"
         return f"{each.verdict}, {so} the margin of {margin:g}."
     held = interval.low <= 0 <= interval.high
     why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
@@ -151,19 +158,23 @@ def outcome(found: Sequence[Finding]) -> str:
     return f"Outcome of {len(found)} comparison(s): {told}." if found else "Nothing is compared."
 
 
-def controls(block: Block, margin: float, name: str) -> tuple[list[str], Table | None]:
-    """Whether control rows explain a gain, in words and as a table."""
+def controls(
+    block: Block, found: Sequence[Finding], margin: float, name: str
+) -> tuple[list[str], Table | None]:
+    """Whether control rows explain a gain, in words and as a table.
+
+    A gain is one that ``found``, the family of the study, holds after Holm; of a comparison that
+    is not in the family one that its own interval shows, which the sentence says.
+    """
     rows, sentences = [], []
+    family = {(each.row, each.base, each.column): each for each in found}
     for column in block.columns:
         for entry in block.compared:
             beside = controls_of(block, entry)
             if not beside:
                 continue
             base = block.baseline(entry)
-            gain = (
-                difference(column.rows[entry.name], column.rows[base], HEADLINE) if base else None
-            )
-            gained = gain is not None and gain.population is not None and gain.population.low > 0
+            gain = _gain(column, entry.name, base, family) if base else ""
             for control in beside:
                 made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
                 if made is None:
@@ -173,16 +184,16 @@ def controls(block: Block, margin: float, name: str) -> tuple[list[str], Table |
                     [f"{entry.name} over {control}", column.name, made.seeds,
                      signed(made.estimate), bounds(made.population), read]
                 )  # fmt: skip
-                if gained and not control.endswith("@dirty"):
-                    told = _explained(entry.name, base, control, read, margin)
-                    sentences.append(f"{column.name}: {told}")
+                if gain and not control.endswith("@dirty"):
+                    told = _explained(control, read, margin)
+                    sentences.append(f"{column.name}: {gain}; {told}")
         column.forget()
     if not rows:
         return [], None
     if not sentences:
         sentences.append(
-            "No method that has control rows gains over its baseline by an interval (population, "
-            "not corrected) that leaves out 0, so there is no gain to explain."
+            "No method that has control rows is shown to gain over its baseline (after Holm, or "
+            "outside the family by its own population interval), so there is no gain to explain."
         )
     head = ["", "data set", "n", "difference, points", "population 95 % CI", "reading"]
     notes = [
@@ -203,7 +214,23 @@ def reading(made: Difference, margin: float) -> str:
     return "below" if made.population.high < 0 else "open"
 
 
-def _explained(method: str, base: str, control: str, read: str, margin: float) -> str:
+def _gain(
+    column: Column, row: str, base: str, family: Mapping[tuple[str, str, str], Finding]
+) -> str:
+    """That a row gains over its base, by what it is known; empty where it is not."""
+    tested = family.get((row, base, column.name))
+    if tested is not None:
+        made, shown = tested.difference, tested.p <= ALPHA
+        known = "after Holm"
+    else:
+        made = difference(column.rows[row], column.rows[base], HEADLINE)
+        shown = made is not None and made.population is not None and made.population.low > 0
+        known = "by its own population interval, not corrected"
+    gained = shown and made is not None and made.estimate > 0
+    return f"{row} gains over {base} ({known})" if gained else ""
+
+
+def _explained(control: str, read: str, margin: float) -> str:
     told = {
         "above": "does not reach it, so it does not explain the gain alone",
         "same": f"is as good within the margin of {margin:g}, so the gain beyond that need not be "
@@ -212,7 +239,7 @@ def _explained(method: str, base: str, control: str, read: str, margin: float) -
         "open": "is not told apart from it, so whether it explains the gain is undecided",
         "not tested": "has too few seeds to tell",
     }[read]
-    return f"{method} gains over {base}; the control {control} {told}."
+    return f"the control {control} {told}."
 
 
 def controls_of(block: Block, entry: Entry) -> list[str]:
@@ -232,10 +259,13 @@ def _is_method(block: Block, entry: Entry) -> bool:
 
 
 def _controls(control: Entry, entry: Entry) -> bool:
-    name = outer(control.method)
-    if "[" in control.name:
-        return control.method == entry.upstream and control.name.endswith(f" of {entry.method}]")
-    if control.method == entry.method or control.wraps == entry.name:
+    name, apart = outer(control.method), {variant(control.name), variant(entry.name)} - {""}
+    if len(apart) > 1:
+        return False
+    budget = row_parts(bare(control.name))[2]
+    if budget:
+        return control.method == entry.upstream and budget.endswith(f" of {entry.method}")
+    if entry.method in (control.method, control.wraps):
         return True
     on_upstream = entry.upstream in (control.method, control.wraps)
     return on_upstream and outer(entry.method) in MADE_FOR.get(name, (outer(entry.method),))
@@ -303,7 +333,7 @@ def caveats(block: Block) -> list[str]:
     machines = {record.result["device"]["name"] for record in block.done}
     if len(machines) > 1:
         told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
-    versions = [entry.name for entry in block.entries if "{" in entry.name]
+    versions = [entry.name for entry in block.entries if variant(entry.name)]
     if versions:
         told.append(
             "Rows of one name differ in what stands in braces: "
@@ -317,33 +347,78 @@ def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
     return [
         f"The study's comparison of {row} over {base or 'its baseline'} has no runs."
         for row, base in question.family
-        if all(block.contrast(row, base) is None for block in blocks)
+        if not any(block.contrast(row, base) for block in blocks)
     ]
 
 
-def command(block: Block, column: Column, root: Path) -> str:
-    """The command that makes the runs of a column again, or shows them where they are done."""
-    first = column.records[0]
-    run = first.run
-    names = [_plain(name) for name, row in column.rows.items() if row.records]
-    plain = [name for name in names if "[" not in name]
-    numbers = [record.run.seed for record in column.records]
+def commands(block: Block, column: Column, root: Path) -> list[str]:
+    """The commands that make the runs of a column again, or show them where they are done.
+
+    One for each way in which meta rows are cut, and for each kind of equal budget. A line that
+    begins with # says what the one after it makes beside these runs.
+    """
+    cuts: dict[tuple[float, ...], list[Record]] = {}
+    for record in column.records:
+        cuts.setdefault(tuple(getattr(record.run, name) for name in CUT), []).append(record)
+    usual = cuts.get(tuple(CUT.values()), [])
+    whole = [each for each in usual if _whole(each)]
+    if len(cuts) > 1 and whole == usual != []:
+        del cuts[tuple(CUT.values())]
+    made = []
+    for _, records in sorted(cuts.items()):
+        # Rows on the whole pool are the same beside any cut.
+        own = list({record.run.id: record for record in (*records, *whole)}.values())
+        kinds = {r.run.budget.partition(" ")[0] for r in own} - {"steps"}
+        for kind in sorted(kinds) or [""]:
+            made += _command(block, column, own, kind, root)
+    return made
+
+
+def _whole(record: Record) -> bool:
+    """Whether a run trains on the whole pool, from which no meta rows were cut."""
+    rows = record.result.get("data", {}).get("rows", {})
+    return record.run.control == "all" and bool(rows) and not rows.get("meta", 0)
+
+
+def _command(
+    block: Block, column: Column, own: Sequence[Record], kind: str, root: Path
+) -> list[str]:
+    run, ids = own[0].run, {record.run.id for record in own}
+    names = [
+        bare(name)
+        for name, row in column.rows.items()
+        if any(record.run.id in ids for record in row.records)
+    ]
+    steps = [name for name in names if not row_parts(name)[2]]
+    numbers = sorted({record.run.seed for record in own})
     words = ["augbench", "compare", "--benchmark", _benchmark(column), "--model", run.model]
-    words += ["--methods", ",".join(dict.fromkeys(plain)), "--seeds", str(max(numbers) + 1)]
-    for name, default in (("protocol", "equal"), ("threads", 1)):
-        if getattr(run, name) != default:
-            words += [f"--{name}", str(getattr(run, name))]
-    for name, default in CUT.items():
-        values = {getattr(each.run, name) for each in column.records} - {default}
-        words += [word for value in values for word in (_option(name), f"{value:g}")][:2]
-    for kind in ("passes", "time"):
-        if any(record.run.budget.startswith(f"{kind} of") for record in column.records):
-            words += ["--same", kind]
+    words += ["--methods", ",".join(dict.fromkeys(steps)), "--seeds", str(numbers[-1] + 1)]
+    for name, default in (("protocol", "equal"), ("threads", 1), *CUT.items()):
+        value = getattr(run, name)
+        if value != default:
+            words += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--same", kind] if kind else []
     if run.oracle_test:
         words.append("--oracle-test")
     if root != Path(RUNS):
         words += ["--out", str(root)]
-    return shlex.join([*words, *_training(column, first.recorded.get("preset", ""))])
+    told = []
+    if len(numbers) <= numbers[-1]:
+        listed = ", ".join(map(str, numbers))
+        told.append(f"# makes all seeds up to {numbers[-1]}, of which {listed} are here")
+    if more := sorted(_budgeted(block, steps, kind) - set(names)) if kind else []:
+        told.append(f"# makes beside these: {', '.join(more)}")
+    return [*told, shlex.join([*words, *_training(column, own[0].recorded.get("preset", ""))])]
+
+
+def _budgeted(block: Block, names: Sequence[str], kind: str) -> set[str]:
+    """The rows of an equal budget that a comparison of these rows makes."""
+    made = set()
+    for entry in block.compared:
+        upstream = entry.upstream if entry.upstream in names else NONE
+        if entry.wraps and entry.method in names and upstream in names:
+            made.add(row_name(upstream, budget=f"{kind} of {entry.method}"))
+    return made
 
 
 def samples(block: Block) -> list[str]:
@@ -364,10 +439,6 @@ def _benchmark(column: Column) -> str:
         return column.benchmark
     kind, _, arguments = column.benchmark.partition("(")
     return f"{kind}:{path}" + (f"({arguments}" if arguments else "")
-
-
-def _plain(name: str) -> str:
-    return name.partition(" {")[0]
 
 
 def _training(column: Column, preset: str) -> list[str]:

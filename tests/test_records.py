@@ -114,7 +114,7 @@ def test_damaged_predictions_are_told_with_their_file(tmp_path: Path) -> None:
     path = folder / "predictions.npz"
     path.write_bytes(bytes(path.stat().st_size))
     ((one,), _) = records.scan(tmp_path)
-    with pytest.raises(OSError, match=r"predictions\.npz: cannot be read .*; make the run anew"):
+    with pytest.raises(OSError, match=r"predictions\.npz cannot be read .*; make the run anew"):
         _ = one.predictions
 
 

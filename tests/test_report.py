@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -109,7 +110,7 @@ def test_one_seed_invents_no_interval(tmp_path: Path, monkeypatch: pytest.Monkey
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "with fewer than 4 seeds nothing is inferred" in text
     assert " ± " not in text.replace("mean ± standard deviation", "")
-    assert "95 % CI +" not in text and "not tested" in text
+    assert not re.search(r"95 % CI [+-]", text) and "not tested" in text
 
 
 def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
@@ -157,6 +158,18 @@ def test_recompute_takes_the_stored_logits(tmp_path: Path) -> None:
         assert ("12.35" in text or "12.34" in text) == shown
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path: Path) -> None:
+    for seed in range(4):
+        make_run(tmp_path, "mixup", seed, 2.0)
+    hurt = [make_run(tmp_path, "none", seed) for seed in range(4)][-1] / "predictions.npz"
+    hurt.write_bytes(hurt.read_bytes()[::-1])
+    report(tmp_path, tmp_path / "out", ["md"], recompute=recompute)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "8 runs: 7 done, 1 not ended or damaged." in text
+    assert "predictions.npz cannot be read" in text and "over 3 seeds" in text
+
+
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     make_run(tmp_path, status="failed", reason="so")
     with pytest.raises(NoRuns, match=r"got 1 run\(s\) without metrics"):
@@ -171,18 +184,19 @@ def test_sentences_of_every_verdict() -> None:
     told = [words.finding(each, 0.5, 6) for each in listed]
     assert told[0].endswith("better, beyond the margin of 0.5.")
     assert told[1].endswith("worse, beyond the margin of 0.5.")
-    assert told[2].endswith("equivalent: within the margin of 0.5.")
+    assert re.search(r"equivalent: within the margin of 0\.5 \(90 % CI \S+ to \S+\)\.$", told[2])
     assert "undecided: the interval holds 0" in told[3]
-    assert told[4].endswith("equivalent: within the margin of 0.5, though not 0.")
+    assert told[4].endswith("), though not 0.")
     assert told[5].endswith("better, not shown to be beyond the margin of 0.5.")
     for each, text in zip(listed, told, strict=True):
         population = each.difference.population  # type: ignore[union-attr]
         assert population is not None
         assert f"{population.low:+.2f} to {population.high:+.2f}" in text
-        # what is said of the margin holds for the interval
-        if "beyond" in text:
-            outside = population.low > 0.5 or population.high < -0.5
-            assert ("not shown" not in text) == outside
+        # what is said of the margin holds for the interval, and for the family
+        outside = population.low > 0.5 or population.high < -0.5
+        if ", beyond" in text:
+            assert outside and each.p_within <= 0.05
+        assert outside or not each.p_within <= 0.05
     left_out = replace(listed[0], p=0.2, verdict="undecided")
     assert "the interval leaves out 0, but not after Holm" in words.finding(left_out, 0.5, 6)
     assert told[3].endswith(
@@ -221,20 +235,102 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
             make_run(tmp_path, method, seed, skill, test_rows=150)
         make_run(tmp_path, "mixup", seed, 40.0, test_rows=150, control="train")
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    sentences, table = words.controls(block, 0.5, "controls")
+    found = findings.findings(block, Question())
+    sentences, table = words.controls(block, found, 0.5, "controls")
     assert sentences == [
-        f"digits: {SAFLEX} gains over mixup; the control mixup@train is better still, so the gain "
-        "need not be the method's.",
-        f"digits: {SAFLEX} gains over mixup; the control {shuffled} does not reach it, so it does "
-        "not explain the gain alone.",
+        f"digits: {SAFLEX} gains over mixup (after Holm); the control mixup@train is better still, "
+        "so the gain need not be the method's.",
+        f"digits: {SAFLEX} gains over mixup (after Holm); the control {shuffled} does not reach "
+        "it, so it does not explain the gain alone.",
     ]
     assert table is not None and len(table.groups[0].rows) == 2
+    lost = [replace(each, p=0.2) for each in found]
+    (none,) = words.controls(block, lost, 0.5, "controls")[0]
+    assert none.startswith("No method that has control rows is shown to gain over its baseline")
+    alone = words.controls(block, [], 0.5, "controls")[0]
+    assert "gains over mixup (by its own population interval, not corrected);" in alone[0]
     monkeypatch.setattr(words, "reading", lambda *_: "same")
-    told = words.controls(block, 0.5, "controls")[0][0]
+    told = words.controls(block, found, 0.5, "controls")[0][0]
     assert told.endswith(
         "mixup@train is as good within the margin of 0.5, so the gain beyond that need not be the "
         "method's."
     )
+
+
+def test_rows_that_differ_in_how_meta_rows_are_cut_keep_family_controls_and_commands(
+    tmp_path: Path,
+) -> None:
+    shuffled = f"shuffled_weights(upstream={SAFLEX})"
+    make_run(tmp_path, "mixup")
+    data = json.loads((next(tmp_path.iterdir()) / "result.json").read_text())["data"]
+    cut = {"data": {**data, "rows": {**data["rows"], "meta": 9}}}
+    for fraction in (0.1, 0.3):
+        for method, control in ((SAFLEX, "all"), (shuffled, "all"), ("mixup", "train")):
+            make_run(tmp_path, method, control=control, meta_fraction=fraction, result=cut)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    rows = {fraction: f"{SAFLEX} {{meta_fraction {fraction:g}}}" for fraction in (0.1, 0.3)}
+    asked = Question(family=((SAFLEX, ""),))
+    assert block.contrasts(asked) == [(row, "mixup") for row in rows.values()]
+    assert not words.unmatched([block], asked)
+    for fraction, row in rows.items():
+        own = set(words.controls_of(block, block.by_name[row]))
+        braces = f" {{meta_fraction {fraction:g}}}"
+        assert own == {f"mixup@train{braces}", f"{shuffled}{braces}"}
+    told = words.commands(block, block.columns[0], tmp_path)
+    for fraction, line in zip(("0.1", "0.3"), told, strict=True):
+        given = shlex.split(line)
+        assert given[given.index("--meta-fraction") + 1] == fraction
+        assert given[given.index("--methods") + 1] == f"mixup,{SAFLEX},mixup@train,{shuffled}"
+
+
+def test_a_command_that_makes_more_than_these_runs_says_so(tmp_path: Path) -> None:
+    lpa3 = "lpa3(upstream=mixup)"
+    for seed in (3, 5):
+        for method in ("none", "mixup", SAFLEX):
+            make_run(tmp_path, method, seed)
+        of = {"of": make_run(tmp_path, lpa3, seed).name}
+        make_run(tmp_path, "mixup", seed, budget=f"passes of {lpa3}", epochs=9, recorded=of)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    seeds, rows, line = words.commands(block, block.columns[0], Path("runs"))
+    assert seeds == "# makes all seeds up to 5, of which 3, 5 are here"
+    assert rows == f"# makes beside these: mixup [passes of {SAFLEX}]"
+    assert "--seeds 6 --same passes" in line
+
+
+def test_rows_of_an_equal_budget_tell_their_epochs_and_the_cost_of_whole_runs(
+    tmp_path: Path,
+) -> None:
+    make_run(tmp_path, "none", cost=1.0, epochs=3)
+    of = make_run(tmp_path, "lpa3", cost=4.0, epochs=3).name
+    detail = "ratio 5 of passes over 1 seeds on a machine"
+    make_run(
+        tmp_path, "none", cost=1.0, epochs=15, budget="passes of lpa3",
+        recorded={"budget": detail, "of": of},
+    )  # fmt: skip
+    report(tmp_path, tmp_path / "out", ["csv", "md"])
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    table = summary.main_table(block, "accuracy", "accuracy", False, "last")
+    ratios = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
+    row = "none [passes of lpa3]"
+    assert ratios == {"none": "1.00", "lpa3": "4.00", row: "5.00"}
+    assert f"digits: {row}: 15 epochs, {detail}." in table.notes
+
+
+def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
+    for seed in range(4):
+        one, other = (make_run(tmp_path, method, seed, 2.0) for method in ("none", "crop"))
+        for name in ("predictions.npz", "result.json"):
+            shutil.copy(one / name, other / name)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    (found,) = findings.findings(block, Question())
+    assert found.difference is not None and found.difference.estimate == 0
+    assert found.difference.population is None and found.difference.training is None
+    assert found.verdict == "not tested" and np.isnan(found.p)
+    assert words.finding(found, 0.5, 1) == (
+        "crop over none on digits: +0.00 points over 4 seeds; as their predictions differ nowhere, "
+        "or by the same everywhere, no variance is known and nothing is inferred."
+    )
+    assert findings.best(block.columns[0], ["none", "crop"], "accuracy").tied
 
 
 @pytest.mark.parametrize(

@@ -375,8 +375,9 @@ def coverage(seeds, images, sds, repeats):
     return fixed / repeats, everywhere / repeats
 
 
-# Standard deviation of a seed and standard error of the choice of images. With three seeds and
-# images that matter more than in these, the population interval covers up to 97 %.
+# Standard deviation of a seed and standard error of the choice of images. Where images matter more
+# than in these, or neither does, the population interval is on the wide side: .97 with three seeds,
+# up to .99 where there is a residual alone (see the docstring of population_interval).
 SOURCES = [(1.0, 0.5), (2.0, 0.5)]
 
 
@@ -416,7 +417,7 @@ def test_the_error_of_a_family_in_a_small_simulation():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [156, 1000])
+@pytest.mark.parametrize("images", [156, 5000])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_the_error_of_a_family_is_at_most_five_per_cent(seeds, images):
     assert family_error(seeds, images, 2000) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
