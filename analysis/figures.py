@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from analysis import plots
-from analysis.blocks import CORRUPTIONS, Block, Column, Entry, call_in
+from analysis.blocks import CORRUPTIONS, NONE, Block, Column, Entry, call_in
 from analysis.findings import Finding, mean_ranks, scores
-from analysis.plots import Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
+from analysis.plots import Band, Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
 from analysis.stats import Interval
 from analysis.summary import variants
 from analysis.tables import POINTS, Row, difference
@@ -115,6 +115,7 @@ def draw_all(
         ("sensitivity", _sensitivity),
         ("weights", _weights),
         ("labels", _labels),
+        ("samples", _samples),
     ]
     made = []
     for name, maker in makers:
@@ -548,6 +549,29 @@ def _labels(drawing: _Drawing, paths: Paths) -> Told:
     return "What was learned: labels", (
         "Mean learned label (columns) of the training rows whose label was corrupted, by their "
         "true class (rows); corrected labels lie on the diagonal." + drawing.short(["U"])[1]
+    )
+
+
+def _samples(drawing: _Drawing, paths: Paths) -> Told:
+    """Of the first data set alone: the others look alike in what is done to them."""
+    column, bands = drawing.columns[0], []
+    for entry in drawing.shown()[0]:
+        stored = [r.folder / "samples.npz" for r in column.rows[entry.name].by_seed().values()]
+        path = next((each for each in stored if each.exists()), None)
+        if path is None or entry.name == NONE:
+            continue
+        arrays = _arrays(path)
+        pairs = np.stack([arrays["drawn"], arrays["trained"]], axis=1) / 255
+        captions = ["drawn", "trained on"] * len(pairs)
+        name = drawing.short([entry.name])[0][0]
+        bands.append(Band(name, pairs.reshape(-1, *pairs.shape[2:]), captions))
+    if not bands:
+        return None
+    plots.sample_bands(bands, f"{column.name}: training images", paths)
+    return "What was learned: augmented images", (
+        "Of each row the first training images of the last epoch, as they were drawn and as the "
+        "network was trained on them, one seed; of a method that adds images the added ones, "
+        f"beside those that they were made from.{drawing.short(['U'])[1]}"
     )
 
 

@@ -81,7 +81,7 @@ def augmentation_grid(
     figure.savefig(path)
 
 
-def sample_bands(bands: Sequence[Band], title: str, path: Path) -> None:
+def sample_bands(bands: Sequence[Band], title: str, paths: Sequence[Path]) -> None:
     """A row for each band: its heading, then its images from the left, each with its caption."""
     columns = max(3, *(len(band.images) for band in bands))  # so that a heading has room
     wrapped = [[_wrapped(text) for text in band.captions] for band in bands]
@@ -90,13 +90,13 @@ def sample_bands(bands: Sequence[Band], title: str, path: Path) -> None:
     for row, band, texts in zip(axes, bands, wrapped, strict=True):
         row[0].set_title(" ", fontsize=8)  # room for the heading, whose width must not count
         row[0].annotate(
-            band.heading, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8
+            _drawn(band.heading), (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8
         ).set_in_layout(False)
         for axis, image, text in zip(row, band.images, texts, strict=False):
             _picture(axis, image, text)
         for axis in row[len(texts) :]:
             axis.set_axis_off()
-    figure.savefig(path)
+    _save(figure, paths)
 
 
 def heatmaps(

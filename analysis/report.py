@@ -300,7 +300,7 @@ def _apart(made: Sequence[Block]) -> Table:
     return formats.table("blocks", "What differs between the blocks", head, rows)
 
 
-SAMPLES = "What the rows make of training images is drawn from the data, not from runs:"
+SAMPLES = "More of what the rows make of training images is drawn from the data, not from runs:"
 APART = (
     "These runs are of {count} settings that no table may mix. Each is a block with tables, a "
     "family and figures of its own, in this order:"

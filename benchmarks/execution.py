@@ -214,6 +214,8 @@ def _write(
     _write_arrays(folder / "predictions.npz", fitted.predictions)
     if learned:
         _write_arrays(folder / "learned.npz", learned)
+    if fitted.samples:
+        _write_arrays(folder / "samples.npz", fitted.samples)
     if splits.corrupted is not None:
         _write_arrays(folder / "corruption.npz", splits.corrupted)
     if options.save_model:
@@ -234,6 +236,7 @@ def _conclude(folder: Path, result: dict[str, Any]) -> Status:
         "timing.jsonl",
         "predictions.npz",
         "learned.npz",
+        "samples.npz",
         "corruption.npz",
         "model.pt",
     )

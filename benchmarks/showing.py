@@ -123,7 +123,7 @@ def show(
     title = (
         f"{method_name} on {shown}: {len(pool.x)} augmented training rows, {state}seed {seed}{note}"
     )
-    sample_bands(bands, title, path)
+    sample_bands(bands, title, [path])
 
 
 class _Watched(Method):

@@ -46,6 +46,8 @@ CHECK_EVERY = 50
 """Steps between two looks at the losses: each look waits for the device."""
 EVALUATION_BATCH = 512
 MIN_SELECT_ROWS, MIN_SELECT_CLASS = 200, 30
+SAMPLES = 4
+"""Rows of which it is kept what they were trained on as."""
 
 
 class TrainingFailed(RuntimeError):
@@ -78,6 +80,8 @@ class Fitted:
     state: State
     result: dict[str, Any]
     predictions: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
+    """of the first seed: rows of the last epoch as they were drawn and as they were trained on"""
 
 
 def write_lines(folder: Path, state: State) -> None:
@@ -165,7 +169,7 @@ def _fit(
     reset_peak_memory(device)
     with _signals() as asked:
         ends = asked if stop is None else lambda: asked() or stop()
-        state = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
+        state, samples = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
     result, predictions = _judge(run, splits, network, state, method)
     ctx.counter.close()
     result["resumed"] = state.resumed
@@ -173,7 +177,7 @@ def _fit(
     result["versions"] = installed_versions()
     result["auxiliary_norm"] = has_branches(network)
     result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    return Fitted(network, method, state, result, predictions)
+    return Fitted(network, method, state, result, predictions, samples)
 
 
 def check_fits(
@@ -212,7 +216,7 @@ def _loop(
     folder: Path | None,
     checkpoint_every: int,
     stop: Callable[[], bool],
-) -> State:
+) -> tuple[State, dict[str, np.ndarray]]:
     training, epochs, folds = run.training, run.training.epochs, splits.folds
     keep = "meta" if run.control == "meta" else "train"
     steps = len(chunks(splits.pool, training.batch_size))
@@ -228,6 +232,7 @@ def _loop(
     offered, _ = selection_offered(splits, method)
     progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, splits.pool)
     held: dict[str, Any] | None = None
+    samples: dict[str, np.ndarray] = {}
     for epoch in range(state.epoch, epochs):
         ctx.epoch, ctx.step = epoch, epoch * steps
         rate = learning_rate(training, epoch)
@@ -249,9 +254,12 @@ def _loop(
         for place, index in enumerate(order):
             if stop():
                 _leave(folder, state, held, epoch)
-            loss, rows = _step(method, ctx, splits.train, index, run.method)
+            loss, out = _step(method, ctx, splits.train, index, run.method)
             losses.append(loss)
-            drawn, trained = drawn + len(index), trained + rows
+            drawn, trained = drawn + len(index), trained + len(out.x)
+            if epoch + 1 == epochs and place == 0 and run.seed == 0 and ctx.spec.kind == "image":
+                samples = _samples(splits.train, method, out)
+            del out  # its logits hold the graph of the step
             ctx.step += 1
             if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
                 since = place // CHECK_EVERY * CHECK_EVERY
@@ -272,13 +280,13 @@ def _loop(
             if due:
                 _write_checkpoint(folder, held)
                 held = None
-    return state
+    return state, samples
 
 
 def _step(
     method: Method, ctx: TrainingContext, rows: Rows, index: Tensor, name: str
-) -> tuple[Tensor, int]:
-    """One training step; its loss on the device, and the rows that were trained on."""
+) -> tuple[Tensor, Batch]:
+    """One training step; its loss on the device, and the batch that was trained on."""
     ctx.clock.switch("data")
     index = index.to(rows.y.device)
     x = rows.inputs(index)
@@ -301,7 +309,26 @@ def _step(
     loss.backward()
     ctx.optimizer.step()
     ctx.clock.switch("")
-    return loss.detach(), len(out.x)
+    return loss.detach(), out
+
+
+def _samples(rows: Rows, method: Method, batch: Batch) -> dict[str, np.ndarray]:
+    """The first rows of a batch, uint8 (n, H, W, C), as they were drawn and as trained on.
+
+    Of a method that adds rows, the added ones beside those that they were made from.
+    """
+    added = method.added()
+    if added is not None and len(added.x):
+        drawn, made = added.origin[:SAMPLES], added.x[:SAMPLES]
+    else:
+        known = (batch.index >= 0).nonzero()[:SAMPLES, 0]
+        drawn, made = rows.inputs(batch.index[known]), batch.x[known]
+    return {"drawn": _pixels(drawn), "trained": _pixels(made)} if len(made) else {}
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    levels = (255 * x.detach().float().clamp(0, 1)).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def check_batch(batch: Batch, spec: Spec, name: str) -> None:

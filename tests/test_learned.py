@@ -1,4 +1,5 @@
-"""learned.npz: what a method learned of each training row, in the order of the training split."""
+"""learned.npz, what a method learned of each training row in the order of the training split; and
+samples.npz, some of the images that it trained on."""
 
 import json
 import signal
@@ -32,7 +33,9 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def carry_out(npz: Path, out: Path, method: str, progress: Silent | None = None) -> Path:
+def carry_out(
+    npz: Path, out: Path, method: str, progress: Silent | None = None, *, seed: int = 0
+) -> Path:
     """The directory of a run of the method."""
     benchmark = parse_benchmark(f"npz:{npz}")
     cell = cells.make_cell(
@@ -41,7 +44,7 @@ def carry_out(npz: Path, out: Path, method: str, progress: Silent | None = None)
         cells.model_name("small_cnn", 0.25),
         cells.training_of("medmnist", {"epochs": EPOCHS, "batch_size": BATCH}),
         Protocol(),
-        0,
+        seed,
         checksum="",
         threads=1,
         oracle_test=False,
@@ -138,7 +141,35 @@ def test_interrupted_and_resumed_is_the_same_file(npz: Path, tmp_path: Path) -> 
     parts = carry_out(npz, tmp_path / "parts", method)
     result = runs.read_result(parts)
     assert result is not None and result["resumed"] == EPOCHS - 1
-    assert (parts / "learned.npz").read_bytes() == (whole / "learned.npz").read_bytes()
+    for name in ("learned.npz", "samples.npz"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["none", "flip(p=1.0)", "lpa3(warmup=1)"])
+def test_images_of_the_last_epoch_are_kept_as_drawn_and_as_trained_on(
+    method: str, npz: Path, tmp_path: Path
+) -> None:
+    folder = carry_out(npz, tmp_path, method)
+    with np.load(folder / "samples.npz", allow_pickle=False) as stored:
+        drawn, trained = stored["drawn"], stored["trained"]
+    with np.load(npz) as stored:
+        images = stored["train_images"].reshape(ROWS[0], *drawn.shape[1:])
+    steps = len(chunks(ROWS[0], BATCH))
+    first = order_of(ROWS[0], (), BATCH, steps, EPOCHS - 1, 0, "train")[0]
+    assert drawn.shape == trained.shape and len(drawn) == 4 and drawn.dtype == np.uint8
+    if method == "lpa3(warmup=1)":  # half of the batch, in its order
+        places = [
+            int(np.flatnonzero((images[first] == one).all(axis=(1, 2, 3)))[0]) for one in drawn
+        ]
+        assert places == sorted(places) and len(set(places)) == 4
+        assert (trained != drawn).any(axis=(1, 2, 3)).all()
+        return
+    np.testing.assert_array_equal(drawn, images[first[:4]])
+    np.testing.assert_array_equal(trained, drawn if method == "none" else drawn[:, :, ::-1])
+
+
+def test_images_are_kept_of_the_first_seed_alone(npz: Path, tmp_path: Path) -> None:
+    assert not list(carry_out(npz, tmp_path, "none", seed=1).glob("samples*"))
 
 
 def test_a_file_cut_short_is_made_again(npz: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_a_reader_is_told(small: Path) -> None:
 def test_every_figure_is_whole_in_every_format(small: Path) -> None:
     names = {path.stem for path in (small / "figures").iterdir()}
     expected = {"differences", "cost", "learning", "recall", "calibration", "phases"}
-    assert names >= expected | {"weights", "labels"}
+    assert names >= expected | {"weights", "labels", "samples"}
     for name, suffix in itertools.product(names, (".png", ".svg", ".pdf")):
         assert (small / "figures" / f"{name}{suffix}").stat().st_size > 3000
     drawing = ElementTree.parse(small / "figures" / "cost.svg")

@@ -184,10 +184,10 @@ def banded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     real = plots.sample_bands
 
-    def spy(bands: Sequence[Band], title: str, path: Path) -> None:
+    def spy(bands: Sequence[Band], title: str, paths: Sequence[Path]) -> None:
         seen.update(title=title, headings=[band.heading for band in bands])
         seen["bands"] = {band.heading.partition(" (")[0]: band for band in bands}
-        real(bands, title, path)
+        real(bands, title, paths)
 
     monkeypatch.setattr(showing, "sample_bands", spy)
     return seen
@@ -605,9 +605,8 @@ def test_no_text_lies_over_another_or_is_cut(
     image = np.zeros((8, 9, 9, 1))
     headings = ("highest weight", "lowest weight (512 of 512 rows have weight 0)", "label moved")
     bands = [Band(text, image[:count], captions[:count]) for text in headings]
-    plots.sample_bands(
-        bands, "saflex(preset=stable, upstream=crop+flip) on x: " * 4, tmp_path / "x.png"
-    )
+    title = "saflex(preset=stable, upstream=crop+flip) on x: " * 4
+    plots.sample_bands(bands, title, [tmp_path / "x.png"])
     (figure,) = figures
     texts = [
         each for each in figure.findobj(Text) if each.get_text().strip() and each.get_visible()

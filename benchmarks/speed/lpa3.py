@@ -108,8 +108,8 @@ class Loop:
         self.trained = 0
         for _ in range(self.way.epochs):
             for index in self.order:
-                _, rows = _step(self.method, self.ctx, self.splits.train, index, self.name)
-                self.trained += rows
+                _, out = _step(self.method, self.ctx, self.splits.train, index, self.name)
+                self.trained += len(out.x)
                 self.ctx.step += 1
             self.ctx.epoch += 1
         return sum(self.ctx.clock.take().values())
