@@ -396,7 +396,7 @@ ROWS = 64
 
 
 @cache
-def trained(benchmark: str, method: str) -> Trained:
+def trained(benchmark: str, method: str, seed: int = 0) -> Trained:
     parsed = data.parse_benchmark(benchmark)
     root = Path(DATA or "")
     if not benchmark.startswith("digits"):
@@ -405,7 +405,7 @@ def trained(benchmark: str, method: str) -> Trained:
             pytest.skip(f"{file} is needed: set AUGBENCH_DATA")
     arrays = data.arrays_of(parsed, root)
     made = data.make_splits(
-        arrays, parsed, Protocol(), needs_meta=False, seed=0, device=torch.device("cpu")
+        arrays, parsed, Protocol(), needs_meta=False, seed=seed, device=torch.device("cpu")
     )
     tiny = benchmark.startswith("digits")
     run = Run(
@@ -413,6 +413,7 @@ def trained(benchmark: str, method: str) -> Trained:
         data="",
         model="small_cnn(width=0.5)" if tiny else "resnet18(width=0.125)",
         method=method,
+        seed=seed,
         training=Training(epochs=12 if tiny else 5, batch_size=32, learning_rate=0.003),
     )
     fitted = fit(run, made, build(method))
@@ -518,7 +519,7 @@ class TestTrained:
             own = predicted(found.model.eval()(batch.x), one=True)
         kept = judged_apart(found.model, batch.x, out.x[ROWS:], own)
         within = [float((kept.fallen <= times * 0.02).double().mean()) for times in (1, 3)]
-        assert within[0] >= 0.8 and within[1] >= 0.98 and float(kept.same.double().mean()) >= 0.98
+        assert within[0] >= 0.6 and within[1] >= 0.95 and float(kept.same.double().mean()) >= 0.95
         assert log["attack_margin_kept"] == pytest.approx(within[0], abs=1.1 / ROWS)
         assert float(kept.same.double().mean()) == log["attack_prediction_kept"]
 
@@ -570,27 +571,44 @@ class TestTrained:
         assert log["attack_norm_95"] == pytest.approx(float(norms.quantile(0.95)), rel=1e-4)
         assert log["attack_norm_05"] <= log["attack_norm_50"] <= log["attack_norm_95"]
 
-    @pytest.mark.parametrize(("benchmark", "strict"), list(zip(SETS, (0.0, 0.3), strict=True)))
-    def test_which_attacked_rows_are_harder_than_their_clean_rows(
-        self, benchmark: str, strict: float
+    @pytest.mark.parametrize("benchmark", SETS)
+    def test_fewer_rows_of_strict_than_of_published_are_harder_than_their_clean_rows(
+        self, benchmark: str
     ) -> None:
-        """The constraint has one side: of strict few are, of published more than half."""
+        """The constraint has one side: strict mostly ends on the other."""
         log, kept, _, _ = evaluated(benchmark, "none", "strict")
         share = float((kept.fallen > 0).double().mean())
         assert log["attack_harder"] == pytest.approx(share, abs=0.05)
-        assert share == pytest.approx(strict, abs=0.1)
         assert log["attack_fall"] == pytest.approx(float(kept.fallen.mean()), abs=1e-4)
         assert float(kept.fallen.mean()) < 0
         published = on_all_rows(trained(benchmark, "none"), "lpa3(ratio=1.0, warmup=0)")[2]
-        assert 0.5 < published["attack_harder"] < 0.7
+        assert share < 0.5 < published["attack_harder"]
 
-    def test_a_smaller_multiplier_makes_harder_rows_that_are_nearer(self) -> None:
+    def test_a_smaller_multiplier_goes_less_far(self) -> None:
         log = evaluated(SETS[1], "none", "strict").log
         text = "lpa3(preset=strict, lagrange=1.0, ratio=1.0, warmup=0)"
         less = on_all_rows(trained(SETS[1], "none"), text)[2]
-        assert less["attack_harder"] == pytest.approx(0.53, abs=0.06)
-        assert less["attack_distance"] == pytest.approx(0.53, abs=0.06)
-        assert log["attack_distance"] == pytest.approx(1.14, abs=0.06)
+        assert less["attack_distance"] < 0.75 * log["attack_distance"]
+
+    @pytest.mark.slow
+    def test_harder_and_farther_over_six_networks(self) -> None:
+        """What docs/methods/lpa3.md says of PneumoniaMNIST, as shares and mean distances."""
+        texts = ("preset=strict", "preset=strict, lagrange=1.0", "preset=published")
+        logs = [
+            [
+                on_all_rows(trained(SETS[1], "none", seed), f"lpa3({text}, ratio=1.0, warmup=0)")[2]
+                for text in texts
+            ]
+            for seed in range(6)
+        ]
+        harder, distance = (
+            np.array([[log[name] for log in row] for row in logs])
+            for name in ("attack_harder", "attack_distance")
+        )
+        strict, less, published = harder.mean(axis=0)
+        assert 0.2 < strict < 0.4 < less < 0.6 < published < 0.9
+        assert (harder[:, 2] > harder[:, 0] + 0.1).all()
+        assert (distance[:, 1] < 0.75 * distance[:, 0]).all()
 
     def test_every_epoch_tells_what_it_did(self) -> None:
         lines = [json.loads(each) for each in trained(*NETWORKS[1]).fitted.state.metric_lines]
