@@ -653,7 +653,7 @@ class TestFrozen:
         assert len(found[0]) == BATCH + BATCH // 2
         assert torch.equal(*found)
 
-    @pytest.mark.parametrize("text", ["", "preset=strict", "auxiliary_norm=true"])
+    @pytest.mark.parametrize("text", ["", "preset=strict", "preset=fast", "auxiliary_norm=true"])
     @pytest.mark.parametrize("after", [1, 2, 4])
     def test_is_left_as_it_was_when_the_attack_raises(self, text: str, after: int) -> None:
         name = f"lpa3({', '.join(filter(None, [text, 'warmup=0']))})"
@@ -677,7 +677,7 @@ class TestFrozen:
         branches = [each.branch for each in model.modules() if hasattr(each, "branch")]
         assert not any(branches)
 
-    @pytest.mark.parametrize("preset", ["published", "strict"])
+    @pytest.mark.parametrize("preset", ["published", "strict", "fast"])
     def test_no_forward_of_the_attack_tracks_a_weight(self, preset: str) -> None:
         ready = bench(lambda: build(f"lpa3(preset={preset}, warmup=0)"), Case(1))
         model, asked = cast("Model", ready.ctx.model), []
@@ -692,7 +692,7 @@ class TestFrozen:
         batch = ready.batch()
         out = ready.augment(batch)
         assert asked and not any(asked)
-        assert set(modes) == {preset == "published"}, "strict asks for running statistics"
+        assert set(modes) == {preset == "published"}, "the others ask for running statistics"
         _same(before, self._state(model))
         assert not out.x.requires_grad and out.x.dtype == batch.x.dtype
         assert torch.equal(out.x[:BATCH], batch.x)
