@@ -8,23 +8,24 @@ from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from methods.base import Model
-from methods.functional import buffers_kept, mode
+from methods.branches import on_branch
+from methods.functional import mode
 
 
 class Pair(NamedTuple):
-    """A convolution, and the normalisation that its output goes to."""
+    """Names of a convolution and of the normalisation that its output goes to."""
 
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d
+    conv: str
+    norm: str
 
-    @property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Running mean and variance (C,)."""
-        return cast("Tensor", self.norm.running_mean), cast("Tensor", self.norm.running_var)
+    def layers(self, model: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The two of ``model``."""
+        conv, norm = model.get_submodule(self.conv), model.get_submodule(self.norm)
+        return cast("nn.Conv2d", conv), cast("nn.BatchNorm2d", norm)
 
 
 @contextmanager
@@ -32,91 +33,85 @@ def folded(model: nn.Module, pairs: list[Pair]) -> Iterator[None]:
     """``model`` in eval mode with each pair as one convolution; restored afterwards, also on error.
 
     Scale and shift of a normalisation become those of its convolution's weights, as they stand
-    when the context is entered, and the layer is passed over. No gradient reaches the weights.
+    when the context is entered, and the layer lets everything pass. No gradient reaches the
+    weights.
     """
-    norms = {pair.norm for pair in pairs}
-    places = [
-        (module, name, child)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if child in norms
-    ]
-    own = [(pair.conv, pair.conv.weight, pair.conv.bias) for pair in pairs]
+    layers = [pair.layers(model) for pair in pairs]
+    own = [(conv, conv.weight, conv.bias) for conv, _ in layers]
     try:
-        for pair in pairs:
-            conv, norm = pair
+        for conv, norm in layers:
             with torch.no_grad():
+                mean, var = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
                 weight, bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, *pair.statistics, norm.eps, norm.weight, norm.bias
+                    conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
                 )
             conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-        for module, name, _ in places:
-            setattr(module, name, nn.Identity().eval())
+            vars(norm)["forward"] = _pass  # what else is read of the layer stays
         yield
     finally:
         for conv, weight, bias in own:
             conv.weight, conv.bias = weight, bias
-        for module, name, norm in places:
-            setattr(module, name, norm)
+        for _, norm in layers:
+            vars(norm).pop("forward", None)
 
 
-@torch.no_grad()
-def foldable(model: Model, x: Tensor) -> list[Pair]:
-    """Pairs of ``model`` that may be one convolution each: stages and logits stay the same.
+def _pass(x: Tensor) -> Tensor:
+    return x
 
-    They are looked for in a forward of rows ``x`` (B, *S), and kept where it comes out the same
-    with them folded, at statistics drawn at random: so a convolution whose output also goes
-    elsewhere is left alone.
+
+def foldable(model: Model) -> list[Pair]:
+    """Pairs of ``model``, on its first branch, that may be one convolution each in eval mode.
+
+    They are read off the graph of its operations: the convolution's output goes to the
+    normalisation and nowhere else, both are called once, and neither is more than it seems. A
+    network that ``torch.fx`` cannot trace, as its operations depend on values, has none.
     """
-    with buffers_kept(model), mode(model, training=False):
-        pairs = _adjacent(model, x)
-        generator = torch.Generator().manual_seed(0)
-        for pair in pairs:
-            mean, variance = pair.statistics
-            mean.copy_(torch.rand(len(mean), generator=generator) - 0.5)
-            variance.copy_(torch.rand(len(mean), generator=generator) + 0.5)
-        plain = _outputs(model, x)
-
-        def same(these: list[Pair]) -> bool:
-            with folded(model, these):
-                pieces = zip(plain, _outputs(model, x), strict=True)
-                return all(_close(one, other) for one, other in pieces)
-
-        return pairs if same(pairs) else [pair for pair in pairs if same([pair])]
+    with mode(model, training=False), on_branch(model, 0):
+        try:
+            graph = fx.Tracer().trace(_Looked(model))
+        except Exception:  # a user's forward may fail in any way on symbols
+            return []
+        modules = dict(model.named_modules())
+        return [
+            pair
+            for pair in _adjacent(graph)
+            if _is_plain(modules[pair.conv], nn.Conv2d)
+            and _is_plain(modules[pair.norm], nn.BatchNorm2d)
+        ]
 
 
-def _outputs(model: Model, x: Tensor) -> list[Tensor]:
-    """Stages and logits; copies, as a later layer may work in place."""
-    features = model.features(x)
-    return [*(each.clone() for each in features), model.head(model.embed(features))]
+def _adjacent(graph: fx.Graph) -> Iterator[Pair]:
+    """Two modules of which the second one takes the output of the first, and nothing else does."""
+    calls = Counter(str(node.target) for node in graph.nodes)
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for node in graph.nodes:
+        before = node.args[0] if len(node.args) == 1 else None
+        if not isinstance(before, fx.Node) or {node.op, before.op} != {"call_module"}:
+            continue
+        names = [str(before.target), str(node.target)]
+        once = all(calls[name] == 1 for name in names)
+        if set(before.users) == {node} and once and names[0] not in read:
+            yield Pair(*(name.removeprefix("model.") for name in names))
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether they differ by rounding alone, on the scale of the first."""
-    scale = one.abs().max().clamp_min(torch.finfo(one.dtype).tiny)
-    return bool((one - other).abs().max() <= 1e-4 * scale)
+class _Looked(nn.Module):
+    """A network whose outputs are all that an attack looks at."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the stages, then logits."""
+        features = self.model.features(x)
+        return [*features, self.model.head(self.model.embed(features))]
 
 
-def _adjacent(model: Model, x: Tensor) -> list[Pair]:
-    """Convolutions, and the normalisation whose input is their output; each called once."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def record(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        calls.append((module, inputs[0], output))
-
-    layers = [each for each in model.modules() if isinstance(each, nn.Conv2d | nn.BatchNorm2d)]
-    handles = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        _outputs(model, x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    times = Counter(layer for layer, _, _ in calls)
-    return [
-        Pair(conv, norm)
-        for conv, _, output in calls
-        for norm, seen, _ in calls
-        if type(conv) is nn.Conv2d and isinstance(conv.weight, nn.Parameter)  # not computed itself
-        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
-        if seen is output and times[conv] == times[norm] == 1
-    ]
+def _is_plain(layer: nn.Module, kind: type[nn.Conv2d | nn.BatchNorm2d]) -> bool:
+    """Whether a layer in eval mode does what its class does, by weights that it holds."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
+    if type(layer) is not kind or any(hooks) or "forward" in vars(layer):
+        return False
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.running_mean is not None and not layer.training
+    return isinstance(layer.weight, nn.Parameter)  # else it is computed before each call

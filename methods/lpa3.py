@@ -381,9 +381,8 @@ class Lpa3(Method):
         super().setup(ctx)
         rows, device = ctx.spec.rows, ctx.train.targets.device
         if self.fold:
-            with ctx.uncharged():
-                probe = torch.rand(2, *ctx.spec.shape, device=device)
-                self._pairs = foldable(ctx.model, probe)
+            with ctx.uncharged():  # no row goes forward
+                self._pairs = foldable(ctx.model)
         self.register_buffer("visited", torch.zeros(rows, dtype=torch.bool, device=device))
         self.register_buffer("consistency", torch.zeros(rows, device=device))
         self.register_buffer("before", torch.zeros(rows, ctx.spec.classes, device=device))
@@ -546,6 +545,8 @@ class Lpa3(Method):
             "attack_noise_distance": noise.mean(),
             "attack_beats_noise": (judged.distance > noise).to(x.dtype).mean(),
         }
+        if self.fold:
+            ctx.log(attack_folded=len(self._pairs))
         for share in (0.05, 0.5, 0.95):
             told[f"attack_norm_{round(100 * share):02d}"] = norms.quantile(share)
         ctx.log(**{name: float(value) for name, value in told.items()})
