@@ -65,7 +65,7 @@ def augmentation_grid(
     """
     rows, count = draws.shape[:2]
     wrapped = [[_wrapped(text) for text in row] for row in captions]
-    heights = [_height(row) for row in wrapped]
+    heights = [_height([label, *row]) for label, row in zip(labels, wrapped, strict=True)]
     figure, axes = _cells(count + 1, heights, title)
     for row in range(rows):
         cells = [(originals[row], labels[row])]
