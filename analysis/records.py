@@ -117,10 +117,11 @@ def read(folders: Iterable[Path]) -> list[Record]:
 
 
 class Unread(NamedTuple):
-    """A run directory without a result that can be read, and why."""
+    """A run directory without a result that can be read, why, and its cell where that is known."""
 
     folder: Path
     reason: str
+    run: Run | None = None
 
 
 def scan(root: Path) -> tuple[list[Record], list[Unread]]:
@@ -134,10 +135,10 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
             unread.append(Unread(folder, reason))
             continue
         if not own:
-            unread.append(Unread(folder, _why_unended(folder)))
+            unread.append(_unended(folder))
         elif missing := _missing(own[0]):
             reason = f"result.json is not a result of this version ({missing} is missing)"
-            unread.append(Unread(folder, reason))
+            unread.append(Unread(folder, reason, own[0].run))
         else:
             found += own
     return found, unread
@@ -174,10 +175,18 @@ def _missing(record: Record) -> str:
     return ""
 
 
-def _why_unended(folder: Path) -> str:
+def _unended(folder: Path) -> Unread:
+    try:
+        run, _ = runs.read_run(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        run = None
     if (folder / "result.json").exists():
-        return "result.json, or a file that it names, was cut short"
-    return "it has not ended"
+        return Unread(folder, "result.json, or a file that it names, was cut short", run)
+    if run is None:
+        return Unread(folder, "it has not ended")
+    lines = folder / "metrics.jsonl"
+    ended = lines.read_text(encoding="utf-8").count("\n") if lines.is_file() else 0
+    return Unread(folder, f"it has not ended ({ended} of {run.training.epochs} epochs)", run)
 
 
 def _first_line(error: Exception) -> str:

@@ -100,8 +100,9 @@ def report(
         try:
             whole = _made(root, out, wanted, with_published, recompute, study, asked, found, unread)
         except records.Damaged as damaged:  # found where predictions are read: the rest is told
-            found = [record for record in found if record.folder != damaged.folder]
-            unread.append(records.Unread(damaged.folder, damaged.reason))
+            (hurt,) = (record for record in found if record.folder == damaged.folder)
+            found.remove(hurt)
+            unread.append(records.Unread(damaged.folder, damaged.reason, hurt.run))
         else:
             return _written(whole, out, wanted)
     raise NoRuns(

@@ -405,7 +405,10 @@ def failures_table(records: Sequence[Record], unread: Sequence[Unread], name: st
         for (row, where, status, reason), seeds in sorted(found.items())
     ]
     for each in unread:
-        rows.append([each.folder.name, MISSING, MISSING, "no result", each.reason])
+        cell: list[object] = [MISSING, MISSING, MISSING]
+        if run := each.run:
+            cell = [run.row, f"{run.benchmark}, {run.model}", run.seed]
+        rows.append([*cell, "no result", f"{each.folder.name}: {each.reason}"])
     head = ["", "where", "seeds", "status", "reason"]
     return table(name, "Runs without a result", head, rows) if rows else None
 

@@ -67,6 +67,8 @@ def test_recomputed_metrics_come_from_the_logits(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path) -> None:
     running = make_run(tmp_path, "none")
     (running / "result.json").unlink()
+    lines = (running / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (running / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
     cut = make_run(tmp_path, "crop")
     (cut / "predictions.npz").write_bytes(b"")
     strange = make_run(tmp_path, "mixup")
@@ -79,9 +81,11 @@ def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path) -> None:
     found, unread = records.scan(tmp_path)
     assert [record.folder for record in found] == [kept]
     reasons = {each.folder: each.reason for each in unread}
-    assert reasons[running] == "it has not ended"
+    assert reasons[running] == "it has not ended (2 of 3 epochs)"
     assert "cut short" in reasons[cut] and "cut short" in reasons[broken]
     assert "not a run of this version" in reasons[strange]
+    cells = {each.folder: each.run and each.run.row for each in unread}
+    assert cells == {running: "none", cut: "crop", strange: None, broken: None}
 
 
 @pytest.mark.parametrize(
