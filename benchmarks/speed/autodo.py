@@ -7,19 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import tyro
 from tabulate import tabulate
 
-from benchmarks import models
-from benchmarks.context import TrainingContext
-from benchmarks.data import Splits, training_order
-from benchmarks.machine import describe_device
-from benchmarks.runs import Training
-from benchmarks.seeding import seed_global
-from benchmarks.tasks import task_of
-from benchmarks.trainer import _step, check_fits, make_optimizer
+from benchmarks.data import Splits
+from benchmarks.speed.loop import Loop, clock, described, random_splits
 from methods import build
 from methods.autodo import AutoDO
 from methods.base import Spec
@@ -65,39 +58,22 @@ WAYS = [
 ]
 
 
-class Loop:
-    """The trainer's own steps and outer phases, with network, optimiser and order of their own."""
+class Steps(Loop):
+    """The inner steps and outer phases of a row of the table."""
 
-    def __init__(self, way: Way, splits: Splits, arguments: Arguments, steps: int) -> None:
-        text = "none"
+    def __init__(self, way: Way, splits: Splits, arguments: Arguments) -> None:
+        text, rows = "none", arguments.batch_size
         if way.arguments is not None:
-            given = [way.arguments, "start=1.0", f"outer_batch={arguments.batch_size}"]
+            given = [way.arguments, "start=1.0", f"outer_batch={rows}"]
             text = f"autodo({', '.join(filter(None, given))})"
-        self.name, self.method, self.splits, self.place = text, build(text), splits, 0
-        device = torch.device("cpu")
-        self.order = training_order(
-            len(splits.train), (), arguments.batch_size, steps, 0, 0, "train"
-        )
-        seed_global(device, 0, "init")
-        network = models.build(arguments.model, splits.spec)
-        check_fits(text, self.method, splits, network, arguments.model)
-        training = Training(epochs=4, batch_size=arguments.batch_size)
-        self.ctx = TrainingContext.of_splits(
-            network, make_optimizer(network, training), task_of(splits.kind), splits,
-            epochs=4, seed=0, training=training,
-        )  # fmt: skip
-        self.ctx.enter("setup")
-        self.method.setup(self.ctx)
-        network.train()
+        steps = STEPS * (arguments.repeats + 1)
+        super().__init__(text, arguments.model, splits, rows=rows, steps=steps, epochs=4)
 
     def inner(self) -> float:
         """Charged seconds of the next steps."""
         self.ctx.forget()
-        for index in self.order[self.place : self.place + STEPS]:
-            _step(self.method, self.ctx, self.splits.train, index, self.name)
-            self.place += 1
-            self.ctx.step = self.place
-        return sum(self.ctx.clock.take().values())
+        self.train(self.order[self.ctx.step : self.ctx.step + STEPS])
+        return self.charged()
 
     def outer(self, features_alone: bool = False) -> float:
         """Charged seconds of an outer phase, or of the features of the meta rows in it."""
@@ -112,19 +88,7 @@ class Loop:
         elif not features_alone:
             self.method.begin_epoch(self.ctx)
         self.ctx.clock.switch("")
-        return sum(self.ctx.clock.take().values())
-
-
-def splits_of(arguments: Arguments) -> Splits:
-    """Twelve batches of training rows and some of meta rows, of ten classes."""
-    rng = np.random.default_rng(0)
-    whole = (STEPS + arguments.meta_batches) * arguments.batch_size
-    train, select, test = (
-        (rng.integers(0, 256, (rows, 28, 28, 3), dtype=np.uint8), np.arange(rows) % 10)
-        for rows in (whole, 100, 100)
-    )
-    share = arguments.meta_batches / (STEPS + arguments.meta_batches)
-    return Splits.from_arrays(train, select, test, meta_fraction=share)
+        return self.charged()
 
 
 def memory() -> str:
@@ -148,8 +112,10 @@ def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads)
-    splits = splits_of(arguments)
-    loops = {way: Loop(way, splits, arguments, STEPS * (arguments.repeats + 1)) for way in WAYS}
+    batches = STEPS + arguments.meta_batches
+    share = arguments.meta_batches / batches
+    splits = random_splits(batches * arguments.batch_size, classes=10, meta_fraction=share)
+    loops = {way: Steps(way, splits, arguments) for way in WAYS}
     for loop in loops.values():  # the first steps allocate
         loop.inner()
         loop.outer()
@@ -183,12 +149,11 @@ def main() -> None:
     print(
         f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
         f"{STEPS} batches of training and {arguments.meta_batches} of meta rows, Adam, "
-        f"{arguments.threads} thread(s), {describe_device(torch.device('cpu'))['name']}, torch "
-        f"{torch.__version__}, n = {arguments.repeats}, medians"
+        f"{described('cpu', arguments.threads, arguments.repeats)}"
     )
     headers = ["", "ms a step", "inner", "outer", "without meta", "epoch", "target", "within 10 %"]
     print(tabulate(body, headers=headers, colalign=("left", *["right"] * 7), disable_numparse=True))
-    print("ms: CPU seconds of the process by the run's clock, of an inner step.")
+    print(f"ms: {clock('cpu')} by the run's clock, of an inner step.")
     print("inner, outer: a step as a ratio to a plain step, the features of the meta rows, made")
     print("once a phase, included; without meta: without them; epoch: inner and outer phase.")
     print("target: of an outer step; 1.0 without meta for A,W,S, and 2.2 for an epoch, are others.")

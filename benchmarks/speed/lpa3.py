@@ -11,16 +11,8 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from benchmarks import models
-from benchmarks.context import TrainingContext
-from benchmarks.data import Splits, training_order
-from benchmarks.machine import describe_device
-from benchmarks.runs import Training
-from benchmarks.seeding import seed_global
-from benchmarks.speed.saflex import splits_of
-from benchmarks.tasks import task_of
-from benchmarks.trainer import _step, check_fits, make_optimizer
-from methods import build, canonical
+from benchmarks.data import Splits
+from benchmarks.speed.loop import Loop, clock, described, random_splits
 
 CODE = "released code, supervised script: 9.0 by its passes, every row attacked"
 
@@ -71,48 +63,32 @@ WAYS = [
 ]
 
 
-class Loop:
-    """The trainer's own steps under one method, with network, optimiser and order of their own."""
+class Steps(Loop):
+    """The steps of a row of the table."""
 
     def __init__(self, way: Way, splits: Splits, arguments: Arguments) -> None:
         text = "none"
         if way.arguments is not None:
             text = f"lpa3({', '.join(filter(None, [way.arguments, 'warmup=0']))})"
-        self.method, self.name, self.way = build(text), canonical(text), way
-        self.splits, self.trained = splits, 0
-        device, rows = torch.device(arguments.device), round(way.rows * arguments.batch_size)
-        self.order = training_order(len(splits.train), (), rows, arguments.steps, 0, 0, "train")
-        seed_global(device, 0, "init")
-        network = models.build(arguments.model, splits.spec, self.method.requires()).to(device)
-        check_fits(self.name, self.method, splits, network, arguments.model)
-        training = Training(epochs=1, batch_size=rows, optimizer="adam")
-        self.ctx = TrainingContext.of_splits(
-            network,
-            make_optimizer(network, training),
-            task_of(splits.kind),
+        super().__init__(
+            text,
+            arguments.model,
             splits,
-            epochs=1,
-            seed=0,
-            training=training,
+            rows=round(way.rows * arguments.batch_size),
+            steps=arguments.steps,
+            device=arguments.device,
         )
-        self.method.to(device)
-        self.ctx.enter("setup")
-        self.method.setup(self.ctx)
-        network.train()
-        self.ctx.enter("begin_epoch")
-        self.method.begin_epoch(self.ctx)
+        self.epochs, self.trained = way.epochs, 0
+        self.begin_epoch()
 
     def cycle(self) -> float:
-        """Charged seconds of the next epochs: the clock stands still in the audit."""
+        """Charged seconds of the next epochs."""
         self.ctx.forget()
         self.trained = 0
-        for _ in range(self.way.epochs):
-            for index in self.order:
-                _, out = _step(self.method, self.ctx, self.splits.train, index, self.name)
-                self.trained += len(out.x)
-                self.ctx.step += 1
+        for _ in range(self.epochs):
+            self.trained += self.train(self.order)
             self.ctx.epoch += 1
-        return sum(self.ctx.clock.take().values())
+        return self.charged()
 
     def count(self) -> tuple[int, int, int]:
         """Rows forward, backward and trained on in the next epochs."""
@@ -124,8 +100,9 @@ def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads)
-    splits = splits_of(arguments.batch_size, arguments.device)
-    loops = {way: Loop(way, splits, arguments) for way in WAYS}
+    rows = 32 * arguments.batch_size
+    splits = random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
+    loops = {way: Steps(way, splits, arguments) for way in WAYS}
     counts = {}
     for way, loop in loops.items():
         loop.cycle()  # the first steps allocate, and hold an audit
@@ -153,17 +130,14 @@ def main() -> None:
                 "" if way.target is None else ("yes" if ratio <= 1.1 * way.target else "no"),
             ]
         )
-    device = torch.device(arguments.device)
-    clock = "events" if device.type == "cuda" else "CPU seconds of the process"
     print(
         f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
-        f"Adam, {arguments.threads} thread(s), {describe_device(device)['name']}, torch "
-        f"{torch.__version__}, n = {arguments.repeats}, medians"
+        f"Adam, {described(arguments.device, arguments.threads, arguments.repeats)}"
     )
     headers = ["", "ms a step", "ratio", "from-to", "forward", "backward", "trained"]
     headers += ["bound", "target", "within 10 %"]
     print(tabulate(body, headers=headers, colalign=("left", *["right"] * 9), disable_numparse=True))
-    print(f"ms: {clock} by the run's clock (it stands still in the audit).")
+    print(f"ms: {clock(arguments.device)} by the run's clock (it stands still in the audit).")
     print(
         "forward, backward: passes for each row drawn; trained: rows whose backward pass goes to\n"
         "the weights too, a pass more; bound: their sum over that of the plain step, which is 3.\n"

@@ -7,21 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import tyro
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models
-from benchmarks.context import TrainingContext
-from benchmarks.data import Splits, training_order
-from benchmarks.machine import describe_device
-from benchmarks.runs import Training
-from benchmarks.seeding import seed_global
-from benchmarks.tasks import task_of
-from benchmarks.trainer import _step, check_fits, make_optimizer
-from methods import build, canonical
+from benchmarks.data import Splits
+from benchmarks.speed.loop import Loop, clock, described, random_splits
 from methods.saflex import Saflex
 
 CYCLE = 4
@@ -75,46 +67,25 @@ WAYS = [
 ]
 
 
-class Loop:
-    """The trainer's own steps under one method, with network, optimiser and order of their own."""
+class Steps(Loop):
+    """The steps of a row of the table."""
 
     def __init__(self, way: Way, splits: Splits, arguments: Arguments, steps: int) -> None:
         text = arguments.upstream
         if way.arguments is not None:
             text = ", ".join(filter(None, [f"upstream={arguments.upstream}", way.arguments]))
             text = f"saflex({text})"
-        self.method, self.way = build(text), canonical(text)
-        self.splits, self.place = splits, 0
-        device, rows = torch.device(arguments.device), way.batches * arguments.batch_size
-        self.order = training_order(len(splits.train), (), rows, steps, 0, 0, "train")
-        seed_global(device, 0, "init")
-        network = models.build(arguments.model, splits.spec).to(device)
-        check_fits(self.way, self.method, splits, network, arguments.model)
-        training = Training(epochs=1, batch_size=rows, optimizer="adam")
-        self.ctx = TrainingContext.of_splits(
-            network,
-            make_optimizer(network, training),
-            task_of(splits.kind),
-            splits,
-            epochs=1,
-            seed=0,
-            training=training,
+        rows = way.batches * arguments.batch_size
+        super().__init__(
+            text, arguments.model, splits, rows=rows, steps=steps, device=arguments.device
         )
-        self.method.to(device)
-        self.ctx.enter("setup")
-        self.method.setup(self.ctx)
-        network.train()
-        self.ctx.enter("begin_epoch")
-        self.method.begin_epoch(self.ctx)
+        self.begin_epoch()
 
     def cycle(self) -> float:
-        """Charged seconds of the next four steps: the clock stands still in the audit."""
+        """Charged seconds of the next four steps."""
         self.ctx.forget()
-        for index in self.order[self.place : self.place + CYCLE]:
-            _step(self.method, self.ctx, self.splits.train, index, self.way)
-            self.place += 1
-            self.ctx.step = self.place
-        return sum(self.ctx.clock.take().values())
+        self.train(self.order[self.ctx.step : self.ctx.step + CYCLE])
+        return self.charged()
 
     def count(self) -> tuple[int, int, int]:
         """Rows forward and backward and floating-point operations in the next four steps."""
@@ -128,23 +99,14 @@ class Loop:
         return isinstance(self.method, Saflex) and self.method.stages is not None
 
 
-def splits_of(batch_size: int, device: str) -> Splits:
-    """24 batches of training rows and 8 of meta rows, of two classes."""
-    rng = np.random.default_rng(0)
-    train, select, test = (
-        (rng.integers(0, 256, (rows, 28, 28, 3), dtype=np.uint8), np.arange(rows) % 2)
-        for rows in (32 * batch_size, 32, 32)
-    )
-    return Splits.from_arrays(train, select, test, meta_fraction=0.25, device=device)
-
-
 def main() -> None:
     """Print the table."""
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads)
-    splits = splits_of(arguments.batch_size, arguments.device)
+    rows = 32 * arguments.batch_size
+    splits = random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
     steps = CYCLE * (arguments.repeats + 2)
-    loops = {way: Loop(way, splits, arguments, steps) for way in WAYS}
+    loops = {way: Steps(way, splits, arguments, steps) for way in WAYS}
     counts = {}
     for way, loop in loops.items():
         loop.cycle()  # the first steps allocate, and the first one holds an audit
@@ -173,19 +135,19 @@ def main() -> None:
                 "" if way.target is None else ("yes" if ratio <= 1.1 * way.target else "no"),
             ]
         )
-    device = torch.device(arguments.device)
-    clock = "events" if device.type == "cuda" else "CPU seconds of the process"
     print(
         f"{time.strftime('%Y-%m-%d')}, {arguments.model}, upstream {arguments.upstream}, 28x28x3, "
-        f"batch {arguments.batch_size} (B), Adam, {arguments.threads} thread(s), "
-        f"{describe_device(device)['name']}, torch {torch.__version__}, n = {arguments.repeats}, "
-        f"medians"
+        f"batch {arguments.batch_size} (B), Adam, "
+        f"{described(arguments.device, arguments.threads, arguments.repeats)}"
     )
     headers = ["", "ms a step", "ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
     headers += ["target", "within 10 %"]
     numbers = ("left", *["right"] * 9)
     print(tabulate(body, headers=headers, colalign=numbers, disable_numparse=True))
-    print(f"ms: {clock} by the run's clock (it stands still in the audit), of {CYCLE} steps each.")
+    print(
+        f"ms: {clock(arguments.device)} by the run's clock (it stands still in the audit), "
+        f"of {CYCLE} steps each."
+    )
     print(
         "forward, backward: passes for each row of the plain step, a tangent counted as backward; "
         "bound: (forward + 2 backward) / 3."
