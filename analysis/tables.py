@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
-from analysis.records import ATTACK, Record
+from analysis.records import ATTACK, Record, read
 from analysis.stats import (
     MIN_SEEDS,
     Estimated,
@@ -21,7 +22,7 @@ from analysis.stats import (
     smallest_detectable,
     training_interval,
 )
-from benchmarks.runs import PRESETS
+from benchmarks.runs import PRESETS, Run, folder_of
 
 POINTS = 100
 WIDTH = 110
@@ -62,6 +63,16 @@ class Row:
     def by_seed(self) -> dict[int, Record]:
         """The runs with metrics."""
         return {record.run.seed: record for record in self.records if record.done}
+
+
+def row_of(
+    name: str, upstream: str, wanted: Sequence[Run], root: Path, problems: Mapping[str, str]
+) -> Row:
+    """The row of these runs, those that have ended; ``problems`` says by id why others have not."""
+    missing = (run for run in wanted if run.id in problems)
+    reasons = (f"not done, seed {run.seed}: {problems[run.id]}" for run in missing)
+    found = read([folder_of(root, run) for run in wanted])
+    return Row(name, upstream, tuple(found), tuple(reasons))
 
 
 def difference(row: Row, base: Row, metric: str, when: str = "last") -> Difference | None:

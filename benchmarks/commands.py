@@ -323,14 +323,8 @@ def _table_row(
 ) -> tables.Row:
     wanted = [maker.cell(row, seed) for seed in seeds]
     name = wanted[0].run.row + (f"@{cells.DIRTY}" if row.dirty else "")
-    reasons = [
-        f"not done, seed {cell.run.seed}: {problems[cell.run.id]}"
-        for cell in wanted
-        if cell.run.id in problems
-    ]
-    folders = [runs.folder_of(root, cell.run) for cell in wanted]
     upstream = cells.upstream_of(row.method)
-    return tables.Row(name, upstream, tuple(records.read(folders)), tuple(reasons))
+    return tables.row_of(name, upstream, [cell.run for cell in wanted], root, problems)
 
 
 def _predict(command: arguments.PredictCommand) -> int:

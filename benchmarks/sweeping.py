@@ -279,14 +279,8 @@ def _table_row(
 ) -> tables.Row:
     made = [cell for cell in table.cells([row]) if cell.run.id in chosen]
     name = row.name if row.dirty else (made[0].run.row if made else row.method)
-    reasons = [
-        f"not done, seed {cell.run.seed}: {problems[cell.run.id]}"
-        for cell in made
-        if cell.run.id in problems
-    ]
-    folders = [runs.folder_of(root, cell.run) for cell in made]
     upstream = cells.upstream_of(row.method)
-    return tables.Row(name, upstream, tuple(records.read(folders)), tuple(reasons))
+    return tables.row_of(name, upstream, [cell.run for cell in made], root, problems)
 
 
 def _print_searches(work: Work, root: Path) -> None:
