@@ -184,7 +184,8 @@ def _by_training(
     records: Sequence[Record], by_id: Mapping[str, Record]
 ) -> list[list[tuple[str, Training, Record]]]:
     """Lists of (column, training, record) in which each column has one training."""
-    placed = [(_column_name(each), _base_training(each, by_id), each) for each in records]
+    steps = [each for each in records if each.run.budget == "steps"]
+    placed = [(_column_name(each), _base_training(each, steps, by_id), each) for each in records]
     ways: dict[str, list[Training]] = {}
     for column, training, _ in placed:
         if training not in ways.setdefault(column, []):
@@ -195,13 +196,27 @@ def _by_training(
     return [[each for each in placed if str(each[1]) == training] for training in every]
 
 
-def _base_training(record: Record, by_id: Mapping[str, Record]) -> Training:
-    """The training; for a row of an equal budget that of the row whose budget it has."""
+def _base_training(
+    record: Record, steps: Sequence[Record], by_id: Mapping[str, Record]
+) -> Training:
+    """The training; for a row of an equal budget that of the row whose budget it has.
+
+    Where the very run that the budget was measured on is not there, it is that of the same method
+    with another seed, or of all other rows of the data set, if these agree.
+    """
     run = record.run
-    of = by_id.get(record.recorded.get("of") or "")
-    if run.budget == "steps" or of is None:
+    if run.budget == "steps":
         return run.training
-    return replace(run.training, epochs=of.run.training.epochs)
+    of = by_id.get(record.recorded.get("of") or "")
+    if of is not None:
+        return replace(run.training, epochs=of.run.training.epochs)
+    there = [each for each in steps if _column_name(each) == _column_name(record)]
+    costly = run.budget.partition(" of ")[2]
+    for kept in ([each for each in there if each.run.method == costly], there):
+        trainings = {each.run.training for each in kept}
+        if len(trainings) == 1:
+            return replace(run.training, epochs=trainings.pop().epochs)
+    return run.training
 
 
 def _column_name(record: Record) -> str:

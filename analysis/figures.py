@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from analysis import plots
 from analysis.blocks import CORRUPTIONS, NONE, Block, Column, Entry, call_in
 from analysis.findings import Finding, mean_ranks, scores
 from analysis.plots import Band, Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
+from analysis.records import Record
 from analysis.stats import Interval
-from analysis.summary import variants
+from analysis.summary import folds_note, variants
 from analysis.tables import POINTS, Row, difference
-from benchmarks import metrics, runs
+from benchmarks import metrics
 from methods.naming import call_of, render
 
 LONG = 12
@@ -103,22 +105,8 @@ def draw_all(
     block: Block, found: Sequence[Finding], margin: float, folder: Path, suffixes: Sequence[str]
 ) -> list[Figure]:
     """Every figure that the runs of a block can fill, in the order of a report."""
-    makers: list[tuple[str, Callable[..., tuple[str, str] | None]]] = [
-        ("differences", _differences),
-        ("cost", _cost_front),
-        ("learning", _learning),
-        ("ranks", _ranks),
-        ("recall", _recall),
-        ("calibration", _calibration),
-        ("phases", _phases),
-        ("robustness", _robustness),
-        ("sensitivity", _sensitivity),
-        ("weights", _weights),
-        ("labels", _labels),
-        ("samples", _samples),
-    ]
     made = []
-    for name, maker in makers:
+    for name, maker in MAKERS.items():
         paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
         told = maker(_Drawing(block, found, margin), paths)
         if told is not None:
@@ -140,20 +128,41 @@ class _Drawing:
     def columns(self) -> list[Column]:
         return [column for column in self.block.columns if column.done]
 
-    def shown(self) -> tuple[list[Entry], str]:
-        """Rows for a figure of lines, no controls, and what is said of those left out."""
-        kept = [each for each in self.block.compared if self._mean(each) > -math.inf]
-        if len(kept) <= MOST:
-            return kept, ""
-        best = sorted(kept, key=self._mean, reverse=True)[:MOST]
+    def shown(self, kept: Container[str] = ()) -> tuple[list[Entry], str]:
+        """Rows for a figure of lines, no controls, and what is said of those left out.
+
+        ``none`` and the rows that are to be kept come first, then those of the highest accuracy.
+        """
+        there = {
+            entry: mean for entry in self.block.compared if (mean := self._mean(entry)) is not None
+        }
+        if len(there) <= MOST:
+            return list(there), ""
+        wanted = sorted(there, key=lambda e: (e.name != NONE, e.name not in kept, -there[e]))[:MOST]
+        what = "none, those on a grey line" if kept else "none"
         return (
-            [each for each in kept if each in best],
-            f" Of {len(kept)} rows the {MOST} with the highest mean accuracy are drawn.",
+            [entry for entry in there if entry in wanted],
+            f" Of {len(there)} rows {MOST} are drawn: {what} and those of the highest accuracy.",
         )
 
-    def _mean(self, entry: Entry) -> float:
-        values = [np.mean(v) for c in self.columns if (v := scores(c.rows[entry.name]))]
-        return float(np.mean(values)) if values else -math.inf
+    def _mean(self, entry: Entry) -> float | None:
+        """Accuracy less the mean of all rows, over the data sets it has; None where it has none."""
+        own = [
+            float(np.mean(values)) - self._middle[column.name]
+            for column in self.columns
+            if (values := scores(column.rows[entry.name]))
+        ]
+        return float(np.mean(own)) if own else None
+
+    @cached_property
+    def _middle(self) -> dict[str, float]:
+        """Mean accuracy over the rows of each data set."""
+        return {
+            column.name: float(
+                np.mean([np.mean(v) for row in column.rows.values() if (v := scores(row))])
+            )
+            for column in self.columns
+        }
 
     def short(self, names: Sequence[str]) -> tuple[list[str], str]:
         """Names with a long upstream that most share written as U, and what U is."""
@@ -190,18 +199,18 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
     told = "fewer than four seeds: no interval is drawn" if few else (
         "thin: population (other seeds and images), thick: training (other seeds)"
     )  # fmt: skip
+    cut = " ".join(["", *folds_note(drawing.columns)])
     return "Paired differences in test accuracy", (
-        f"Diamond: mean difference, paired by seed; 95 % intervals, {told}. Grey: the margin of "
-        f"{drawing.margin:g} points.{note}"
+        f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
+        f"of {drawing.margin:g} points.{note}"
     )
 
 
 def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
-    entries, left_out = drawing.shown()
-    panels = []
+    fronts = []
     for column in drawing.columns:
         points = []
-        for entry in entries:
+        for entry in drawing.block.compared:
             accuracies = scores(column.rows[entry.name])
             records = column.rows[entry.name].by_seed().values()
             if accuracies:
@@ -209,15 +218,17 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
                 sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else math.nan
                 points.append(Point(entry.name, float(seconds), float(np.mean(accuracies)), sd))
         if points:
-            panels.append(Front(column.name, points, pareto(points)))
-    if not panels:
+            fronts.append((column.name, points, {points[each].name for each in pareto(points)}))
+    if not fronts:
         return None
+    # What no other row beats is drawn however many rows there are: the line is that of all.
+    entries, left_out = drawing.shown(frozenset().union(*(names for _, _, names in fronts)))
     names, note = drawing.short([entry.name for entry in entries])
     renamed = dict(zip([entry.name for entry in entries], names, strict=True))
-    panels = [
-        each._replace(points=[p._replace(name=renamed[p.name]) for p in each.points])
-        for each in panels
-    ]
+    panels = []
+    for heading, points, _ in fronts:
+        drawn = [each._replace(name=renamed[each.name]) for each in points if each.name in renamed]
+        panels.append(Front(heading, drawn, pareto(drawn)))
     plots.fronts(panels, names, ("charged seconds a run", "test accuracy, %"), paths)
     return "Accuracy against charged time", (
         "Mean over seeds; whiskers: one standard deviation over seeds (none with one seed). Grey "
@@ -242,9 +253,7 @@ def _learning(drawing: _Drawing, paths: Paths) -> Told:
     for column in drawing.columns:
         by_epoch, by_time = [], []
         for entry, name in zip(entries, names, strict=True):
-            paths_of_seeds = [
-                _path(each.folder) for each in column.rows[entry.name].by_seed().values()
-            ]
+            paths_of_seeds = [_path(each) for each in column.rows[entry.name].by_seed().values()]
             kept = [each for each in paths_of_seeds if each is not None]
             if not kept:
                 continue
@@ -268,11 +277,10 @@ def _learning(drawing: _Drawing, paths: Paths) -> Told:
     )
 
 
-def _path(folder: Path) -> tuple[list[float], list[float]] | None:
+def _path(record: Record) -> tuple[list[float], list[float]] | None:
     """Select AUC and charged seconds up to each epoch; None where none is defined."""
-    lines = runs.read_lines(folder / "metrics.jsonl")
-    times = runs.read_lines(folder / "timing.jsonl")
-    auc = [float(line["select"]["auc"]) for line in lines if "select" in line]
+    times = record.lines_of("timing.jsonl")
+    auc = [float(line["select"]["auc"]) for line in record.lines if "select" in line]
     seconds = np.cumsum([line["charged_seconds"] for line in times]).tolist()
     if not auc or len(auc) != len(seconds) or any(map(math.isnan, auc)):
         return None
@@ -501,10 +509,8 @@ def _weights(drawing: _Drawing, paths: Paths) -> Told:
     for column, entry, arrays in _learned(drawing, "weight"):
         samples: dict[str, list[np.ndarray]] = {}
         for learned, wrong in arrays:
-            seen = (
-                learned["seen"] > 0 if "seen" in learned else np.ones(len(learned["weight"]), bool)
-            )
-            if wrong is None:
+            seen = learned["seen"] > 0
+            if not wrong:
                 samples.setdefault("rows", []).append(learned["weight"][seen])
             else:
                 mislabelled = np.isin(np.arange(len(seen)), wrong["rows"])
@@ -530,11 +536,16 @@ def _labels(drawing: _Drawing, paths: Paths) -> Told:
         own = column.done[0].result["data"]["classes"]
         if len(own) > MOST_CLASSES or (classes and own != classes):
             continue
-        known = [(learned, wrong) for learned, wrong in arrays if wrong is not None]
+        known = [(learned, wrong) for learned, wrong in arrays if wrong]
         if not known:
             continue
-        labels = np.concatenate([learned["label"][wrong["rows"]] for learned, wrong in known])
-        true = np.concatenate([wrong["before"] for _, wrong in known])
+        kept = [learned["seen"][wrong["rows"]] > 0 for learned, wrong in known]
+        labels = np.concatenate(
+            [each["label"][wrong["rows"]][k] for (each, wrong), k in zip(known, kept, strict=True)]
+        )
+        true = np.concatenate(
+            [wrong["before"][k] for (_, wrong), k in zip(known, kept, strict=True)]
+        )
         shares = [
             labels[true == each].mean(axis=0) if (true == each).any() else np.zeros(len(own))
             for each in range(len(own))
@@ -556,11 +567,10 @@ def _samples(drawing: _Drawing, paths: Paths) -> Told:
     """Of the first data set alone: the others look alike in what is done to them."""
     column, bands = drawing.columns[0], []
     for entry in drawing.shown()[0]:
-        stored = [r.folder / "samples.npz" for r in column.rows[entry.name].by_seed().values()]
-        path = next((each for each in stored if each.exists()), None)
-        if path is None or entry.name == NONE:
+        stored = (r.arrays("samples.npz") for r in column.rows[entry.name].by_seed().values())
+        arrays = next((each for each in stored if each), None)
+        if arrays is None or entry.name == NONE:
             continue
-        arrays = _arrays(path)
         pairs = np.stack([arrays["drawn"], arrays["trained"]], axis=1) / 255
         captions = ["drawn", "trained on"] * len(pairs)
         name = drawing.short([entry.name])[0][0]
@@ -580,21 +590,32 @@ Arrays = dict[str, np.ndarray]
 
 def _learned(
     drawing: _Drawing, name: str
-) -> Iterator[tuple[Column, Entry, list[tuple[Arrays, Arrays | None]]]]:
-    """What rows learned, with the corrupted labels where there were any, a pair a seed."""
+) -> Iterator[tuple[Column, Entry, list[tuple[Arrays, Arrays]]]]:
+    """What rows learned, with the corrupted labels (empty where there were none), a pair a seed."""
     for column in drawing.columns:
         for entry in drawing.block.entries:
             found = []
             for record in column.rows[entry.name].by_seed().values():
-                path = record.folder / "learned.npz"
-                learned = _arrays(path) if path.exists() else {}
+                learned = record.arrays("learned.npz")
                 if name in learned:
-                    wrong = record.folder / "corruption.npz"
-                    found.append((learned, _arrays(wrong) if wrong.exists() else None))
+                    learned.setdefault("seen", np.ones(len(learned[name]), int))
+                    found.append((learned, record.arrays("corruption.npz")))
             if found:
                 yield column, entry, found
 
 
-def _arrays(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+MAKERS: dict[str, Callable[[_Drawing, Paths], Told]] = {
+    "differences": _differences,
+    "cost": _cost_front,
+    "learning": _learning,
+    "ranks": _ranks,
+    "recall": _recall,
+    "calibration": _calibration,
+    "phases": _phases,
+    "robustness": _robustness,
+    "sensitivity": _sensitivity,
+    "weights": _weights,
+    "labels": _labels,
+    "samples": _samples,
+}
+"""Figures by the names of their files, in the order of a report."""

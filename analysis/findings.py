@@ -48,6 +48,8 @@ class Overall:
     base: str
     sets: int
     """the data sets on which both have a result; views of the same scans are one"""
+    seeds: tuple[int, ...]
+    """how many on each"""
     estimate: float
     interval: Interval | None
     """of these data sets, other seeds and images; None where one of them was not tested"""
@@ -137,6 +139,7 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
                 row,
                 base,
                 len(kept),
+                _seeds(kept),
                 float(np.mean(estimates)),
                 _interval(kept),
                 wins,
@@ -166,6 +169,10 @@ def data_set(column: str) -> str:
         return "organs"
     # Of a user's own, files of one name need not be of one origin.
     return base + (data or "") if ":" in base else base
+
+
+def _seeds(groups: Sequence[Sequence[Finding]]) -> tuple[int, ...]:
+    return tuple(each.difference.seeds for g in groups for each in g if each.difference)
 
 
 def _mean(group: Sequence[Finding]) -> float:
@@ -203,6 +210,8 @@ class Best(NamedTuple):
     is the top one depends on the same numbers"""
     untested: frozenset[str]
     """fewer than four seeds in common with it: neither tied nor told apart"""
+    detectable: tuple[float, ...] = ()
+    """the smallest difference to it that would have been found, of each row that was tested"""
 
 
 def best(column: Column, names: Sequence[str], metric: str) -> Best:
@@ -222,7 +231,9 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     }
     pairs = math.comb(len(tested) + 1, 2)
     tied = frozenset(name for name, p in tested.items() if pairs * p > ALPHA)
-    return Best(top, tied, frozenset(others) - tested.keys())
+    found = (each.detectable for name in tested if (each := made[name]) is not None)
+    detectable = tuple(value for value in found if not math.isnan(value))
+    return Best(top, tied, frozenset(others) - tested.keys(), detectable)
 
 
 def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:

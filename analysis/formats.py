@@ -196,10 +196,13 @@ def _set(cell: Cell) -> str:
 
 
 def comma_separated(made: Table) -> str:
-    """The table as CSV: the group in a column of its own, a mark in words."""
+    """The table as CSV: the group in a column of its own, a mark in words.
+
+    The column of the rows' names, which has no head elsewhere, has the title of the table.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", *map(plain, made.head)])
+    writer.writerow(["group", *(plain(name or made.title) for name in made.head)])
     for group in made.groups:
         for row in group.rows:
             marked = [f"{c.text} ({c.mark})" if c.mark else c.text for c in row]

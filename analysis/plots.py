@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -399,9 +400,9 @@ def critical_difference(
 ) -> None:
     """Mean ranks on a line, best on top, and bars over what no critical difference tells apart."""
     order = [int(each) for each in np.argsort(ranks, kind="stable")]
-    shown = _side(names)
+    shown = _side([names[each] for each in order])
     with rc_context(STYLE):
-        figure = _figure((4 + shown.width, 1.3 + 0.17 * shown.lines))
+        figure = _figure((4 + shown.width, 1.3 + 0.17 * shown.even))
         axis = figure.subplots()
         places = {each: row for row, each in enumerate(order)}
         for each in order:
@@ -414,7 +415,7 @@ def critical_difference(
         axis.plot([1, 1 + apart], [-1] * 2, "-|", lw=1, color="black")
         told = f"critical difference {apart:.2f}"
         axis.text(1 + apart / 2, -1.3, told, ha="center", va="bottom", size=7)
-        axis.set_yticks(range(len(order)), [shown.names[each] for each in order], fontsize=7)
+        axis.set_yticks(range(len(order)), shown.names, fontsize=7)
         axis.set_ylim(len(names) + 0.3 + 0.5 * len(groups), -1.9)
         axis.set_xlim(0.8, max(len(names), 1 + apart) + 0.2)
         told = "mean rank, 1 the best; grey bars: not told apart"
@@ -439,7 +440,7 @@ def maps(
     below = -(-len(tables) // beside)
     letters = int(LETTERS * MAP_CELL * max(widest, 4))
     size = (1 + shown.width + (0.2 + MAP_CELL * max(widest, 4)) * beside,
-            below * (0.85 + 0.2 * shown.lines))  # fmt: skip
+            below * (0.85 + 0.2 * shown.even))  # fmt: skip
     with rc_context(STYLE):
         figure = _figure(size)
         axes = figure.subplots(below, beside, sharey=True, squeeze=False).ravel()
@@ -480,7 +481,7 @@ def stacks(
     parts = list(dict.fromkeys(part for panel in panels for part in panel.parts))
     hatches = ("", "////", "", "....", "", "xxxx", "")
     size = (0.6 + shown.width + (2.1 if columns > 1 else 4) * columns,
-            0.95 + rows * (0.5 + 0.19 * shown.lines))  # fmt: skip
+            0.95 + rows * (0.5 + 0.19 * shown.even))  # fmt: skip
     with rc_context({**STYLE, "hatch.linewidth": 0.4}):
         figure = _figure(size)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -531,6 +532,13 @@ class _Side(NamedTuple):
     width: float
     """inches"""
     lines: int
+
+    @property
+    def even(self) -> float:
+        """Lines in all where every name has the same room and no two neighbours touch."""
+        own = [name.count("\n") + 1 for name in self.names]
+        pairs = [(one + other) / 2 for one, other in pairwise(own)]
+        return len(own) * max(pairs or own)
 
 
 def _side(names: Sequence[str]) -> _Side:

@@ -84,6 +84,12 @@ class Question:
             [each for each in unread if not self.runs or each.folder.name in self.runs],
         )
 
+    def missing(self, found: Sequence[Record], unread: Sequence[Unread]) -> int:
+        """How many of the study's own runs have no result yet, begun or not."""
+        ended = {each.run.id for each in found}
+        damaged = {each.folder.name for each in unread if (each.folder / "result.json").exists()}
+        return len(self.runs - ended - damaged)
+
 
 def names(root: Path) -> list[str]:
     """The studies that were swept into a folder of runs."""

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 
 class Damaged(OSError):
-    """Predictions that cannot be read."""
+    """A file of a run that cannot be read."""
 
-    def __init__(self, folder: Path, why: str) -> None:
-        self.folder, self.reason = folder, f"predictions.npz cannot be read ({why})"
+    def __init__(self, folder: Path, name: str, error: Exception | str) -> None:
+        why = error if isinstance(error, str) else _first_line(error)
+        self.folder, self.reason = folder, f"{name} cannot be read ({why})"
         super().__init__(f"{folder}: {self.reason}; make the run anew")
+
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
+"""What a damaged file raises where it is read."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,23 @@ class Record:
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Logits and targets, read once.
+        """Logits (N, C) and targets, read once.
 
         Raises:
             Damaged: the file is missing or damaged; the message names it.
         """
         try:
-            return runs.read_predictions(self.folder)
-        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise Damaged(self.folder, _first_line(error)) from error
+            arrays = runs.read_arrays(self.folder / "predictions.npz")
+            for when, splits in self.result["metrics"].items():
+                for split in splits:
+                    logits, targets = arrays[f"{split}_{when}_logits"], arrays[f"{split}_targets"]
+                    if logits.ndim != 2 or len(logits) != len(targets):
+                        raise ValueError(f"{split}: logits {logits.shape}, {len(targets)} targets")
+                    if not np.isfinite(logits).all():
+                        raise ValueError(f"{split}: logits that are no numbers")
+        except UNREADABLE as error:
+            raise Damaged(self.folder, "predictions.npz", error) from error
+        return arrays
 
     def forget(self) -> None:
         """Let go of the predictions, which are read again where they are asked for."""
@@ -86,8 +99,31 @@ class Record:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl, a line an epoch; none where the file is not kept."""
-        path = self.folder / "metrics.jsonl"
-        return runs.read_lines(path) if path.is_file() else []
+        return self.lines_of("metrics.jsonl")
+
+    def lines_of(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a .jsonl file; none where it is not kept.
+
+        Raises:
+            Damaged: the file is damaged.
+        """
+        path = self.folder / name
+        try:
+            return runs.read_lines(path) if path.is_file() else []
+        except UNREADABLE as error:
+            raise Damaged(self.folder, name, error) from error
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a .npz file; none where it is not kept.
+
+        Raises:
+            Damaged: the file is damaged.
+        """
+        path = self.folder / name
+        try:
+            return runs.read_arrays(path) if path.is_file() else {}
+        except UNREADABLE as error:
+            raise Damaged(self.folder, name, error) from error
 
     def item_values(self, name: str, when: str = "last") -> np.ndarray:
         """(N,) values of the test rows whose mean is the metric."""
@@ -130,7 +166,7 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
     for folder in runs.folders(root):
         try:
             own = read([folder])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             reason = f"run.json is not a run of this version ({_first_line(error)})"
             unread.append(Unread(folder, reason))
             continue
@@ -178,7 +214,7 @@ def _missing(record: Record) -> str:
 def _unended(folder: Path) -> Unread:
     try:
         run, _ = runs.read_run(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         run = None
     if (folder / "result.json").exists():
         return Unread(folder, "result.json, or a file that it names, was cut short", run)
@@ -236,7 +272,7 @@ def _cell(record: Record) -> dict[str, Any]:
     cost, device = result.get("cost", {}), result.get("device", {})
     rows = result.get("data", {}).get("rows", {})
     libraries = result.get("versions", {})
-    return {
+    cell = {
         "id": run.id,
         "benchmark": run.benchmark,
         "data": run.data,
@@ -269,6 +305,11 @@ def _cell(record: Record) -> dict[str, Any]:
         "passes_per_row": cost.get("passes_per_row", math.nan),
         "memory_mib": cost.get("memory_mib", math.nan),
         **{name: record.detection(name) for name in DETECTION},
+    }
+    # Names of files may hold bytes that are no UTF-8, which Python keeps as halves of signs.
+    return {
+        key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for key, value in cell.items()
     }
 
 

@@ -30,6 +30,11 @@ from analysis.question import Question
 from benchmarks import runs
 
 FORMATS = ("html", "md", "tex", "csv")
+TABLES = (
+    "accuracy", "auc", "selected", "differences", "overall", "controls", "cost", "labels-found",
+    "attacked-rows", "arguments", "ranks", "versions",
+)  # fmt: skip
+"""Names of the files of tables, those of searches apart."""
 MAIN_FIGURES = 3
 WIDE = 7
 """Columns from which on a table is set smaller."""
@@ -126,9 +131,9 @@ def _made(
     if recompute:
         found = [records.recomputed(record) for record in found]
     out.mkdir(parents=True, exist_ok=True)
+    _clear(out, wanted)
     records.frame(found).to_parquet(out / "records.parquet")
-    suffixes = [".png", ".svg"] if {"html", "md"} & set(wanted) else []
-    suffixes += [".pdf"] if "tex" in wanted else []
+    suffixes = _figures_wanted(wanted)
     plain = [record for record in found if not record.searched]
     made = [block for block in blocks.split(plain) if block.done]
     parts = [
@@ -142,7 +147,10 @@ def _made(
         summary=_counts(found, len(unread)),
         question=asked.text or f"none is given: {_no_file(root)}.",
         prediction=asked.predicted or "none was written down.",
-        outcomes=[f"{part.title}. {part.outcome}" for part in parts],
+        outcomes=[
+            *_interim(asked.missing(found, unread), len(asked.runs)),
+            *(f"{part.title}. {part.outcome}" for part in parts),
+        ],
         remarks=[*_remarks(root, asked, len(found) - len(plain)), *words.unmatched(made, asked)],
         apart=_apart(made) if len(made) > 1 else None,
         parts=parts,
@@ -150,6 +158,36 @@ def _made(
         failures=summary.failures_table(found, unread, "failures"),
         command=_again(root, out, with_published, recompute, study),
     )
+
+
+def _figures_wanted(wanted: Collection[str]) -> list[str]:
+    """Suffixes of the files of a figure."""
+    pages = [".png", ".svg"] if {"html", "md"} & set(wanted) else []
+    return pages + ([".pdf"] if "tex" in wanted else [])
+
+
+def _clear(out: Path, wanted: Collection[str]) -> None:
+    """Remove tables and figures of an earlier report, of the kinds that are written anew.
+
+    Nobody should take a number of other runs for one of these.
+    """
+    tables = [f".{each}" for each in ("tex", "csv") if each in wanted]
+    kinds = {"figures": (figures.MAKERS, _figures_wanted(wanted)), "tables": (TABLES, tables)}
+    for folder, (names, suffixes) in kinds.items():
+        for path in (*(out / folder).glob("*.*"), *(out / folder).glob("*/*.*")):
+            own = path.stem in names or path.stem.startswith(searches.PREFIX)
+            if own and path.suffix in suffixes and path.is_file():
+                path.unlink()
+
+
+def _interim(missing: int, planned: int) -> list[str]:
+    """That a study has not ended, in one sentence; none where it has."""
+    if not missing:
+        return []
+    return [
+        f"An interim look: {missing} of the study's {planned} runs have no result yet. The family "
+        "of tested comparisons grows with them, so that a verdict may still change."
+    ]
 
 
 def _counts(found: Sequence[records.Record], unread: int) -> str:
@@ -240,7 +278,9 @@ def _part(
         main.append(summary.main_table(chosen, "accuracy", "selected", False, "selected"))
     tables = [
         summary.differences_table(found, "differences", asked.margin) if found else None,
-        summary.overall_table(over, reason, "overall", asked.margin) if over else None,
+        summary.overall_table(block.columns, over, reason, "overall", asked.margin)
+        if over
+        else None,
         beside,
         summary.cost_table(block, "cost"),
         summary.detection_table(block, "labels-found"),
@@ -310,6 +350,8 @@ APART = (
 
 def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
     made = []
+    if {"tex", "csv"} & set(wanted):
+        (out / "tables").mkdir(parents=True, exist_ok=True)
     if "html" in wanted:
         _write(out / "report.html", html(whole))
         made.append(out / "report.html")

@@ -18,6 +18,8 @@ from analysis.question import STUDIES, QuestionError
 from analysis.tables import POINTS, number, signed
 
 FILE = "search.json"
+PREFIX = "search-"
+"""of the files of its tables and figures"""
 MISSING = "–"
 METRICS = {"auc": "AUC", "accuracy": "accuracy"}
 Row = Mapping[str, Any]
@@ -66,7 +68,7 @@ def read(root: Path, study: str = "") -> list[Search]:
 def tables(search: Search) -> list[Table]:
     """What was chosen, and what it is worth on seeds that the search has not seen."""
     chosen = Table(
-        f"search-{search.study}",
+        f"{PREFIX}{search.study}",
         f"Search {search.study}: hyper-parameters chosen by select {search.metric}",
         ("", "trials", "stopped early", "failed", "chosen", f"select {search.metric} ↑",
          "regret, points ↓", "passes"),
@@ -82,7 +84,7 @@ def tables(search: Search) -> list[Table]:
         ),
     )  # fmt: skip
     fresh = Table(
-        f"search-{search.study}-fresh",
+        f"{PREFIX}{search.study}-fresh",
         f"Search {search.study}: test {search.metric} against the row as written, fresh seeds, in "
         "points, paired by seed",
         ("", "n", "difference", "training 95 % CI", "population 95 % CI"),
@@ -137,7 +139,7 @@ def _fresh(row: Row) -> list[list[object]]:
 
 def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:
     """The score that so many trials are expected to give, on select and on test."""
-    name = f"search-{search.study}"
+    name = f"{PREFIX}{search.study}"
     paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
     names = list(dict.fromkeys(row["row"] for row in search.rows))
     plots.curves(_panels(search), names, paths)

@@ -31,6 +31,7 @@ from methods.naming import Call, render
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
 MISSING = "n/a"
 P_SHOWN = 0.001
+DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
 
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
@@ -52,7 +53,7 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
         ratios = [_ratio(column, entry) for column in columns]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
         cost = number(float(np.median(known)), 2) if known else MISSING
-        return (Cell(entry.name), Cell(_range(counts)), *values, Cell(cost))
+        return (Cell(entry.name), Cell(counted(counts)), *values, Cell(cost))
 
     def rows(entries: Sequence[Entry]) -> tuple[tuple[Cell, ...], ...]:
         # The last epoch shows what has no result; another epoch is a second look at what has one.
@@ -141,6 +142,13 @@ def _main_notes(
                 "repeat of folds) in common with "
                 f"it: {'; '.join(few)}."
             )
+    found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
+    if found:
+        notes.append(
+            "Smallest true difference to the best row of a column that was found with 80 % power, "
+            f"one comparison alone, in points, over its rows: {', '.join(found)}."
+        )
+    notes += folds_note(columns)
     if block.controls:
         notes.append(
             "Control rows tell where a gain comes from; some are trained on other labelled rows."
@@ -154,6 +162,23 @@ def _main_notes(
     for column in columns:
         alike.setdefault(training_text(column), []).append(column.name)
     return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
+
+
+def folds_note(columns: Sequence[Column]) -> list[str]:
+    """What another split than the official one makes of the words of a report."""
+    names = [column.name for column in columns if column.done and column.done[0].folds]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: repeated cross-validation, so test is the fold of a seed and not the "
+        "official split; its interval, called population, is that of Nadeau and Bengio (2003), and "
+        "there is no training interval."
+    ]
+
+
+def _told(top: Best) -> str:
+    low, high = (number(end(top.detectable), 2) for end in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _untested(block: Block, column: Column, found: Best) -> str:
@@ -214,18 +239,20 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         f"seeds and other images.{cut if folds else ''} Intervals are not corrected for their "
         f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
         f"equivalent: within the margin of {margin:g} points (two one-sided tests, a family "
-        "of their own). detectable: the smallest true difference found with 80 % power, one "
-        "comparison alone.",
+        f"of their own). {DETECTABLE}",
     ]
     return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
 
 
-def overall_table(found: Sequence[Overall], reason: str, name: str, margin: float) -> Table:
+def overall_table(
+    columns: Sequence[Column], found: Sequence[Overall], reason: str, name: str, margin: float
+) -> Table:
     """Comparisons over all data sets."""
     rows = [
         [
             f"{each.row} over {each.base}",
             each.sets,
+            counted(each.seeds),
             signed(each.estimate),
             bounds(each.interval),
             f"{each.wins}/{each.ties}/{each.losses}",
@@ -234,7 +261,7 @@ def overall_table(found: Sequence[Overall], reason: str, name: str, margin: floa
         ]
         for each in found
     ]
-    head = ["", "data sets", "mean difference, points ↑", "population 95 % CI", "win/tie/loss",
+    head = ["", "data sets", "n", "mean difference, points ↑", "population 95 % CI", "win/tie/loss",
             "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
     notes = [
         "The interval speaks of these data sets with other seeds and images, not of other data "
@@ -242,10 +269,12 @@ def overall_table(found: Sequence[Overall], reason: str, name: str, margin: floa
         "as one, as do OrganA, OrganC and OrganS, views of the same scans.",
         f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
         "points. P(improvement): chance that a seed of the row scores above one of its base.",
+        *folds_note(columns),
     ]
     if reason:
         notes.append(f"No Wilcoxon test: {reason}.")
-    return table(name, "Differences over all data sets, last epoch", head, rows, notes)
+    title = "Differences in test accuracy over all data sets, last epoch"
+    return table(name, title, head, rows, notes)
 
 
 def cost_table(block: Block, name: str) -> Table:
@@ -387,7 +416,8 @@ def ranks_table(block: Block, name: str) -> Table | None:
         notes.append(
             f"Left out, with fewer than {MIN_SEEDS} seeds on a data set: {', '.join(left)}."
         )
-    return table(name, "Mean ranks, 1 the best", ["", "mean rank ↓"], rows, notes)
+    title = "Mean ranks by test accuracy, last epoch, 1 the best"
+    return table(name, title, ["", "mean rank ↓"], rows, notes)
 
 
 def failures_table(records: Sequence[Record], unread: Sequence[Unread], name: str) -> Table | None:
@@ -439,7 +469,8 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < P_SHOWN else f"{p:.3f}"
 
 
-def _range(counts: Sequence[int]) -> str:
+def counted(counts: Sequence[int]) -> str:
+    """``10``, or ``1 to 10`` where they differ."""
     if not counts:
         return "0"
     low, high = min(counts), max(counts)

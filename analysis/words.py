@@ -15,12 +15,13 @@ from analysis.formats import Table, table
 from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, MIN_SEEDS, Interval
-from analysis.summary import p_value
+from analysis.summary import DETECTABLE, counted, folds_note, p_value
 from analysis.tables import (
     Difference,
     advised,
     bounds,
     difference,
+    number,
     signed,
 )
 from benchmarks.runs import FLAGS, OPTIONS, PRESETS, row_name, row_parts
@@ -32,6 +33,9 @@ MADE_FOR = {
     "norm_noise": ("lpa3",),
 }
 """Controls that say something about one method only."""
+
+REFIT = "head_refit"
+"""The control that trains the last layer anew, on the meta rows."""
 
 RUNS = "runs"
 """Where results lie unless told otherwise."""
@@ -143,7 +147,8 @@ def seeds(count: int) -> str:
 def overall(each: Overall, margin: float) -> str:
     """A comparison over all data sets in a sentence."""
     told = (
-        f"{each.row} over {each.base}, mean of {each.sets} data sets: {points(each.estimate)}"
+        f"{each.row} over {each.base}, mean of {each.sets} data sets (n = {counted(each.seeds)}): "
+        f"{points(each.estimate)}"
         + (f", 95 % CI {bounds(each.interval)} (these data sets)" if each.interval else "")
         + f"; win/tie/loss {each.wins}/{each.ties}/{each.losses} at a margin of {margin:g}"
     )
@@ -171,10 +176,9 @@ def controls(
     for column in block.columns:
         for entry in block.compared:
             beside = controls_of(block, entry)
-            if not beside:
-                continue
-            base = block.baseline(entry)
+            base = block.baseline(entry) if beside else ""
             gain = _gain(column, entry.name, base, family) if base else ""
+            explained = []
             for control in beside:
                 made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
                 if made is None:
@@ -182,32 +186,41 @@ def controls(
                 read = reading(made, margin)
                 rows.append(
                     [f"{entry.name} over {control}", column.name, made.seeds,
-                     signed(made.estimate), bounds(made.population), read]
+                     signed(made.estimate), bounds(made.population), number(made.detectable, 2),
+                     read]
                 )  # fmt: skip
-                if gain and not control.endswith("@dirty"):
-                    told = _explained(control, read, margin)
-                    sentences.append(f"{column.name}: {gain}; {told}")
+                if not bare(control).endswith("@dirty"):
+                    explained.append(_explained(control, read, margin))
+            if gain:
+                none = ["no control that could explain it has a result."]
+                sentences += [f"{column.name}: {gain}; {told}" for told in explained or none]
         column.forget()
     if not rows:
-        return [], None
+        return sentences, None
     if not sentences:
         sentences.append(
             "No method that has control rows is shown to gain over its baseline (after Holm, or "
             "outside the family by its own population interval), so there is no gain to explain."
         )
-    head = ["", "data set", "n", "difference, points", "population 95 % CI", "reading"]
+    head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
+            "detectable, points ↓", "reading"]  # fmt: skip
     notes = [
         "Each interval alone at 95 %, not corrected for their number. above, below: it leaves out "
-        f"0; same: the 90 % interval lies within the margin of {margin:g} points."
+        f"0; same: the 90 % interval lies within the margin of {margin:g} points; identical: right "
+        f"on the same images, seed by seed. {DETECTABLE}",
+        *folds_note(block.columns),
     ]
-    return sentences, table(name, "Methods beside their control rows", head, rows, notes)
+    title = "Methods beside their control rows, test accuracy, last epoch"
+    return sentences, table(name, title, head, rows, notes)
 
 
 def reading(made: Difference, margin: float) -> str:
-    """above, below, same, open, or not tested."""
+    """above, below, same, open, identical, or not tested."""
+    if made.variances is not None and not made.variances.se > 0 and made.estimate == 0:
+        return "identical"
     if made.population is None or made.variances is None:
         return "not tested"
-    if made.variances.p_equivalent(margin) <= 0.05:
+    if made.variances.p_equivalent(margin) <= ALPHA:
         return "same"
     if made.population.low > 0:
         return "above"
@@ -237,37 +250,43 @@ def _explained(control: str, read: str, margin: float) -> str:
         "the method's",
         "below": "is better still, so the gain need not be the method's",
         "open": "is not told apart from it, so whether it explains the gain is undecided",
-        "not tested": "has too few seeds to tell",
+        "identical": "is right on the same images, seed by seed, so the gain is not the method's",
+        "not tested": "has too few seeds, or no whole repeat of folds, to tell",
     }[read]
     return f"the control {control} {told}."
 
 
 def controls_of(block: Block, entry: Entry) -> list[str]:
-    """The control rows of a method: around it, with its dirty meta rows, or on its upstream."""
-    if not _is_method(block, entry):
+    """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
+
+    What trains on other labelled rows, or on meta rows, tells of methods that take meta rows alone.
+    """
+    meta = _takes_meta(block, entry)
+    if not (entry.wraps or meta or outer(entry.method) in LEARNING):
         return []
-    return [control.name for control in block.controls if _controls(control, entry)]
+    return [each.name for each in block.controls if _controls(each, entry, meta)]
 
 
-def _is_method(block: Block, entry: Entry) -> bool:
-    meta = any(
+def _takes_meta(block: Block, entry: Entry) -> bool:
+    return any(
         record.result["data"]["rows"].get("meta", 0) > 0
         for column in block.columns
         for record in column.rows[entry.name].by_seed().values()
     )
-    return bool(entry.wraps) or meta or outer(entry.method) in LEARNING
 
 
-def _controls(control: Entry, entry: Entry) -> bool:
+def _controls(control: Entry, entry: Entry, meta: bool) -> bool:
     name, apart = outer(control.method), {variant(control.name), variant(entry.name)} - {""}
     if len(apart) > 1:
         return False
-    budget = row_parts(bare(control.name))[2]
+    _, labelled, budget = row_parts(bare(control.name))
     if budget:
         return control.method == entry.upstream and budget.endswith(f" of {entry.method}")
     if entry.method in (control.method, control.wraps):
         return True
     on_upstream = entry.upstream in (control.method, control.wraps)
+    if on_upstream and (labelled or name == REFIT):
+        return meta
     return on_upstream and outer(entry.method) in MADE_FOR.get(name, (outer(entry.method),))
 
 
@@ -298,7 +317,8 @@ def selection(block: Block) -> list[str]:
     """How epochs were chosen, and why the secondary choice is not offered where it is not."""
     told = [
         "Every number is of the last epoch unless a table says otherwise; the test split chose "
-        "nothing. Accuracy and AUC are of the test split, the official one where there is one."
+        "nothing. Accuracy and AUC are of the test split, the official one where there is one.",
+        *folds_note(block.columns),
     ]
     reasons: dict[str, list[str]] = {}
     for column in block.columns:

@@ -200,6 +200,8 @@ def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
     text = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     cell = dict(text["run"])
     cell["training"] = Training(**cell["training"])
+    if not isinstance(text["recorded"], dict):
+        raise ValueError("recorded is not an object")
     return Run(**cell), text["recorded"]
 
 
@@ -215,9 +217,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [with_nan(json.loads(line)) for line in text.splitlines()]
 
 
-def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """predictions.npz: {select,test}_{last,selected}_logits and {select,test}_targets."""
-    with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, such as predictions.npz with its logits and targets."""
+    with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 

@@ -33,6 +33,8 @@ def make_run(
     result: dict[str, Any] | None = None,
     learned: bool = False,
     selected: bool = False,
+    meta: int = 0,
+    folds: int = 0,
     **changes: Any,
 ) -> Path:
     """The directory of a made run; ``changes`` are fields of the run."""
@@ -76,6 +78,8 @@ def make_run(
     if learned:
         _learned(folder, seed)
     made = _result(scores, cost, epochs, device, test_rows) | (result or {})
+    made["data"]["rows"]["meta"] = meta or made["data"]["rows"]["meta"]
+    made["data"] |= {"folds": folds} if folds else {}
     made["files"] = {
         path.name: path.stat().st_size
         for path in folder.iterdir()

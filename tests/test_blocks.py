@@ -13,6 +13,7 @@ from analysis.blocks import Block, wrapped
 from analysis.findings import Finding, judged
 from analysis.question import Question
 from analysis.stats import population_interval
+from analysis.tables import difference
 from benchmarks import cells
 from benchmarks.runs import Training
 from tests.made import make_run
@@ -366,15 +367,20 @@ def test_what_counts_as_one_data_set(column: str, expected: str) -> None:
 def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
     block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0)
     for column in block.columns:
-        top, tied, untested = findings.best(column, ["none", "mixup", "crop"], "accuracy")
+        top, tied, untested, detectable = findings.best(
+            column, ["none", "mixup", "crop"], "accuracy"
+        )
         assert {top, *tied} == {"mixup", "crop"} and not untested
+        others = sorted({"none", "mixup", "crop"} - {top})
+        made = [difference(column.rows[each], column.rows[top], "accuracy") for each in others]
+        assert sorted(detectable) == sorted(each.detectable for each in made if each)
     few = replace(
         block.columns[0],
         rows={n: replace(r, records=r.records[:3]) for n, r in block.columns[0].rows.items()},
     )
-    top, tied, untested = findings.best(few, ["none", "mixup", "crop"], "accuracy")
+    top, tied, untested, _ = findings.best(few, ["none", "mixup", "crop"], "accuracy")
     assert not tied and {top, *untested} == {"none", "mixup", "crop"}
-    assert findings.best(few, [], "accuracy") == ("", frozenset(), frozenset())
+    assert findings.best(few, [], "accuracy") == ("", frozenset(), frozenset(), ())
 
 
 def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_tested(

@@ -666,7 +666,7 @@ def test_predict_writes_what_the_run_predicted(
         assert cli.run([*given, "--device", "cpu"]) == 0
         shown = capsys.readouterr().out
         assert f"40 rows predicted: {out}" in shown and "accuracy 0." in shown
-    logits = runs.read_predictions(kept)["test_last_logits"]
+    logits = runs.read_arrays(kept / "predictions.npz")["test_last_logits"]
     with np.load(stored) as content:
         np.testing.assert_array_equal(content["logits"], logits)
         probabilities = content["probabilities"]
@@ -685,7 +685,7 @@ def test_predict_takes_a_network_with_a_second_set_of_norms(npz: Path, tmp_path:
     out = tmp_path / "p.npz"
     assert cli.run(["predict", str(folder), "--data", f"npz:{npz}", "--out", str(out)]) == 0
     with np.load(out) as content:
-        logits = runs.read_predictions(folder)["test_last_logits"]
+        logits = runs.read_arrays(folder / "predictions.npz")["test_last_logits"]
         np.testing.assert_array_equal(content["logits"], logits)
 
 

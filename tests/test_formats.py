@@ -92,7 +92,7 @@ def test_markdown_keeps_the_table_and_escapes_what_acts() -> None:
 def test_csv_comes_back_as_the_texts() -> None:
     made = hostile()
     head, *rows = csv.reader(formats.comma_separated(made).splitlines())
-    assert head[1:] == [formats.plain(name) for name in made.head]
+    assert head[1:] == [formats.plain(name) for name in (made.title, *made.head[1:])]
     assert [row[1] for row in rows] == [formats.plain(text) for text in HOSTILE]
     assert rows[3][2] == "3.25 ± 0.50 (best)" and rows[0][3].endswith("(tied)")
 

@@ -94,7 +94,7 @@ def test_done_is_not_done_again(undisturbed: Path) -> None:
 
 def test_metrics_follow_from_predictions(undisturbed: Path) -> None:
     result = runs.with_nan(runs.read_result(undisturbed))
-    stored = runs.read_predictions(undisturbed)
+    stored = runs.read_arrays(undisturbed / "predictions.npz")
     for split in ("select", "test"):
         again = metrics.evaluate(
             stored[f"{split}_last_logits"], stored[f"{split}_targets"], result["data"]["kind"]
