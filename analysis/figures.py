@@ -131,7 +131,7 @@ class _Drawing:
     def shown(self, kept: Container[str] = ()) -> tuple[list[Entry], str]:
         """Rows for a figure of lines, no controls, and what is said of those left out.
 
-        ``none`` and the rows that are to be kept come first, then those of the highest accuracy.
+        ``none`` goes first, then the rows that are to be kept, then those of the highest accuracy.
         """
         there = {
             entry: mean for entry in self.block.compared if (mean := self._mean(entry)) is not None
@@ -139,10 +139,10 @@ class _Drawing:
         if len(there) <= MOST:
             return list(there), ""
         wanted = sorted(there, key=lambda e: (e.name != NONE, e.name not in kept, -there[e]))[:MOST]
-        what = "none, those on a grey line" if kept else "none"
+        what = "none, then those that no other beats in both, then" if kept else "none, then"
         return (
             [entry for entry in there if entry in wanted],
-            f" Of {len(there)} rows {MOST} are drawn: {what} and those of the highest accuracy.",
+            f" Of {len(there)} rows {MOST} are drawn: {what} those of the highest accuracy.",
         )
 
     def _mean(self, entry: Entry) -> float | None:
@@ -218,17 +218,21 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
                 sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else math.nan
                 points.append(Point(entry.name, float(seconds), float(np.mean(accuracies)), sd))
         if points:
-            fronts.append((column.name, points, {points[each].name for each in pareto(points)}))
+            fronts.append((column.name, points, [points[each].name for each in pareto(points)]))
     if not fronts:
         return None
-    # What no other row beats is drawn however many rows there are: the line is that of all.
-    entries, left_out = drawing.shown(frozenset().union(*(names for _, _, names in fronts)))
+    # The line is that of all rows: what none of them beats goes before what is merely accurate.
+    entries, left_out = drawing.shown(frozenset().union(*(best for _, _, best in fronts)))
     names, note = drawing.short([entry.name for entry in entries])
     renamed = dict(zip([entry.name for entry in entries], names, strict=True))
     panels = []
-    for heading, points, _ in fronts:
-        drawn = [each._replace(name=renamed[each.name]) for each in points if each.name in renamed]
-        panels.append(Front(heading, drawn, pareto(drawn)))
+    for heading, points, best in fronts:
+        drawn = [each for each in points if each.name in renamed]
+        there = [each.name for each in drawn]
+        front = [there.index(name) for name in best if name in there]
+        panels.append(
+            Front(heading, [each._replace(name=renamed[each.name]) for each in drawn], front)
+        )
     plots.fronts(panels, names, ("charged seconds a run", "test accuracy, %"), paths)
     return "Accuracy against charged time", (
         "Mean over seeds; whiskers: one standard deviation over seeds (none with one seed). Grey "

@@ -145,8 +145,9 @@ def _main_notes(
     found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
     if found:
         notes.append(
-            "Smallest true difference to the best row of a column that was found with 80 % power, "
-            f"one comparison alone, in points, over its rows: {', '.join(found)}."
+            "Smallest true difference to the best row of a column that would have been found with "
+            "80 % power, one comparison alone, in points, over the column's rows: "
+            f"{', '.join(found)}."
         )
     notes += folds_note(columns)
     if block.controls:
