@@ -453,7 +453,10 @@ def maps(
             for (row, column), value in np.ndenumerate(values):
                 if not math.isnan(value):
                     light = value < 0.55 if shares else abs(value) > 0.65 * most
-                    text, colour = f"{value:.2f}" if shares else f"{value:+.1f}", "black"
+                    text, colour = (
+                        f"{value:.2f}" if shares else f"{round(value, 1) + 0:+.1f}",
+                        "black",
+                    )
                     axis.text(
                         column, row, text, ha="center", va="center", size=6.5,
                         color="white" if light else colour,
