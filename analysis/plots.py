@@ -453,13 +453,10 @@ def maps(
             for (row, column), value in np.ndenumerate(values):
                 if not math.isnan(value):
                     light = value < 0.55 if shares else abs(value) > 0.65 * most
-                    text, colour = (
-                        f"{value:.2f}" if shares else f"{round(value, 1) + 0:+.1f}",
-                        "black",
-                    )
+                    written = f"{value:.2f}" if shares else f"{round(value, 1) + 0:+.1f}"
                     axis.text(
-                        column, row, text, ha="center", va="center", size=6.5,
-                        color="white" if light else colour,
+                        column, row, written, ha="center", va="center", size=6.5,
+                        color="white" if light else "black",
                     )  # fmt: skip
             axis.set_title(_filled_name(_drawn(heading), letters), fontsize=7, loc="left")
             long = max(map(len, columns)) > 3
