@@ -100,8 +100,7 @@ class Block:
 
         For a method its upstream alone, for an upstream ``none``.
         """
-        wanted = (entry.wraps, entry.upstream, NONE) if entry.wraps else (NONE,)
-        there = (alike(entry, name, self.by_name) for name in wanted)
+        there = (alike(entry, name, self.by_name) for name in bases(entry.method))
         return next((name for name in there if name and name != entry.name), "")
 
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
@@ -378,6 +377,15 @@ def wrapped(method: str) -> tuple[str, str]:
         return (NONE, NONE) if outer(method) in (*CONTROLS, *LEARNING) else ("", method)
     text = render(inner)
     return text, wrapped(text)[1]
+
+
+def bases(method: str) -> tuple[str, ...]:
+    """What a method is measured against where no base is named: the first of these that is there.
+
+    Of a method its upstream alone, of an upstream ``none``.
+    """
+    wraps, upstream = wrapped(method)
+    return (wraps, upstream, NONE) if wraps else (NONE,)
 
 
 def call_in(text: str) -> Call | None:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from analysis.records import Record, Unread
-from benchmarks.runs import row_name, row_parts
+from benchmarks.runs import folders, row_name, row_parts
 from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
 
 FILES = ("study.yaml", "study.yml", "study.json")
@@ -114,7 +114,8 @@ def read(root: Path, study: str = "") -> Question:
     """What the runs in a folder ask; without a study file the default question.
 
     Of a ``study`` that was swept there it is that study's, with the runs that are its own. Else it
-    is that of the file ``study.yaml`` beside the runs, or of the only study that was swept there.
+    is that of the file ``study.yaml`` beside the runs, or of the only study that was swept there,
+    if no other runs are there.
     The keys question, family, margin and prediction are read. An entry of the family is a row,
     which is meant against its own baseline, or ``row over base``.
 
@@ -128,13 +129,16 @@ def read(root: Path, study: str = "") -> Question:
             f"(there are: {', '.join(swept) or 'none'})"
         )
     own = [root / name for name in FILES if (root / name).is_file()]
-    if study:
-        path = root / STUDIES / study / FILES[0]
-    elif own or len(swept) == 1:
-        path = own[0] if own else root / STUDIES / swept[0] / FILES[0]
+    if own and not study:
+        path = own[0]
+    elif study or len(swept) == 1:
+        path = root / STUDIES / (study or swept[0]) / FILES[0]
     else:
         return Question()
     content = _content(path)
+    ids = _ids(path, content) if not own or study else frozenset()
+    if ids and not study and not ids.issuperset(folder.name for folder in folders(root)):
+        return Question()  # what is asked of some runs is not asked of the others
     predictions = _predictions(path, content)
     return Question(
         text=_text(path, content, "question"),
@@ -143,7 +147,7 @@ def read(root: Path, study: str = "") -> Question:
         prediction=predictions[0].text if predictions else _text(path, content, "prediction"),
         predictions=predictions,
         source=str(path.relative_to(root)),
-        runs=_ids(path, content) if study else frozenset(),
+        runs=ids,
     )
 
 

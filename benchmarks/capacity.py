@@ -59,9 +59,10 @@ def here(study: Study, workers: int | None) -> Cluster:
     has, own = cores(), gpus()
     cpus, gpu = takes(study, own > 0)
     if gpu > own:
+        key = "gpus" if study.resources.gpus is not None else "trials_per_gpu"
         raise StudyError(
-            f"resources: one run takes {gpu:g} GPU, and this machine has {own}: set gpus: 0 to "
-            "train on the CPU, or name a cluster with --address"
+            f"resources: one run takes {gpu:g} GPU, and this machine has {own}: train on the CPU "
+            f"with --set resources.{key}=0, or name a cluster with --address"
         )
     if cpus > has:
         raise StudyError(

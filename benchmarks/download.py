@@ -94,7 +94,7 @@ def _is_there(file: File, target: Path) -> bool:
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[BinaryIO]:
     """The part file, open for reading and writing and held by this process alone."""
-    import fcntl  # noqa: PLC0415  absent on Windows, where all but the download works
+    import fcntl  # noqa: PLC0415 - absent on Windows
 
     while True:
         # Unbuffered: each block is on disk before the next is read, whatever ends the process.

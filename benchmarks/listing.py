@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from pathlib import Path
 
 import methods
@@ -14,6 +15,8 @@ HEADINGS = {
     "control": "Controls",
     "plug-in": "Plug-ins",
 }
+INDENT = 21
+WIDTH = 110
 
 
 def lines(check: bool) -> tuple[list[str], bool]:
@@ -37,6 +40,7 @@ def lines(check: bool) -> tuple[list[str], bool]:
                 shown.append(_line(name, f"unavailable: {reason}", ""))
             else:
                 shown.append(_line(name, summary.first_line, summary.source))
+                shown += _arguments(summary)
     shown.append("Benchmarks")
     for name, entry in catalogue.CATALOGUE.items():
         train, val, test = entry.counts
@@ -59,8 +63,16 @@ def lines(check: bool) -> tuple[list[str], bool]:
     return shown, available
 
 
+def _arguments(summary: methods.Summary) -> list[str]:
+    """What a method takes and its presets, on lines below its own."""
+    parts = (("takes", summary.takes), ("presets", summary.presets))
+    told = "; ".join(f"{what} {', '.join(values)}" for what, values in parts if values)
+    indent = " " * (INDENT + 2)
+    return textwrap.wrap(told, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
 def _line(name: str, text: str, source: str) -> str:
-    return f"  {name:<18} {text}{f'  [{source}]' if source else ''}"
+    return f"  {name:<{INDENT - 3}} {text}{f'  [{source}]' if source else ''}"
 
 
 def _models() -> list[tuple[str, str, str]]:

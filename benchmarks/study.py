@@ -19,13 +19,13 @@ from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationErr
 from pydantic.dataclasses import dataclass
 
 import methods
-from analysis import tables
+from analysis import blocks, tables
 from analysis.question import OVER, as_name, comparison
 from benchmarks import cells, data, models, runs
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
 from benchmarks.data import Benchmark, Protocol
-from benchmarks.runs import CONFIG, Training
+from benchmarks.runs import CONFIG, Training, row_parts
 from benchmarks.space import parameter
 from methods.base import Spec
 from methods.naming import (
@@ -677,23 +677,34 @@ class Plan:
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
 
     def check_family(self) -> None:
-        """Refuse a comparison of rows that the study does not have.
+        """Refuse a comparison that no table of the study can make.
 
         Raises:
-            StudyError: names the row and the nearest one.
+            StudyError: names the row and the nearest one, or what is missing beside it.
         """
-        known = {row.name for table in self.tables for row in table.rows}
-        known |= {
-            name
-            for table in self.tables
-            for kind in table.block.same
-            for name in cells.equal_budget_names(table.rows, kind)
-        }
+        sides: dict[str, set[str]] = {}  # blocks may hold rows of one table between them
+        for table in self.tables:
+            sides.setdefault(table.name, set()).update(self._names(table))
+        known = set().union(*sides.values())
         absent = {name for table in self.tables for name, _ in table.missing}
-        for pair in self.study.pairs():
-            for name in filter(None, pair):
+        for row, base in self.study.pairs():
+            for name in filter(None, (row, base)):
                 if name not in known | absent:
                     raise StudyError(f"family: {unknown('row', name, known)}")
+            wanted = {base} if base else set(blocks.bases(row_parts(row)[0])) - {row}
+            if not ({row} | wanted) & absent and not any(
+                row in names and wanted & names for names in sides.values()
+            ):
+                told = f"{row} has no baseline; write {row}{OVER}ROW, or add none"
+                if base:
+                    told = f"{row} and {base} stand in no table together"
+                raise StudyError(f"family: {told}")
+
+    def _names(self, table: Table) -> set[str]:
+        """The rows that a table has, or will have once those of an equal budget are known."""
+        return {row.name for row in table.rows}.union(
+            *(cells.equal_budget_names(table.rows, kind) for kind in table.block.same)
+        )
 
     @cached_property
     def tables(self) -> list[Table]:

@@ -12,9 +12,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from methods.naming import Call, Links, NamingError, bind, call_of, contract, parse, render, unknown
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 GROUP = "augbench.methods"
 SOURCE = "Source: "
+OURS = "methods."
 
 
 class Entry(NamedTuple):
@@ -176,21 +179,37 @@ def _build(expression: Call | Links) -> Method:
 def versions(text: str) -> dict[str, int]:
     """Version of every class along the chain and hash of every preset, by name.
 
-    They are part of a run's id, so that it tells a preset of other content from this one.
+    They are part of a run's id, so that it tells a preset of other content from this one. Of what
+    others define the hash holds the source file too, as nobody raises a version at every edit.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
     """
     expression = _canonical(parse(text))
-    found = {_qualified(type(part)): part.version for part in _build(expression).parts()}
+    found = {_qualified(type(part)): _version(part) for part in _build(expression).parts()}
     for call in _calls(expression):
         function = load(call.name)
+        if isinstance(function, FunctionType) and not function.__module__.startswith(OURS):
+            found[_qualified(function)] = _content(function, "")
         presets, preset = _presets(function), dict(call.arguments).get("preset")
         if presets and preset is not None:
             content = json.dumps(dict(presets[str(preset)]), sort_keys=True)
             digest = hashlib.sha256(content.encode()).hexdigest()
-            found[f"{_qualified(cast('type', function))}.{preset}"] = int(digest[:12], 16)
+            found[f"{_qualified(function)}.{preset}"] = int(digest[:12], 16)
     return found
+
+
+def _version(part: Method) -> int:
+    kind = type(part)
+    ours = kind.__module__.startswith(OURS)
+    return part.version if ours else _content(kind, f"{part.version}")
+
+
+def _content(made: Callable[..., Method], version: str) -> int:
+    """A hash of a version and of the file in which a class or function of others is defined."""
+    path = getattr(sys.modules.get(made.__module__), "__file__", None)
+    content = Path(path).read_bytes() if path is not None else b""
+    return int(hashlib.sha256(f"{version}\n".encode() + content).hexdigest()[:12], 16)
 
 
 def _calls(expression: Call | Links) -> Iterator[Call]:
@@ -202,8 +221,8 @@ def _calls(expression: Call | Links) -> Iterator[Call]:
                 yield from _calls(value)
 
 
-def _qualified(kind: type) -> str:
-    ours = kind.__module__.startswith("methods.")
+def _qualified(kind: Callable[..., Method]) -> str:
+    ours = kind.__module__.startswith(OURS)
     return kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -214,6 +233,9 @@ class Summary(NamedTuple):
     source: str
     reason: str
     """Empty, or why the method is unavailable."""
+    takes: tuple[str, ...] = ()
+    """Its arguments with their defaults, ``beta=0.0``, as far as they stand in the same file."""
+    presets: tuple[str, ...] = ()
 
 
 def summary(name: str) -> Summary:
@@ -235,18 +257,57 @@ def summary(name: str) -> Summary:
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
             told = ast.get_docstring(node) or ""
-            return Summary(told.partition("\n")[0], _source_in(node) or _source_told(told), "")
+            source = _source_in(node) or _source_told(told)
+            return Summary(
+                told.partition("\n")[0], source, "", _takes(node, tree), _presets_in(node)
+            )
     return Summary(f"defined elsewhere, loaded through {target}", "", "")
 
 
 def _source_in(node: ast.ClassDef | ast.FunctionDef) -> str:
+    value = _value_in(node, "source")
+    return str(value.value) if isinstance(value, ast.Constant) else ""
+
+
+def _presets_in(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, ...]:
+    value = _value_in(node, "presets")
+    keys = value.keys if isinstance(value, ast.Dict) else []
+    return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+
+
+def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | None:
+    """What a statement of the body gives a name."""
     for statement in node.body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
             goals = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            named = any(isinstance(goal, ast.Name) and goal.id == "source" for goal in goals)
-            if named and isinstance(statement.value, ast.Constant):
-                return str(statement.value.value)
-    return ""
+            if any(isinstance(goal, ast.Name) and goal.id == name for goal in goals):
+                return statement.value
+    return None
+
+
+def _takes(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[str, ...]:
+    """Keyword arguments with their defaults; of a class those of its constructor or a base's."""
+    if isinstance(node, ast.ClassDef):
+        inside = (each for each in node.body if isinstance(each, ast.FunctionDef))
+        made = next((each for each in inside if each.name == "__init__"), None)
+        if made is None:
+            bases = {each.id for each in node.bases if isinstance(each, ast.Name)}
+            classes = (each for each in tree.body if isinstance(each, ast.ClassDef))
+            base = next((each for each in classes if each.name in bases), None)
+            return _takes(base, tree) if base is not None else ()
+        node = made
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return tuple(f"{each.arg}={_default(value)}" for each, value in pairs)
+
+
+def _default(value: ast.expr | None) -> str:
+    """A default as it is written in a method's name."""
+    if value is None:
+        return "..."
+    try:
+        return render(ast.literal_eval(value))
+    except (ValueError, TypeError, NamingError):  # a constant, or what no name can hold
+        return ast.unparse(value)
 
 
 def _source_told(docstring: str) -> str:

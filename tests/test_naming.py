@@ -582,8 +582,9 @@ class TestPlugIns:
         plug_ins({"twice": "pkg_good:Twice", "faster": "pkg_good:preset"}, pkg_good=GOOD)
         assert list(methods.registry()) == [*BUILTIN, "faster", "twice"]
         assert methods.registry()["twice"].kind == "plug-in"
-        assert methods.summary("twice") == ("Train on the batch as it is.", "Nobody, 2026", "")
-        assert methods.summary("faster") == ("Twice, faster.", "", "")
+        told = ("Train on the batch as it is.", "Nobody, 2026", "", ("rate=1",), ())
+        assert methods.summary("twice") == told
+        assert methods.summary("faster")[:3] == ("Twice, faster.", "", "")
         assert "pkg_good" not in sys.modules, "a summary imports nothing"
         assert canonical("twice(rate=1)+crop") == "twice+crop"
         chain = build("crop+twice(rate=3)")
@@ -707,6 +708,13 @@ class TestSummary:
             assert summary.source == vars(found).get("source", "")
         else:
             assert summary.source and f"Source: {summary.source}" in (found.__doc__ or "")
+        assert summary.presets == tuple(getattr(found, "presets", ()))
+        defaults = {
+            each.name: render(each.default)
+            for each in signature(found).parameters.values()
+            if each.kind is each.KEYWORD_ONLY
+        }
+        assert dict(each.split("=", 1) for each in summary.takes) == defaults
 
     @pytest.mark.parametrize("name", BUILTIN)
     def test_every_default_is_its_own_canonical_form(self, name: str) -> None:
@@ -717,6 +725,33 @@ class TestSummary:
         found = methods.versions("head_refit(upstream=crop+mixup)")
         assert set(found) == {"Crop", "Mixup", "HeadRefit"}
         assert all(version >= 1 for version in found.values())
+
+    def test_an_edit_of_a_method_of_others_is_another_version(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "their_method.py"
+        text = (
+            "from methods.base import Method\n\n\nclass Theirs(Method):\n"
+            "    def __init__(self, *, p: float = 0.5) -> None:\n        super().__init__()\n\n"
+            "    def augment(self, batch, ctx):\n        return batch\n\n\n"
+            "def made(*, p: float = 0.5) -> Theirs:\n    return Theirs(p=p)\n"
+        )
+        file.write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        entries = {
+            name: methods.Entry(f"their_method:{target}", "plug-in")
+            for name, target in (("theirs", "Theirs"), ("made", "made"))
+        }
+        monkeypatch.setattr(methods, "registry", lambda: {**BUILTIN, **entries})
+        first = methods.versions("theirs")
+        assert first == methods.versions("theirs(p=0.5)") and set(first) == {"their_method.Theirs"}
+        assert set(methods.versions("made")) == {"their_method.Theirs", "their_method.made"}
+        file.write_text(text.replace("return batch", "return batch  # changed"))
+        assert methods.versions("theirs") != first
+        file.write_text(text)
+        assert methods.versions("theirs") == first
+        monkeypatch.setattr(methods.load("theirs"), "version", 2)
+        assert methods.versions("theirs") != first
 
 
 def test_numbers_are_written_so_that_nothing_is_lost() -> None:

@@ -394,10 +394,14 @@ def swept(root: Path, name: str, content: str) -> None:
 
 
 def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Path) -> None:
-    swept(tmp_path, "one", "question: First?\nruns: [a]\n")
+    first = make_run(tmp_path).name
+    swept(tmp_path, "one", f"question: First?\nruns: [{first}, b]\n")
     alone = question.read(tmp_path)
     assert (alone.text, alone.source) == ("First?", "studies/one/study.yaml")
-    assert alone.runs == frozenset(), "of a folder all runs are told"
+    assert alone.runs == {first, "b"}
+    make_run(tmp_path, "mixup")
+    assert question.read(tmp_path) == Question(), "other runs are there too"
+    assert question.read(tmp_path, "one") == alone
     swept(tmp_path, "two", "question: Second?\nruns: [b, c]\n")
     assert question.read(tmp_path) == Question(), "neither is that of the folder"
     assert question.read(tmp_path, "two").runs == {"b", "c"}

@@ -229,6 +229,31 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
     assert "line 5: family: cannot read 'mixup('" in refused(tmp_path, SMALL + "family: 'mixup('\n")
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("mixup", "mixup has no baseline; write mixup over ROW, or add none"),
+        ("saflex(upstream=crop)", ""),
+        ("mixup over crop", ""),
+        ("crop over flip", "crop and flip stand in no table together"),
+    ],
+)
+def test_a_comparison_that_no_table_can_make_is_refused(
+    entry: str, expected: str, tmp_path: Path
+) -> None:
+    text = (
+        "benchmarks: digits\nmodels: small_cnn\nblocks:\n"
+        "- methods: [mixup, crop, saflex(upstream=crop)]\n- methods: [flip]\n"
+        f"  benchmarks: digits(noise=0.1)\nfamily: ['{entry}']\n"
+    )
+    plan = Plan(load(tmp_path, text), tmp_path)
+    if not expected:
+        plan.check_family()
+        return
+    with pytest.raises(StudyError, match=f"family: {expected}"):
+        plan.check_family()
+
+
 def test_rows_of_an_equal_budget_stand_in_a_family(tmp_path: Path) -> None:
     text = SMALL.replace("[none, mixup]", "[none, head_refit, saflex(upstream=mixup), mixup]")
     text += "same: passes\n"
@@ -489,7 +514,10 @@ def test_a_dry_run_refuses_what_the_sweep_would(
     monkeypatch.setattr(capacity, "cores", lambda: 4)
     for setting, part in (
         ("resources.cpus=64", "takes 64 cores, and this machine has 4"),
-        ("resources.trials_per_gpu=2", "takes 0.5 GPU, and this machine has 0"),
+        (
+            "resources.trials_per_gpu=2",
+            "has 0: train on the CPU with --set resources.trials_per_gpu=0",
+        ),
         ("tune.trials=2", "set tune.seeds to 3"),
     ):
         arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", setting]
