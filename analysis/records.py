@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 class Damaged(OSError):
     """A file of a run that cannot be read."""
 
-    def __init__(self, folder: Path, name: str, error: Exception | str) -> None:
-        why = error if isinstance(error, str) else _first_line(error)
-        self.folder, self.reason = folder, f"{name} cannot be read ({why})"
+    def __init__(self, folder: Path, name: str, error: Exception) -> None:
+        self.folder, self.reason = folder, f"{name} cannot be read ({_first_line(error)})"
         super().__init__(f"{folder}: {self.reason}; make the run anew")
 
 
