@@ -234,7 +234,7 @@ def equal_budgets_in(root: Path) -> Taken:
             # most runs have none, and reading all of a run takes ten times as long
             if json.loads((folder / "run.json").read_bytes())["run"]["budget"] != "steps":
                 found.append(runs.read_run(folder))
-        except (OSError, ValueError, KeyError, TypeError):
+        except runs.UNREADABLE:
             continue
     return found
 

@@ -331,7 +331,7 @@ def _predict(command: arguments.PredictCommand) -> int:
     folder = command.run
     try:
         run, _ = runs.read_run(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except runs.UNREADABLE as error:
         raise UsageError(f"run: {folder} is not a run directory ({error})") from error
     result = runs.read_result(folder)
     if result is None or result["status"] != "done" or not (folder / "model.pt").exists():

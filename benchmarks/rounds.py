@@ -75,7 +75,7 @@ class Ledger:
         try:
             lines = (self.folder(cell) / FAILURES).read_text(encoding="utf-8").splitlines()
             return [json.loads(line)["reason"] for line in lines]
-        except (OSError, ValueError, KeyError, TypeError):
+        except runs.UNREADABLE:
             return []
 
     def failed(self, cell: Cell, reason: str) -> None:
@@ -375,7 +375,7 @@ def costs_in(root: Path, device: str = "") -> Costs:
         if result is not None and result["status"] == "done":
             try:
                 run, _ = runs.read_run(folder)
-            except (OSError, ValueError, KeyError, TypeError):
+            except runs.UNREADABLE:
                 continue
             costs.saw(run, result)
     return costs

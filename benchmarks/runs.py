@@ -26,6 +26,9 @@ VERSION = 1
 
 CONFIG = ConfigDict(extra="forbid")
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged file of a run raises."""
+
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Training:
@@ -185,7 +188,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         json.loads((folder / "run.json").read_text(encoding="utf-8"))
         sizes = result["files"]
         intact = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         return None
     return result if intact else None
 
