@@ -270,9 +270,7 @@ def _part(
         summary.main_table(block, metric, metric, with_published, "last")
         for metric in ("accuracy", "auc")
     ]
-    offered = [
-        column for column in block.columns if column.done and summary.offered(column, "selected")
-    ]
+    offered = [column for column in block.columns if summary.offered(column, "selected")]
     if offered:
         chosen = replace(block, columns=tuple(offered))
         main.append(summary.main_table(chosen, "accuracy", "selected", False, "selected"))

@@ -322,10 +322,14 @@ def selection(block: Block) -> list[str]:
     ]
     reasons: dict[str, list[str]] = {}
     for column in block.columns:
-        for record in column.done:
-            reason = record.result.get("selection", {}).get("reason")
-            if reason and column.name not in reasons.setdefault(reason, []):
-                reasons[reason].append(column.name)
+        rows: dict[str, list[str]] = {}
+        for name, row in column.rows.items():
+            for reason in {_reason(record) for record in row.by_seed().values()}:
+                rows.setdefault(reason, []).append(name)
+        for reason, names in rows.items():
+            place = column.name if len(rows) == 1 else f"{column.name} ({', '.join(names)})"
+            if reason:
+                reasons.setdefault(reason, []).append(place)
     told += [
         f"The epoch of the best select AUC is not offered on {', '.join(names)}: {reason}."
         for reason, names in reasons.items()
@@ -333,6 +337,10 @@ def selection(block: Block) -> list[str]:
     if block.setting["test metrics each epoch"] == "yes":
         told.append("Test metrics were recorded each epoch; they chose nothing here.")
     return told
+
+
+def _reason(record: Record) -> str:
+    return record.result.get("selection", {}).get("reason", "")
 
 
 def caveats(block: Block) -> list[str]:

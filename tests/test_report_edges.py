@@ -254,6 +254,23 @@ def test_what_no_row_beats_is_drawn_however_many_rows_there_are(
     assert "none" in [entry.name for entry in drawing.shown()[0]]
 
 
+def test_a_row_without_a_selected_epoch_takes_it_from_no_other(tmp_path: Path) -> None:
+    reason = "the method changes the network after the last epoch"
+    for seed in range(4):
+        make_run(tmp_path, "none", seed, selected=True)
+        chosen = {"selection": {"offered": False, "reason": reason}}
+        make_run(tmp_path, "head_refit", seed, result=chosen)
+        make_run(tmp_path, "none", seed, benchmark="breastmnist", result=chosen)
+    block = only(tmp_path)
+    where = "breastmnist, digits (head_refit)"
+    told = f"The epoch of the best select AUC is not offered on {where}: {reason}."
+    assert told in words.selection(block)
+    report(tmp_path, tmp_path / "out", ["csv"])
+    with (tmp_path / "out" / "tables" / "selected.csv").open(newline="") as file:
+        rows = [row[1:3] for row in csv.reader(file)][1:]
+    assert rows == [["none", "4"]]
+
+
 def test_a_second_report_leaves_no_table_or_figure_of_the_first(tmp_path: Path) -> None:
     root, out = tmp_path / "runs", tmp_path / "out"
     for seed in range(4):
