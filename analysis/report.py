@@ -270,7 +270,11 @@ def _part(
         summary.main_table(block, metric, metric, with_published, "last")
         for metric in ("accuracy", "auc")
     ]
-    offered = [column for column in block.columns if summary.offered(column, "selected")]
+    offered = [
+        column
+        for column in block.columns
+        if any("selected" in record.result["metrics"] for record in column.done)
+    ]
     if offered:
         chosen = replace(block, columns=tuple(offered))
         main.append(summary.main_table(chosen, "accuracy", "selected", False, "selected"))

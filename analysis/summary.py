@@ -36,7 +36,7 @@ DETECTABLE = "detectable: the smallest true difference found with 80 % power, on
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
     """Methods by data sets: mean and standard deviation over seeds, in points."""
-    columns = [column for column in block.columns if offered(column, when)]
+    columns = block.columns
     tops = {column.name: _best(column, block, metric, when) for column in columns}
     usual = {column.name: max(_count(column, each, when) for each in block.entries)
              for column in columns}  # fmt: skip
@@ -88,11 +88,6 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
 
 def _epoch(when: str) -> str:
     return "last epoch" if when == "last" else "epoch of the best select AUC"
-
-
-def offered(column: Column, when: str) -> bool:
-    """Whether any run has numbers at this epoch; rows without are left out, not mixed in."""
-    return any(when in record.result["metrics"] for record in column.done)
 
 
 def _count(column: Column, entry: Entry, when: str) -> int:

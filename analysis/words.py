@@ -324,7 +324,7 @@ def selection(block: Block) -> list[str]:
     for column in block.columns:
         rows: dict[str, list[str]] = {}
         for name, row in column.rows.items():
-            for reason in {_reason(record) for record in row.by_seed().values()}:
+            for reason in sorted({_reason(record) for record in row.by_seed().values()}):
                 rows.setdefault(reason, []).append(name)
         for reason, names in rows.items():
             place = column.name if len(rows) == 1 else f"{column.name} ({', '.join(names)})"

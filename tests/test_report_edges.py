@@ -271,6 +271,17 @@ def test_a_row_without_a_selected_epoch_takes_it_from_no_other(tmp_path: Path) -
     assert rows == [["none", "4"]]
 
 
+def test_a_data_set_on_which_every_run_failed_stays_in_the_table(tmp_path: Path) -> None:
+    for seed in range(4):
+        make_run(tmp_path, "none", seed)
+        make_run(tmp_path, "none", seed, benchmark="breastmnist", status="failed", reason="lost")
+    report(tmp_path, tmp_path / "out", ["csv"])
+    with (tmp_path / "out" / "tables" / "accuracy.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["breastmnist, % ↑"] == "n/a"
+    assert row["digits, % ↑"] != "n/a"
+
+
 def test_a_second_report_leaves_no_table_or_figure_of_the_first(tmp_path: Path) -> None:
     root, out = tmp_path / "runs", tmp_path / "out"
     for seed in range(4):
