@@ -55,6 +55,8 @@ class Benchmark:
     imbalance: float = 1.0
     imbalance_kind: Literal["half", "stratified"] = "half"
     meta_noise: float = 0.0
+    groups: int | str | None = None
+    """Of a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
 
     @property
     def corrupts(self) -> bool:
@@ -73,6 +75,7 @@ def _arguments(
     imbalance: float = 1.0,
     imbalance_kind: Literal["half", "stratified"] = "half",
     meta_noise: float = 0.0,
+    groups: int | str | None = None,
 ) -> dict[str, Any]:
     return {}
 
@@ -115,6 +118,13 @@ def parse_benchmark(text: str) -> Benchmark:
                 f"{call.name}: folds: expected none, as its official split keeps images of one "
                 "patient, scan or slide on one side, and folds would not"
             )
+    if benchmark.groups is not None and call.name != "folder":
+        raise NamingError(
+            f"{call.name}: groups: expected none, as only a folder says so which images are of one "
+            f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
+        )
+    if isinstance(benchmark.groups, int):
+        _within(call.name, "groups", benchmark.groups, 0, 9)
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
@@ -278,18 +288,25 @@ def arrays_of(
     Raises:
         DataError: it is not there, not what it should be, or cannot be read.
     """
-    what = benchmark.name, benchmark.size, benchmark.path
+    what = benchmark.name, benchmark.size, benchmark.path, benchmark.groups
     return _arrays(*what, root, allow_unverified, memory_gib)
 
 
 @lru_cache(maxsize=2)
 def _arrays(
-    name: str, size: int, path: str, root: Path, allow_unverified: bool, memory_gib: float
+    name: str,
+    size: int,
+    path: str,
+    groups: int | str | None,
+    root: Path,
+    allow_unverified: bool,
+    memory_gib: float,
 ) -> Arrays:
     return sources.load(
         name,
         size=size,
         path=path or None,
+        groups=groups,
         root=root,
         allow_unverified=allow_unverified,
         memory_gib=memory_gib,

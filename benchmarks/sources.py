@@ -46,6 +46,7 @@ def load(
     *,
     size: int = 28,
     path: str | None = None,
+    groups: int | str | None = None,
     root: Path,
     val_fraction: float = 0.1,
     allow_unverified: bool = False,
@@ -69,7 +70,7 @@ def load(
             raise DataError(f"{name} needs a path, e.g. {name}:PATH.")
         if name == "npz":
             return _load_npz(Path(path).expanduser(), root, val_fraction, memory_gib)
-        return _load_folder(Path(path).expanduser(), size, val_fraction)
+        return _load_folder(Path(path).expanduser(), size, val_fraction, groups)
     entry = _entry(name)
     size = _size(entry, size)
     if name == "digits":
@@ -332,7 +333,9 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
     return replace(arrays, checksum=md5, notes=notes)
 
 
-def _load_folder(path: Path, size: int, val_fraction: float) -> "Arrays":
+def _load_folder(
+    path: Path, size: int, val_fraction: float, groups: int | str | None
+) -> "Arrays":
     """Images in one folder a class, below train/, test/ and perhaps val/, or below `path`."""
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
@@ -814,7 +817,8 @@ class Arrays:
     `*_x` are uint8, or float32 in [0, 1], (N, H, W) or (N, H, W, C) with C of 1 or 3; `*_y` int64
     class numbers (N,), or uint8 0/1 (N, L) for the kind "multi-label". `checksum` is the MD5 of the
     file (of several: joined by +), or of the arrays for digits, or of names and bytes for a folder.
-    `verified` is False only for a file under an official name that has another MD5. `notes` are
+    `*_groups` are int64 (N,), the same number for rows of one patient in every split, or None
+    where nothing is known of patients. `verified` is False only for a file under an official name that has another MD5. `notes` are
     what the user is to be told about this copy.
     """
 
@@ -832,6 +836,9 @@ class Arrays:
     caveats: tuple[str, ...]
     source: str
     notes: tuple[str, ...]
+    train_groups: np.ndarray | None = None
+    val_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
