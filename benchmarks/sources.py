@@ -192,6 +192,53 @@ def stratified_split(
     return tuple(parts)
 
 
+def grouped_split(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int
+) -> tuple[np.ndarray, ...]:
+    """Disjoint rows for each share, sorted, where all rows of a group are in one part.
+
+    `labels` (N,) class numbers, or (N, L) of 0 and 1; `groups` (N,), equal for rows of one patient;
+    `shares` are relative sizes. Sizes and classes come near the shares as far as groups allow: the
+    largest group goes first, each to the part that lacks most of what it brings. A class is in
+    every part where enough groups have it, and where too few have it, in the part of the largest
+    share. No part is empty. A function of its arguments alone.
+
+    Raises ValueError where there are fewer groups than shares.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    group = group.reshape(-1)
+    if len(names) < len(shares):
+        raise ValueError(f"{len(names)} groups cannot fill {len(shares)} parts")
+    if labels.ndim == 1:
+        one_hot = np.unique(labels)[None] == labels[:, None]
+    else:
+        one_hot = labels[:, labels.any(0)] > 0
+    # What a group brings: rows of each class, and rows at all.
+    columns = np.column_stack([one_hot, np.ones(len(labels))])
+    brings = np.zeros((len(names), columns.shape[1]))
+    np.add.at(brings, group, columns)
+    share = np.asarray(shares, dtype=np.float64) / math.fsum(shares)
+    whole = brings.sum(0)
+    wanted, have = share[:, None] * whole, np.zeros((len(share), len(whole)))
+    weight = np.ones(len(whole))
+    weight[-1] = max(1, len(whole) - 1)  # sizes count as much as all classes together
+    left = (brings > 0).sum(0)  # groups to come that have rows of a class
+    largest = np.arange(len(share)) == share.argmax()
+    part = np.empty(len(names), np.int64)
+    order = np.random.default_rng(seed).permutation(len(names))
+    for g in order[np.argsort(-brings[order, -1], kind="stable")]:
+        new = brings[g]
+        lacks = have == 0
+        # Where as few groups are left as parts lack the class, this one goes to one of those.
+        last = lacks & (new > 0) & (left <= lacks.sum(0))
+        distance = ((2 * new * (have - wanted) + new**2) / (wanted * whole)) @ weight
+        urgent = (~last[:, -1], ~(largest & last.any(1)), -last.sum(1), distance.round(9))
+        part[g] = np.lexsort(urgent[::-1])[0]
+        have[part[g]] += new
+        left -= new > 0
+    return tuple(np.flatnonzero(part[group] == p) for p in range(len(share)))
+
+
 def _largest_remainder(quota: np.ndarray, total: int, ties: np.ndarray) -> np.ndarray:
     """Integers that add up to `total`, each its quota rounded down or up."""
     base = np.floor(quota).astype(np.int64)
@@ -333,9 +380,7 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
     return replace(arrays, checksum=md5, notes=notes)
 
 
-def _load_folder(
-    path: Path, size: int, val_fraction: float, groups: int | str | None
-) -> "Arrays":
+def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> "Arrays":
     """Images in one folder a class, below train/, test/ and perhaps val/, or below `path`."""
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
@@ -818,8 +863,8 @@ class Arrays:
     class numbers (N,), or uint8 0/1 (N, L) for the kind "multi-label". `checksum` is the MD5 of the
     file (of several: joined by +), or of the arrays for digits, or of names and bytes for a folder.
     `*_groups` are int64 (N,), the same number for rows of one patient in every split, or None
-    where nothing is known of patients. `verified` is False only for a file under an official name that has another MD5. `notes` are
-    what the user is to be told about this copy.
+    where nothing is known of patients. `verified` is False only for a file under an official name
+    that has another MD5. `notes` are what the user is to be told about this copy.
     """
 
     name: str

@@ -16,7 +16,15 @@ from PIL import Image
 from benchmarks import catalogue, sources
 from benchmarks.catalogue import CATALOGUE, File
 from benchmarks.download import DataError
-from benchmarks.sources import Arrays, images_only, load, locate, stratified_split, verify
+from benchmarks.sources import (
+    Arrays,
+    grouped_split,
+    images_only,
+    load,
+    locate,
+    stratified_split,
+    verify,
+)
 
 REAL = os.environ.get("AUGBENCH_DATA")
 
@@ -153,6 +161,70 @@ def test_a_rare_class_stays_in_train() -> None:
     labels = np.array([0] * 99 + [1])
     kept, _ = stratified_split(labels, (0.9, 0.1), 0)
     assert 1 in labels[kept]
+
+
+def split_by_group(
+    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, ...], seed: int = 0
+) -> tuple[np.ndarray, ...]:
+    """The parts, after it was checked that they are one, and that no group is in two of them."""
+    parts = grouped_split(labels, groups, shares, seed)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    assert all(p.dtype == np.int64 and np.array_equal(p, np.sort(p)) and len(p) for p in parts)
+    assert sum(len(set(groups[p].tolist())) for p in parts) == len(set(groups.tolist()))
+    return parts
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.2, 0.2), (0.9, 0.1), (1, 1, 1, 1, 1)])
+def test_groups_are_kept_whole_and_parts_come_near_their_shares(shares: tuple[float, ...]) -> None:
+    generator = np.random.default_rng(4)
+    groups = (generator.random(4000) ** 3 * 300).astype(int)
+    assert np.bincount(groups).max() > 500  # of 4000
+    labels = generator.choice(4, 4000, p=[0.5, 0.3, 0.15, 0.05])
+    for part, share in zip(split_by_group(labels, groups, shares), shares, strict=True):
+        assert len(part) / 4000 == pytest.approx(share / sum(shares), abs=0.002)
+        mean = np.bincount(labels[part], minlength=4) / len(part)
+        assert mean == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+
+
+def test_groups_of_one_class_are_shared_out_class_by_class() -> None:
+    groups = np.repeat(np.arange(23), 8)
+    labels = np.where(groups < 10, 0, np.where(groups < 20, 1, 2))
+    parts = split_by_group(labels, groups, (0.6, 0.2, 0.2))
+    assert [np.bincount(labels[p]).tolist() for p in parts] == [
+        [48, 48, 8],
+        [16, 16, 8],
+        [16, 16, 8],
+    ]
+    rare = np.where(groups == 3, 1, 0)  # one group has all rows of a class: it is trained on
+    assert set(rare[split_by_group(rare, groups, (0.9, 0.1))[0]]) == {0, 1}
+    assert set(rare[split_by_group(rare, groups, (0.1, 0.9))[1]]) == {0, 1}
+
+
+def test_a_split_by_group_is_a_function_of_its_seed() -> None:
+    groups = np.arange(400) // 4
+    labels = groups % 3
+    first, again, other = (split_by_group(labels, groups, (0.8, 0.2), s) for s in (3, 3, 4))
+    assert all(map(np.array_equal, first, again))
+    assert not np.array_equal(first[1], other[1])
+    names = np.array([f"patient {g}" for g in groups])
+    assert len(split_by_group(labels, names, (0.8, 0.2))[1]) == 80
+
+
+def test_as_many_groups_as_parts_fill_each_and_fewer_are_refused() -> None:
+    groups = np.repeat([0, 1, 2], [50, 3, 1])
+    parts = split_by_group(np.arange(54) % 2, groups, (0.6, 0.2, 0.2))
+    assert [len(p) for p in parts] == [50, 3, 1]
+    with pytest.raises(ValueError, match="2 groups cannot fill 3 parts"):
+        grouped_split(np.arange(54) % 2, np.minimum(groups, 1), (0.6, 0.2, 0.2), 0)
+
+
+def test_a_split_by_group_of_label_combinations() -> None:
+    generator = np.random.default_rng(2)
+    labels = generator.integers(0, 2, (600, 5)) * generator.integers(0, 2, (600, 1))
+    kept, cut = split_by_group(labels, np.arange(600) // 3, (0.8, 0.2))
+    assert len(cut) == pytest.approx(120, abs=3)
+    assert labels[cut].mean(0) == pytest.approx(labels.mean(0), abs=0.02)
+    assert labels[kept].any(0).all()
 
 
 # ---------------------------------------------------------------- digits
