@@ -13,7 +13,7 @@ from analysis.question import Question
 from analysis.records import Record
 from analysis.tables import Row
 from benchmarks.runs import Training, field_names
-from methods.naming import Call, NamingError, call_of, parse, render
+from methods.naming import Call, NamingError, call_of, parse, render, with_path
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
 """Methods that tell whether a gain is another method's."""
@@ -224,8 +224,7 @@ def _column_name(record: Record) -> str:
     path = record.recorded.get("path")
     if not path:
         return name
-    kind, _, arguments = name.partition("(")
-    return f"{kind}:{Path(path).name}" + (f"({arguments}" if arguments else "")
+    return with_path(name, Path(path).name)
 
 
 def _without_dirt(record: Record) -> str:

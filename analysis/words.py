@@ -25,7 +25,7 @@ from analysis.tables import (
     signed,
 )
 from benchmarks.runs import FLAGS, OPTIONS, PRESETS, row_name, row_parts
-from methods.naming import render
+from methods.naming import render, with_path
 
 MADE_FOR = {
     "random_label": ("saflex",),
@@ -465,8 +465,7 @@ def _benchmark(column: Column) -> str:
     path = column.records[0].recorded.get("path")
     if not path:
         return column.benchmark
-    kind, _, arguments = column.benchmark.partition("(")
-    return f"{kind}:{path}" + (f"({arguments}" if arguments else "")
+    return with_path(column.benchmark, path)
 
 
 def _training(column: Column, preset: str) -> list[str]:

@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any, Literal, cast, get_args
 
 import methods
-from benchmarks import data, models, runs
-from benchmarks.data import Benchmark, Control, Protocol
+from benchmarks import models, runs
+from benchmarks.data import Control, Protocol
+from benchmarks.names import Benchmark, canonical
 from benchmarks.runs import Run, Training
 from methods.naming import Call, NamingError, call_of, parse, render, split, unknown
 
@@ -170,7 +171,7 @@ def make_cell(
     needs_meta = row.needs_meta
     if row.dirty and benchmark.noise == 0:
         raise NamingError(
-            f"{row.method}@{DIRTY}: {data.canonical(benchmark)} has no noise for its meta rows"
+            f"{row.method}@{DIRTY}: {canonical(benchmark)} has no noise for its meta rows"
         )
     if row.dirty:
         benchmark = replace(benchmark, meta_noise=benchmark.noise)
@@ -186,7 +187,7 @@ def make_cell(
     if protocol.name == "paper" or plain:
         protocol = Protocol(name=protocol.name)
     run = Run(
-        benchmark=data.canonical(benchmark),
+        benchmark=canonical(benchmark),
         data=checksum,
         model=model,
         method=row.method,

@@ -32,9 +32,10 @@ from benchmarks import (
 from benchmarks.arguments import UsageError
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
-from benchmarks.data import Benchmark, Protocol
+from benchmarks.data import Protocol
 from benchmarks.download import DataError
 from benchmarks.execution import Options
+from benchmarks.names import Benchmark, check_seeds, names_in, parse_benchmark
 from methods.base import Spec
 from methods.naming import NamingError, split
 
@@ -157,7 +158,7 @@ class _Maker:
 
 def _run(command: arguments.RunCommand) -> int:
     options = _options(command)
-    benchmark = data.parse_benchmark(command.benchmark)
+    benchmark = parse_benchmark(command.benchmark)
     row = cells.parse_row(command.method, _protocol(command))
     cell = _Maker(command, benchmark, options).cell(row, command.seed)
     root = command.out.expanduser().absolute()
@@ -217,7 +218,7 @@ def _compare(command: arguments.CompareCommand) -> int:
         raise UsageError(f"jobs: expected 1 or more, got {command.jobs}")
     protocol = _protocol(command)
     rows, missing = _rows(names, protocol)
-    benchmarks = [data.parse_benchmark(name) for name in split(command.benchmark)]
+    benchmarks = [parse_benchmark(name) for name in names_in(command.benchmark)]
     if not benchmarks:
         raise UsageError("benchmark: expected a name, got none")
     if command.figure is not None and len(benchmarks) > 1:
@@ -231,7 +232,7 @@ def _compare(command: arguments.CompareCommand) -> int:
     for maker in makers:
         default = tables.advised(maker.test_rows, maker.benchmark.folds)
         seeds = range(command.seeds if command.seeds is not None else default)
-        data.check_seeds(maker.benchmark, seeds)
+        check_seeds(maker.benchmark, seeds)
         asked = list(rows)
         if command.controls or protocol.name == "paper":  # there they are compulsory (design, 2)
             asked += cells.control_rows(rows, maker.benchmark, protocol)
@@ -338,11 +339,12 @@ def _predict(command: arguments.PredictCommand) -> int:
         raise UsageError(
             f"run: {folder} holds no network; make it again with augbench run --save-model ..."
         )
-    if not command.data.startswith("npz:"):
-        raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
+    asked = parse_benchmark(command.data)
+    if asked != Benchmark(name="npz", path=asked.path):
+        raise UsageError(f"data: expected npz:FILE without arguments, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
         raise UsageError(f"out: expected a name that ends in .csv or .npz, got {command.out}")
-    images, labels = sources.images_only(Path(command.data.removeprefix("npz:")).expanduser())
+    images, labels = sources.images_only(Path(asked.path))
     classes = tuple(result["data"]["classes"])
     shape = tuple(result["data"]["shape"])
     rows = data.rows_of(images, shape, len(classes), torch.device(_device(command.device)))
@@ -388,7 +390,7 @@ def _show(command: arguments.ShowCommand) -> int:
         raise UsageError(f"out: expected a name in a folder that exists, got {command.out}")
     try:
         showing.show(
-            data.parse_benchmark(command.benchmark),
+            parse_benchmark(command.benchmark),
             methods.canonical(command.method),
             models.canonical(command.model),
             _root(command.data),
@@ -414,7 +416,7 @@ def _show(command: arguments.ShowCommand) -> int:
 
 def _data(command: arguments.DataCommand) -> int:
     root = _root(command.data)
-    benchmarks = [data.parse_benchmark(text) for text in command.names or CATALOGUE]
+    benchmarks = [parse_benchmark(text) for text in command.names or CATALOGUE]
     for text, benchmark in zip(command.names, benchmarks, strict=False):
         if benchmark.path:
             raise UsageError(f"names: expected an official data set, got {text!r}")

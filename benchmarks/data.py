@@ -1,13 +1,11 @@
-"""From a benchmark's name to the splits that a run trains and is judged on."""
+"""From a data set to the splits that a run trains and is judged on."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,156 +15,24 @@ import torch
 from torch import Tensor
 
 from benchmarks import sources
-from benchmarks.catalogue import CATALOGUE, PREVALENCE
+from benchmarks.catalogue import PREVALENCE
 from benchmarks.download import DataError
+from benchmarks.names import Benchmark
 from benchmarks.seeding import generator, seed_of
 from benchmarks.sources import GIB, Arrays
 from methods.base import Batch, Spec
-from methods.naming import Call, NamingError, bind, call_of, parse, render, unknown
 
 Control = Literal["all", "train", "train+meta", "meta"]
 """Which labelled rows a run trains on; all but "all" are control rows."""
 
 MIN_META_ROWS = 5
 """Rows of each class that the meta split, and what is left to train on, need at least."""
-MOST_FOLDS = 20
-GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist"}
-"""Sets with many images of one patient, scan or slide."""
 SELECT_SHARE = 1 / 8
 """Of the rows that a fold leaves: with five folds 70 % train, 10 % select and 20 % test."""
 
 
 class NotApplicable(Exception):
     """A run that cannot be done on these data; the message is the reason that the user sees."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """A data set and what is done to it; the arguments of a benchmark's name."""
-
-    name: str
-    path: str = ""
-    size: int = 28
-    as_rgb: bool = False
-    folds: int = 0
-    rows_per_class: int = 0
-    noise: float = 0.0
-    noise_kind: Literal["symmetric", "pair"] = "symmetric"
-    imbalance: float = 1.0
-    imbalance_kind: Literal["half", "stratified"] = "half"
-    meta_noise: float = 0.0
-    groups: int | str | None = None
-    """Of a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
-
-    @property
-    def corrupts(self) -> bool:
-        """Whether labels or class shares are made worse."""
-        return self.noise > 0 or self.imbalance > 1 or self.meta_noise > 0
-
-
-def _arguments(
-    *,
-    size: int = 28,
-    as_rgb: bool = False,
-    folds: int = 0,
-    rows_per_class: int = 0,
-    noise: float = 0.0,
-    noise_kind: Literal["symmetric", "pair"] = "symmetric",
-    imbalance: float = 1.0,
-    imbalance_kind: Literal["half", "stratified"] = "half",
-    meta_noise: float = 0.0,
-    groups: int | str | None = None,
-) -> dict[str, Any]:
-    return {}
-
-
-def parse_benchmark(text: str) -> Benchmark:
-    """The benchmark that ``text`` names: ``digits``, ``pneumoniamnist(size=64, noise=0.4)``,
-    ``npz:FILE`` or ``folder:DIR``, the last two with arguments behind the path if need be.
-
-    Raises:
-        NamingError: an unknown name or argument, or a value that is not allowed.
-    """
-    own = re.fullmatch(
-        r"(npz|folder):(.*?)\s*(\((?:\s*[a-z_]+\s*=.*)?\))?", text.strip(), re.DOTALL
-    )
-    if own:
-        kind, path, arguments = own.groups()
-        if not path:
-            raise NamingError(f"benchmark {text!r}: expected a path after {kind}:")
-        call = parse(f"{kind}{arguments or ''}")
-        path = str(Path(path).expanduser().absolute())
-    else:
-        call, path = parse(text), ""
-    if not isinstance(call, Call):
-        raise NamingError(f"benchmark {text!r}: expected one name or call, not a chain")
-    if call.name not in CATALOGUE and not own:
-        raise unknown("benchmark", call.name, [*CATALOGUE, "npz:FILE", "folder:DIR"])
-    bound = bind(call, _arguments, "benchmark")
-    benchmark = Benchmark(name=call.name, path=path, **bound)
-    sizes = CATALOGUE[call.name].sizes if call.name in CATALOGUE else ()
-    if sizes and benchmark.size not in sizes and benchmark.size != Benchmark.size:
-        known = ", ".join(map(str, sizes))
-        raise NamingError(f"{call.name}: size: expected one of {known}, got {benchmark.size}")
-    if len(sizes) == 1:  # the default stands for the only size, so that it has one name
-        benchmark = replace(benchmark, size=Benchmark.size)
-    _within(call.name, "size", benchmark.size, 8, 1024)
-    if benchmark.folds:
-        _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
-        if call.name in GROUPED:
-            raise NamingError(
-                f"{call.name}: folds: expected none, as its official split keeps images of one "
-                "patient, scan or slide on one side, and folds would not"
-            )
-    if benchmark.groups is not None and call.name != "folder":
-        raise NamingError(
-            f"{call.name}: groups: expected none, as only a folder says so which images are of one "
-            f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
-        )
-    if isinstance(benchmark.groups, int):
-        _within(call.name, "groups", benchmark.groups, 0, 9)
-    _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
-    _within(call.name, "noise", benchmark.noise, 0, 1)
-    _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
-    _within(call.name, "imbalance", benchmark.imbalance, 1, 10**6)
-    return benchmark
-
-
-def check_seeds(benchmark: Benchmark, seeds: Iterable[int]) -> None:
-    """Folds are tested in whole repeats: seeds 0 to 4 are one of five folds, 5 to 9 the next.
-
-    Raises:
-        NamingError: a repeat that is cut short, over which no interval is known.
-    """
-    if benchmark.folds:
-        repeats = Counter(seed // benchmark.folds for seed in set(seeds))
-        if set(repeats.values()) - {benchmark.folds}:
-            raise NamingError(
-                f"{canonical(benchmark)}: expected seeds in whole repeats of {benchmark.folds} "
-                f"(0 to {benchmark.folds - 1} and so on), got {sum(repeats.values())} seeds"
-            )
-
-
-def _within(name: str, field: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise NamingError(f"{name}: {field}: expected a number from {low} to {high}, got {value}")
-
-
-def canonical(benchmark: Benchmark) -> str:
-    """The benchmark's name with its arguments, without a path: that part of a run's id."""
-    defaults = asdict(Benchmark(name=""))
-    arguments = {k: v for k, v in asdict(benchmark).items() if v != defaults[k]}
-    silent = {"name", "path"}  # and what says nothing beside the others
-    if benchmark.noise == 0 and benchmark.meta_noise == 0:
-        silent.add("noise_kind")
-    if benchmark.imbalance == 1:
-        silent.add("imbalance_kind")
-    if benchmark.name == "npz":
-        silent.add("size")
-    if benchmark.name in CATALOGUE and CATALOGUE[benchmark.name].channels == 3:
-        silent.add("as_rgb")
-    arguments = {k: v for k, v in arguments.items() if k not in silent}
-    return render(call_of(benchmark.name, arguments))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ import torch
 
 import methods
 from benchmarks import metrics, runs
-from benchmarks.data import Benchmark, NotApplicable, Protocol, Splits, arrays_of, make_splits
+from benchmarks.data import NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.download import DataError
+from benchmarks.names import Benchmark
 from benchmarks.progress import Gone, Progress, Silent
 from benchmarks.runs import Run, Status
 from benchmarks.trainer import (

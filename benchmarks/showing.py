@@ -17,17 +17,16 @@ from analysis.plots import Band, augmentation_grid, heatmaps, sample_bands
 from benchmarks import models
 from benchmarks.context import TrainingContext
 from benchmarks.data import (
-    Benchmark,
     NotApplicable,
     Protocol,
     Splits,
     arrays_of,
-    canonical,
     chunks,
     make_splits,
     rows_from_tensors,
     strata_of,
 )
+from benchmarks.names import Benchmark, canonical
 from benchmarks.progress import Progress, Silent
 from benchmarks.runs import Run, Training
 from benchmarks.seeding import generator, seed_global

@@ -24,7 +24,8 @@ from analysis.question import OVER, as_name, comparison
 from benchmarks import cells, data, models, runs
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.cells import Cell, Row
-from benchmarks.data import Benchmark, Protocol
+from benchmarks.data import Protocol
+from benchmarks.names import Benchmark, canonical, check_seeds, listed, parse_benchmark
 from benchmarks.runs import CONFIG, Training, row_parts
 from benchmarks.space import parameter
 from methods.base import Spec
@@ -70,6 +71,7 @@ def _seeds(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
+Benchmarks = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Family = Annotated[Names, AfterValidator(_comparisons)]
 Listed = BeforeValidator(_listed)
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
@@ -151,7 +153,7 @@ class Tune:
 class Block:
     """A product of benchmarks, models, methods and seeds under one training."""
 
-    benchmarks: Names = ()
+    benchmarks: Benchmarks = ()
     models: Names = ("resnet18",)
     methods: Names = ()
     seeds: Seeds | None = None
@@ -461,10 +463,10 @@ class _File:
             ("preset", lambda: cells.training_of(block.preset, {})),
             ("training", lambda: cells.training_of(block.preset, block.training)),
             ("protocols", lambda: _protocols(block)),
-            *(("benchmarks", lambda name=name: data.parse_benchmark(name))
+            *(("benchmarks", lambda name=name: parse_benchmark(name))
               for name in block.benchmarks),
-            *(("seeds", lambda name=name: data.check_seeds(
-                data.parse_benchmark(name), block.seeds or ())) for name in block.benchmarks),
+            *(("seeds", lambda name=name: check_seeds(
+                parse_benchmark(name), block.seeds or ())) for name in block.benchmarks),
             *(("models", lambda name=name: models.canonical(name)) for name in block.models),
             *(("methods", lambda name=name: cells.parse_row(name, Protocol()))
               for name in block.methods),
@@ -635,7 +637,7 @@ class Table:
     @property
     def name(self) -> str:
         """How it is called in messages."""
-        return f"{data.canonical(self.benchmark)}, {self.model}, {self.protocol.name}"
+        return f"{canonical(self.benchmark)}, {self.model}, {self.protocol.name}"
 
     def of(self, row: Row, training: Training | None = None) -> Callable[[int], Cell]:
         """Makes the cell of a row for a seed; what is the same for all seeds is done once."""
@@ -716,9 +718,9 @@ class Plan:
         for name, model, protocol in itertools.product(
             block.benchmarks, block.models, _protocols(block)
         ):
-            benchmark, canonical = data.parse_benchmark(name), models.canonical(model)
+            benchmark, network = parse_benchmark(name), models.canonical(model)
             source = self.source(benchmark)
-            self._check(canonical, source)
+            self._check(network, source)
             rows, missing = rows_of(block.methods, protocol)
             if block.controls or protocol.name == "paper":  # there they are compulsory
                 rows += cells.control_rows(rows, benchmark, protocol)
@@ -726,13 +728,13 @@ class Plan:
             seeds = tuple(default if block.seeds is None else block.seeds)
             if benchmark.folds and self.study.tune is not None:
                 raise NamingError(
-                    f"tune: {data.canonical(benchmark)}: expected the official split, as rows that "
+                    f"tune: {canonical(benchmark)}: expected the official split, as rows that "
                     "choose a setting would be test rows of other folds"
                 )
-            data.check_seeds(benchmark, seeds)
+            check_seeds(benchmark, seeds)
             yield Table(
                 benchmark=benchmark,
-                model=canonical,
+                model=network,
                 protocol=protocol,
                 training=training,
                 rows=tuple(rows),

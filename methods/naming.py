@@ -440,6 +440,20 @@ def render(value: Value) -> str:
     return "none" if value is None else repr(value)
 
 
+PLAIN_PATH = re.compile(r"[\w./~ -]*[\w./-]")
+"""What needs no quotes behind ``folder:``."""
+
+
+def with_path(name: str, path: str) -> str:
+    """The name of a user's own data with its path: ``folder(size=64)`` as ``folder:DIR(size=64)``.
+
+    The path stands in quotes where a list or the short form could read it otherwise.
+    """
+    kind, bracket, arguments = name.partition("(")
+    shown = path if PLAIN_PATH.fullmatch(path) else repr(path)
+    return f"{kind}:{shown}{bracket}{arguments}"
+
+
 def call_of(name: str, arguments: Mapping[str, Any]) -> Call:
     """The call with these arguments, in alphabetical order."""
     return Call(name, tuple(sorted(arguments.items())))

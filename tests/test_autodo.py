@@ -24,8 +24,9 @@ import methods
 from benchmarks import cells, metrics, models, runs
 from benchmarks.context import TrainingContext
 from benchmarks.contract import Case, splits
-from benchmarks.data import Protocol, RowStream, Splits, parse_benchmark, rows_from_tensors
+from benchmarks.data import Protocol, RowStream, Splits, rows_from_tensors
 from benchmarks.execution import Options, execute
+from benchmarks.names import parse_benchmark
 from benchmarks.runs import Run, Training
 from benchmarks.tasks import MultiClass, MultiLabel
 from benchmarks.trainer import Fitted, fit

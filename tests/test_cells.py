@@ -11,7 +11,8 @@ import torch
 
 from benchmarks import cells, models, runs
 from benchmarks.cells import Cell, Row, control_rows, equal_budget_rows, make_cell, parse_row
-from benchmarks.data import Benchmark, Protocol, make_splits, parse_benchmark, training_order
+from benchmarks.data import Protocol, make_splits, training_order
+from benchmarks.names import Benchmark, parse_benchmark
 from benchmarks.runs import Training
 from benchmarks.sources import from_arrays
 from methods.base import Spec

@@ -15,27 +15,24 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from benchmarks import data
+from benchmarks import data, names
 from benchmarks.catalogue import CATALOGUE, Kind
 from benchmarks.data import (
-    Benchmark,
     Control,
     NotApplicable,
     Protocol,
     Rows,
     RowStream,
     Splits,
-    canonical,
     carve,
-    check_seeds,
     chunks,
     make_splits,
-    parse_benchmark,
     permutation,
     strata_of,
     training_order,
 )
 from benchmarks.download import DataError
+from benchmarks.names import Benchmark, canonical, check_seeds, parse_benchmark
 from benchmarks.seeding import generator, preserved, seed_global, seed_of
 from benchmarks.sources import Arrays
 from benchmarks.tasks import MultiClass, MultiLabel, task_of
@@ -1100,7 +1097,7 @@ class TestBenchmarkNames:
 
     def test_the_arguments_are_the_fields(self) -> None:
         """Two lists say the same: the signature that is parsed, and the dataclass it fills."""
-        parsed = inspect.signature(data._arguments).parameters
+        parsed = inspect.signature(names._arguments).parameters
         held = {f.name: f.default for f in fields(Benchmark) if f.name not in ("name", "path")}
         assert {name: each.default for name, each in parsed.items()} == held
 

@@ -25,6 +25,7 @@ from benchmarks.cells import Cell
 from benchmarks.data import DataError, Protocol
 from benchmarks.execution import Options
 from benchmarks.machine import describe_device, installed_versions
+from benchmarks.names import parse_benchmark
 from benchmarks.sources import default_root
 
 FILE = Path(__file__).parent / "frozen.json"
@@ -86,7 +87,7 @@ CHECKSUMS = {"pneumoniamnist(size=64, as_rgb=True)": "8f4eceb4ccffa70c672198ea28
 
 def cell_of(made: Made) -> Cell:
     """The cell, with two epochs; a row of another budget has three."""
-    benchmark = data.parse_benchmark(made.benchmark)
+    benchmark = parse_benchmark(made.benchmark)
     protocol = Protocol(
         name=made.protocol, meta_fraction=made.meta_fraction, crossfit=made.crossfit
     )

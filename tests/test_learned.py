@@ -12,9 +12,10 @@ import torch
 
 import methods
 from benchmarks import cells, runs
-from benchmarks.data import Protocol, arrays_of, chunks, make_splits, parse_benchmark
+from benchmarks.data import Protocol, arrays_of, chunks, make_splits
 from benchmarks.data import training_order as order_of
 from benchmarks.execution import Options, execute
+from benchmarks.names import parse_benchmark
 from benchmarks.progress import Silent
 from benchmarks.trainer import Interrupted
 

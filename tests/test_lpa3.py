@@ -24,6 +24,7 @@ from benchmarks import data, models
 from benchmarks.context import TrainingContext, own_loop
 from benchmarks.contract import BATCH, CASES, Case, bench, splits
 from benchmarks.data import Protocol, Splits
+from benchmarks.names import parse_benchmark
 from benchmarks.runs import Run, Training
 from benchmarks.tasks import MultiClass, task_of
 from benchmarks.trainer import Fitted, fit, make_optimizer
@@ -397,7 +398,7 @@ ROWS = 64
 
 @cache
 def trained(benchmark: str, method: str, seed: int = 0) -> Trained:
-    parsed = data.parse_benchmark(benchmark)
+    parsed = parse_benchmark(benchmark)
     root = Path(DATA or "")
     if not benchmark.startswith("digits"):
         file = root / "medmnist" / "pneumoniamnist.npz"

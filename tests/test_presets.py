@@ -13,7 +13,8 @@ import pytest
 
 import methods
 from benchmarks.cells import make_cell, parse_row, training_of
-from benchmarks.data import Protocol, parse_benchmark
+from benchmarks.data import Protocol
+from benchmarks.names import parse_benchmark
 from benchmarks.runs import Run
 from methods import BUILTIN, Entry, build, canonical
 from methods.base import Batch, Chain, Context, Method

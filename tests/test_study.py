@@ -16,8 +16,9 @@ import pytest
 
 import methods
 from analysis import question
-from benchmarks import capacity, catalogue, cells, cli, data, runs, search, study, sweeping
+from benchmarks import capacity, catalogue, cells, cli, runs, search, study, sweeping
 from benchmarks.cells import Cell
+from benchmarks.names import parse_benchmark
 from benchmarks.rounds import Work
 from benchmarks.study import Costs, Plan, Study, StudyError
 from benchmarks.tasks import task_of
@@ -209,7 +210,7 @@ def test_official_facts_are_those_of_the_files() -> None:
         if None in locate(entry, 28, default_root()):
             continue
         for text in (name, f"{name}(as_rgb=true)"):
-            benchmark = data.parse_benchmark(text)
+            benchmark = parse_benchmark(text)
             told = study.source_of(benchmark, default_root(), Study(name="x"))
             read = study.source_of(
                 benchmark, default_root(), Study(name="x", allow_unverified=True)

@@ -16,8 +16,9 @@ import tyro
 from torch import Tensor, nn
 
 from benchmarks.cells import Row, make_cell, training_of
-from benchmarks.data import Protocol, arrays_of, parse_benchmark
+from benchmarks.data import Protocol, arrays_of
 from benchmarks.execution import Options, execute
+from benchmarks.names import parse_benchmark
 from methods.base import Spec
 
 ROWS, BATCH = 40, 4
