@@ -160,8 +160,12 @@ class Unread(NamedTuple):
 
 
 def scan(root: Path) -> tuple[list[Record], list[Unread]]:
-    """The records of every run directory below ``root``, and those that have none yet."""
-    found, unread = [], []
+    """The records of every run directory below ``root``, and those that have none yet.
+
+    A directory bears its run's id as its name; a copy of it under another name is left out.
+    """
+    found: list[Record] = []
+    unread: list[Unread] = []
     for folder in runs.folders(root):
         try:
             own = read([folder])
@@ -176,7 +180,32 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
             unread.append(Unread(folder, reason, own[0].run))
         else:
             found += own
-    return found, unread
+    return _without_copies(found, unread)
+
+
+def _without_copies(found: list[Record], unread: list[Unread]) -> tuple[list[Record], list[Unread]]:
+    """Each run once, from the directory that bears its id where there is one."""
+    kept: dict[str, Path] = {}
+    named = [(each.run, each.folder) for each in (*found, *unread) if each.run is not None]
+    for run, folder in sorted(named, key=lambda each: each[1].name != each[0].id):
+        kept.setdefault(run.id, folder)
+
+    def copied(run: Run | None, folder: Path) -> bool:
+        return run is not None and kept[run.id] != folder
+
+    told = [
+        each._replace(reason=f"a copy of {kept[each.run.id].name}")
+        if each.run is not None and copied(each.run, each.folder)
+        else each
+        for each in unread
+    ]
+    own = [each for each in found if not copied(each.run, each.folder)]
+    told += [
+        Unread(each.folder, f"a copy of {kept[each.run.id].name}")
+        for each in found
+        if copied(each.run, each.folder)
+    ]
+    return own, told
 
 
 STATES = ("done", "failed", "skipped", "stopped")

@@ -196,7 +196,7 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
         counts[record.result["status"]] = counts.get(record.result["status"], 0) + 1
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return f"{len(found) + unread} runs: {told}" + (
-        f", {unread} not ended or damaged." if unread else "."
+        f", {unread} not ended, damaged or copied." if unread else "."
     )
 
 

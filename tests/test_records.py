@@ -1,6 +1,7 @@
 """Run directories read back: into records, into one long frame, and in time."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,29 @@ def test_a_result_of_another_form_is_listed_with_what_it_lacks(
     assert [record.folder for record in found] == [kept]
     (one,) = unread
     assert one.folder == strange and f"({missing} is missing)" in one.reason
+
+
+def test_a_run_counts_once_however_often_its_folder_was_copied(tmp_path: Path) -> None:
+    first, second = (make_run(tmp_path, "none", seed) for seed in (0, 1))
+    shutil.copytree(first, tmp_path / f"0 {first.name} (copy)")  # sorted before its original
+    shutil.copytree(second, tmp_path / f"{second.name}-backup")
+    cut = shutil.copytree(second, tmp_path / f"{second.name}-running")
+    (cut / "result.json").unlink()
+    found, unread = records.scan(tmp_path)
+    assert {record.folder for record in found} == {first, second}
+    assert {each.folder.name: each.reason for each in unread} == {
+        f"0 {first.name} (copy)": f"a copy of {first.name}",
+        f"{second.name}-backup": f"a copy of {second.name}",
+        f"{second.name}-running": f"a copy of {second.name}",
+    }
+
+
+def test_a_run_whose_folder_was_renamed_counts_once(tmp_path: Path) -> None:
+    renamed = make_run(tmp_path, "none").rename(tmp_path / "the best run")
+    shutil.copytree(renamed, tmp_path / "the best run again")
+    found, unread = records.scan(tmp_path)
+    assert [record.folder for record in found] == [renamed]
+    assert [each.reason for each in unread] == ["a copy of the best run"]
 
 
 def test_damaged_predictions_are_told_with_their_file(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path
     hurt.write_bytes(hurt.read_bytes()[::-1])
     report(tmp_path, tmp_path / "out", ["md"], recompute=recompute)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "8 runs: 7 done, 1 not ended or damaged." in text
+    assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
     assert "over 3 seeds" in text
     (line,) = (line for line in text.splitlines() if "predictions.npz cannot be read" in line)
     assert (

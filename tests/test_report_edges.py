@@ -199,7 +199,7 @@ def test_a_run_with_any_damaged_file_is_told_and_stops_nothing(
     hurt(made)
     report(tmp_path, tmp_path / "out", ["md"])
     text = page(tmp_path / "out")
-    assert "8 runs: 7 done, 1 not ended or damaged." in text
+    assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
     (line,) = (line for line in text.splitlines() if "no result" in line and made.name in line)
     assert reason in line
 

@@ -1,5 +1,6 @@
 """A run that is killed and started again ends bit for bit as an undisturbed one (by SIGKILL)."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import metrics, runs
+from benchmarks import cli, metrics, runs
 
 SETTING = ["--benchmark", "digits", "--model", "small_cnn", "--epochs", "6", "--device", "cpu"]
 
@@ -36,6 +37,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return only_folder(out)
+
+
+def test_a_wall_clock_that_jumps_changes_no_number(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(2e9, -3600)  # an hour back at each look
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    assert cli.run(["run", *SETTING, "--out", str(tmp_path)]) == 0
+    folder = only_folder(tmp_path)
+    for name in ("metrics.jsonl", "run.json"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+    for line in runs.read_lines(folder / "timing.jsonl"):
+        assert all(seconds >= 0 for seconds in line["phases"].values())
+        assert 0 < line["charged_seconds"] < 600 and 0 < line["evaluation_seconds"] < 600
 
 
 def wait_for_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
