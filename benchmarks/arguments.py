@@ -233,14 +233,14 @@ class ShowCommand:
 
 @dataclass(kw_only=True)
 class DataCommand:
-    """List the data sets and what is on disk, fetch some, or verify their checksums.
+    """List the data sets and what is on disk, fetch or show some, or verify their checksums.
 
-    Example: augbench data fetch breastmnist "pneumoniamnist(size=64)"
+    Example: augbench data show breastmnist "folder:scans(size=64)"
     """
 
-    action: Positional[Literal["list", "fetch", "verify"]]
-    """what to do"""
-    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch wants names")] = ()
+    action: Positional[Literal["list", "fetch", "show", "verify"]]
+    """what to do; show: classes, rows of each split, size, range, duplicates, what was left out"""
+    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch and show want names")] = ()
     """data sets"""
     data: Annotated[Path | None, DATA] = None
     """data folder"""

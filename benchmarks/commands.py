@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,11 @@ import methods
 from analysis import records, tables
 from benchmarks import (
     arguments,
+    capacity,
     cells,
     data,
     execution,
+    facts,
     metrics,
     models,
     pool,
@@ -122,6 +123,7 @@ class _Maker:
             benchmark, options.data_root, options.allow_unverified, options.memory_gib
         )
         self._checksum, self.test_rows = arrays.checksum, len(arrays.test_y)
+        self._arrays, self._told = arrays, False
         channels = 3 if benchmark.as_rgb or arrays.train_x.ndim == 4 else 1
         channels = arrays.train_x.shape[3] if arrays.train_x.ndim == 4 else channels
         size = arrays.train_x.shape[1:3]
@@ -136,6 +138,13 @@ class _Maker:
                 f"model: {self._model} cannot be built for {shape} images: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def tell(self) -> None:
+        """Print once what the data hold: read before anything is trained on them."""
+        if self._told:
+            return
+        self._told = True
+        print("\n".join(facts.lines(self._arrays, self.benchmark, brief=True)), file=sys.stderr)
 
     def cell(self, row: Row, seed: int) -> Cell:
         """The cell of a row and a seed."""
@@ -160,9 +169,12 @@ def _run(command: arguments.RunCommand) -> int:
     options = _options(command)
     benchmark = parse_benchmark(command.benchmark)
     row = cells.parse_row(command.method, _protocol(command))
-    cell = _Maker(command, benchmark, options).cell(row, command.seed)
+    maker = _Maker(command, benchmark, options)
+    cell = maker.cell(row, command.seed)
     root = command.out.expanduser().absolute()
     root.mkdir(parents=True, exist_ok=True)
+    if runs.status_of(runs.folder_of(root, cell.run)).state == "new":
+        maker.tell()
     try:
         status = execution.execute(
             cell.run, cell.recorded, root, options, benchmark, progress.for_terminal()
@@ -303,9 +315,10 @@ def _carry_out(
         return {}
     jobs = command.jobs
     if jobs is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        jobs = max(1, cores // command.threads) if options.device == "cpu" else 1
+        jobs = max(1, capacity.cores() // command.threads) if options.device == "cpu" else 1
     done = len(wanted) - len(left)
+    if not done:  # who has runs of these data has read it
+        maker.tell()
     print(f"Runs: {len(left)} to do, {done} done, {jobs} at a time", file=sys.stderr)
     reporter = pool.Reporter(sum(cell.run.training.epochs for cell in left), len(left))
     try:
@@ -416,19 +429,31 @@ def _show(command: arguments.ShowCommand) -> int:
 
 def _data(command: arguments.DataCommand) -> int:
     root = _root(command.data)
-    benchmarks = [parse_benchmark(text) for text in command.names or CATALOGUE]
-    for text, benchmark in zip(command.names, benchmarks, strict=False):
+    names = [name for text in command.names for name in names_in(text)]
+    benchmarks = [parse_benchmark(text) for text in names or CATALOGUE]
+    if command.action == "show":
+        return _data_show(root, benchmarks if names else [])
+    for text, benchmark in zip(names, benchmarks, strict=False):
         if benchmark.path:
             raise UsageError(f"names: expected an official data set, got {text!r}")
     if command.action == "list":
         return _data_list(root, [benchmark.name for benchmark in benchmarks])
     if command.action == "verify":
-        return _data_verify(root, benchmarks, given=bool(command.names))
-    if not command.names:
+        return _data_verify(root, benchmarks, given=bool(names))
+    if not names:
         raise UsageError("names: say which data sets to fetch, such as breastmnist")
-    for text, benchmark in zip(command.names, benchmarks, strict=True):
+    for text, benchmark in zip(names, benchmarks, strict=True):
         arrays = data.arrays_of(benchmark, root)
         print(f"{text}: {len(arrays.train_y)} training rows, MD5 {arrays.checksum}")
+    return 0
+
+
+def _data_show(root: Path, benchmarks: Sequence[Benchmark]) -> int:
+    """What each data set holds; nothing is downloaded for it."""
+    if not benchmarks:
+        raise UsageError("names: say which data sets to show, such as breastmnist or folder:DIR")
+    for benchmark in benchmarks:
+        print("\n".join(facts.lines(data.arrays_of(benchmark, root, download=False), benchmark)))
     return 0
 
 

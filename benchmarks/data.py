@@ -147,7 +147,11 @@ class Protocol:
 
 
 def arrays_of(
-    benchmark: Benchmark, root: Path, allow_unverified: bool = False, memory_gib: float = 4.0
+    benchmark: Benchmark,
+    root: Path,
+    allow_unverified: bool = False,
+    memory_gib: float = 4.0,
+    download: bool = True,
 ) -> Arrays:
     """The data set as stored; read once in a process.
 
@@ -155,7 +159,7 @@ def arrays_of(
         DataError: it is not there, not what it should be, or cannot be read.
     """
     what = benchmark.name, benchmark.size, benchmark.path, benchmark.groups
-    return _arrays(*what, root, allow_unverified, memory_gib)
+    return _arrays(*what, root, allow_unverified, memory_gib, download)
 
 
 @lru_cache(maxsize=2)
@@ -167,6 +171,7 @@ def _arrays(
     root: Path,
     allow_unverified: bool,
     memory_gib: float,
+    download: bool,
 ) -> Arrays:
     return sources.load(
         name,
@@ -176,6 +181,7 @@ def _arrays(
         root=root,
         allow_unverified=allow_unverified,
         memory_gib=memory_gib,
+        download=download,
     )
 
 
