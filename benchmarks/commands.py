@@ -354,7 +354,7 @@ def _predict(command: arguments.PredictCommand) -> int:
         )
     asked = parse_benchmark(command.data)
     if asked != Benchmark(name="npz", path=asked.path):
-        raise UsageError(f"data: expected npz:FILE without arguments, got {command.data!r}")
+        raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
         raise UsageError(f"out: expected a name that ends in .csv or .npz, got {command.out}")
     images, labels = sources.images_only(Path(asked.path))
