@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import tarfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ CHUNK = 4096  # rows looked at together, so that a memory-mapped set is not read
 SIDECAR_BYTES = 256 << 20  # from here on a checksum takes long enough to be remembered
 CIFAR_PIXELS = 3 * 32 * 32
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
-NO_IMAGES = frozenset({"Thumbs.db", "desktop.ini"})
+ROUNDING = 1e-6  # floats this far outside of [0, 1] are taken for rounding, and clipped
 
 
 def default_root() -> Path:
@@ -68,9 +67,14 @@ def load(
     if name in ("npz", "folder"):
         if path is None:
             raise DataError(f"{name} needs a path, e.g. {name}:PATH.")
-        if name == "npz":
+        if name == "npz" and groups is None:
             return _load_npz(Path(path).expanduser(), root, val_fraction, memory_gib)
-        return _load_folder(Path(path).expanduser(), size, val_fraction, groups)
+        if name == "folder":
+            return _load_folder(Path(path).expanduser(), size, val_fraction, groups)
+    if groups is not None:
+        raise DataError(
+            f"{name} takes no groups: a folder does; an npz file holds train_groups, test_groups."
+        )
     entry = _entry(name)
     size = _size(entry, size)
     if name == "digits":
@@ -97,8 +101,11 @@ def from_arrays(
     train: tuple[np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
+    groups: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> "Arrays":
     """A user's own (images, labels) of each split, checked as an npz file would be.
+
+    `groups` of the same splits are equal for rows of one patient: numbers or text, (N,).
 
     Raises DataError for everything that is wrong with them.
     """
@@ -109,6 +116,9 @@ def from_arrays(
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(np.ascontiguousarray(labels).tobytes())
+    for split, own in zip(SPLITS, groups or (), strict=False):
+        arrays[f"{split}_groups"] = own
+        digest.update(np.ascontiguousarray(own).tobytes())
     made = _assemble(_Raw(arrays, ()), Path(name), name, 0.1, None)
     return replace(made, checksum=digest.hexdigest())
 
@@ -130,7 +140,7 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 f"{path} has the keys {', '.join(members) or 'none'}: expected images "
                 f"(or test_images)."
             )
-        x = _images(_member(archive, f"{prefix}images", path), f"{path}, {prefix}images")
+        x, _ = _images(_member(archive, f"{prefix}images", path), f"{path}, {prefix}images")
         if f"{prefix}labels" not in members:
             return x, None
         y = _labels(_member(archive, f"{prefix}labels", path), f"{path}, {prefix}labels")
@@ -199,9 +209,10 @@ def grouped_split(
 
     `labels` (N,) class numbers, or (N, L) of 0 and 1; `groups` (N,), equal for rows of one patient;
     `shares` are relative sizes. Sizes and classes come near the shares as far as groups allow: the
-    largest group goes first, each to the part that lacks most of what it brings. A class is in
-    every part where enough groups have it, and where too few have it, in the part of the largest
-    share. No part is empty. A function of its arguments alone.
+    largest groups go first (by powers of two of their rows, within these in random order), each to
+    the part that lacks most of what it brings. A class is in every part where enough groups have
+    it, and where too few have it, in the part of the largest share. No part is empty. A function of
+    its arguments alone.
 
     Raises ValueError where there are fewer groups than shares.
     """
@@ -226,7 +237,8 @@ def grouped_split(
     largest = np.arange(len(share)) == share.argmax()
     part = np.empty(len(names), np.int64)
     order = np.random.default_rng(seed).permutation(len(names))
-    for g in order[np.argsort(-brings[order, -1], kind="stable")]:
+    magnitude = np.frexp(brings[order, -1])[1]  # by exact size every seed would give one split
+    for g in order[np.argsort(-magnitude, kind="stable")]:
         new = brings[g]
         lacks = have == 0
         # Where as few groups are left as parts lack the class, this one goes to one of those.
@@ -371,116 +383,69 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
         for file in files
     }
     entry = official.get(md5)
-    raw = _read_npz(path, root, md5, memory_gib)
+    raw = _read_npz(path, root, md5, memory_gib, with_groups=True)
     arrays = _assemble(raw, path, f"npz:{path.stem}", val_fraction, entry)
     notes = arrays.notes
     names = {file.name for e in CATALOGUE.values() for fs in e.files.values() for file in fs}
     if entry is None and path.name in names:
         notes = (*notes, f"{path.name} is named like an official file, but its MD5 {md5} is not")
-    return replace(arrays, checksum=md5, notes=notes)
+    # Once these keys were not read: with them it is another data set.
+    checksum = md5 if arrays.train_groups is None else f"{md5}+groups"
+    return replace(arrays, checksum=checksum, notes=notes)
 
 
 def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> "Arrays":
     """Images in one folder a class, below train/, test/ and perhaps val/, or below `path`."""
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
-        raise DataError(f"{path} {what}: expected one folder a class, or train/ and test/.")
-    if size < 1:
-        raise DataError(f"size is {size}, expected the edge of the images in pixels.")
-    split = (path / "train").is_dir()
-    if split and not (path / "test").is_dir():
-        raise DataError(
-            f"{path} has train/ but no test/: add it, or put the folders of the classes directly "
-            f"into {path} to have them split."
-        )
-    parts = [s for s in SPLITS if split and (path / s).is_dir()] or [""]
-    classes = _folders(path / parts[0])
-    if len(classes) < 2:
-        raise DataError(
-            f"{path / parts[0]} has {len(classes)} folders: expected one a class, 2 or more."
-        )
-    digest = hashlib.md5(usedforsecurity=False)
+    from benchmarks.folders import read, shown  # noqa: PLC0415
+
+    folder = read(path, size, groups)
+    where = shown(path)
+    rows = {part: np.flatnonzero(folder.part == k) for k, part in enumerate(folder.parts)}
+    notes = folder.notes
+    if "train" not in rows:
+        if folder.groups is None:
+            cut = stratified_split(folder.y, FOLDER_SHARES, SPLIT_SEED)
+            how = "stratified"
+        else:
+            cut = _by_group(folder.y, folder.groups, FOLDER_SHARES, where)
+            how = f"by group ({len(np.unique(folder.groups))} groups)"
+        rows = dict(zip(SPLITS, cut, strict=True))
+        notes = (*notes, f"split 60/20/20 into train/val/test, {how}, split seed {SPLIT_SEED}")
     raw = {}
-    grey = {}
-    for part in parts:
-        odd = sorted(set(_folders(path / part)) - set(classes))
-        if odd:
-            raise DataError(f"{path / part} has the class {odd[0]!r}, which train/ has not.")
-        images, labels = [], []
-        for k, name in enumerate(classes):
-            for file in _files(path / part / name):
-                images.append(_picture(file, size, path, digest))
-                labels.append(k)
-        if not images:
-            raise DataError(f"{path / part} is empty: expected images in the folders of classes.")
-        raw[part], grey[part] = (images, np.asarray(labels)), all(i.ndim == 2 for i in images)
-    colour = not all(grey.values())
-    stacked = {}
-    for part, (images, labels) in raw.items():
-        if colour:
-            images = [np.repeat(i[..., None], 3, -1) if i.ndim == 2 else i for i in images]  # noqa: PLW2901
-        stacked[part] = (np.stack(images), labels)
-    notes: tuple[str, ...] = ()
-    if not split:
-        x, y = stacked[""]
-        cut = stratified_split(y, FOLDER_SHARES, SPLIT_SEED)
-        stacked = {s: (x[rows], y[rows]) for s, rows in zip(SPLITS, cut, strict=True)}
-        notes = (f"split 60/20/20 into train/val/test, stratified, split seed {SPLIT_SEED}",)
-    named = {}
-    for part, (x, y) in stacked.items():
-        named[f"{part}_images"], named[f"{part}_labels"] = x, y
+    for split, chosen in rows.items():
+        raw[f"{split}_images"], raw[f"{split}_labels"] = folder.x[chosen], folder.y[chosen]
+        if folder.groups is not None:
+            raw[f"{split}_groups"] = folder.groups[chosen]
     arrays = _assemble(
-        _Raw(named, ()), path, f"folder:{path.name}", val_fraction, None, tuple(classes)
+        _Raw(raw, ()), where, f"folder:{shown(path.name)}", val_fraction, None, folder.classes
     )
-    return replace(arrays, checksum=digest.hexdigest(), notes=(*notes, *arrays.notes))
+    notes, caveats = (*notes, *arrays.notes), arrays.caveats
+    if folder.subfolders and groups is None and not {"train", "val"} <= set(folder.parts):
+        what = "train and val are split" if "train" in folder.parts else "split"
+        hint = (
+            f"{what} by image, although the classes have subfolders (patients?): images of one "
+            f"subfolder may be on both sides; name it folder:DIR(groups=1) to keep them together, "
+            f"or (groups=0) if images are independent"
+        )
+        notes, caveats = (*notes, hint), (*caveats, hint)
+    return replace(arrays, checksum=folder.checksum, notes=notes, caveats=caveats)
 
 
-def _folders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(path: Path) -> list[Path]:
-    """The files below a class folder, in an order that is the same on every machine."""
-    if not path.is_dir():
-        return []
-    return sorted(
-        (
-            p
-            for p in path.rglob("*")
-            if p.is_file() and not p.name.startswith(".") and p.name not in NO_IMAGES
-        ),
-        key=lambda p: p.relative_to(path).as_posix(),
-    )
-
-
-def _picture(file: Path, size: int, root: Path, digest: "hashlib._Hash") -> np.ndarray:
-    """One image, uint8 (size, size) where it is grey and (size, size, 3) where it is not."""
-    from PIL import Image  # noqa: PLC0415
-
+def _by_group(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], where: object
+) -> tuple[np.ndarray, ...]:
     try:
-        digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
-        digest.update(file.read_bytes())
-        with warnings.catch_warnings():
-            # A very large image is resized like any other; Pillow refuses those that are a threat.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                image.load()
-                if image.mode == "F":
-                    raise ValueError("it holds floats of unknown range; use an npz file for them")
-                if image.mode == "I" or image.mode.startswith("I;16"):
-                    # Pillow clips 16 bits to 255 where it should scale them.
-                    deep = np.clip(np.asarray(image), 0, 65535) >> 8
-                    image = Image.fromarray(deep.astype(np.uint8))  # noqa: PLW2901
-                mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
-                picture = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        return grouped_split(labels, groups, shares, SPLIT_SEED)
+    except ValueError as error:
         raise DataError(
-            f"{file} cannot be read as an image ({error}): repair it, or remove it."
+            f"{where}: {error}: expected at least as many patients as splits, or splits of your "
+            f"own."
         ) from error
-    return np.asarray(picture)
 
 
-def _read_npz(path: Path, root: Path, md5: str, memory_gib: float) -> "_Raw":
+def _read_npz(
+    path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False
+) -> "_Raw":
     """The arrays of an npz, its images memory-mapped where they are over the budget."""
     with _opened(path) as archive:
         members = _members(archive)
@@ -493,6 +458,15 @@ def _read_npz(path: Path, root: Path, md5: str, memory_gib: float) -> "_Raw":
                 f"is one, the validation split in val_images and val_labels."
             )
         wanted = [k for k in wanted if k in members]
+        if with_groups and any(f"{s}_groups" in members for s in SPLITS):
+            keys = [k.replace("images", "groups") for k in wanted if k.endswith("images")]
+            lacking = sorted({*keys} ^ {k for s in SPLITS if (k := f"{s}_groups") in members})
+            if lacking:
+                raise DataError(
+                    f"{path}: {', '.join(lacking)} of {', '.join(keys)} lacks or has no images: "
+                    f"expected groups of every split, or of none."
+                )
+            wanted += keys
         need = sum(archive.getinfo(f"{k}.npy").file_size for k in wanted)
         if need <= memory_gib * GIB:
             return _Raw({k: _member(archive, k, path) for k in wanted}, ())
@@ -641,7 +615,7 @@ def _read_svhn(train: Path, test: Path) -> "_Raw":
 
 def _assemble(
     raw: "_Raw",
-    path: Path,
+    path: Path | str,
     name: str,
     val_fraction: float,
     entry: Entry | None,
@@ -649,18 +623,26 @@ def _assemble(
 ) -> "Arrays":
     """Arrays from what a file held, after every check that does not need the official facts."""
     notes = list(raw.notes)
-    pieces = {
-        f"{split}_{letter}": check(raw.arrays[key], f"{path}, {key}")
-        for split in SPLITS
-        for letter, what, check in (("x", "images", _images), ("y", "labels", _labels))
-        if (key := f"{split}_{what}") in raw.arrays
-    }
+    pieces: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        if (key := f"{split}_images") in raw.arrays:
+            pieces[f"{split}_x"], clipped = _images(raw.arrays[key], f"{path}, {key}")
+            if clipped:
+                notes.append(f"{key}: {clipped} values outside of [0, 1] by rounding are clipped")
+        if (key := f"{split}_labels") in raw.arrays:
+            pieces[f"{split}_y"] = _labels(raw.arrays[key], f"{path}, {key}")
+    pieces |= _groups(raw.arrays, path)
     splits = [s for s in SPLITS if f"{s}_x" in pieces]
     for split in splits:
         x, y = pieces[f"{split}_x"], pieces[f"{split}_y"]
         if len(x) != len(y):
             raise DataError(
                 f"{path} has {len(x)} {split}_images and {len(y)} {split}_labels: expected as many."
+            )
+        if len(pieces.get(f"{split}_g", x)) != len(x):
+            raise DataError(
+                f"{path} has {len(x)} {split}_images and {len(pieces[f'{split}_g'])} "
+                f"{split}_groups: expected as many."
             )
         first = pieces["train_x"]
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
@@ -687,17 +669,22 @@ def _assemble(
                 f"{path} has no val split and is over the memory budget: add val_images and "
                 f"val_labels to it, or raise the budget."
             )
-        kept, cut = stratified_split(y, (1 - val_fraction, val_fraction), SPLIT_SEED)
+        shares, how = (1 - val_fraction, val_fraction), "stratified"
+        if "train_g" in pieces:
+            kept, cut = _by_group(y, pieces["train_g"], shares, path)
+            how = f"by group ({len(np.unique(pieces['train_g'][cut]))} groups)"
+        else:
+            kept, cut = stratified_split(y, shares, SPLIT_SEED)
         if not len(cut) or not len(kept):
             raise DataError(
                 f"{path}: {val_fraction:g} of {len(y)} training rows leaves a split without rows: "
                 f"add a val split, or change val_fraction."
             )
-        for letter in "xy":
+        for letter in (letter for letter in "xyg" if f"train_{letter}" in pieces):
             whole = pieces[f"train_{letter}"]
             pieces[f"train_{letter}"], pieces[f"val_{letter}"] = whole[kept], whole[cut]
         notes.append(
-            f"validation split cut from train: {100 * val_fraction:g} %, stratified, split seed "
+            f"validation split cut from train: {100 * val_fraction:g} %, {how}, split seed "
             f"{SPLIT_SEED}"
         )
     y = pieces["train_y"]
@@ -708,6 +695,9 @@ def _assemble(
             f"{path}: the train split has no row of {(~seen).sum()} of {len(names)} classes "
             f"({absent}): every class must occur in train. Number the classes from 0 without gaps."
         )
+    caveats = [*(entry.caveats if entry else ()), *_shared(pieces)]
+    lacking = _lacking(pieces, names)
+    notes += lacking
     kind: Kind = (
         entry.kind
         if entry
@@ -729,16 +719,82 @@ def _assemble(
         test_y=pieces["test_y"],
         checksum="",
         verified=True,
-        caveats=entry.caveats if entry else (),
+        caveats=(*caveats, *lacking),
         source=entry.source if entry else "the user's own data",
         notes=tuple(notes),
+        **{f"{split}_groups": pieces.get(f"{split}_g") for split in SPLITS},
     )
+
+
+def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.ndarray]:
+    """The groups of each split as int64 (N,), the same number for the same patient everywhere."""
+    given = {}
+    for split in SPLITS:
+        if (key := f"{split}_groups") not in raw:
+            continue
+        array = raw[key]
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(
+                f"{path}, {key}: the type is {array.dtype} of shape {array.shape}, expected "
+                f"integers or text of shape (N,): the same for rows of one patient."
+            )
+        unknown = array == "" if array.dtype.kind == "U" else array < 0
+        if unknown.any():
+            raise DataError(
+                f"{path}, {key}: {unknown.sum()} rows have no group (empty or below 0), the first "
+                f"is row {unknown.argmax()}: give each of them a group of its own."
+            )
+        given[split] = array
+    if not given:
+        return {}
+    if len({array.dtype.kind == "U" for array in given.values()}) > 1:
+        raise DataError(f"{path}: groups are text in one split and numbers in another.")
+    _, numbers = np.unique(np.concatenate(list(given.values())), return_inverse=True)
+    ends = np.cumsum([len(array) for array in given.values()])[:-1]
+    parts = np.split(numbers.reshape(-1).astype(np.int64), ends)
+    return {f"{split}_g": part for split, part in zip(given, parts, strict=True)}
+
+
+def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
+    """A caveat for each two splits that have images of the same patients."""
+    caveats = []
+    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
+        if f"{one}_g" in pieces:
+            both = len(np.intersect1d(pieces[f"{one}_g"], pieces[f"{other}_g"]))
+            if both:
+                caveats.append(
+                    f"{both} patient{'s have' if both > 1 else ' has'} images in {one} and {other}"
+                )
+    return caveats
+
+
+def _lacking(pieces: Mapping[str, np.ndarray], names: tuple[str, ...]) -> list[str]:
+    """What cannot be said of a split without rows of some classes; train has all of them."""
+    sentences = []
+    for split in ("val", "test"):
+        y = pieces[f"{split}_y"]
+        rows = y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(names))
+        seen = [name for name, count in zip(names, rows, strict=True) if count]
+        absent = [name for name, count in zip(names, rows, strict=True) if not count]
+        if absent:
+            what = f"no row of {_and(absent)} in {split}: AUC is not defined"
+            sentences.append(what if y.ndim == 2 else f"{what}, accuracy is over {_and(seen)}")
+    return sentences
+
+
+def _and(some: Sequence[str]) -> str:
+    """Names as a list for people; where there are many, the first."""
+    if len(some) > 5:
+        return f"{', '.join(some[:4])} and {len(some) - 4} more classes"
+    return " and ".join(filter(None, (", ".join(some[:-1]), some[-1])))
 
 
 def _classes(
     pieces: Mapping[str, np.ndarray],
     splits: Sequence[str],
-    path: Path,
+    path: Path | str,
     names: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
     """The names of the classes, after no label was found outside of them."""
@@ -794,8 +850,8 @@ def _against_entry(
     return [text]
 
 
-def _images(array: np.ndarray, what: str) -> np.ndarray:
-    """Images as they may be used: uint8, or float32 in [0, 1]."""
+def _images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
+    """Images as they may be used, uint8 or float32 in [0, 1], and how many values were clipped."""
     if not array.size:
         raise DataError(f"{what}: the split is empty (shape {array.shape}): expected images.")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
@@ -804,31 +860,45 @@ def _images(array: np.ndarray, what: str) -> np.ndarray:
             f"or 3."
         )
     if array.dtype == np.uint8:
-        return array
+        return array, 0
     if array.dtype.kind != "f":
         raise DataError(f"{what}: the type is {array.dtype}, expected uint8 or floats in [0, 1].")
-    bad, low, high = 0, math.inf, -math.inf
+    bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
     for start in range(0, len(array), CHUNK):
         chunk = array[start : start + CHUNK]
         finite = np.isfinite(chunk)
         bad += chunk.size - int(finite.sum())
-        low = min(low, float(chunk.min(initial=math.inf, where=finite)))
-        high = max(high, float(chunk.max(initial=-math.inf, where=finite)))
+        low = min(low, chunk.min(initial=math.inf, where=finite))
+        high = max(high, chunk.max(initial=-math.inf, where=finite))
+        outside += int(((chunk < 0) | (chunk > 1)).sum())
     if bad:
         raise DataError(f"{what}: {bad} of {array.size} values are NaN or infinite: remove them.")
-    if low < 0 or high > 1:
+    # A value computed in half precision is off by more.
+    rounding = max(ROUNDING, 2 * float(np.finfo(array.dtype).eps))
+    if low < -rounding or high > 1 + rounding:
         raise DataError(
-            f"{what}: the values lie in [{low:g}, {high:g}], expected [0, 1]: scale them, or store "
-            f"uint8."
+            f"{what}: the values lie in [{_digits(low)}, {_digits(high)}], expected [0, 1]: scale "
+            f"them, or store uint8."
         )
-    if array.dtype == np.float32:
-        return array
-    if isinstance(array, np.memmap):
+    if array.dtype != np.float32 and isinstance(array, np.memmap):
         raise DataError(
             f"{what}: the type is {array.dtype} and the set is over the memory budget: store "
             f"uint8 or float32, or raise the budget."
         )
-    return array.astype(np.float32)
+    if outside and isinstance(array, np.memmap):  # copied on write: only where there is one
+        for row in range(len(array)):
+            if array[row].min() < 0 or array[row].max() > 1:
+                np.clip(array[row], 0, 1, out=array[row])
+    elif outside:
+        array = np.clip(array, 0, 1)
+    return array.astype(np.float32, copy=False), outside
+
+
+def _digits(value: np.floating) -> str:
+    """A number with all digits that tell it from its neighbours."""
+    if abs(value) < 1e9:
+        return np.format_float_positional(value, trim="-")
+    return np.format_float_scientific(value, trim="-")
 
 
 def _labels(array: np.ndarray, what: str) -> np.ndarray:

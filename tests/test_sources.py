@@ -649,8 +649,9 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
     assert np.array_equal(a.test_x[0], small)
     assert a.checksum == load("folder", path=path, size=9, root=tmp_path).checksum
     picture(tmp_path / "set" / "val" / "cat" / "x.png", mode="RGB", seed=7)
+    picture(tmp_path / "set" / "val" / "ant" / "y.png", mode="RGB", seed=8)
     b = load("folder", path=path, size=8, root=tmp_path)
-    assert b.train_x.shape == (40, 8, 8, 3) and b.val_x.shape == (1, 8, 8, 3)
+    assert b.train_x.shape == (40, 8, 8, 3) and b.val_x.shape == (2, 8, 8, 3)
     assert b.checksum != a.checksum and b.notes == ()
     assert np.array_equal(b.test_x, np.repeat(a.test_x[..., None], 3, -1))
     bad = tmp_path / "set" / "val" / "cat" / "bad.png"

@@ -1,0 +1,228 @@
+"""From the bytes of one image file to its pixels, and what had to be done to get them.
+
+Decoding is Pillow's. What the format says beyond its pixels is used here, refused, or told;
+docs/data.md has the table.
+"""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+ORIENTATION = 0x0112
+PHOTOMETRIC, BITS, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 258, 338, 339  # tags of a TIFF
+SRGB_GAMMA = 0.45455
+DEEP = (";16B", ";16L", ";16N")
+"""Endings of Pillow's names for channels of 16 bits ("BGR;16" is 16 bits a pixel)."""
+ADVICE = "convert it to 8 bits, or put values scaled to [0, 1] into an npz file"
+FULL_RANGE = 1 << 15
+"""Sixteen bits whose highest is never set may as well be 10, 12 or 15 bits of unknown place."""
+NOT_READ = (  # offset, bytes, and what a file is that has them there
+    (128, b"DICM", "a DICOM file"),
+    (4, b"ftyphei", "a HEIC image"),
+    (4, b"ftyphev", "a HEIC image"),
+    (4, b"ftypmif1", "a HEIF image"),
+    (4, b"ftypmsf1", "a HEIF image"),
+    (344, b"n+1\0", "a NIfTI file"),
+    (0, b"\x93NUMPY", "a numpy array"),
+    (0, b"PK\x03\x04", "a zip archive or npz file"),
+    (0, b"\x1f\x8b", "a gzip file (.nii.gz?)"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"NRRD", "an NRRD file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"SIMPLE  =", "a FITS file"),
+)
+DONE = {
+    "turned": "turned as their orientation tag says",
+    "ground": "with transparency composited on black",
+    "clear": "transparent all over, so black",
+    "pages": "of several pages or frames, of which the first is used",
+    "deep": "of more than 8 bits a channel brought to 8",
+    "white is zero": "in which 0 is white inverted",
+    "cmyk": "converted from CMYK to RGB without a colour profile",
+    "profile": "with a colour profile or gamma other than that of sRGB, which is not applied",
+    "extra": "with channels beyond colour and transparency, which are left out",
+    "squeezed": "that are not square squeezed to a square",
+}
+"""What may be told of some images, in the order of telling."""
+ALTERED = ("turned", "ground", "white is zero", "12 bits")
+"""What changes pixels that were once read without it: it is part of a folder's checksum."""
+
+
+class NotAnImage(ValueError):
+    """Bytes that no reader knows; the message says what they seem to be, or nothing."""
+
+
+class Refused(ValueError):
+    """An image whose values cannot be used; the message says why, and what to do."""
+
+
+class Picture(NamedTuple):
+    """One image as it is used."""
+
+    pixels: np.ndarray
+    """uint8, (size, size) where it is grey and (size, size, 3) where it is not"""
+    done: frozenset[str]
+    """keys of DONE, and others of ALTERED"""
+    peak: int | None
+    """the largest of its 16-bit values, of colours in steps of 256; None where the format says
+    which range they have"""
+    warned: str
+    """what the reader complained of, or nothing"""
+
+
+def decode(data: bytes, size: int) -> Picture:
+    """The image in the bytes of a file: turned upright, on black ground, 8 bits, resized.
+
+    Raises ValueError for a damaged image, and as its kinds Refused and NotAnImage.
+    """
+    if not data:
+        raise ValueError("it is empty, 0 bytes")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # A very large image is resized like any other; Pillow refuses those that are a threat.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels, done, peak = _decoded(image, size)
+        except UnidentifiedImageError as error:
+            raise NotAnImage(_what(data)) from error
+        except Refused:
+            raise
+        # Damaged bytes make Pillow's readers raise nearly anything.
+        except Exception as error:
+            raise ValueError(str(error) or type(error).__name__) from error
+    return Picture(pixels, frozenset(done), peak, str(caught[0].message) if caught else "")
+
+
+def told(counts: dict[str, int]) -> list[str]:
+    """A sentence for each thing that was done to some images, with their number."""
+    return [
+        f"{counts[key]} image{'s' * (counts[key] > 1)} {text}"
+        for key, text in DONE.items()
+        if counts.get(key)
+    ]
+
+
+def _what(data: bytes) -> str:
+    for offset, magic, what in NOT_READ:
+        if data[offset : offset + len(magic)] == magic:
+            return what
+    return ""
+
+
+def _decoded(image: Image.Image, size: int) -> tuple[np.ndarray, set[str], int | None]:
+    done = set()
+    if getattr(image, "is_animated", False):  # a format of one page has no such attribute
+        done.add("pages")
+    raw, declared = _stored(image)
+    tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    image.load()
+    _refuse(image, tags)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    if _is_turned(image):
+        image = ImageOps.exif_transpose(image)
+        done.add("turned")
+    if image.width != image.height:
+        done.add("squeezed")
+    if image.mode == "CMYK":
+        done.add("cmyk")
+    if 0 in tags.get(EXTRA_SAMPLES, ()):
+        done.add("extra")
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma", SRGB_GAMMA)
+    if (profile and b"sRGB" not in profile) or abs(gamma - SRGB_GAMMA) > 0.01:
+        done.add("profile")
+    peak = None
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        done.add("deep")
+        deep = np.asarray(image)
+        bits = 12 if tags.get(BITS) == (12,) else 16
+        if bits == 16 and not declared:
+            peak = int(deep.max())
+        clear = deep == image.info.get("transparency", -1)
+        if tags.get(PHOTOMETRIC) == 0:
+            deep = 2**bits - 1 - deep
+            done.add("white is zero")
+        if bits == 12:
+            done.add("12 bits")
+        # Pillow clips 16 bits to 255 where it should scale them.
+        shallow = (deep >> (bits - 8)).astype(np.uint8)
+        if clear.any():
+            shallow[clear] = 0
+            done.update({"ground", "clear"} if clear.all() else {"ground"})
+        image = Image.fromarray(shallow)
+    elif raw.endswith(DEEP):  # of which Pillow hands over the higher byte
+        done.add("deep")
+        if "transparency" in image.info:
+            raise Refused(f"one of its colours of 16 bits is transparent; {ADVICE}")
+        bands = np.asarray(image)
+        if not declared:
+            colours = bands[..., :-1] if image.mode in ("LA", "RGBA") else bands
+            peak = int(colours.max()) << 8
+    mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
+    alpha = _alpha(image, raw)
+    picture = _plain(image, mode)
+    if alpha is not None:
+        low, high = alpha.getextrema()
+        if low != 255:  # what lies under transparency is never seen, so it may not decide either
+            picture = Image.composite(picture, Image.new(mode, picture.size), alpha)
+            done.update({"ground", "clear"} if high == 0 else {"ground"})
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), done, peak
+
+
+def _stored(image: Image.Image) -> tuple[str, bool]:
+    """Pillow's name of how pixels lie in the file, and whether the format knows their range."""
+    tiles = getattr(image, "tile", None)  # some readers have none
+    if not tiles:
+        return "", False
+    codec, _, _, arguments = tiles[0]
+    if codec in ("ppm", "ppm_plain"):
+        raw, most = arguments
+        # Where the largest value is said to be 65535, the writer may not have known it.
+        return (raw if most < 256 else f"{raw};16B"), most < 65535
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return (first if isinstance(first, str) else ""), image.format == "JPEG2000"
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    # Damaged EXIF data, again: the pixels beside them may be whole.
+    except Exception as error:
+        warnings.warn(f"EXIF data that cannot be read: {error}", stacklevel=2)
+        return False
+
+
+def _refuse(image: Image.Image, tags: dict) -> None:
+    """Refuse values whose range nothing tells."""
+    if 2 in tags.get(SAMPLE_FORMAT, ()):
+        bits = tags.get(BITS, (8,))[0]
+        raise Refused(f"it holds signed {bits}-bit integers of unknown range; {ADVICE}")
+    if image.mode == "F":
+        raise Refused(f"it holds floats of unknown range; {ADVICE}")
+    if image.mode == "I" and image.format != "PPM":
+        raise Refused(f"it holds 32-bit integers of unknown range; {ADVICE}")
+    if image.format == "FITS":
+        raise Refused(f"it is a FITS file, whose values have no known range; {ADVICE}")
+
+
+def _alpha(image: Image.Image, raw: str) -> Image.Image | None:
+    """How opaque each pixel is, mode L; None where all are."""
+    if image.mode in ("LA", "PA", "RGBA"):
+        return image.getchannel("A")
+    if "transparency" not in image.info or image.mode not in ("1", "L", "P", "RGB"):
+        return None
+    if raw in ("L;2", "L;4"):  # the grey that is transparent has the depth of the file
+        clear = image.info["transparency"] * {"L;2": 85, "L;4": 17}[raw]
+        return image.point([0 if grey == clear else 255 for grey in range(256)])
+    return image.convert("RGBA").getchannel("A")
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """The image in the mode, whatever lies under transparency."""
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")  # from there on Pillow does not warn
+    return image.convert(mode)
