@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+
+def _import_matplotlib() -> None:
+    """Import it whatever MPLBACKEND says: no window is opened, so its backend need not be here.
+
+    A notebook sets the variable for every command that it starts. Here it has its say afterwards,
+    for what else this process draws.
+    """
+    asked = os.environ.pop("MPLBACKEND", "")
+    try:
+        import matplotlib  # noqa: PLC0415
+
+        if asked:
+            with suppress(ValueError):  # it would be refused where the user draws, too
+                matplotlib.rcParams["backend"] = asked
+    finally:
+        if asked:
+            os.environ["MPLBACKEND"] = asked
+
+
+if "matplotlib" not in sys.modules:
+    _import_matplotlib()
+
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,6 +1,6 @@
 """``python -m benchmarks`` is ``augbench``."""
 
-from benchmarks.cli import main
+from augbench import main
 
 if __name__ == "__main__":
     main()

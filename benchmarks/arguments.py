@@ -140,11 +140,15 @@ class CompareCommand(Setting, Place):
 class SweepCommand:
     """Carry out a study file on this machine or on a Ray cluster; what is done is not done again.
 
-    Example: augbench sweep ray_configs/quickstart.yaml --dry-run
+    Example: augbench sweep quickstart --dry-run
     """
 
-    file: Positional[Path]
-    """study file (YAML)"""
+    file: Annotated[Positional[Path | None], _default("none")] = None
+    """study file (YAML), or the name of a shipped study"""
+    list: bool = False
+    """show the shipped studies and what they cost"""
+    init: Annotated[Path | None, _default("none")] = None
+    """write a commented study to begin with into this file"""
     dry_run: bool = False
     """print every run, what is done, and the time that the rest takes"""
     only: str = ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from benchmarks.study import Study, StudyError
+if TYPE_CHECKING:
+    from benchmarks.study import Study
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,59 @@ class Cluster:
 
 
 def cores() -> int:
-    """Of this machine, as far as this process may use them."""
+    """Of this machine, as far as this process may use them: its affinity and its container's quota.
+
+    Of a quota of 2.5 cores three are told: two would leave a fifth of it unused.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, math.ceil(min(count, quota())))
+
+
+def quota(root: Path = Path("/")) -> float:
+    """Cores that the control groups of this process leave it (docker --cpus); inf where none says.
+
+    Its own group and all groups above count, in version 2 (``cpu.max``) and in version 1
+    (``cpu.cfs_quota_us``). ``root`` is where ``proc`` and ``sys`` lie. A container may see its
+    group's name on the host, but only its own files, at the top: so the top is looked at too.
+    """
+    told = root / "proc/self/cgroup"
+    least = math.inf
+    for line in told.read_text(encoding="utf-8").splitlines() if told.is_file() else ():
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            top = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controllers
+            top = top if top.is_dir() else root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        group = top / name.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                least = min(least, _quota_of(folder))
+    return least
+
+
+def _quota_of(group: Path) -> float:
+    """Cores of one control group."""
+    both = group / "cpu.max"
+    apart = [group / f"cpu.cfs_{what}_us" for what in ("quota", "period")]
+    if both.is_file():
+        quota, period = both.read_text(encoding="ascii").split()
+    elif all(each.is_file() for each in apart):
+        quota, period = (each.read_text(encoding="ascii").strip() for each in apart)
+    else:
+        return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def gpus() -> int:
     """Of this machine."""
+    import torch  # noqa: PLC0415 - takes a second, which counting cores does not need
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -56,6 +102,8 @@ def here(study: Study, workers: int | None) -> Cluster:
     Raises:
         StudyError: it has not what one run takes, or not the GPUs for so many.
     """
+    from benchmarks.study import StudyError  # noqa: PLC0415 - loads torch
+
     has, own = cores(), gpus()
     cpus, gpu = takes(study, own > 0)
     if gpu > own:

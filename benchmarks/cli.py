@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from io import TextIOWrapper
 
 import tyro
@@ -15,6 +16,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 from benchmarks.arguments import (
     FAILURE,
     INTERRUPTED,
+    USAGE,
     Command,
     CompareCommand,
     DataCommand,
@@ -25,11 +27,12 @@ from benchmarks.arguments import (
     RunCommand,
     ShowCommand,
     SweepCommand,
+    UsageError,
 )
 
 
 def main() -> None:
-    """Entry point of ``augbench`` and ``python -m benchmarks``."""
+    """What ``augbench``, ``python -m augbench`` and ``python -m benchmarks`` do."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table has signs that not every terminal has
@@ -51,10 +54,14 @@ def run(arguments: list[str]) -> int:
         SystemExit: help was asked for, or the arguments cannot be read (code 2).
         BrokenPipeError: nobody reads the output any more.
     """
+    if arguments == ["--version"]:
+        print(f"augbench {version('augbench')}")
+        return 0
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="augbench",
-        description="Compare learnable augmentation methods under equal conditions.",
+        description="Compare learnable augmentation methods under equal conditions. "
+        "--version, alone, prints the version.",
         args=arguments,
         config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
     )
@@ -64,6 +71,15 @@ def run(arguments: list[str]) -> int:
         shown, available = listing.lines(command.check)
         print("\n".join(shown))
         return 0 if available or not command.check else FAILURE
+    if isinstance(command, SweepCommand) and (command.list or command.init is not None):
+        from benchmarks import shipped
+
+        try:
+            print("\n".join(shipped.told(command)))
+        except (UsageError, OSError) as error:
+            print(f"augbench: {error}", file=sys.stderr)
+            return FAILURE if isinstance(error, OSError) else USAGE
+        return 0
     if isinstance(command, ReportCommand | PlanCommand):
         from benchmarks import reporting
 

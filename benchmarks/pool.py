@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import pickle
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import augbench
 from benchmarks.cells import Cell
 from benchmarks.progress import Gone
 from benchmarks.runs import Status
@@ -92,11 +94,12 @@ class _Remote:
             raise Gone from error
 
 
-def _work(connection: Connection, root: Path, options: Options) -> None:
+def _work(connection: Connection, root: Path, packed: bytes) -> None:
     """A worker's life: a cell in, events and an outcome out, until the parent closes."""
     from benchmarks.execution import execute  # noqa: PLC0415 - imports torch
     from benchmarks.trainer import Interrupted  # noqa: PLC0415
 
+    options = pickle.loads(packed)
     try:
         while True:
             cell = connection.recv()
@@ -154,7 +157,9 @@ def run_all(
 
     def start() -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, root, options), daemon=False)
+        # Packed, so that a worker imports nothing of ours before augbench finds it.
+        given = (__name__, _work.__name__, theirs, root, pickle.dumps(options))
+        process = context.Process(target=augbench.call, args=given, daemon=False)
         # Ctrl-C reaches the whole foreground group; the parent alone decides, and sends SIGTERM.
         # What is blocked here stays blocked in the worker, from its first import on.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

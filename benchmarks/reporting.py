@@ -9,6 +9,7 @@ import traceback
 from analysis import plan, question, records
 from analysis.question import QuestionError
 from analysis.report import FORMATS, NoRuns, report
+from benchmarks import shipped
 from benchmarks.arguments import FAILURE, USAGE, PlanCommand, ReportCommand, UsageError
 
 
@@ -44,6 +45,7 @@ def _plan(command: PlanCommand) -> int:
     if not 0 < command.power < 1:
         raise UsageError(f"power: expected a number in (0, 1), got {command.power}")
     root, study = command.runs.expanduser(), command.study
+    root = shipped.find(root) if root.name in shipped.names() else root
     if root.is_file():
         if study:
             raise UsageError("study: expected none beside a study file")

@@ -11,6 +11,7 @@ import importlib
 import logging
 import math
 import os
+import pickle
 import secrets
 import shlex
 import shutil
@@ -20,13 +21,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import augbench
 from analysis.question import STUDIES
 from benchmarks import capacity, cleanup, data, execution, runs, search, sources
 from benchmarks.arguments import FAILURE
@@ -67,6 +69,7 @@ LOST_MACHINE = (
 )
 """How Ray says that a worker went with its machine, or cannot be reached any more."""
 SETTINGS = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # uv run: would pack the current folder, data and all
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -128,8 +131,9 @@ class Sweep:
         task = _Task(jobs, work.ladder, ledger, options, study, self.cluster, self._flag, folder)
         with self._signals():
             if self.cluster.address.startswith(CLIENT):  # there Tune's driver runs on the cluster
-                there = self._ray.remote(_round).options(num_cpus=0, max_retries=0)
-                outcomes = self._ray.get(there.remote(task))
+                there = self._ray.remote(_carried(_round, self.cluster.address))
+                there = there.options(num_cpus=0, max_retries=0)
+                outcomes = self._ray.get(there.remote(packed=pickle.dumps((task,))))
             else:
                 outcomes = _round(task)
         if self._stopping:
@@ -173,8 +177,9 @@ def _round(task: _Task) -> dict[str, Status | Problem]:
     state = _State(task, board)
     place = Place(task.jobs, ledger.root, task.options, task.flag)
     resources = {"cpu": cluster.cpus, "gpu": cluster.gpu}
+    work = tune.with_parameters(_carried(_work, cluster.address), packed=pickle.dumps((place,)))
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_work, place=place), resources),
+        tune.with_resources(work, resources),
         tune_config=tune.TuneConfig(
             search_alg=_offering(state),
             scheduler=_halving(state),
@@ -228,9 +233,7 @@ def opened(
             # A token of this sweep's own, so that nothing is written to the home folder.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-            # Networks of the user's own are looked for in the folder of the command.
-            paths = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            os.environ.update(_without_proxy(os.environ))
         flag = stack.enter_context(_flag(root))
         ray = importlib.import_module("ray")
         _loggers(study)  # what they refuse is told before Ray starts
@@ -278,10 +281,39 @@ def _watched() -> Iterator[None]:
         over.set()
 
 
+def _carried(function: Callable[..., Any], address: str) -> Callable[..., Any]:
+    """A function of this module as Ray carries it to a worker, some of its arguments packed.
+
+    Ray puts the current folder first on a worker's path, where files of the user's own may bear the
+    names of our packages. What is nested goes by value: it runs before anything of ours is found.
+    A worker of our own Ray has the path of this process.
+    """
+    module, name = function.__module__, function.__name__
+    here, path = str(augbench.HERE), [] if address else list(sys.path)
+
+    def carried(*arguments: Any, packed: bytes) -> Any:
+        before = sys.path[:]
+        sys.path[:] = [here, *before]
+        ours = importlib.import_module("augbench")
+        sys.path[:] = path or before
+        ours.bind()
+        return ours.call(module, name, *arguments, *pickle.loads(packed))
+
+    return carried
+
+
 def _restore_environment(before: dict[str, str]) -> None:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+def _without_proxy(before: Mapping[str, str]) -> dict[str, str]:
+    """Settings by which Ray's processes reach each other directly, and all else as before."""
+    hosts = before.get("no_proxy") or before.get("NO_PROXY", "")
+    if hosts.strip() != "*":  # which stands alone, for all hosts
+        hosts = ",".join(filter(None, (hosts, LOOPBACK, "localhost")))
+    return dict.fromkeys(("no_proxy", "NO_PROXY", "no_grpc_proxy"), hosts)
 
 
 def _private_folder() -> Path:
@@ -355,6 +387,8 @@ def _start(ray: ModuleType, folder: Path, study: Study, workers: int | None) -> 
     vars(constants)["ENABLE_RAY_CLUSTER"] = False
     context = ray.init(
         address="local",
+        # Ray would put the current folder first on the path of its workers, before Python's own.
+        job_config=importlib.import_module("ray.job_config").JobConfig(_client_job=True),
         num_cpus=math.ceil(cluster.workers * cluster.cpus),
         num_gpus=capacity.gpus(),
         include_dashboard=study.dashboard,
@@ -421,13 +455,14 @@ def check_machines(
             (c.benchmark.name, c.benchmark.size, c.benchmark.path): c.benchmark for c in wanted
         }.values()
     )
-    checks = {}
+    checks, packed = {}, pickle.dumps((str(root), flag.name, options, benchmarks))
     for node in ray.nodes():
         if node["Alive"]:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(check_here).options(num_cpus=0, scheduling_strategy=where)
+            task = ray.remote(_carried(check_here, "joined"))
+            task = task.options(num_cpus=0, scheduling_strategy=where)
             name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
-            checks[name] = task.remote(str(root), flag.name, options, benchmarks)
+            checks[name] = task.remote(packed=packed)
     problems = []
     for name, check in checks.items():
         try:

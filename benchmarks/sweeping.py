@@ -18,7 +18,7 @@ import yaml
 
 from analysis import question, records, tables, words
 from analysis.question import FILES, STUDIES, Prediction
-from benchmarks import arguments, capacity, cells, rounds, runs, search, sources, study
+from benchmarks import arguments, capacity, cells, rounds, runs, search, shipped, sources, study
 from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
 from benchmarks.execution import Options
@@ -45,7 +45,15 @@ Outcomes = dict[str, Status | Problem]
 
 def carry_out(command: arguments.SweepCommand) -> int:
     """Do what the study file says; the exit code."""
-    asked = study.load(command.file, list(chain.from_iterable(command.settings)))
+    if command.file is None:
+        raise arguments.UsageError(
+            "file: expected a study file or the name of a shipped study (augbench sweep --list "
+            "shows them; --init FILE writes one to begin with), got none"
+        )
+    file = shipped.find(command.file)
+    if file != command.file:
+        print(f"Study file: {file}", file=sys.stderr)
+    asked = study.load(file, list(chain.from_iterable(command.settings)))
     if command.workers is not None and command.workers < 1:
         raise study.StudyError(f"workers: expected 1 or more, got {command.workers}")
     root = (command.out or asked.out).expanduser().absolute()

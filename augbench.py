@@ -1,0 +1,140 @@
+"""Compare learnable augmentation methods under equal conditions. What follows is all there is:
+
+================  ================================================================================
+``compare``       train methods over seeds on a data set and compare them: a DataFrame of the runs
+``sweep``         carry out a study file, or a shipped study: a DataFrame of its runs
+``records``       the runs of results folders as a DataFrame
+``report``        write the page on a results folder
+``build``         a method by name: ``build("crop+mixup(alpha=0.2)")``
+``own_loop``      the context that a method needs in a training loop of one's own
+``fit``           train one run on splits, in memory or with its checkpoints on disk
+``Splits``        training, select and test rows: ``Splits.from_arrays(train, select, test)``
+``Run``           the cell that is trained: benchmark, network, method, training, seed
+``Training``      epochs, batch size, optimiser and what else a run trains with
+``Method``        the base class of a method, built-in or one's own
+``Batch``         rows with their soft labels and weights, which a method takes and returns
+``Context``       what a method may see of a training
+``contract``      the checks for the tests of a method of one's own
+================  ================================================================================
+
+The same on the command line: ``augbench --help``. Each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks import contract
+    from benchmarks.api import compare, records, report, sweep
+    from benchmarks.context import own_loop
+    from benchmarks.data import Splits
+    from benchmarks.runs import Run, Training
+    from benchmarks.trainer import fit
+    from methods import build
+    from methods.base import Batch, Context, Method
+
+__all__ = [
+    "Batch",
+    "Context",
+    "Method",
+    "Run",
+    "Splits",
+    "Training",
+    "build",
+    "compare",
+    "contract",
+    "fit",
+    "own_loop",
+    "records",
+    "report",
+    "sweep",
+]
+
+HERE = Path(__file__).resolve().parent
+"""The folder of our packages: a checkout, or site-packages."""
+PACKAGES = ("methods", "analysis", "benchmarks")
+_PLACES = {
+    "Batch": "methods.base",
+    "Context": "methods.base",
+    "Method": "methods.base",
+    "Run": "benchmarks.runs",
+    "Splits": "benchmarks.data",
+    "Training": "benchmarks.runs",
+    "build": "methods",
+    "compare": "benchmarks.api",
+    "contract": "benchmarks.contract",
+    "fit": "benchmarks.trainer",
+    "own_loop": "benchmarks.context",
+    "records": "benchmarks.api",
+    "report": "benchmarks.api",
+    "sweep": "benchmarks.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    bind()
+    module = importlib.import_module(_PLACES[name])
+    return module if name == "contract" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def main() -> None:
+    """Entry point of ``augbench`` and ``python -m augbench``."""
+    try:
+        bind()
+    except ImportError as error:
+        sys.exit(f"augbench: {error}")
+    call("benchmarks.cli", "main")
+
+
+def call(module: str, name: str, *arguments: Any) -> Any:
+    """Call a function of ours after ``bind``: how a worker begins, which has a path of its own."""
+    bind()
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def bind() -> None:
+    """Import our three packages from beside this file, whatever else bears their names.
+
+    A ``methods.py``, an ``analysis.py`` or a folder ``benchmarks`` of the user's own may come first
+    on ``sys.path``, which stays as it is: other imports find what they would find without us.
+
+    Raises:
+        ImportError: another module of one of these names is imported already.
+    """
+    for name in PACKAGES:
+        if name not in sys.modules:
+            spec = PathFinder.find_spec(name, [str(HERE)])
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{HERE / name} is missing: install augbench anew")
+            sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        elif _folder(sys.modules[name]) != (HERE / name).resolve():
+            raise ImportError(
+                f"augbench needs its own package {name!r} in {HERE / name}, but "
+                f"{_file(sys.modules[name])} is imported under that name: rename that one"
+            )
+
+
+def _file(module: ModuleType) -> str:
+    return module.__file__ or next(iter(module.__path__))
+
+
+def _folder(module: ModuleType) -> Path:
+    return Path(_file(module)).resolve().parent
+
+
+if __name__ == "__main__":
+    main()
