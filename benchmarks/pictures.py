@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 ORIENTATION = 0x0112
 PHOTOMETRIC, BITS, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 258, 338, 339  # tags of a TIFF
+SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))
+"""How the name of a colour profile may hold that of the usual one."""
 SRGB_GAMMA = 0.45455
 DEEP = (";16B", ";16L", ";16N")
 """Endings of Pillow's names for channels of 16 bits ("BGR;16" is 16 bits a pixel)."""
@@ -133,7 +135,7 @@ def _decoded(image: Image.Image, size: int) -> tuple[np.ndarray, set[str], int |
     if 0 in tags.get(EXTRA_SAMPLES, ()):
         done.add("extra")
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma", SRGB_GAMMA)
-    if (profile and b"sRGB" not in profile) or abs(gamma - SRGB_GAMMA) > 0.01:
+    if (profile and not any(name in profile for name in SRGB)) or abs(gamma - SRGB_GAMMA) > 0.01:
         done.add("profile")
     peak = None
     if image.mode == "I" or image.mode.startswith("I;16"):
