@@ -215,6 +215,11 @@ def _shown(folder: Path) -> str:
 
 
 def _compare(command: arguments.CompareCommand) -> int:
+    return compare(command)[0]
+
+
+def compare(command: arguments.CompareCommand) -> tuple[int, list[tables.Row]]:
+    """Do and print the comparison; the exit code, and its rows with what has ended of them."""
     options = _options(command)
     root = command.out.expanduser().absolute()
     if command.records is not None and command.records.suffix != ".csv":
@@ -278,7 +283,7 @@ def _compare(command: arguments.CompareCommand) -> int:
 
         figures.draw_forest(kept, command.figure, command.selection)
         print(f"Figure: {command.figure}")
-    return code
+    return code, kept
 
 
 def _rows(

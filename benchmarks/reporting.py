@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
+from pathlib import Path
 
 from analysis import plan, question, records
 from analysis.question import QuestionError
@@ -25,6 +26,17 @@ def carry_out(command: ReportCommand | PlanCommand) -> int:
 
 
 def _report(command: ReportCommand) -> int:
+    print(*write(command), sep="\n")
+    return 0
+
+
+def write(command: ReportCommand) -> list[Path]:
+    """Write the report; the files that a reader opens, the page first.
+
+    Raises:
+        UsageError, NoRuns: a value that cannot be used; a folder without results.
+        QuestionError: the study file cannot be used.
+    """
     wanted = [each.strip() for each in command.format.split(",") if each.strip()]
     unknown = [each for each in wanted if each not in FORMATS]
     if unknown or not wanted:
@@ -34,9 +46,7 @@ def _report(command: ReportCommand) -> int:
         raise UsageError(f"runs: expected a results folder, got {command.runs}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
-    made = report(root, out, wanted, command.published, command.recompute, command.study)
-    print(*made, sep="\n")
-    return 0
+    return report(root, out, wanted, command.published, command.recompute, command.study)
 
 
 def _plan(command: PlanCommand) -> int:
