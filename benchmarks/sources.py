@@ -757,6 +757,17 @@ def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.nda
     return {f"{split}_g": part for split, part in zip(given, parts, strict=True)}
 
 
+def about_splits(arrays: "Arrays") -> list[str]:
+    """The caveats that hold for these splits alone, not for its images cut anew."""
+    pieces = {
+        f"{split}_{letter}": array
+        for split in SPLITS
+        for letter, what in (("y", "y"), ("g", "groups"))
+        if (array := getattr(arrays, f"{split}_{what}")) is not None
+    }
+    return [*_shared(pieces), *_lacking(pieces, arrays.classes)]
+
+
 def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
     """A caveat for each two splits that have images of the same patients."""
     caveats = []
@@ -896,7 +907,7 @@ def _images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
 
 def _digits(value: np.floating) -> str:
     """A number with all digits that tell it from its neighbours."""
-    if abs(value) < 1e9:
+    if abs(float(value)) < 1e9:
         return np.format_float_positional(value, trim="-")
     return np.format_float_scientific(value, trim="-")
 

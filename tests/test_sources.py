@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import catalogue, sources
 from benchmarks.catalogue import CATALOGUE, File
@@ -484,6 +483,171 @@ def test_the_checksum_of_a_large_file_is_remembered(
     assert load("npz", path=path, root=tmp_path).checksum != first
 
 
+# ---------------------------------------------------------------- rounding, groups, few rows
+
+
+def floats(high: float, low: float = 0, kind: type = np.float32) -> dict[str, np.ndarray]:
+    """A valid set of floats whose train images hold one value `high` and one `low`."""
+    arrays = example()
+    for split in sources.SPLITS:
+        arrays[f"{split}_images"] = (arrays[f"{split}_images"] / 256).astype(kind)
+    arrays["train_images"][3, 2, 0], arrays["train_images"][4, 0, 0] = high, low
+    return arrays
+
+
+@pytest.mark.parametrize("memory_gib", [4, 0])
+@pytest.mark.parametrize(
+    ("high", "low", "kind"),
+    [(1 + 1.2e-7, -1e-9, np.float32), (1 + 5e-7, -5e-7, np.float32), (1.001, -1e-3, np.float16)],
+)
+def test_rounding_beyond_one_is_clipped_and_told(
+    tmp_path: Path, high: float, low: float, kind: type, memory_gib: float
+) -> None:
+    if kind is np.float16 and not memory_gib:
+        pytest.skip("half precision is not memory-mapped")
+    arrays = floats(high, low, kind)
+    path = saved(tmp_path, arrays)
+    a = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
+    assert a.train_x.dtype == np.float32 and a.train_x.max() == 1 and a.train_x.min() == 0
+    assert np.array_equal(a.train_x, np.clip(arrays["train_images"], 0, 1).astype(np.float32))
+    assert "train_images: 2 values outside of [0, 1] by rounding are clipped" in a.notes
+    stored = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
+    assert same(a, stored)  # the copy on disk was not written to
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "kind", "shown"),
+    [
+        (1.000002, 0, np.float32, r"\[0, 1\.000002\]"),
+        (1 + 1.2e-5, -0.0001, np.float32, r"\[-0\.0001, 1\.000012\]"),
+        (1.0000012345, -2e-6, np.float64, r"\[-0\.000002, 1\.0000012345\]"),
+        (1.004, 0, np.float16, r"\[0, 1\.004\]"),
+        (3e30, 0, np.float32, r"\[0, 3e\+30\]"),
+    ],
+)
+def test_what_is_more_than_rounding_is_refused_with_all_digits(
+    tmp_path: Path, high: float, low: float, kind: type, shown: str
+) -> None:
+    path = saved(tmp_path, floats(high, low, kind))
+    with pytest.raises(DataError, match=f"train_images: the values lie in {shown}, expected"):
+        load("npz", path=path, root=tmp_path)
+
+
+def test_a_users_own_array_is_not_written_to() -> None:
+    arrays = floats(1 + 1.2e-7)
+    before = arrays["train_images"].copy()
+    train, val, test = (
+        (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in sources.SPLITS
+    )
+    a = sources.from_arrays("own", train, val, test)
+    assert a.train_x.max() == 1 and np.array_equal(arrays["train_images"], before)
+
+
+def grouped(per_group: int = 4, *, text: bool = False) -> dict[str, np.ndarray]:
+    """A valid set without val split in which each few rows are of one patient."""
+    arrays = {k: v for k, v in example().items() if not k.startswith("val")}
+    for split, first in (("train", 0), ("test", 100)):
+        numbers = first + np.arange(len(arrays[f"{split}_labels"])) // per_group
+        arrays[f"{split}_groups"] = np.char.add("p", numbers.astype(str)) if text else numbers
+    return arrays
+
+
+@pytest.mark.parametrize("memory_gib", [4, 0])
+def test_groups_of_an_npz(tmp_path: Path, memory_gib: float) -> None:
+    arrays = example()
+    for k, split in enumerate(sources.SPLITS):
+        arrays[f"{split}_groups"] = 100 * k + np.arange(len(arrays[f"{split}_labels"])) // 2
+    path = saved(tmp_path, arrays)
+    a = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
+    assert a.train_groups is not None and a.train_groups.dtype == np.int64
+    assert a.val_groups is not None and a.test_groups is not None
+    assert np.array_equal(a.train_groups, np.arange(60) // 2)
+    assert len(set(a.val_groups)) == 10 and not set(a.val_groups) & set(a.test_groups)
+    assert a.checksum.endswith("+groups") and a.caveats == ()
+    with pytest.raises(DataError, match="npz takes no groups: a folder does"):
+        load("npz", path=path, root=tmp_path, groups=1)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_val_split_is_cut_by_group(tmp_path: Path, text: bool) -> None:
+    a = load("npz", path=saved(tmp_path, grouped(text=text)), root=tmp_path, val_fraction=0.2)
+    assert a.train_groups is not None and a.val_groups is not None
+    assert not set(a.train_groups) & set(a.val_groups) and len(a.val_y) == 12
+    assert a.notes == ("validation split cut from train: 20 %, by group (3 groups), split seed 0",)
+
+
+def test_patients_in_two_splits_are_counted(tmp_path: Path) -> None:
+    arrays = grouped()
+    arrays["test_groups"][:9] = 3, 3, 3, 4, 4, 5, 0, 0, 0
+    a = load("npz", path=saved(tmp_path, arrays), root=tmp_path)
+    in_val = len({3, 4, 5, 0} & set(a.val_groups if a.val_groups is not None else ()))
+    in_train = 4 - in_val
+    assert any(c.startswith(f"{in_train} patient") and "train and test" in c for c in a.caveats)
+
+
+BAD_GROUPS = {
+    "of one split": (
+        drop("test_groups"),
+        "test_groups .*expected groups of every split, or of none",
+    ),
+    "of no images": (
+        change(val_groups=np.arange(3)),
+        "val_groups .*expected groups of every split, or of none",
+    ),
+    "other N": (change(test_groups=lambda g: g[1:]), "30 test_images and 29 test_groups"),
+    "floats": (change(train_groups=lambda g: g / 2), "train_groups: the type is float64 of shape"),
+    "of rank 2": (change(train_groups=lambda g: np.stack([g, g], 1)), r"of shape \(60, 2\)"),
+    "objects": (change(train_groups=lambda g: g.astype(object)), "train_groups is pickled"),
+    "unknown": (
+        change(train_groups=lambda g: np.where(g == 2, -1, g)),
+        "4 rows have no group .*, the first is row 8: give each of them a group of its own",
+    ),
+    "text and numbers": (
+        change(test_groups=lambda g: g.astype(str)),
+        "groups are text in one split and numbers in another",
+    ),
+    "one patient": (
+        change(train_groups=lambda g: g * 0),
+        "1 groups cannot fill 2 parts: expected at least as many patients",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+def test_bad_groups(tmp_path: Path, case: str) -> None:
+    alter, message = BAD_GROUPS[case]
+    path = saved(tmp_path, alter(grouped()))
+    with pytest.raises(DataError, match=message) as caught:
+        load("npz", path=path, root=tmp_path)
+    assert str(caught.value).startswith(path)
+
+
+def test_classes_without_rows_are_named_in_notes_and_caveats(tmp_path: Path) -> None:
+    arrays = example()
+    arrays["test_labels"] = np.minimum(arrays["test_labels"], 1)
+    arrays["val_labels"] *= 0
+    a = load("npz", path=saved(tmp_path, arrays), root=tmp_path)
+    sentences = (
+        "no row of 1 and 2 in val: AUC is not defined, accuracy is over 0",
+        "no row of 2 in test: AUC is not defined, accuracy is over 0 and 1",
+    )
+    assert a.notes == a.caveats == sentences
+    several = example()
+    for split in sources.SPLITS:
+        several[f"{split}_labels"] = np.eye(3, dtype=np.uint8)[several[f"{split}_labels"][:, 0]]
+        several[f"{split}_labels"][0] = 1
+    several["test_labels"][:, 1] = 0
+    a = load("npz", path=saved(tmp_path, several), root=tmp_path)
+    assert a.caveats == ("no row of 1 in test: AUC is not defined",)
+
+
+def test_of_many_classes_without_rows_the_first_are_named(tmp_path: Path) -> None:
+    arrays = example(classes=10)
+    arrays["test_labels"] = np.minimum(arrays["test_labels"], 2)
+    (sentence,) = load("npz", path=saved(tmp_path, arrays), root=tmp_path).caveats
+    assert sentence.startswith("no row of 3, 4, 5, 6 and 3 more classes in test")
+
+
 # ---------------------------------------------------------------- official sets, made small
 
 
@@ -621,88 +785,6 @@ def test_an_official_name_over_other_content(tmp_path: Path) -> None:
         saved(tmp_path, alter(arrays), "breastmnist.npz")
         with pytest.raises(DataError, match=message):
             load("breastmnist", root=tmp_path, allow_unverified=True)
-
-
-# ---------------------------------------------------------------- folders
-
-
-def picture(path: Path, mode: str = "L", seed: int = 0, edge: int = 12) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (edge, edge) if mode == "L" else (edge, edge, 3)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).save(path)
-
-
-def test_a_folder_with_splits(tmp_path: Path) -> None:
-    for split, n in (("train", 20), ("test", 4)):
-        for k, name in enumerate(("cat", "ant")):
-            for i in range(n):
-                picture(tmp_path / "set" / split / name / f"{i:02}.png", seed=100 * k + i)
-    (tmp_path / "set" / "train" / "cat" / ".DS_Store").write_bytes(b"?")
-    path = str(tmp_path / "set")
-    a = load("folder", path=path, size=8, root=tmp_path)
-    assert a.classes == ("ant", "cat") and a.name == "folder:set" and a.kind == "binary-class"
-    assert a.train_x.shape == (36, 8, 8) and a.val_x.shape == (4, 8, 8)
-    assert np.array_equal(a.test_y, [0] * 4 + [1] * 4)
-    assert a.notes == ("validation split cut from train: 10 %, stratified, split seed 0",)
-    with Image.open(tmp_path / "set" / "test" / "ant" / "00.png") as image:
-        small = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
-    assert np.array_equal(a.test_x[0], small)
-    assert a.checksum == load("folder", path=path, size=9, root=tmp_path).checksum
-    picture(tmp_path / "set" / "val" / "cat" / "x.png", mode="RGB", seed=7)
-    picture(tmp_path / "set" / "val" / "ant" / "y.png", mode="RGB", seed=8)
-    b = load("folder", path=path, size=8, root=tmp_path)
-    assert b.train_x.shape == (40, 8, 8, 3) and b.val_x.shape == (2, 8, 8, 3)
-    assert b.checksum != a.checksum and b.notes == ()
-    assert np.array_equal(b.test_x, np.repeat(a.test_x[..., None], 3, -1))
-    bad = tmp_path / "set" / "val" / "cat" / "bad.png"
-    bad.write_bytes((tmp_path / "set" / "val" / "cat" / "x.png").read_bytes()[:100])
-    with pytest.raises(DataError, match=r"bad\.png cannot be read as an image"):
-        load("folder", path=path, size=8, root=tmp_path)
-    bad.unlink()
-    picture(tmp_path / "set" / "val" / "dog" / "x.png")
-    with pytest.raises(DataError, match="has the class 'dog', which train/ has not"):
-        load("folder", path=path, size=8, root=tmp_path)
-
-
-def test_a_folder_without_splits(tmp_path: Path) -> None:
-    for k, name in enumerate("abc"):
-        for i in range(10):
-            picture(tmp_path / "set" / name / f"{i}.jpg", seed=100 * k + i)
-    a = load("folder", path=str(tmp_path / "set"), root=tmp_path)
-    assert a.train_x.shape == (18, 28, 28)
-    assert all(np.array_equal(np.bincount(y), [2, 2, 2]) for y in (a.val_y, a.test_y))
-    assert a.notes == ("split 60/20/20 into train/val/test, stratified, split seed 0",)
-    assert same(a, load("folder", path=str(tmp_path / "set"), root=tmp_path))
-
-
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
-    for name, value in (("a", 0), ("b", 40000)):
-        for i in range(5):
-            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
-            deep = Image.fromarray(np.full((5, 5), value, np.uint16))
-            deep.save(tmp_path / "set" / name / f"{i}.png")
-    a = load("folder", path=str(tmp_path / "set"), root=tmp_path, size=5)
-    assert a.train_x.ndim == 3 and set(np.unique(a.train_x)) == {0, 40000 >> 8}
-
-
-def test_bad_folders(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    with pytest.raises(DataError, match="does not exist"):
-        load("folder", path=str(folder), root=tmp_path)
-    picture(folder / "train" / "a" / "0.png")
-    with pytest.raises(DataError, match="has train/ but no test/"):
-        load("folder", path=str(folder), root=tmp_path)
-    (folder / "test").mkdir()
-    with pytest.raises(DataError, match="has 1 folders: expected one a class"):
-        load("folder", path=str(folder), root=tmp_path)
-    (folder / "train" / "b").mkdir()
-    with pytest.raises(DataError, match="is empty"):
-        load("folder", path=str(folder), root=tmp_path)
-    picture(folder / "test" / "a" / "0.png")
-    with pytest.raises(DataError, match="a split without rows"):
-        load("folder", path=str(folder), root=tmp_path)
-    with pytest.raises(DataError, match="size is 0"):
-        load("folder", path=str(folder), size=0, root=tmp_path)
 
 
 # ---------------------------------------------------------------- prediction
