@@ -37,6 +37,8 @@ TEXTS = frozenset(
     {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".log", ".ini"}
 )
 """Ends of names that may lie beside images; what is left out is told."""
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that break a line or turn the direction of what follows."""
 IMAGE_COLUMNS = ("file", "image", "path", "filename")
 
 
@@ -93,8 +95,9 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
 
 
 def shown(path: str | Path) -> str:
-    """A path as valid text: bytes of a name that are not UTF-8 are shown by their numbers."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text of one line: bytes that are not UTF-8 and control characters by numbers."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _label(name: str) -> str:
@@ -289,10 +292,12 @@ def _classes(
                 )
             classes[name][part] = _joined(folder, stored)
     if len(classes) < 2:
+        files = len(below[first].files)
         hint = f" (is {_some(list(classes))} the one to name?)" if classes else ""
+        hint = f"; it has {files} files" if files and not classes else hint
         raise DataError(
             f"{shown(walk.root / parts[first])} has {len(classes)} folders: expected one a class, "
-            f"2 or more{hint}."
+            f"2 or more, with its images in it{hint}."
         )
     folded = Counter(name.casefold() for name in classes)
     alike = [name for name in classes if folded[name.casefold()] > 1]

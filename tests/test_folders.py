@@ -275,7 +275,9 @@ def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_in_a_folder_is_named(tmp_path: Path) -> None:
     fill(tmp_path / "set" / "train", "a", "b")
-    with pytest.raises(DataError, match=r"has 1 folders: expected one a class, 2 or more \(is set"):
+    with pytest.raises(
+        DataError, match=r"has 1 folders: expected one a class, .* \(is set the one"
+    ):
         read(tmp_path)
 
 
@@ -422,6 +424,18 @@ def test_an_accent_stored_apart_is_the_same_class(tmp_path: Path) -> None:
     assert a.classes == ("b", composed) and counts(a) == (18, 2, 20)
     fill(tmp_path / "test", apart)
     with pytest.raises(DataError, match=f"two folders for the class '{composed}'"):
+        read(tmp_path)
+
+
+def test_a_name_is_one_line_of_text(tmp_path: Path) -> None:
+    fill(tmp_path, "new\nline", "\u202eolleh")
+    assert read(tmp_path).classes == (r"new\nline", r"\u202eolleh")
+
+
+def test_images_without_folders_of_classes_are_counted(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"{i}.pgm")
+    with pytest.raises(DataError, match="has 0 folders: expected one a class, .*; it has 3 files"):
         read(tmp_path)
 
 
