@@ -152,7 +152,9 @@ class _Walk:
         where = self.root / folder if folder else self.root
         try:
             stat = where.stat()
-            before = self._visited.setdefault((stat.st_dev, stat.st_ino), folder)
+            # Some network drives number no files.
+            key = (stat.st_dev, stat.st_ino) if stat.st_ino else (-1, len(self._visited))
+            before = self._visited.setdefault(key, folder)
             if before != folder:
                 raise DataError(
                     f"{shown(where)} and {shown(self.root / before)} are the same folder, by a "

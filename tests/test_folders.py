@@ -435,7 +435,7 @@ def test_a_name_is_one_line_of_text(tmp_path: Path) -> None:
 def test_images_without_folders_of_classes_are_counted(tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.pgm")
-    with pytest.raises(DataError, match="has 0 folders: expected one a class, .*; it has 3 files"):
+    with pytest.raises(DataError, match=r"has 0 folders: expected one a class, .*; it has 3 files"):
         read(tmp_path)
 
 
