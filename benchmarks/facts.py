@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +9,11 @@ from tabulate import tabulate
 
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.names import Benchmark, canonical
-from benchmarks.sources import CHUNK, GIB, Arrays
+from benchmarks.sources import CHUNK, GIB, Arrays, duplicates
 from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}
-"""How a run calls each part, and how the arrays do."""
+"""What a run calls each part, and what the arrays do."""
 MOST_CLASSES = 40
 """More are summed up in one line."""
 
@@ -29,7 +27,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     """
     name = canonical(benchmark)
     shown = with_path(name, benchmark.path) if benchmark.path else name
-    large = brief and sum(_images(arrays, split).nbytes for split in SPLITS) > GIB
+    large = brief and arrays.nbytes > GIB
     twice = "not looked for, in over 1 GiB of images" if large else "; ".join(duplicates(arrays))
     told = [
         f"Data: {shown}, {arrays.kind}, {len(arrays.classes)} classes",
@@ -52,33 +50,6 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
         told += [f"  note: {each}" for each in arrays.notes if each not in _made(arrays)]
         told += [f"  caveat: {each}" for each in arrays.caveats]
     return told
-
-
-def duplicates(arrays: Arrays) -> list[str]:
-    """For each pair of splits, in words, how many images of the later are in the earlier one too.
-
-    Images are compared pixel for pixel, as stored or resized.
-    """
-    seen = {
-        split: {_fingerprint(image) for image in _images(arrays, split)}
-        if split != "test"
-        else set()
-        for split in SPLITS
-    }
-    found = []
-    for one, other in itertools.combinations(SPLITS, 2):
-        images = _images(arrays, other)
-        twice = [row for row, image in enumerate(images) if _fingerprint(image) in seen[one]]
-        if twice:
-            found.append(
-                f"{len(twice)} of {len(images)} {other} images are in {one} too "
-                f"(the first is row {twice[0]} of {other})"
-            )
-    return found
-
-
-def _fingerprint(image: np.ndarray) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _images(arrays: Arrays, split: str) -> np.ndarray:

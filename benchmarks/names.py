@@ -115,6 +115,11 @@ def parse_benchmark(text: str) -> Benchmark:
             f"{call.name}: groups: expected none, as only a folder says so which images are of one "
             f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
         )
+    if isinstance(benchmark.groups, str) and Path(benchmark.groups).is_absolute():
+        raise NamingError(  # it is part of a run's id, which no machine's paths may decide
+            f"{call.name}: groups: expected a file by its path from the folder, such as "
+            f"patients.csv or ../patients.csv:id, got {benchmark.groups!r}"
+        )
     if isinstance(benchmark.groups, int):
         _within(call.name, "groups", benchmark.groups, 0, 9)
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)

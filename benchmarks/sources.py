@@ -391,7 +391,7 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
         notes = (*notes, f"{path.name} is named like an official file, but its MD5 {md5} is not")
     # Once these keys were not read: with them it is another data set.
     checksum = md5 if arrays.train_groups is None else f"{md5}+groups"
-    return replace(arrays, checksum=checksum, notes=notes)
+    return _with_duplicates(replace(arrays, checksum=checksum, notes=notes), entry is None)
 
 
 def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> "Arrays":
@@ -428,7 +428,9 @@ def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str |
             f"or (groups=0) if images are independent"
         )
         notes, caveats = (*notes, hint), (*caveats, hint)
-    return replace(arrays, checksum=folder.checksum, notes=notes, caveats=caveats)
+    return _with_duplicates(
+        replace(arrays, checksum=folder.checksum, notes=notes, caveats=caveats), own=True
+    )
 
 
 def _by_group(
@@ -757,6 +759,34 @@ def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.nda
     return {f"{split}_g": part for split, part in zip(given, parts, strict=True)}
 
 
+def duplicates(arrays: "Arrays") -> list[str]:
+    """For each pair of splits, in words, how many images of the later are in the earlier one too.
+
+    Images are compared pixel for pixel, as stored or resized; rows are counted from 0.
+    """
+    marks = {
+        split: [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        for split, images in zip(SPLITS, arrays.images, strict=True)
+    }
+    found = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        known = set(marks[one])
+        twice = [row for row, mark in enumerate(marks[other]) if mark in known]
+        if twice:
+            found.append(
+                f"{len(twice)} of {len(marks[other])} {other} images are in {one} too, pixel for "
+                f"pixel (the first is row {twice[0]} of {other})"
+            )
+    return found
+
+
+def _with_duplicates(arrays: "Arrays", own: bool) -> "Arrays":
+    """With a caveat for images of a user's own data that are in two splits; GIBs are not read."""
+    if not own or arrays.nbytes > GIB:
+        return arrays
+    return replace(arrays, caveats=(*arrays.caveats, *duplicates(arrays)))
+
+
 def about_splits(arrays: "Arrays") -> list[str]:
     """The caveats that hold for these splits alone, not for its images cut anew."""
     pieces = {
@@ -765,7 +795,8 @@ def about_splits(arrays: "Arrays") -> list[str]:
         for letter, what in (("y", "y"), ("g", "groups"))
         if (array := getattr(arrays, f"{split}_{what}")) is not None
     }
-    return [*_shared(pieces), *_lacking(pieces, arrays.classes)]
+    twice = duplicates(arrays) if arrays.nbytes <= GIB else []
+    return [*_shared(pieces), *_lacking(pieces, arrays.classes), *twice]
 
 
 def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
@@ -965,6 +996,16 @@ class Arrays:
     train_groups: np.ndarray | None = None
     val_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
+
+    @property
+    def images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those of train, val and test."""
+        return self.train_x, self.val_x, self.test_x
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images take."""
+        return sum(images.nbytes for images in self.images)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import cli, facts, sources
 from benchmarks.names import Benchmark, parse_benchmark
@@ -65,18 +66,43 @@ def test_images_in_two_splits_are_counted_and_the_first_is_named() -> None:
     made.test_x[7] = made.train_x[3]
     made.val_x[2] = made.train_x[0]
     made.test_x[11] = made.val_x[8]
-    assert facts.duplicates(made) == [
-        "1 of 9 select images are in train too (the first is row 2 of select)",
-        "2 of 12 test images are in train too (the first is row 5 of test)",
-        "1 of 12 test images are in select too (the first is row 11 of test)",
+    assert sources.duplicates(made) == [
+        "1 of 9 val images are in train too, pixel for pixel (the first is row 2 of val)",
+        "2 of 12 test images are in train too, pixel for pixel (the first is row 5 of test)",
+        "1 of 12 test images are in val too, pixel for pixel (the first is row 11 of test)",
     ]
+
+
+def test_copies_in_data_of_ones_own_are_a_caveat_of_every_table(tmp_path: Path) -> None:
+    made = arrays()
+    made.test_x[5] = made.train_x[3]
+    for split, images, labels in (
+        ("train", made.train_x, made.train_y),
+        ("val", made.val_x, made.val_y),
+        ("test", made.test_x, made.test_y),
+    ):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / "set" / split / f"class{label}" / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    stored = {
+        f"{split}_{what}": getattr(made, f"{split}_{letter}")
+        for split in SAMPLES
+        for what, letter in (("images", "x"), ("labels", "y"))
+    }
+    np.savez(tmp_path / "own.npz", allow_pickle=False, **stored)
+    npz = sources.load("npz", path=str(tmp_path / "own.npz"), root=tmp_path)
+    folder = sources.load("folder", path=str(tmp_path / "set"), size=8, root=tmp_path)
+    assert any("1 of 12 test images are in train too" in each for each in npz.caveats)
+    assert any("1 of 12 test images are in train too" in each for each in folder.caveats)
+    assert set(sources.duplicates(npz)) <= set(sources.about_splits(npz))  # not said of folds
 
 
 def test_a_pixel_makes_another_image() -> None:
     made = arrays()
     made.test_x[5] = made.train_x[3]
     made.test_x[5, 0, 0] ^= 1
-    assert facts.duplicates(made) == []
+    assert sources.duplicates(made) == []
 
 
 def test_many_classes_take_a_line() -> None:

@@ -106,6 +106,7 @@ def test_two_readings_that_both_exist_are_asked_for(tmp_path: Path) -> None:
         ("folder:/nowhere(size=64", ["cannot read"]),
         ("folder:'/nowhere\\x'", ["cannot read", "a path in quotes"]),
         ("npz:/nowhere(groups=1)", ["groups: expected none", "train_groups"]),
+        ("folder:/nowhere(groups='/a/b.csv')", ["groups: expected a file by its path from the"]),
         ("folder:/nowhere(groups=-1)", ["groups: expected a number from 0 to 9", "got -1"]),
     ],
 )
