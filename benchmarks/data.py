@@ -90,6 +90,10 @@ class Splits:
     folds the test split too) trained on."""
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    test_groups: np.ndarray | None = None
+    """(N,) int64, equal for test rows of one patient; None where nothing is known of patients"""
+    groups: dict[str, int] | None = None
+    """How many there are in train, meta, select and test, for result.json"""
 
     @property
     def spec(self) -> Spec:
@@ -103,19 +107,22 @@ class Splits:
         select: tuple[np.ndarray, np.ndarray],
         test: tuple[np.ndarray, np.ndarray],
         *,
+        groups: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         meta_fraction: float = 0.0,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> Splits:
         """Splits of a user's own (images, labels): uint8 (N, H, W) or (N, H, W, C), int (N,).
 
-        With ``meta_fraction`` that share of the training rows becomes the meta split.
+        ``groups`` of train, select and test (N,) are equal for images of one patient, be they
+        numbers or text. With ``meta_fraction`` that share of the training rows becomes the meta
+        split, of whole groups where they are given.
 
         Raises:
-            DataError: labels or shapes that do not fit together.
+            DataError: labels, groups or shapes that do not fit together.
             NotApplicable: too few rows of a class for the meta split.
         """
-        arrays = sources.from_arrays("arrays", train, select, test)
+        arrays = sources.from_arrays("arrays", train, select, test, groups)
         protocol = Protocol(meta_fraction=meta_fraction or 0.2)
         return make_splits(
             arrays,
@@ -208,9 +215,11 @@ def make_splits(
 ) -> Splits:
     """The splits of one run; a function of the seed, never of the method.
 
+    Where the arrays have groups, all rows of a patient are on one side of every cut made here.
+
     Raises:
-        NotApplicable: too few rows of a class for the meta split, or a corruption that is not
-            defined for the task; the message is the reason.
+        NotApplicable: too few rows or patients of a class for the meta split, or a corruption that
+            is not defined for the task; the message is the reason.
     """
     classes = len(arrays.classes)
     origin = None
@@ -218,6 +227,7 @@ def make_splits(
         arrays, origin = _cross_validated(arrays, benchmark.folds, seed)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
+    groups = None if arrays.train_groups is None else arrays.train_groups[kept]
     corrupts = benchmark.corrupts
     if corrupts and labels.ndim > 1:
         raise NotApplicable("label noise and imbalance are not defined for several labels a row")
@@ -229,7 +239,8 @@ def make_splits(
             raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
         train, meta = np.arange(len(kept)), np.empty(0, np.int64)
     else:
-        train, meta, reason = carve(strata_of(labels, classes), protocol.meta_fraction, seed)
+        strata = strata_of(labels, classes)
+        train, meta, reason = carve(strata, protocol.meta_fraction, seed, groups=groups)
         if reason and uses_meta:
             raise NotApplicable(reason)
     train = _imbalanced(train, labels, classes, benchmark, seed)
@@ -256,7 +267,7 @@ def make_splits(
         strata = strata_of(labels, classes)
         folds = tuple(
             torch.from_numpy(fold).to(device)
-            for fold in _folds(strata, protocol.crossfit, seed, "crossfit")
+            for fold in _folds(strata, protocol.crossfit, seed, "crossfit", groups)
         )
     if control == "all":
         trained = train_part if needs_meta else whole
@@ -266,6 +277,7 @@ def make_splits(
         trained = meta_part if control == "meta" and not folds else train_part
     train_rows = rows(trained)
     meta_rows = (train_rows if folds else rows(meta_part)) if needs_meta else None
+    meta_where = (trained if folds else meta_part).where if needs_meta else np.empty(0, np.int64)
     every = np.arange(len(arrays.val_y))
     test = np.arange(len(arrays.test_y))
     test_part = _Part(test, arrays.test_y, arrays.test_y)
@@ -284,7 +296,26 @@ def make_splits(
         corrupted=_changes(trained, origin) if corrupts else None,
         caveats=arrays.caveats,
         notes=arrays.notes,
+        test_groups=arrays.test_groups,
+        groups=_counted(arrays, trained.where, meta_where),
     )
+
+
+def _counted(arrays: Arrays, train: np.ndarray, meta: np.ndarray) -> dict[str, int] | None:
+    """Groups among these rows of train and behind them val, in val and in test, where known."""
+    stored = _stored_groups(arrays)
+    if stored is None:
+        return None
+    of_train, of_val, of_test = stored
+    both = np.concatenate([of_train, of_val])
+    sides = {"train": both[train], "meta": both[meta], "select": of_val, "test": of_test}
+    return {name: len(np.unique(each)) for name, each in sides.items()}
+
+
+def _stored_groups(arrays: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Groups of train, val and test; a reader knows those of all three or of none."""
+    train, val, test = arrays.train_groups, arrays.val_groups, arrays.test_groups
+    return None if train is None or val is None or test is None else (train, val, test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +360,8 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.
     """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
 
     With them the stored rows of train and select, counted over the official train, val and test.
-    Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row.
+    Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row. Where
+    groups are known, each is whole in one fold, and within the others in train or in select.
     """
     size = arrays.train_x.nbytes + arrays.val_x.nbytes + arrays.test_x.nbytes
     if size > GIB:
@@ -339,17 +371,25 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.
     x = np.concatenate([arrays.train_x, arrays.val_x, arrays.test_x])
     y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
     strata = strata_of(y, len(arrays.classes))
-    test = _folds(strata, folds, seed // folds, "folds")[seed % folds]
+    stored = _stored_groups(arrays)
+    groups = None if stored is None else np.concatenate(stored)
+    test = _folds(strata, folds, seed // folds, "folds", groups)[seed % folds]
     rest = np.setdiff1d(np.arange(len(y)), test)
-    train, select, reason = carve(strata[rest], SELECT_SHARE, seed, "select")
+    within = None if groups is None else groups[rest]
+    train, select, reason = carve(strata[rest], SELECT_SHARE, seed, "select", within)
     if reason:
         raise NotApplicable(reason)
     train, select = rest[train], rest[select]
     caveat = (
         f"repeated stratified {folds}-fold cross-validation over all {len(y)} rows, not the "
-        "official split: scores do not compare with published ones, and images of one patient may "
-        "be on both sides"
+        "official split: scores do not compare with published ones"
+        + (
+            ", and images of one patient may be on both sides"
+            if groups is None
+            else "; patients kept together"
+        )
     )
+    stale = {PREVALENCE, *sources.about_splits(arrays)}
     cut = replace(
         arrays,
         train_x=x[train],
@@ -358,18 +398,29 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.
         val_y=y[select],
         test_x=x[test],
         test_y=y[test],
-        caveats=(caveat, *(each for each in arrays.caveats if each != PREVALENCE)),
+        train_groups=None if groups is None else groups[train],
+        val_groups=None if groups is None else groups[select],
+        test_groups=None if groups is None else groups[test],
+        caveats=(caveat, *(each for each in arrays.caveats if each not in stale)),
+        notes=tuple(each for each in arrays.notes if each not in stale),
     )
     return cut, np.concatenate([train, select])
 
 
 def carve(
-    strata: np.ndarray, fraction: float, seed: int, purpose: str = "meta"
+    strata: np.ndarray,
+    fraction: float,
+    seed: int,
+    purpose: str = "meta",
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to train on, meta rows, and why not (then all rows train): stratified, seeded.
 
-    Each class gives round(fraction * n) rows, at least five; five must be left to train on.
+    Each class gives round(fraction * n) rows, at least five; five must be left to train on. Whole
+    ``groups`` (N,) come near the fraction, with the same least numbers.
     """
+    if groups is not None:
+        return _carve_groups(strata, groups, fraction, seed, purpose)
     rng = np.random.default_rng(seed_of(seed, f"{purpose} rows"))
     meta, short = [], []
     for stratum, count in zip(*np.unique(strata, return_counts=True), strict=True):
@@ -388,8 +439,43 @@ def carve(
     return np.setdiff1d(np.arange(len(strata)), chosen), chosen, ""
 
 
-def _folds(strata: np.ndarray, count: int, seed: int, purpose: str) -> list[np.ndarray]:
-    """``count`` stratified folds of positions; each class is spread evenly over them."""
+def _carve_groups(
+    strata: np.ndarray, groups: np.ndarray, fraction: float, seed: int, purpose: str
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """``carve`` in whole groups.
+
+    Where the fraction gives too few rows of the rarest class a larger one is tried, up to a half.
+    """
+    drawn = seed_of(seed, f"{purpose} rows")
+    classes, counts = np.unique(strata, return_counts=True)
+    places = np.searchsorted(classes, strata)
+    several, short = len(np.unique(groups)) > 1, 0
+    for least in (0, MIN_META_ROWS, 2 * MIN_META_ROWS) if several else ():
+        share = max(fraction, min(0.5, least / counts.min()))
+        kept, cut = sources.grouped_split(strata, groups, (1 - share, share), drawn)
+        found = np.bincount(places[cut], minlength=len(classes))
+        fewest = np.minimum(found, counts - found)
+        if fewest.min() >= MIN_META_ROWS:
+            return kept, cut, ""
+        short = int(fewest.argmin())
+    held = len(np.unique(groups[places == short]))
+    reason = (
+        f"the {purpose} split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, and "
+        f"leaves at least {MIN_META_ROWS} to train on, whole patients only; class "
+        f"{classes[short]} has {counts[short]} rows of {held} patient(s) (groups)"
+    )
+    return np.arange(len(strata)), np.empty(0, np.int64), reason
+
+
+def _folds(
+    strata: np.ndarray, count: int, seed: int, purpose: str, groups: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """``count`` stratified folds of positions; each class is spread evenly over them.
+
+    Whole ``groups`` (N,) are spread as evenly as they allow.
+    """
+    if groups is not None:
+        return _grouped_folds(strata, count, seed, purpose, groups)
     rng = np.random.default_rng(seed_of(seed, f"{purpose} folds"))
     smallest = np.unique(strata, return_counts=True)[1].min()
     if smallest < count * MIN_META_ROWS:
@@ -404,6 +490,25 @@ def _folds(strata: np.ndarray, count: int, seed: int, purpose: str) -> list[np.n
         fold[rows] = (np.arange(len(rows)) + shift) % count
         shift += len(rows)
     return [np.flatnonzero(fold == number) for number in range(count)]
+
+
+def _grouped_folds(
+    strata: np.ndarray, count: int, seed: int, purpose: str, groups: np.ndarray
+) -> list[np.ndarray]:
+    needs = f"{purpose}={count} needs {MIN_META_ROWS} rows of each class in each fold"
+    if (there := len(np.unique(groups))) < count:
+        raise NotApplicable(f"{needs}, whole patients only; there are {there} patient(s) (groups)")
+    drawn = seed_of(seed, f"{purpose} folds")
+    folds = list(sources.grouped_split(strata, groups, (1,) * count, drawn))
+    for stratum in np.unique(strata):
+        rows = [int((strata[fold] == stratum).sum()) for fold in folds]
+        if min(rows) < MIN_META_ROWS:
+            held = len(np.unique(groups[strata == stratum]))
+            raise NotApplicable(
+                f"{needs}, whole patients only; class {stratum} has {sum(rows)} rows of {held} "
+                f"patient(s) (groups), which leaves {min(rows)} in one fold"
+            )
+    return folds
 
 
 def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:

@@ -201,6 +201,8 @@ def _attempt(
         "corruption": splits.corruption,
         "select_trained": splits.select_trained,
     }
+    if splits.groups is not None:
+        result["data"]["groups"] = splits.groups
     return _conclude(folder, {"status": "done", **result})
 
 

@@ -459,6 +459,8 @@ def _judge(
         "select_targets": labels_of(splits.select, splits.kind),
         "test_targets": labels_of(splits.test, splits.kind),
     }
+    if splits.test_groups is not None:
+        predictions["test_groups"] = splits.test_groups
     scores: dict[str, Any] = {}
     whens: list[tuple[str, dict[str, Tensor] | None]] = [("last", None)]
     if offered and state.best_model is not None:
