@@ -17,7 +17,7 @@ from analysis.findings import Finding, mean_ranks, scores
 from analysis.plots import Band, Bar, Curve, Front, Panel, Point, Shares, Span, Stack, forest
 from analysis.records import Record
 from analysis.stats import Interval
-from analysis.summary import folds_note, variants
+from analysis.summary import folds_note, patients_note, variants
 from analysis.tables import POINTS, Row, difference
 from benchmarks import metrics
 from methods.naming import call_of, render
@@ -199,7 +199,7 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
     told = "fewer than four seeds: no interval is drawn" if few else (
         "thin: population (other seeds and images), thick: training (other seeds)"
     )  # fmt: skip
-    cut = " ".join(["", *folds_note(drawing.columns)])
+    cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])
     return "Paired differences in test accuracy", (
         f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
         f"of {drawing.margin:g} points.{note}"

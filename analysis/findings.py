@@ -79,7 +79,7 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
 
     better, worse: different from 0 after Holm. equivalent: within the margin after Holm, be it
     different from 0 or not. undecided: neither. not tested: fewer than four seeds, a repeat of
-    folds that is not whole, or equal predictions.
+    folds that is not whole, one test patient alone, or equal predictions.
     """
     tested = [
         (place, each.difference.variances)
@@ -120,8 +120,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
-            f"with fewer than {MIN_SEEDS} seeds, no whole repeat of folds, or equal predictions, "
-            "somewhere nothing is inferred"
+            f"with fewer than {MIN_SEEDS} seeds, no whole repeat of folds, one test patient, or "
+            "equal predictions, somewhere nothing is inferred"
         )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
@@ -209,7 +209,7 @@ class Best(NamedTuple):
     """not told apart from it, corrected for every pair of the tested rows of the column: which row
     is the top one depends on the same numbers"""
     untested: frozenset[str]
-    """fewer than four seeds in common with it: neither tied nor told apart"""
+    """fewer than four seeds in common with it, or one test patient: neither tied nor told apart"""
     detectable: tuple[float, ...] = ()
     """the smallest difference to it that would have been found, of each row that was tested"""
 

@@ -65,7 +65,7 @@ def plausible(variances: Crossed) -> list[Crossed]:
     """Variances that the true ones may be, each as likely as another, given those of few seeds.
 
     The mean squares of seeds and of images are scaled by quantiles of df / chi^2(df); that of the
-    residual has so many degrees of freedom that it is taken as known.
+    residual is taken as known: it has about S - 1 times the degrees of freedom of the images.
     """
     return [
         replace(variances, seed=variances.seed * seed, item=variances.item * item)
@@ -122,10 +122,20 @@ def _least(df: float) -> float:
 
 
 def images_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int:
-    """Test images with which an effect is found by very many seeds, each class growing alike."""
+    """Test images with which an effect is found by very many seeds, each class growing alike.
+
+    Where patients are known they are what is drawn, so that it is their number.
+    """
     images = max(variances.item - variances.residual, 0.0)
     quantiles = special.ndtri((1 + level) / 2) + special.ndtri(wanted)
-    return math.ceil(variances.images * images * (quantiles / effect) ** 2)
+    drawn = variances.clusters or variances.images
+    return math.ceil(drawn * images * (quantiles / effect) ** 2)
+
+
+def _test(variances: Crossed) -> str:
+    """The test split as it was drawn."""
+    of = f" of {variances.clusters} patients" if variances.clusters else ""
+    return f"{variances.images} test images{of}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ class Need:
     ever: tuple[bool | None, bool | None]
     """whether any number suffices, alone and together; None where the runs do not tell"""
     images: int
+    """or patients, where these are known"""
     hours: float
     """of the seeds that are missing for ``together``, one run at a time"""
 
@@ -208,7 +219,7 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     if not listed:
         return (
             f"{head}\nNo comparison has two seeds or more with predictions that differ on one "
-            "test split, so no variance is known."
+            "test split (of two patients or more, where these are known), so no variance is known."
         )
     body = [
         [
@@ -253,23 +264,27 @@ def _left_out(listed: Sequence[Need], found: Sequence[Finding]) -> list[str]:
     if not left:
         return []
     return [
-        "Of the family, but left out, as fewer than two seeds, equal predictions or folds tell no "
-        f"variance: {', '.join(left)}."
+        "Of the family, but left out, as fewer than two seeds, equal predictions, one test patient "
+        f"or folds tell no variance: {', '.join(left)}."
     ]
+
+
+def _of_patients(listed: Sequence[Need]) -> str:
+    return " (of patients where known)" if any(each.variances.clusters for each in listed) else ""
 
 
 def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     lines = [
         f"{each.row} over {each.base}, {each.column}: no number of seeds resolves "
-        f"{_points(effect)} on {each.variances.images} test images; about {each.images} images "
-        "would be needed."
+        f"{_points(effect)} on {_test(each.variances)}; about {each.images} "
+        f"{'patients' if each.variances.clusters else 'images'} would be needed."
         for each in listed
         if each.ever[0] is False
     ]
     lines += [
         f"{each.row} over {each.base}, {each.column}: {each.variances.seeds} seeds do not tell "
-        f"whether any number of them resolves {_points(effect)} on {each.variances.images} test "
-        "images: too little is known of the part that the choice of images has."
+        f"whether any number of them resolves {_points(effect)} on {_test(each.variances)}: too "
+        "little is known of the part that the choice of images has."
         for each in listed
         if each.ever[0] is None
     ]
@@ -280,7 +295,7 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     low, high = (math.sqrt((few - 1) / special.chdtri(few - 1, q)) for q in (0.025, 0.975))
     lines.append(
         "seed sd: of paired differences on these images, in points; image se: standard error from "
-        "the choice of test images, which no seed lowers. The seed sd of "
+        f"the choice of test images{_of_patients(listed)}, which no seed lowers. The seed sd of "
         f"{few} seeds is itself uncertain: the true one may be {low:.1f} to {high:.1f} times it "
         "(95 %), so the power is a mean over what the true ones may be, and fewer seeds may do. "
         "family: .05 divided by the number of comparisons, the worst case of Holm."

@@ -69,6 +69,9 @@ class Record:
                         raise ValueError(f"{split}: logits {logits.shape}, {len(targets)} targets")
                     if not np.isfinite(logits).all():
                         raise ValueError(f"{split}: logits that are no numbers")
+            groups, rows = arrays.get("test_groups"), len(arrays["test_targets"])
+            if groups is not None and groups.shape != (rows,):
+                raise ValueError(f"test: groups {groups.shape}, {rows} targets")
         except UNREADABLE as error:
             raise Damaged(self.folder, "predictions.npz", error) from error
         return arrays
@@ -133,6 +136,11 @@ class Record:
     def folds(self) -> int:
         """Folds of a repeated cross-validation, each of another seed; 0 on the official split."""
         return self.result["data"].get("folds", 0)
+
+    @property
+    def patients(self) -> int:
+        """Groups of test rows, such as patients; 0 where nothing is known of them."""
+        return self.result["data"].get("groups", {}).get("test", 0)
 
     @property
     def kind(self) -> str:

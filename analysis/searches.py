@@ -93,8 +93,8 @@ def tables(search: Search) -> list[Table]:
             for table, rows in search.tables.items()
         ),
         (
-            "training: other seeds on these test images; population: other seeds and other images. "
-            "Not corrected for the number of rows.",
+            "training: other seeds on these test images; population: other seeds and other images "
+            "(other patients, where they are known). Not corrected for the number of rows.",
         ),
     )
     return [chosen, fresh]

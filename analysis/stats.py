@@ -86,7 +86,8 @@ class Estimated(ABC):
 class Crossed(Estimated):
     """Variances of a mean over crossed seeds and images, each as its share in that of the mean.
 
-    ``population_interval`` says what they are and how the half-width comes from them.
+    ``population_interval`` says what they are and how the half-width comes from them. With
+    clusters of images "item" stands for cluster.
     """
 
     estimate: float
@@ -98,6 +99,8 @@ class Crossed(Estimated):
     """V_item, which holds the residual"""
     residual: float
     df_item: float
+    clusters: int = 0
+    """clusters of images (patients) that were sampled; 0 where each image is one of its own"""
 
     @property
     def parts(self) -> tuple[float, float]:
@@ -152,7 +155,10 @@ def training_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def population_interval(
-    values: ArrayLike, strata: ArrayLike | None = None, level: float = 0.95
+    values: ArrayLike,
+    strata: ArrayLike | None = None,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
 ) -> Interval:
     """The interval of the mean difference over other seeds and other test images.
 
@@ -189,22 +195,37 @@ def population_interval(
     the smallest other stratum, which errs on the wide side. Values without any variance give
     an interval of width 0 with S - 1 degrees of freedom.
 
+    clusters (N,) are equal for images of one patient, which are not independent: then other
+    clusters are what the interval speaks of, beside other seeds, and V_item and R are those of
+    ``_clustered``. Clusters of one image give the numbers above. With normal effects, three seeds
+    or more and 8 to 60 clusters within classes or across them this covers .945 to .99 for equal
+    sizes and .96 to 1.00 for unequal ones (to 1.00 for both where neither seeds nor clusters have
+    an effect), .93 at the least where a class has but three of the clusters and weighs half. An
+    interval that ignores clusters covers .54 to .74 where their effect is the largest.
+
     Raises:
-        ValueError: fewer than two seeds or images, a wrong shape, values that are not finite, or a
-            level outside (0, 1).
+        ValueError: fewer than two seeds, images or clusters, a wrong shape, values that are not
+            finite, or a level outside (0, 1).
 
     Source: Searle, Casella and McCulloch, Variance Components, 1992 (crossed classification);
     Zou and Donner, Statistics in Medicine 27, 2008 (variances recovered from two intervals).
     """
-    return crossed(values, strata, level).interval(level)
+    return crossed(values, strata, level, clusters).interval(level)
 
 
-def crossed(values: ArrayLike, strata: ArrayLike | None = None, level: float = 0.95) -> Crossed:
+def crossed(
+    values: ArrayLike,
+    strata: ArrayLike | None = None,
+    level: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> Crossed:
     """The variances behind ``population_interval``, with the same arguments and errors."""
     d = np.asarray(values, dtype=np.float64)
     _check(d, 2, "values", "(S, N)", level)
+    if clusters is not None:
+        return _clustered(d, strata, np.asarray(clusters))
     seeds, images = d.shape
-    codes = _strata(strata, images)
+    codes = _strata(strata, np.arange(images))
     v_item = v_item_squares = residual = 0.0
     for code in range(codes.max() + 1):
         part = d[:, codes == code]
@@ -225,6 +246,88 @@ def crossed(values: ArrayLike, strata: ArrayLike | None = None, level: float = 0
         residual=residual,
         df_item=v_item**2 / v_item_squares if v_item_squares > 0 else images - codes.max() - 1,
     )
+
+
+def _clustered(
+    d: NDArray[np.float64], strata: ArrayLike | None, clusters: NDArray[np.generic]
+) -> Crossed:
+    """Variances where clusters of images are drawn, of any sizes n_c, each of one class or several.
+
+    The estimate is sum_h w_h mean_h with w_h fixed, so the variance is that of the sum over
+    clusters of residuals from class means (post-stratified where clusters span classes):
+
+        T_sc = sum_h sqrt(k_h) sum_{i in c, h} (d_si - mean_sh) / N
+        V_item = sum_c (mean_s T_sc)^2
+        R      = sum_c sum_s (T_sc - mean_s T_sc)^2 / ((S - 1) S)
+
+    A large cluster draws the mean of its class to itself, so that residuals are too small; with
+    p_c = n_ch / n_h, if the images of a cluster are copies of each other,
+
+        k_h = sum_c p_c^2 / sum_c p_c^2 (1 - 2 p_c + sum_b p_b^2)
+
+    makes up for it: V_item is unbiased then, and too large where they differ. For equal sizes k_h
+    is C_h / (C_h - 1) of the C_h clusters in the class, and for clusters of one image these are
+    the mean squares of ``population_interval``.
+
+    df_item is 2 E(V)^2 / var(V), by Satterthwaite, for V_item where a cluster has one normal effect
+    in all of its images, scaled in each class to the variance that was found there. For clusters
+    within classes that is the df of Welch and Satterthwaite with C_h - 1 for equal sizes, and less
+    where few clusters hold most of the images.
+
+    Source: Bell and McCaffrey, Survey Methodology 28, 2002 (bias and degrees of freedom under a
+    working model; theirs is of independent images). For the AUC the sums over clusters are those
+    of Obuchowski, Biometrics 53, 1997.
+    """
+    seeds, images = d.shape
+    if clusters.shape != (images,):
+        raise ValueError(f"clusters have shape {clusters.shape}, expected {(images,)}")
+    cluster = np.unique(clusters, return_inverse=True)[1]
+    count = int(cluster.max()) + 1
+    if count < 2:
+        raise ValueError("the images are of 1 cluster, expected 2 or more")
+    codes = _strata(strata, cluster)
+    classes = int(codes.max()) + 1
+    sizes = np.zeros((count, classes))
+    np.add.at(sizes, (cluster, codes), 1)
+    share = sizes / sizes.sum(axis=0)
+    squares = (share**2).sum(axis=0)
+    k = squares / (share**2 * (1 - 2 * share + squares)).sum(axis=0)
+    totals, found = np.zeros((count, seeds)), np.zeros(classes)
+    for code in range(classes):
+        own, part = codes == code, np.zeros((count, seeds))
+        rest = d[:, own] - d[:, own].mean(axis=1, keepdims=True)
+        np.add.at(part, cluster[own], np.sqrt(k[code]) * rest.T / images)
+        found[code] = (part.mean(axis=1) ** 2).sum()
+        totals += part
+    item = float((totals.mean(axis=1) ** 2).sum())
+    return Crossed(
+        estimate=float(d.mean()),
+        seeds=seeds,
+        images=images,
+        seed=float(d.mean(axis=1).var(ddof=1)) / seeds,
+        item=item,
+        residual=float(totals.var(axis=1, ddof=1).sum()) / seeds,
+        df_item=_satterthwaite(share * np.sqrt(k * found / squares), share)
+        if item > 0
+        else max(count - classes, 1),
+        clusters=count,
+    )
+
+
+def _satterthwaite(weights: NDArray[np.float64], share: NDArray[np.float64]) -> float:
+    """2 E(V)^2 / var(V) of V = |M b|^2 with M = diag(sum_h weights_h) - weights share'.
+
+    b (C,) are independent normal effects of clusters, so M b are their totals over classes, each
+    less the mean of its class; weights, share (C, H). M'M (C, C) is never made.
+    """
+    own = weights.sum(axis=1)
+    # M'M = diag(own^2) - e share' - share e'
+    e = own[:, None] * weights - share @ (weights.T @ weights) / 2
+    mean = (own**2).sum() - 2 * (e * share).sum()
+    between = e.T @ share
+    square = (own**4).sum() - 4 * (own**2 * (e * share).sum(axis=1)).sum()
+    square += 2 * ((e.T @ e) * (share.T @ share)).sum() + 2 * (between * between.T).sum()
+    return float(mean**2 / square)
 
 
 def smallest_detectable(se: float, df: float, power: float = 0.8, level: float = 0.95) -> float:
@@ -433,17 +536,19 @@ def _interval(estimate: float, half: float, se: float, df: float, level: float) 
     return Interval(estimate, estimate - half, estimate + half, se, float(df), level)
 
 
-def _strata(strata: ArrayLike | None, images: int) -> NDArray[np.intp]:
-    """Strata numbered from 0, each of two images or more."""
+def _strata(strata: ArrayLike | None, clusters: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Strata numbered from 0, each with two clusters or more; an image may be its own cluster."""
+    images = len(clusters)
     if strata is None:
         return np.zeros(images, dtype=np.intp)
     given = np.asarray(strata)
     if given.shape != (images,):
         raise ValueError(f"strata have shape {given.shape}, expected {(images,)}")
     codes = np.unique(given, return_inverse=True)[1]
-    sizes = np.bincount(codes)
+    code, cluster = np.divmod(np.unique(codes * images + clusters), images)
+    sizes = np.bincount(code)
     pooled = sizes == 1
-    if pooled.sum() == 1:
+    if len(np.unique(cluster[pooled[code]])) == 1:
         pooled[np.where(pooled, images + 1, sizes).argmin()] = True
     codes = np.where(pooled[codes], len(sizes), codes)
     return np.unique(codes, return_inverse=True)[1]

@@ -24,6 +24,7 @@ from analysis.tables import (
     cost_ratio,
     mean_sd,
     number,
+    patients_told,
     signed,
 )
 from methods.naming import Call, render
@@ -133,8 +134,8 @@ def _main_notes(
         ]
         if few:
             notes.append(
-                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds (or no whole "
-                "repeat of folds) in common with "
+                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds (or one test "
+                "patient, or no whole repeat of folds) in common with "
                 f"it: {'; '.join(few)}."
             )
     found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
@@ -144,7 +145,7 @@ def _main_notes(
             "80 % power, one comparison alone, in points, over the column's rows: "
             f"{', '.join(found)}."
         )
-    notes += folds_note(columns)
+    notes += [*folds_note(columns), *patients_note(columns)]
     if block.controls:
         notes.append(
             "Control rows tell where a gain comes from; some are trained on other labelled rows."
@@ -170,6 +171,15 @@ def folds_note(columns: Sequence[Column]) -> list[str]:
         "official split; its interval, called population, is that of Nadeau and Bengio (2003), and "
         "there is no training interval."
     ]
+
+
+def patients_note(columns: Sequence[Column]) -> list[str]:
+    """What known patients make of the intervals of a report."""
+    told: dict[str, list[str]] = {}
+    for column in columns:
+        for text in patients_told(column.done[0]) if column.done else ():
+            told.setdefault(text, []).append(column.name)
+    return [f"{', '.join(names)}: {text}." for text, names in told.items()]
 
 
 def _told(top: Best) -> str:
@@ -230,9 +240,12 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
     folds = sorted({each.difference.folds for each in found if each.difference} - {0})
     cut = f" Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
     cut += "Bengio (2003), and no test images are fixed."
+    known = {each.difference.patients > 0 for each in found if each.difference}
+    units = "patients" if known == {True} else "images"
+    units += " (patients, where they are known)" if len(known) > 1 else ""
     notes = [
         "Paired by seed and image. Training: other seeds on these test images; population: other "
-        f"seeds and other images.{cut if folds else ''} Intervals are not corrected for their "
+        f"seeds and other {units}.{cut if folds else ''} Intervals are not corrected for their "
         f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
         f"equivalent: within the margin of {margin:g} points (two one-sided tests, a family "
         f"of their own). {DETECTABLE}",
@@ -266,6 +279,7 @@ def overall_table(
         f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
         "points. P(improvement): chance that a seed of the row scores above one of its base.",
         *folds_note(columns),
+        *patients_note(columns),
     ]
     if reason:
         notes.append(f"No Wilcoxon test: {reason}.")

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +40,15 @@ class Difference:
     """None below four seeds: three are a smoke test; with folds, which have no fixed test; and
     where all seeds differ equally, which tells no variance"""
     population: Interval | None
-    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, and
-    where predictions are equal everywhere, which tells no variance"""
+    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, where
+    predictions are equal everywhere, which tells no variance, and with one test patient alone"""
     detectable: float
     """Smallest difference found with 80 % power, population; nan where no variance is known."""
     variances: Estimated | None = None
-    """behind the population interval; None with one seed"""
+    """behind the population interval; None with one seed, and with one test patient alone"""
     folds: int = 0
+    patients: int = 0
+    """of the test split, whose images are not independent; 0 where nothing is known of them"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def row_of(
 def difference(row: Row, base: Row, metric: str, when: str = "last") -> Difference | None:
     """``row`` minus ``base`` in points, over the seeds that both have; None where there is none.
 
-    The population interval speaks of other seeds and other test images, the training interval of
-    other seeds on these images (design: two intervals, named).
+    The population interval speaks of other seeds and other test images, or other patients where
+    these are known; the training interval of other seeds on these images (design: two intervals,
+    named).
     """
     ours, theirs = row.by_seed(), base.by_seed()
     seeds = [
@@ -94,31 +97,42 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
         [ours[s].metric(metric, when=when) - theirs[s].metric(metric, when=when) for s in seeds]
     )
     estimate = POINTS * float(per_seed.mean())
+    first = ours[seeds[0]]
+    blank = Difference(estimate, len(seeds), None, None, math.nan, patients=first.patients)
     if len(seeds) < 2:
-        return Difference(estimate, len(seeds), None, None, math.nan)
-    folds = ours[seeds[0]].folds
+        return blank
+    folds = first.folds
+    blank = replace(blank, folds=folds)
     if folds and set(Counter(seed // folds for seed in seeds).values()) != {folds}:
-        return Difference(estimate, len(seeds), None, None, math.nan, folds=folds)
+        return blank
+    training = None
+    if not folds and len(seeds) >= MIN_SEEDS:
+        training = training_interval(POINTS * per_seed)
+        training = training if training.se > 0 else None
     if folds:
-        cut = ours[seeds[0]].result["data"]["rows"]
-        ratio = cut["test"] / ((folds - 1) * cut["test"] - cut["select"])
-        variances = resampled(POINTS * per_seed, folds, ratio)
+        cuts = [ours[s].result["data"]["rows"] for s in (seeds if first.patients else seeds[:1])]
+        test, select = (float(np.mean([cut[name] for cut in cuts])) for name in ("test", "select"))
+        variances = resampled(POINTS * per_seed, folds, test / ((folds - 1) * test - select))
+    elif first.patients == 1:
+        return replace(blank, training=training)
     else:
-        targets = ours[seeds[0]].predictions["test_targets"]
+        targets = first.predictions["test_targets"]
         items = np.stack(
             [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
         )
-        variances = crossed(POINTS * items, targets if targets.ndim == 1 else None)
+        variances = crossed(
+            POINTS * items,
+            targets if targets.ndim == 1 else None,
+            clusters=first.predictions.get("test_groups"),
+        )
     population = variances.interval()
     if not population.se > 0:
-        return Difference(estimate, len(seeds), None, None, math.nan, variances, folds)
+        return replace(blank, variances=variances)
     detectable = smallest_detectable(population.se, population.df)
+    made = replace(blank, variances=variances, detectable=detectable)
     if len(seeds) < MIN_SEEDS:
-        return Difference(estimate, len(seeds), None, None, detectable, variances, folds)
-    training = None if folds else training_interval(POINTS * per_seed)
-    if training is not None and not training.se > 0:
-        training = None
-    return Difference(estimate, len(seeds), training, population, detectable, variances, folds)
+        return made
+    return replace(made, training=training, population=population)
 
 
 def cost_ratio(row: Row, base: Row) -> float:
@@ -347,7 +361,8 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
         f"population: repeated {folds}-fold cross-validation, seed s on fold s mod {folds}, so "
         "that no test images are fixed (interval of Nadeau and Bengio, 2003)."
         if folds
-        else "training: other seeds on these test images; population: other seeds and other images."
+        else "training: other seeds on these test images; population: other seeds and other "
+        f"{'patients' if done[0].patients else 'images'}."
     )
     lines = [
         f"{intervals} detectable: the smallest true difference found with 80 % power "
@@ -369,6 +384,7 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
             lines.append(
                 f"{row.name}: a repeat of the {folds} folds is not whole, so nothing is inferred."
             )
+    lines += [f"Patients: {told}." for told in patients_told(done[0])]
     lines += budgets(done)
     if when == "selected":
         choices = [record.result.get("selection", {}) for record in done]
@@ -394,6 +410,22 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     )
     lines.append(f"Hardware: {'; '.join(devices)}.")
     return [line.replace("..", ".") for line in lines]
+
+
+def patients_told(record: Record) -> list[str]:
+    """What known patients make of the intervals; empty where nothing is known, and over folds."""
+    if not record.patients or record.folds:
+        return []
+    if record.patients == 1:
+        return [
+            "all test images are of one patient, so nothing is inferred of others: there is no "
+            "population interval"
+        ]
+    rows = record.result["data"]["rows"]["test"]
+    return [
+        f"the {rows} test images are of {record.patients} patients, whose images are not "
+        "independent: they are the units of the population interval"
+    ]
 
 
 def budgets(done: Sequence[Record]) -> list[str]:

@@ -15,7 +15,7 @@ from analysis.formats import Table, table
 from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, MIN_SEEDS, Interval
-from analysis.summary import DETECTABLE, counted, folds_note, p_value
+from analysis.summary import DETECTABLE, counted, folds_note, p_value, patients_note
 from analysis.tables import (
     Difference,
     advised,
@@ -77,6 +77,11 @@ def finding(each: Finding, margin: float, family: int) -> str:
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
             f"{made.folds} folds is not whole, nothing is inferred."
+        )
+    if made.patients == 1 and made.seeds >= MIN_SEEDS and made.population is None:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as all test images are of "
+            "one patient, nothing is inferred."
         )
     if made.variances is not None and not made.variances.se > 0:
         return (
@@ -209,6 +214,7 @@ def controls(
         f"0; same: the 90 % interval lies within the margin of {margin:g} points; identical: right "
         f"on the same images, seed by seed. {DETECTABLE}",
         *folds_note(block.columns),
+        *patients_note(block.columns),
     ]
     title = "Methods beside their control rows, test accuracy, last epoch"
     return sentences, table(name, title, head, rows, notes)
@@ -251,7 +257,7 @@ def _explained(control: str, read: str, margin: float) -> str:
         "below": "is better still, so the gain need not be the method's",
         "open": "is not told apart from it, so whether it explains the gain is undecided",
         "identical": "is right on the same images, seed by seed, so the gain is not the method's",
-        "not tested": "has too few seeds, or no whole repeat of folds, to tell",
+        "not tested": "has too few seeds, one test patient, or no whole repeat of folds, to tell",
     }[read]
     return f"the control {control} {told}."
 

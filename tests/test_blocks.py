@@ -316,9 +316,9 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     asked = Question(family=(("crop", ""), ("mixup", "")))
     over, reason = findings.overall(block, findings.findings(block, asked), 0.5)
     assert len(over) == 2 and all(np.isnan(each.p) for each in over)
-    assert (
-        reason == "with fewer than 4 seeds, no whole repeat of folds, or equal predictions, "
-        "somewhere nothing is inferred"
+    assert reason == (
+        "with fewer than 4 seeds, no whole repeat of folds, one test patient, or equal "
+        "predictions, somewhere nothing is inferred"
     )
     alone = Question(family=(("crop", ""),))
     (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)

@@ -196,6 +196,14 @@ def test_smallest_detectable_by_hand():
         (lambda: population_interval(np.zeros((5, 1))), r"shape \(5, 1\), expected at least 2"),
         (lambda: population_interval([[0, np.inf], [np.nan, 0]]), "2 of 4 values are not finite"),
         (lambda: population_interval(np.zeros((2, 3)), [0, 1]), r"strata have shape \(2,\)"),
+        (
+            lambda: crossed(np.ones((2, 3)), clusters=[0, 1]),
+            r"clusters have shape \(2,\), expected",
+        ),
+        (
+            lambda: crossed(np.ones((2, 3)), clusters=[4, 4, 4]),
+            "images are of 1 cluster, expected 2",
+        ),
         (lambda: smallest_detectable(-1, 3), "se is -1"),
         (lambda: smallest_detectable(math.nan, 3), "se is nan"),
         (lambda: smallest_detectable(1, 0), "df is 0"),
@@ -354,6 +362,194 @@ def test_mean_interval_adds_independent_sets_and_averages_views_of_one():
 def test_errors_of_tests_over_sets(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SPANS = ("within classes", "across classes", "both")
+
+
+def clustered_study(generator, sizes, spans):
+    """Cluster and class (N,) of the images of clusters of these sizes; three classes at most."""
+    count = len(sizes)
+    cluster = np.repeat(np.arange(count), sizes)
+    own = np.where(np.arange(count) < count // 2, 0, 1 + (np.arange(count) >= count - count // 4))
+    mixed = generator.integers(0, 3, len(cluster))
+    across = {"within classes": 0, "across classes": 1, "both": cluster % 4 == 0}[spans]
+    return cluster, np.where(across, mixed, own[cluster])
+
+
+def clustered_values(generator, cluster, seeds, sds):
+    """Differences (S, N) around 0: effects of seeds, of clusters, of images, of seeds within
+    clusters, and a residual; sds are the standard errors that each gives the mean.
+    """
+    n, count = len(cluster), cluster.max() + 1
+    of_cluster = n / math.sqrt((np.bincount(cluster) ** 2).sum())
+    made = generator.normal(0, sds[0], (seeds, 1)) + generator.normal(0, 1, (seeds, n)) * (
+        sds[4] * math.sqrt(n)
+    )
+    made += generator.normal(0, sds[1] * of_cluster, count)[cluster]
+    made += generator.normal(0, sds[2] * math.sqrt(n), n)
+    return made + generator.normal(0, sds[3] * of_cluster, (seeds, count))[:, cluster]
+
+
+def by_brute_force(d, classes, clusters):
+    """V_item, R and df_item from loops and whole matrices, as the docstring defines them."""
+    seeds, n = d.shape
+    names, kinds = sorted(set(clusters)), sorted(set(classes))
+    total, found, effect = {}, dict.fromkeys(kinds, 0.0), np.zeros((len(names), len(names)))
+    k, p = {}, {}
+    for h in kinds:
+        own = [i for i in range(n) if classes[i] == h]
+        p[h] = [sum(clusters[i] == c for i in own) / len(own) for c in names]
+        square = sum(each**2 for each in p[h])
+        k[h] = square / sum(each**2 * (1 - 2 * each + square) for each in p[h])
+        for c in names:
+            parts = [
+                math.sqrt(k[h])
+                * sum(d[s, i] - np.mean(d[s, own]) for i in own if clusters[i] == c)
+                / n
+                for s in range(seeds)
+            ]
+            total[c] = np.add(total.get(c, np.zeros(seeds)), parts)
+            found[h] += float(np.mean(parts)) ** 2
+    item = sum(np.mean(total[c]) ** 2 for c in names)
+    rest = sum((total[c][s] - np.mean(total[c])) ** 2 for c in names for s in range(seeds))
+    for h in kinds:  # T_c of effects b: sum_h scale_h (p_ch b_c - p_ch sum_j p_jh b_j)
+        scale = math.sqrt(k[h] * found[h] / sum(each**2 for each in p[h]))
+        share = np.array(p[h])
+        effect += scale * (np.diag(share) - np.outer(share, share))
+    form = effect.T @ effect
+    df = np.trace(form) ** 2 / np.trace(form @ form)
+    return item, rest / ((seeds - 1) * seeds), df
+
+
+@pytest.mark.parametrize("spans", SPANS)
+def test_variances_of_clusters_are_those_of_their_definition(spans):
+    generator = np.random.default_rng(5)
+    cluster, classes = clustered_study(generator, generator.integers(1, 9, 12), spans)
+    d = clustered_values(generator, cluster, 4, (1, 1, 1, 1, 1)) + classes
+    got = crossed(d, classes, clusters=cluster)
+    item, residual, df = by_brute_force(d, classes.tolist(), cluster.tolist())
+    assert got.item == pytest.approx(item, rel=1e-10)
+    assert got.residual == pytest.approx(residual, rel=1e-10)
+    assert got.df_item == pytest.approx(df, rel=1e-10)
+    assert got.clusters == 12 and got.seed == crossed(d, classes).seed
+
+
+@pytest.mark.parametrize("strata", [None, [0] * 15 + [1] * 14 + [2], [0] * 8 + [1] * 20 + [2, 3]])
+def test_clusters_of_one_image_give_the_interval_without_clusters(strata):
+    generator = np.random.default_rng(6)
+    d = study(generator, 5, [30], 0.3, 1, 1)
+    plain = crossed(d, strata)
+    got = crossed(d, strata, clusters=generator.permutation(30) + 100)
+    for name in ("estimate", "seed", "item", "residual", "df_item"):
+        assert getattr(got, name) == pytest.approx(getattr(plain, name), rel=1e-12)
+    assert got.half(0.95) == pytest.approx(plain.half(0.95), rel=1e-12)
+    still = crossed(np.zeros((3, 30)), strata, clusters=np.arange(30))
+    assert (still.se, still.df_item) == (0, crossed(np.zeros((3, 30)), strata).df_item)
+
+
+def test_images_that_are_copies_count_once():
+    generator = np.random.default_rng(7)
+    d, classes = study(generator, 4, [12], 0.3, 1, 1), np.arange(12) % 2
+    once = crossed(d, classes)
+    copies = crossed(d.repeat(5, axis=1), classes.repeat(5), clusters=np.arange(12).repeat(5))
+    for name in ("estimate", "seed", "item", "residual", "df_item"):
+        assert getattr(copies, name) == pytest.approx(getattr(once, name), rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [1, 2, 3, 30], [9, 1, 1, 1, 5, 8]])
+def test_the_variance_of_unequal_clusters_is_right_for_copies_and_else_too_large(sizes):
+    """V_item is a quadratic form, so its mean over unit effects is the sum over single ones."""
+    cluster = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(cluster)
+    copies = [np.tile(cluster == c, (2, 1)) for c in range(len(sizes))]
+    mean = sum(crossed(each, clusters=cluster).item for each in copies)
+    assert mean == pytest.approx(np.square(sizes).sum() / n**2, rel=1e-12)
+    apart = [np.tile(np.arange(n) == i, (2, 1)) for i in range(n)]
+    mean = sum(crossed(each, clusters=cluster).item for each in apart)
+    assert mean >= 1 / n * (1 - 1e-12)
+    assert (mean > 1.01 / n) == (len(set(sizes)) > 1)
+
+
+def test_few_clusters_with_most_images_leave_few_degrees_of_freedom():
+    generator = np.random.default_rng(8)
+    found = []
+    for sizes in ([5] * 20, [5] * 15 + [20] * 5, [5] * 18 + [60] * 2):
+        cluster = np.repeat(np.arange(20), sizes)
+        d = clustered_values(generator, cluster, 4, (1, 1, 0, 0, 0))
+        found.append(crossed(d, clusters=cluster).df_item)
+    assert found[0] == pytest.approx(19) and found[0] > 2 * found[1] > 4 * found[2] > 4
+
+
+@pytest.mark.parametrize("spans", SPANS)
+def test_names_of_clusters_and_the_order_of_images_do_not_matter(spans):
+    generator = np.random.default_rng(9)
+    cluster, classes = clustered_study(generator, generator.integers(1, 9, 12), spans)
+    d = clustered_values(generator, cluster, 4, (1, 1, 1, 1, 1))
+    want = crossed(d, classes, clusters=cluster)
+    order, names = generator.permutation(len(cluster)), generator.permutation(12) * 7 - 30
+    text = np.array([f"patient {names[c]}" for c in cluster[order]])
+    for clusters in (names[cluster[order]], text):
+        got = crossed(d[:, order], classes[order], clusters=clusters)
+        for name in ("estimate", "seed", "item", "residual", "df_item"):
+            assert getattr(got, name) == pytest.approx(getattr(want, name), rel=1e-9)
+
+
+def test_a_class_of_one_cluster_is_pooled():
+    generator = np.random.default_rng(10)
+    cluster = np.repeat(np.arange(9), 4)
+    d = clustered_values(generator, cluster, 4, (1, 1, 1, 1, 1))
+    classes = np.array([0, 0, 0, 0, 1, 1, 1, 2, 3])[cluster]
+    pooled = crossed(d, np.where(classes == 3, 2, classes), clusters=cluster)
+    assert crossed(d, classes, clusters=cluster) == pooled
+    # two classes of one and the same cluster are pooled with the class of the fewest clusters
+    alone = np.where(cluster == 8, 4 + np.arange(36) % 2, np.where(cluster < 5, 0, 1))
+    joined = crossed(d, np.where(cluster < 5, 0, 1), clusters=cluster)
+    assert crossed(d, alone, clusters=cluster) == joined
+
+
+def test_an_interval_that_ignores_clusters_is_too_narrow():
+    generator = np.random.default_rng(11)
+    cluster, classes = clustered_study(generator, [8] * 24, "within classes")
+    ignored = covered = 0
+    for _ in range(300):
+        d = clustered_values(generator, cluster, 10, (0.3, 2, 0.5, 0.5, 0.5))
+        known = crossed(d, classes, clusters=cluster)
+        narrow = crossed(d, classes)
+        assert known.half(0.95) > narrow.half(0.95)
+        ignored += abs(narrow.estimate) <= narrow.half(0.95)
+        covered += abs(known.estimate) <= known.half(0.95)
+    assert ignored / 300 < 0.7
+    assert covered / 300 == pytest.approx(0.95, abs=0.035)
+
+
+# Standard errors of the mean that come from seeds, clusters, images, seeds within clusters and the
+# residual; in the last neither seeds nor clusters have an effect of their own.
+CLUSTERED = [(1, 1, 0.5, 1, 1), (2, 0.5, 0.3, 0.5, 0.5), (0.3, 2, 0.5, 0.5, 0.5), (0, 0, 0, 1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sds", CLUSTERED)
+@pytest.mark.parametrize("spans", SPANS)
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("count", [8, 60])
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_the_interval_of_clusters_covers_the_population_effect(seeds, count, unequal, spans, sds):
+    """Never too seldom, and not too often where clusters are what matters most."""
+    generator = np.random.default_rng([seeds, count, unequal])
+    covered = 0
+    for _ in range(40):
+        sizes = np.full(count, 6)
+        if unequal:  # the largest of 20 has a fifth of the images, of 60 a tenth
+            sizes = 1 + np.exp(generator.normal(1, 1, count)).astype(int)
+        cluster, classes = clustered_study(generator, sizes, spans)
+        for _ in range(50):
+            d = clustered_values(generator, cluster, seeds, sds)
+            got = population_interval(d, classes, clusters=cluster)
+            covered += got.low <= 0 <= got.high
+    assert covered / 2000 >= 0.94
+    if sds[1] > 1:
+        assert covered / 2000 <= (0.995 if unequal else 0.975)
 
 
 def coverage(seeds, images, sds, repeats):
