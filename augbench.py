@@ -129,7 +129,7 @@ def bind() -> None:
 
 
 def _file(module: ModuleType) -> str:
-    return module.__file__ or next(iter(module.__path__))
+    return getattr(module, "__file__", None) or next(iter(module.__path__))
 
 
 def _folder(module: ModuleType) -> Path:

@@ -3,10 +3,10 @@
 import pytest
 from augbench_example.good import Brighten
 
-from benchmarks.contract import CASES, CHECKS, check
+from augbench import contract
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("case", contract.CASES, ids=str)
+@pytest.mark.parametrize("name", contract.CHECKS)
 def test_contract(name, case):
-    check(name, lambda: Brighten(strength=0.3), case)
+    contract.check(name, lambda: Brighten(strength=0.3), case)

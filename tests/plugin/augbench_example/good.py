@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from methods.base import Batch, Context, Method
+from augbench import Batch, Context, Method
 
 
 class Brighten(Method):
