@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.names import Benchmark, canonical
-from benchmarks.sources import CHUNK, GIB, Arrays, duplicates
+from benchmarks.sources import CHUNK, GIB, MADE, Arrays, duplicates
 from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}
@@ -111,7 +111,7 @@ def _span(counts: np.ndarray) -> str:
 
 def _made(arrays: Arrays) -> list[str]:
     """The notes that say how splits were made."""
-    return [each for each in arrays.notes if "split" in each]
+    return [each for each in arrays.notes if each.startswith(MADE)]
 
 
 def _split(arrays: Arrays, benchmark: Benchmark) -> str:

@@ -27,6 +27,8 @@ from benchmarks.download import DataError, by_hand, fetch, md5_of
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
 FOLDER_SHARES = (0.6, 0.2, 0.2)
+MADE = ("split 60/20/20", "validation split cut")
+"""How a note begins that says how a split was made."""
 GIB = 1 << 30
 CHUNK = 4096  # rows looked at together, so that a memory-mapped set is not read as a whole
 SIDECAR_BYTES = 256 << 20  # from here on a checksum takes long enough to be remembered
@@ -788,7 +790,7 @@ def _with_duplicates(arrays: "Arrays", own: bool) -> "Arrays":
 
 
 def about_splits(arrays: "Arrays") -> list[str]:
-    """The caveats that hold for these splits alone, not for its images cut anew."""
+    """The notes and caveats that hold for these splits alone, not for the images cut anew."""
     pieces = {
         f"{split}_{letter}": array
         for split in SPLITS
@@ -796,7 +798,8 @@ def about_splits(arrays: "Arrays") -> list[str]:
         if (array := getattr(arrays, f"{split}_{what}")) is not None
     }
     twice = duplicates(arrays) if arrays.nbytes <= GIB else []
-    return [*_shared(pieces), *_lacking(pieces, arrays.classes), *twice]
+    made = [each for each in arrays.notes if each.startswith(MADE)]
+    return [*_shared(pieces), *_lacking(pieces, arrays.classes), *twice, *made]
 
 
 def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
