@@ -18,7 +18,19 @@ import yaml
 
 from analysis import question, records, tables, words
 from analysis.question import FILES, STUDIES, Prediction
-from benchmarks import arguments, capacity, cells, rounds, runs, search, shipped, sources, study
+from benchmarks import (
+    arguments,
+    capacity,
+    cells,
+    data,
+    facts,
+    rounds,
+    runs,
+    search,
+    shipped,
+    sources,
+    study,
+)
 from benchmarks.board import duration
 from benchmarks.cells import Cell, Row
 from benchmarks.execution import Options
@@ -202,6 +214,7 @@ def _run(
             if not left:
                 continue
             if opened is None:
+                _tell_data(wanted, ledger, options)
                 from benchmarks import sweep  # noqa: PLC0415 - Ray, where it is needed
 
                 opened = stack.enter_context(
@@ -217,6 +230,17 @@ def _run(
             )
             outcomes |= opened.carry_out(each, ledger, options, asked)
     return outcomes
+
+
+def _tell_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
+    """What a user's own data hold, once before their first run; augbench data show tells others."""
+    seen = {c.benchmark for c in wanted if ledger.status(c).state == "done"}
+    own = [c.benchmark for c in wanted if c.benchmark.path and c.benchmark not in seen]
+    for benchmark in dict.fromkeys(own):
+        arrays = data.arrays_of(
+            benchmark, options.data_root, options.allow_unverified, options.memory_gib
+        )
+        print("\n".join(facts.lines(arrays, benchmark, brief=True)), file=sys.stderr)
 
 
 def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
