@@ -101,6 +101,14 @@ def test_what_fails_is_named_and_the_others_finish(
         assert len(lines.read_text().splitlines() if lines.exists() else []) == wanted
 
 
+def test_what_data_of_ones_own_hold_is_told_before_the_first_run(
+    swept: tuple[int, str, str],
+) -> None:
+    errors = swept[2]
+    assert errors.count("exact duplicates between splits: none") == 1
+    assert errors.index("Data: npz:") < errors.index("Runs: 4 to do")
+
+
 def test_nothing_is_left_behind(place: Path, temporary: Path, swept: tuple[int, str, str]) -> None:
     assert sweeping.left_behind(place / "runs", temporary) == []
 
