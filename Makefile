@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: compare test chaos slow check clean
+.PHONY: compare test chaos wheel slow check clean
 
 compare: $(STAMP)  ## the quickstart: four augmentations, three seeds, real data that ship with scikit-learn
 	$(BIN)/augbench compare --benchmark digits --model small_cnn --epochs 40 \
@@ -14,6 +14,9 @@ test: $(STAMP)  ## all tests that take seconds
 
 chaos: $(STAMP)  ## a sweep killed at random moments until every run is done (4 minutes)
 	$(BIN)/python -m pytest -q tests/test_chaos.py -k killed_at_random_moments
+
+wheel: $(STAMP)  ## the quickstart and its report from a wheel, outside the checkout (a minute)
+	.ci/wheel
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
