@@ -109,7 +109,8 @@ def bind() -> None:
     """Import our three packages from beside this file, whatever else bears their names.
 
     A ``methods.py``, an ``analysis.py`` or a folder ``benchmarks`` of the user's own may come first
-    on ``sys.path``, which stays as it is: other imports find what they would find without us.
+    on ``sys.path``, which stays as it is: imports of other names find what they would find without
+    us. These three names are ours from then on, in this process.
 
     Raises:
         ImportError: another module of one of these names is imported already.

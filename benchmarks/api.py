@@ -45,7 +45,10 @@ def compare(
     """
     from benchmarks import commands  # noqa: PLC0415 - loads torch
 
-    methods = methods if isinstance(methods, str) else ",".join(methods)
+    listed = [methods] if isinstance(methods, str) else list(methods)
+    if not all(isinstance(each, str) for each in listed):
+        raise UsageError(f"methods: expected names of rows such as 'crop+mixup', got {listed!r}")
+    methods = ",".join(listed)
     command = _command(CompareCommand, {"benchmark": benchmark, "methods": methods, **options})
     _, rows = commands.compare(command)
     return _lines([record for row in rows for record in row.records], "run")
@@ -92,6 +95,8 @@ def records(*folders: str | Path, each: Literal["metric", "run"] = "metric") -> 
     """
     if each not in ("metric", "run"):
         raise UsageError(f"each: expected metric or run, got {each!r}")
+    if not all(isinstance(folder, str | Path) for folder in folders):
+        raise UsageError(f"records: expected paths of results folders, got {folders!r}")
     found: dict[str, reading.Record] = {}
     for folder in map(Path, folders):
         if not folder.expanduser().is_dir():

@@ -165,8 +165,12 @@ def arrays_of(
     Raises:
         DataError: it is not there, not what it should be, or cannot be read.
     """
-    what = benchmark.name, benchmark.size, benchmark.path, benchmark.groups
-    return _arrays(*what, root, allow_unverified, memory_gib, download)
+    return _arrays(*stored(benchmark), root, allow_unverified, memory_gib, download)
+
+
+def stored(benchmark: Benchmark) -> tuple[str, int, str, int | str | None]:
+    """What decides the arrays of a benchmark as stored: two that agree in it share them."""
+    return benchmark.name, benchmark.size, benchmark.path, benchmark.groups
 
 
 @lru_cache(maxsize=2)
@@ -224,7 +228,8 @@ def make_splits(
     classes = len(arrays.classes)
     origin = None
     if benchmark.folds:
-        arrays, origin = _cross_validated(arrays, benchmark.folds, seed)
+        independent = benchmark.groups == 0
+        arrays, origin = _cross_validated(arrays, benchmark.folds, seed, independent)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     groups = None if arrays.train_groups is None else arrays.train_groups[kept]
@@ -356,7 +361,9 @@ def _rows(
     return Rows(x, where.to(device), y, channels, more)
 
 
-def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.ndarray]:
+def _cross_validated(
+    arrays: Arrays, folds: int, seed: int, independent: bool = False
+) -> tuple[Arrays, np.ndarray]:
     """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
 
     With them the stored rows of train and select, counted over the official train, val and test.
@@ -384,9 +391,11 @@ def _cross_validated(arrays: Arrays, folds: int, seed: int) -> tuple[Arrays, np.
         f"repeated stratified {folds}-fold cross-validation over all {len(y)} rows, not the "
         "official split: scores do not compare with published ones"
         + (
-            ", and images of one patient may be on both sides"
-            if groups is None
-            else "; patients kept together"
+            "; patients kept together"
+            if groups is not None
+            else ""
+            if independent
+            else ", and images of one patient may be on both sides"
         )
     )
     stale = {PREVALENCE, *sources.about_splits(arrays)}

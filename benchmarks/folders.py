@@ -29,6 +29,8 @@ HIDDEN = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
 """Folders of systems, which hold no data; so do all whose name begins with a dot."""
+SMALL = frozenset({"thumbnails", "thumbs"})
+"""Folders below a class that hold its images once more."""
 SILENT = frozenset(
     {"thumbs.db", "desktop.ini", ".ds_store", ".gitkeep", ".gitignore", ".gitattributes"}
 )
@@ -146,8 +148,9 @@ class _Walk:
         self._dangling: list[str] = []
         self._visited: dict[tuple[int, int], str] = {}
 
-    def listed(self, folder: str) -> _Listing:
+    def listed(self, folder: str, below_class: bool = False) -> _Listing:
         """The folders and files in a folder that may be data, sorted; links are followed."""
+        hidden = HIDDEN | SMALL if below_class else HIDDEN
         found = _Listing()
         where = self.root / folder if folder else self.root
         try:
@@ -165,7 +168,7 @@ class _Walk:
                     name = entry.name.lower()
                     if name in SILENT:
                         continue
-                    if name.startswith(".") or name in HIDDEN:
+                    if name.startswith(".") or name in hidden:
                         self._hidden.append(_joined(folder, entry.name))
                     elif entry.is_dir():
                         found.folders.append(entry.name)
@@ -183,9 +186,10 @@ class _Walk:
 
     def files_below(self, folder: str) -> Iterator[str]:
         """The files below a folder at any depth, by their path from there."""
-        here = self.listed(folder)
+        here = self.listed(folder, below_class=True)
         yield from here.files
-        if here.folders and {"train", "test"} <= {split_of(name) for name in here.folders}:
+        kinds = {split_of(name) for name in here.folders} - {None}
+        if "train" in kinds and len(kinds) > 1:
             raise DataError(
                 f"{shown(self.root / folder)} has the folders {_some(here.folders)}: expected "
                 f"the splits above the classes, as in train/CLASS/ and test/CLASS/."
@@ -211,7 +215,10 @@ class _Walk:
         if "" not in parts:
             beside = [f"{name}/" for name in top.folders if name not in parts.values()]
             if beside:
-                self.notes.append(f"folders beside the splits are left out: {_some(beside)}")
+                self.notes.append(
+                    f"folders beside the splits are left out: {_some(beside)} (only val/, valid/ "
+                    f"and validation/ are a validation split)"
+                )
         files = {
             _joined(folder, file) for part, folder in parts.items() for file in below[part].files
         }
@@ -254,8 +261,9 @@ def _splits(root: Path, top: _Listing) -> dict[str, str]:
         others = [f"{n}/" for n in top.folders if n != found["train"]]
         beside = f" (beside it: {_some(others)})" if others else ""
         raise DataError(
-            f"{shown(root)} has {found['train']}/ but no test/{beside}: add it, or put the folders "
-            f"of the classes directly into {shown(root)} to have them split."
+            f"{shown(root)} has {found['train']}/ but no test/{beside}: add it, or name the folder "
+            f"that is it test/; or, to have them split, put the folders of the classes directly "
+            f"into {shown(root)}. A class named {found['train']} needs another name."
         )
     # What only resembles splits would be taken for classes, and a network learn which is which.
     words = {
@@ -363,6 +371,11 @@ def _decoded(
     places: dict[int, set[str]] = {}
     for file in taken:
         places.setdefault(file.label, set()).add(os.path.dirname(file.inside))  # noqa: PTH120
+    same = places[taken[0].label]
+    if len(same) > 1 and "" not in same and all(each == same for each in places.values()):
+        walk.notes.append(
+            f"every class has the same subfolders ({_some(sorted(same))}): are those the classes?"
+        )
     return Folder(
         classes=classes,
         parts=tuple(parts),
@@ -427,8 +440,8 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
     name, column = groups, ""
     if not (root / name).is_file() and ":" in groups:
         name, _, column = groups.rpartition(":")
-    path = root / Path(name).expanduser()
-    table = _table(path, column)
+    path = root / name
+    head, table = _table(path, column)
     prefix = f"{_label(str(root))}/"
     of_cell: dict[str, str] = {}
     for line, cell, group in table:
@@ -451,7 +464,7 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
         raise DataError(
             f"{shown(path)} names no group for {len(missing)} of {len(files)} images, the first "
             f"{missing[0]}: expected its path in {shown(root)}, or its file name where no other "
-            f"image has it."
+            f"image has it. The first line names the columns, here {', '.join(head)}."
         )
     return found
 
@@ -463,8 +476,8 @@ def _ends(file: str) -> dict[str, None]:
     return dict.fromkeys(each for end in whole for each in (end, os.path.splitext(end)[0]))  # noqa: PTH122
 
 
-def _table(path: Path, column: str) -> list[tuple[int, str, str]]:
-    """Line number, image and group of each row of a CSV file."""
+def _table(path: Path, column: str) -> tuple[list[str], list[tuple[int, str, str]]]:
+    """The names of the columns; line number, image and group of each row of a CSV file."""
     try:
         text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
         head = text.partition("\n")[0]
@@ -498,4 +511,4 @@ def _table(path: Path, column: str) -> list[tuple[int, str, str]]:
                 f"{shown(path)}, line {line} has {len(row)} columns, expected {len(names)}."
             )
         table.append((line, row[image].strip(), row[group].strip()))
-    return table
+    return names, table

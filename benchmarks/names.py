@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -86,8 +87,14 @@ def parse_benchmark(text: str) -> Benchmark:
     own = bool(colon) and kind in OWN
     if own:
         path, arguments = _path_and_arguments(kind, rest)
+        slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
+        if slip and not arguments and not _exists(path) and rest.strip()[-1:] not in "\"'":
+            parse(f"{kind}{path[slip.start() :]}")  # its error tells what cannot be read
         call = parse(f"{kind}{arguments}")
-        path = str(Path(path).expanduser().absolute())
+        try:
+            path = str(Path(path).expanduser().absolute())
+        except RuntimeError as error:
+            raise NamingError(f"{kind}: {path}: nobody here has that home folder") from error
     else:
         call, path = parse(text), ""
     if not isinstance(call, Call):
@@ -115,11 +122,13 @@ def parse_benchmark(text: str) -> Benchmark:
             f"{call.name}: groups: expected none, as only a folder says so which images are of one "
             f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
         )
-    if isinstance(benchmark.groups, str) and Path(benchmark.groups).is_absolute():
-        raise NamingError(  # it is part of a run's id, which no machine's paths may decide
-            f"{call.name}: groups: expected a file by its path from the folder, such as "
-            f"patients.csv or ../patients.csv:id, got {benchmark.groups!r}"
-        )
+    if isinstance(benchmark.groups, str):
+        if benchmark.groups.strip()[:1] in ("", "/", "~"):
+            raise NamingError(  # it is part of a run's id, which no machine's paths may decide
+                f"{call.name}: groups: expected a file by its path from the folder, such as "
+                f"patients.csv or ../patients.csv:id, got {benchmark.groups!r}"
+            )
+        benchmark = replace(benchmark, groups=os.path.normpath(benchmark.groups))
     if isinstance(benchmark.groups, int):
         _within(call.name, "groups", benchmark.groups, 0, 9)
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
@@ -145,10 +154,6 @@ def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
     path, arguments = (there or readings[-1:])[0]
     if not path:
         raise NamingError(f"benchmark {kind + ':' + text!r}: expected a path after {kind}:")
-    if not there and not quoted:
-        slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
-        if slip:  # arguments that cannot be read, which the error of the language tells
-            parse(f"{kind}{path[slip.start() :]}")
     return path, arguments
 
 

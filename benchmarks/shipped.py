@@ -51,7 +51,7 @@ def find(file: Path) -> Path:
         NamingError: it looks like a name, and no study bears it.
         UsageError: it is a path to nothing, and a shipped study bears that file's name.
     """
-    if file.exists() or file.suffix not in SUFFIXES:
+    if file.is_file() or file.suffix not in SUFFIXES:
         return file
     known = names()
     if str(file) == file.name:

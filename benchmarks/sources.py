@@ -26,6 +26,7 @@ from benchmarks.download import DataError, by_hand, fetch, md5_of
 
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
+NUMBERED = "Number the classes from 0 without gaps."
 FOLDER_SHARES = (0.6, 0.2, 0.2)
 MADE = ("split 60/20/20", "validation split cut")
 """How a note begins that says how a split was made."""
@@ -118,8 +119,10 @@ def from_arrays(
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(np.ascontiguousarray(labels).tobytes())
-    for split, own in zip(SPLITS, groups or (), strict=False):
-        arrays[f"{split}_groups"] = own
+    if groups is not None and len(groups) != len(SPLITS):
+        raise DataError(f"{name}: groups of {len(groups)} splits, expected train, select and test.")
+    for split, own in zip(SPLITS, groups, strict=True) if groups is not None else ():
+        arrays[f"{split}_groups"] = np.asarray(own)
         digest.update(np.ascontiguousarray(own).tobytes())
     made = _assemble(_Raw(arrays, ()), Path(name), name, 0.1, None)
     return replace(made, checksum=digest.hexdigest())
@@ -409,9 +412,16 @@ def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str |
             cut = stratified_split(folder.y, FOLDER_SHARES, SPLIT_SEED)
             how = "stratified"
         else:
-            cut = _by_group(folder.y, folder.groups, FOLDER_SHARES, where)
-            how = f"by group ({len(np.unique(folder.groups))} groups)"
+            # Of equal shares the earlier one gets more where groups are few: the test split.
+            train, test, val = _by_group(folder.y, folder.groups, FOLDER_SHARES, where)
+            cut = train, val, test
+            how = f"by group ({_counted(folder.groups)})"
         rows = dict(zip(SPLITS, cut, strict=True))
+        if not all(map(len, cut)):
+            raise DataError(
+                f"{where}: {len(folder.y)} images are too few for three splits: add some, or put "
+                f"them into train/, val/ and test/ yourself."
+            )
         notes = (*notes, f"split 60/20/20 into train/val/test, {how}, split seed {SPLIT_SEED}")
     raw = {}
     for split, chosen in rows.items():
@@ -433,6 +443,12 @@ def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str |
     return _with_duplicates(
         replace(arrays, checksum=folder.checksum, notes=notes, caveats=caveats), own=True
     )
+
+
+def _counted(groups: np.ndarray) -> str:
+    """``1 group``, ``3 groups``."""
+    count = len(np.unique(groups))
+    return f"{count} group{'s' if count > 1 else ''}"
 
 
 def _by_group(
@@ -676,7 +692,7 @@ def _assemble(
         shares, how = (1 - val_fraction, val_fraction), "stratified"
         if "train_g" in pieces:
             kept, cut = _by_group(y, pieces["train_g"], shares, path)
-            how = f"by group ({len(np.unique(pieces['train_g'][cut]))} groups)"
+            how = f"by group ({_counted(pieces['train_g'][cut])})"
         else:
             kept, cut = stratified_split(y, shares, SPLIT_SEED)
         if not len(cut) or not len(kept):
@@ -697,7 +713,8 @@ def _assemble(
         absent = ", ".join(names[k] for k in np.flatnonzero(~seen)[:5])
         raise DataError(
             f"{path}: the train split has no row of {(~seen).sum()} of {len(names)} classes "
-            f"({absent}): every class must occur in train. Number the classes from 0 without gaps."
+            f"({absent}): every class must occur in train. "
+            + ("Add images, or remove the class." if classes else NUMBERED)
         )
     caveats = [*(entry.caveats if entry else ()), *_shared(pieces)]
     lacking = _lacking(pieces, names)
@@ -750,7 +767,8 @@ def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.nda
                 f"{path}, {key}: {unknown.sum()} rows have no group (empty or below 0), the first "
                 f"is row {unknown.argmax()}: give each of them a group of its own."
             )
-        given[split] = array
+        # One type for all: beside int64, numpy would make floats of uint64, and long ids equal.
+        given[split] = array if array.dtype.kind == "U" else array.astype(np.uint64)
     if not given:
         return {}
     if len({array.dtype.kind == "U" for array in given.values()}) > 1:

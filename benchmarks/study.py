@@ -675,7 +675,7 @@ class Plan:
 
     def __init__(self, study: Study, root: Path) -> None:
         self.study, self.data_root = study, root
-        self._sources: dict[tuple[str, str, int, bool], Source] = {}
+        self._sources: dict[tuple[object, ...], Source] = {}
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
 
     def check_family(self) -> None:
@@ -746,7 +746,7 @@ class Plan:
 
     def source(self, benchmark: Benchmark) -> Source:
         """Facts about a data set, looked up once."""
-        key = benchmark.name, benchmark.path, benchmark.size, benchmark.as_rgb
+        key = (*data.stored(benchmark), benchmark.as_rgb)
         if key not in self._sources:
             self._sources[key] = source_of(benchmark, self.data_root, self.study)
         return self._sources[key]

@@ -450,11 +450,7 @@ def check_machines(
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    benchmarks = list(
-        {
-            (c.benchmark.name, c.benchmark.size, c.benchmark.path): c.benchmark for c in wanted
-        }.values()
-    )
+    benchmarks = list({data.stored(cell.benchmark): cell.benchmark for cell in wanted}.values())
     checks, packed = {}, pickle.dumps((str(root), flag.name, options, benchmarks))
     for node in ray.nodes():
         if node["Alive"]:

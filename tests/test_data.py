@@ -15,7 +15,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from benchmarks import data, names
+from benchmarks import names
 from benchmarks.catalogue import CATALOGUE, Kind
 from benchmarks.data import (
     Control,

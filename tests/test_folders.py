@@ -296,7 +296,8 @@ def test_what_lies_beside_splits_and_classes_is_told(tmp_path: Path) -> None:
     a = read(tmp_path)
     assert counts(a) == (4, 4, 4)
     assert a.notes == (
-        "folders beside the splits are left out: masks/",
+        "folders beside the splits are left out: masks/ (only val/, valid/ and validation/ are "
+        "a validation split)",
         "beside the folders of the classes, so left out: 2, the first found.pgm",
     )
 
@@ -639,3 +640,56 @@ def test_bad_tables(tmp_path: Path, kind: str) -> None:
         (tmp_path / "who.csv").write_bytes(data)
     with pytest.raises(DataError, match=message):
         read(tmp_path, groups=asked)
+
+
+def test_thumbnail_folders_below_a_class_are_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "thumbs")
+    fill(tmp_path / "a", "thumbnails", first=50)
+    a = read(tmp_path)
+    assert a.classes == ("a", "thumbs") and sum(counts(a)) == 10
+    assert "hidden or of the system, so left out: a/thumbnails" in a.notes
+
+
+def test_splits_below_classes_are_refused_without_a_test_split_too(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / name, "train", "val")
+    with pytest.raises(DataError, match=r"expected the splits above the classes"):
+        read(tmp_path)
+
+
+def test_the_same_subfolders_everywhere_are_asked_about(tmp_path: Path) -> None:
+    for fold in ("fold1", "fold2"):
+        fill(tmp_path / fold, "a", "b")
+    notes = read(tmp_path).notes
+    assert "every class has the same subfolders (a, b): are those the classes?" in notes
+    fill(tmp_path / "fold2", "c")
+    assert not any("are those the classes" in each for each in read(tmp_path).notes)
+
+
+def test_few_patients_go_to_test_before_val(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / name, *(f"p{patient}" for patient in range(8)), n=3)
+    a = read(tmp_path, groups=1)
+    groups = (a.train_groups, a.val_groups, a.test_groups)
+    assert [len(set(each.tolist())) for each in groups if each is not None] == [5, 1, 2]
+
+
+def test_images_too_few_for_three_splits(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b", n=1)
+    with pytest.raises(DataError, match="2 images are too few for three splits: add some"):
+        read(tmp_path)
+
+
+def test_a_class_without_images_is_no_matter_of_numbers(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match=r"1 of 3 classes \(c\).* Add images, or remove the class"):
+        read(tmp_path)
+
+
+def test_a_table_without_names_of_columns_shows_what_it_took_for_them(tmp_path: Path) -> None:
+    fill(tmp_path / "set", "a", "b")
+    lines = [f"{name}/{i}.pgm,p{i}" for name in "ab" for i in range(5)]
+    (tmp_path / "set" / "who.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"names the columns, here a/0\.pgm, p0"):
+        read(tmp_path / "set", groups="who.csv")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made import make_run
 
 from analysis import blocks, findings, plan, summary, words
 from analysis.question import Question
@@ -31,6 +30,7 @@ from benchmarks.execution import Options, execute
 from benchmarks.names import Benchmark
 from benchmarks.runs import Run, Training
 from benchmarks.sources import Arrays, from_arrays
+from tests.made import make_run
 
 CPU = torch.device("cpu")
 SHARES = {"train": 24, "val": 6, "test": 6}

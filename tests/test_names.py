@@ -107,6 +107,9 @@ def test_two_readings_that_both_exist_are_asked_for(tmp_path: Path) -> None:
         ("folder:'/nowhere\\x'", ["cannot read", "a path in quotes"]),
         ("npz:/nowhere(groups=1)", ["groups: expected none", "train_groups"]),
         ("folder:/nowhere(groups='/a/b.csv')", ["groups: expected a file by its path from the"]),
+        ("folder:/nowhere(groups='')", ["groups: expected a file by its path", "got ''"]),
+        ("folder:/nowhere(groups='~/b.csv')", ["groups: expected a file by its path"]),
+        ("folder:~nobody-here/x", ["nobody here has that home folder"]),
         ("folder:/nowhere(groups=-1)", ["groups: expected a number from 0 to 9", "got -1"]),
     ],
 )
@@ -114,6 +117,21 @@ def test_what_cannot_be_read_is_told(text: str, words: list[str]) -> None:
     with pytest.raises(NamingError) as caught:
         parse_benchmark(text)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_commas_of_arguments_end_no_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = f"folder:{tmp_path}/b", f"folder:{tmp_path}/a(size=64, folds=5)"
+    for texts in ((one, other), (other, one), (one, "digits(noise=0.2, folds=5)")):
+        assert names_in(", ".join(texts)) == list(texts)
+        assert listed(", ".join(texts)) == texts
+    assert parse_benchmark("folder:/nowhere(size=64, folds=5)").path == "/nowhere"
+
+
+def test_a_file_of_patients_has_one_spelling() -> None:
+    spelled = [parse_benchmark(f"folder:/x(groups='{t}p.csv:id')") for t in ("", "./", "a/../")]
+    assert {canonical(each) for each in spelled} == {"folder(groups='p.csv:id')"}
 
 
 def test_paths_that_do_not_exist_are_cut_as_names_are() -> None:

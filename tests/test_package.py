@@ -110,6 +110,10 @@ class TestFunctions:
             augbench.records(tmp_path)
         with pytest.raises(UsageError, match="each: expected metric or run, got 'seed'"):
             augbench.records(tmp_path, each="seed")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="records: expected paths of results folders"):
+            augbench.records([tmp_path])  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="methods: expected names of rows"):
+            augbench.compare("digits", [augbench.build("mixup")])  # type: ignore[list-item]
         with pytest.raises(NoRuns):
             augbench.report(tmp_path, tmp_path / "page")
 
@@ -147,6 +151,9 @@ class TestCommandLine:
 
     def test_a_file_that_exists_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
+        Path("quickstart").mkdir()  # a results folder, say
+        assert shipped.find(Path("quickstart")) == ROOT / "ray_configs" / "quickstart.yaml"
+        Path("quickstart").rmdir()
         for name in ("quickstart", "quickstart.yaml"):
             assert shipped.find(Path(name)) == ROOT / "ray_configs" / "quickstart.yaml"
             Path(name).write_text("")

@@ -844,3 +844,14 @@ def test_real_cifar_subset_as_npz(tmp_path: Path) -> None:
     assert a.train_x.shape == (10800, 32, 32, 3) and len(a.val_y) == 1200
     assert len(a.test_y) == 3000 and len(a.classes) == 10
     assert catalogue.CATALOGUE["cifar10"].kind == a.kind
+
+
+def test_long_numbers_of_patients_stay_apart_whatever_their_type(tmp_path: Path) -> None:
+    arrays = example()
+    for split, kind in (("train", np.int64), ("val", np.uint64), ("test", np.int64)):
+        rows = len(arrays[f"{split}_labels"])
+        arrays[f"{split}_groups"] = (1234567890123456789 + np.arange(rows)).astype(kind)
+    a = load("npz", path=saved(tmp_path, arrays), root=tmp_path)
+    for split in ("train", "val", "test"):
+        groups = getattr(a, f"{split}_groups")
+        assert len(np.unique(groups)) == len(arrays[f"{split}_labels"])

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import methods
 from analysis import question
 from benchmarks import capacity, catalogue, cells, cli, runs, search, study, sweeping
 from benchmarks.cells import Cell
+from benchmarks.download import DataError
 from benchmarks.names import parse_benchmark
 from benchmarks.rounds import Work
 from benchmarks.study import Costs, Plan, Study, StudyError
@@ -57,6 +59,27 @@ SEARCH = SMALL.replace("seeds: 2\n", "")
 
 def ids(made: Study, root: Path) -> list[str]:
     return [cell.run.id for table in Plan(made, root).tables for cell in table.cells()]
+
+
+def test_an_id_does_not_depend_on_what_else_a_study_names(tmp_path: Path) -> None:
+    for name in "ab":
+        for patient in range(6):
+            for number in range(2):
+                path = tmp_path / "set" / name / f"{name}{patient}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8), 20 * patient + number, np.uint8)).save(path)
+    plain = f"folder:{tmp_path / 'set'}"
+    named = (plain, f"{plain}(groups=1)", f"{plain}(groups=1, size=8)")
+    alone = {}
+    for each in named:
+        text = SMALL.replace("digits", json.dumps([each]))
+        alone[each] = ids(load(tmp_path, text), tmp_path)
+    for order in itertools.permutations(named):
+        text = SMALL.replace("digits", json.dumps(order))
+        assert ids(load(tmp_path, text), tmp_path) == [run for each in order for run in alone[each]]
+    text = SMALL.replace("digits", json.dumps([plain, f"{plain}(groups='none.csv')"]))
+    with pytest.raises(DataError, match="does not exist: groups expects a CSV file"):
+        ids(load(tmp_path, text), tmp_path)
 
 
 def test_a_small_file(tmp_path: Path) -> None:
