@@ -31,12 +31,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.runs import Run, Training
     from benchmarks import contract
-    from benchmarks.api import compare, records, report, sweep
-    from benchmarks.context import own_loop
-    from benchmarks.data import Splits
-    from benchmarks.runs import Run, Training
-    from benchmarks.trainer import fit
+    from benchmarks.api import (
+        compare,
+        records,
+        report,
+        sweep,
+    )
+    from benchmarks.data.splits import Splits
+    from benchmarks.training.context import own_loop
+    from benchmarks.training.trainer import fit
     from methods import build
     from methods.base import Batch, Context, Method
 
@@ -64,14 +69,14 @@ _PLACES = {
     "Batch": "methods.base",
     "Context": "methods.base",
     "Method": "methods.base",
-    "Run": "benchmarks.runs",
-    "Splits": "benchmarks.data",
-    "Training": "benchmarks.runs",
+    "Run": "analysis.runs",
+    "Splits": "benchmarks.data.splits",
+    "Training": "analysis.runs",
     "build": "methods",
     "compare": "benchmarks.api",
     "contract": "benchmarks.contract",
-    "fit": "benchmarks.trainer",
-    "own_loop": "benchmarks.context",
+    "fit": "benchmarks.training.trainer",
+    "own_loop": "benchmarks.training.context",
     "records": "benchmarks.api",
     "report": "benchmarks.api",
     "sweep": "benchmarks.api",
@@ -96,7 +101,7 @@ def main() -> None:
         bind()
     except ImportError as error:
         sys.exit(f"augbench: {error}")
-    call("benchmarks.cli", "main")
+    call("benchmarks.cli.main", "main")
 
 
 def call(module: str, name: str, *arguments: Any) -> Any:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from analysis.comparison import Row
 from analysis.question import Question
 from analysis.records import Record
-from analysis.tables import Row
-from benchmarks.runs import Training, field_names
+from analysis.runs import Training, field_names
 from methods.naming import Call, NamingError, call_of, parse, render, with_path
 
 CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")

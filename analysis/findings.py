@@ -12,9 +12,14 @@ import numpy as np
 
 from analysis import stats
 from analysis.blocks import Block, Column
+from analysis.comparison import (
+    POINTS,
+    Difference,
+    Row,
+    difference,
+)
 from analysis.question import Question
 from analysis.stats import ALPHA, MIN_SEEDS, Interval
-from analysis.tables import POINTS, Difference, Row, difference
 
 Verdict = Literal["better", "worse", "equivalent", "undecided", "not tested"]
 HEADLINE = "accuracy"

@@ -12,11 +12,11 @@ from scipy import special
 
 from analysis import blocks, findings
 from analysis.blocks import Block, Column
+from analysis.comparison import grid, number, wrapped
 from analysis.findings import Finding
 from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, MIN_SEEDS, Crossed
-from analysis.tables import grid, number, wrapped
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9

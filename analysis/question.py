@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from analysis.records import Record, Unread
-from benchmarks.runs import folders, row_name, row_parts
+from analysis.runs import folders, row_name, row_parts
 from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
 
 FILES = ("study.yaml", "study.yml", "study.json")

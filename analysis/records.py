@@ -15,8 +15,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from benchmarks import metrics, runs
-from benchmarks.runs import Run
+from analysis import metrics, runs
+from analysis.runs import Run
 
 if TYPE_CHECKING:
     from pandas import DataFrame

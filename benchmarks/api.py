@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from analysis import question
 from analysis import records as reading
-from benchmarks.arguments import CompareCommand, ReportCommand, SweepCommand, UsageError
+from benchmarks.cli.arguments import (
+    CompareCommand,
+    ReportCommand,
+    SweepCommand,
+    UsageError,
+)
 from methods.naming import unknown
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ def compare(
         UsageError, NamingError: of ValueError; the message says what is expected.
         DataError: data that cannot be had or used.
     """
-    from benchmarks import commands  # noqa: PLC0415 - loads torch
+    from benchmarks.cli import commands  # noqa: PLC0415 - loads torch
 
     listed = [methods] if isinstance(methods, str) else list(methods)
     if not all(isinstance(each, str) for each in listed):
@@ -66,13 +71,14 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
         StudyError, UsageError, NamingError: of ValueError; the message says what is expected.
         DataError: data or results folder cannot be used.
     """
-    from benchmarks import shipped, sweeping  # noqa: PLC0415 - loads torch
-    from benchmarks import study as studies  # noqa: PLC0415
+    from benchmarks.cli import sweep  # noqa: PLC0415 - loads torch
+    from benchmarks.studies import shipped  # noqa: PLC0415
+    from benchmarks.studies import study as studies  # noqa: PLC0415
 
     settings = options.pop("settings", ())
     settings = [settings] if isinstance(settings, str) else list(settings)
     command = _command(SweepCommand, {"file": study, "settings": (tuple(settings),), **options})
-    sweeping.carry_out(command)
+    sweep.carry_out(command)
     asked = studies.load(shipped.find(Path(study)), settings)
     root = (command.out or asked.out).expanduser()
     found, _ = question.read(root, asked.name).own(*reading.scan(root))
@@ -120,9 +126,9 @@ def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path
     Raises:
         UsageError, QuestionError, NoRuns: of ValueError; the message says what is expected.
     """
-    from benchmarks import reporting  # noqa: PLC0415 - loads matplotlib
+    from benchmarks.cli import report  # noqa: PLC0415 - loads matplotlib
 
-    return reporting.write(_command(ReportCommand, {"runs": runs, "out": out, **options}))[0]
+    return report.write(_command(ReportCommand, {"runs": runs, "out": out, **options}))[0]
 
 
 def _command(kind: type[AnyCommand], options: Mapping[str, Any]) -> AnyCommand:

@@ -23,13 +23,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from benchmarks import models
-from benchmarks.context import TrainingContext
-from benchmarks.data import NotApplicable, Splits, rows_from_tensors
-from benchmarks.runs import Run, Training
-from benchmarks.seeding import generator
-from benchmarks.tasks import task_of
-from benchmarks.trainer import Fitted, check_batch, fit, make_optimizer
+from analysis.runs import Run, Training
+from benchmarks.data.seeding import generator
+from benchmarks.data.splits import NotApplicable, Splits, rows_from_tensors
+from benchmarks.training import models
+from benchmarks.training.context import TrainingContext
+from benchmarks.training.tasks import task_of
+from benchmarks.training.trainer import (
+    Fitted,
+    check_batch,
+    fit,
+    make_optimizer,
+)
 from methods.base import Batch, Method
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8

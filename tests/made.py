@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import metrics, runs
-from benchmarks.runs import Run, Training
+from analysis import metrics, runs
+from analysis.runs import Run, Training
 
 CLASSES = ("a", "b", "c")
 PHASES = {"data": 0.1, "outer": 0.0, "augment": 0.3, "forward": 1.0, "backward": 1.6}

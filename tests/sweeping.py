@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import runs
+from analysis import runs
 
 NETWORKS = '''\
 """Networks that go wrong while BROKEN is set, and one that tells where it runs."""

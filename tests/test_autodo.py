@@ -21,15 +21,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import methods
-from benchmarks import cells, metrics, models, runs
-from benchmarks.context import TrainingContext
+from analysis import metrics, runs
+from analysis.runs import Run, Training
 from benchmarks.contract import Case, splits
-from benchmarks.data import Protocol, RowStream, Splits, rows_from_tensors
-from benchmarks.execution import Options, execute
-from benchmarks.names import parse_benchmark
-from benchmarks.runs import Run, Training
-from benchmarks.tasks import MultiClass, MultiLabel
-from benchmarks.trainer import Fitted, fit
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import (
+    Protocol,
+    RowStream,
+    Splits,
+    rows_from_tensors,
+)
+from benchmarks.running.disk import Options, execute
+from benchmarks.studies import cells
+from benchmarks.training import models
+from benchmarks.training.context import TrainingContext
+from benchmarks.training.tasks import MultiClass, MultiLabel
+from benchmarks.training.trainer import Fitted, fit
 from methods import autodo as module
 from methods import build
 from methods.autodo import OPERATIONS, RANGES, AutoDO, RowStates, _matrix, _told

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import blocks, findings, records, summary
+from analysis import blocks, findings, records
 from analysis.blocks import Block, wrapped
+from analysis.comparison import difference
 from analysis.findings import Finding, judged
 from analysis.question import Question
+from analysis.report import tables
+from analysis.runs import Training
 from analysis.stats import population_interval
-from analysis.tables import difference
-from benchmarks import cells
-from benchmarks.runs import Training
+from benchmarks.studies import cells
 from tests.made import make_run
 
 SAFLEX = "saflex(upstream=mixup)"
@@ -239,9 +240,9 @@ def test_a_cost_is_a_ratio_to_the_upstream_alone_or_to_nothing(tmp_path: Path) -
 
     def ratios() -> dict[str, str]:
         (block,) = read(tmp_path)
-        table = summary.main_table(block, "accuracy", "accuracy", False, "last")
+        table = tables.main_table(block, "accuracy", "accuracy", False, "last")
         found = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
-        cost = summary.cost_table(block, "cost")
+        cost = tables.cost_table(block, "cost")
         place = cost.head.index("ratio ↓")
         assert found == {row[0].text: row[place].text for row in cost.groups[0].rows}
         return found
@@ -256,14 +257,14 @@ def test_a_cost_is_a_ratio_to_the_upstream_alone_or_to_nothing(tmp_path: Path) -
 
 def made(estimate: float, sd: float, seeds: int = 10) -> Finding:
     """A comparison on 400 images of which each seed and image is off by chance."""
-    from analysis import stats, tables
+    from analysis import comparison, stats
 
     rng = np.random.default_rng(0)
     d = rng.normal(0, sd, (seeds, 400))
     d += estimate - d.mean()
     variances = stats.crossed(d)
     interval = variances.interval() if seeds >= 4 else None
-    one = tables.Difference(estimate, seeds, interval, interval, 1.0, variances)
+    one = comparison.Difference(estimate, seeds, interval, interval, 1.0, variances)
     return Finding("a", "b", "digits", one)
 
 
@@ -325,7 +326,7 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     assert crop.p <= 0.05 and reason == ""
     ranked = findings.mean_ranks(block)
     assert ranked is not None and ranked[0] == ("none", "crop") and ranked[2] == 8
-    table = summary.ranks_table(block, "ranks")
+    table = tables.ranks_table(block, "ranks")
     assert table is not None
     assert table.notes[-1] == "Left out, with fewer than 4 seeds on a data set: flip, mixup."
 
@@ -401,7 +402,7 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
     assert found.untested == {"flip"} and {found.top, *found.tied} == {"mixup", "crop"}
     assert found.top == top
     short_block = replace(block, columns=tuple(made_of.values()))
-    table = summary.main_table(short_block, "accuracy", "accuracy", False, "last")
+    table = tables.main_table(short_block, "accuracy", "accuracy", False, "last")
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
     assert line.endswith("folds) in common with it: flip on digits.")
     assert any("in italics what is not told apart" in note for note in table.notes)

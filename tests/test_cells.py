@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cells, models, runs
-from benchmarks.cells import Cell, Row, control_rows, equal_budget_rows, make_cell, parse_row
-from benchmarks.data import Protocol, make_splits, training_order
-from benchmarks.names import Benchmark, parse_benchmark
-from benchmarks.runs import Training
-from benchmarks.sources import from_arrays
+from analysis import runs
+from analysis.runs import Training
+from benchmarks.data.names import Benchmark, parse_benchmark
+from benchmarks.data.sources import from_arrays
+from benchmarks.data.splits import Protocol, make_splits, training_order
+from benchmarks.studies import cells
+from benchmarks.studies.cells import (
+    Cell,
+    Row,
+    control_rows,
+    equal_budget_rows,
+    make_cell,
+    parse_row,
+)
+from benchmarks.training import models
 from methods.base import Spec
 from methods.naming import NamingError
 

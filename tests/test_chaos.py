@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rounds, runs
+from analysis import runs
+from benchmarks.studies import rounds
 from tests import sweeping
 
 pytestmark = [

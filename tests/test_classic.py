@@ -14,9 +14,9 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Rows, RowStream
-from benchmarks.seeding import seed_global
-from benchmarks.tasks import MultiClass, MultiLabel
+from benchmarks.data.seeding import seed_global
+from benchmarks.data.splits import Rows, RowStream
+from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods import build
 from methods.base import Batch, Chain, Context, Method, Model, Spec, overrides
 from methods.classic import Crop, CutMix, Flip, Mixup, Rotate90

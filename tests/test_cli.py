@@ -20,10 +20,14 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import catalogue, cli, download, execution, pool, progress, runs, trainer
-from benchmarks.cells import Cell
-from benchmarks.pool import Problem
-from benchmarks.runs import Status
+from analysis import runs
+from analysis.runs import Status
+from benchmarks.cli import main
+from benchmarks.data import catalogue, download
+from benchmarks.running import disk, local
+from benchmarks.running.local import Problem
+from benchmarks.studies.cells import Cell
+from benchmarks.training import progress, trainer
 
 SMALL = ["--model", "small_cnn(width=0.25)", "--device", "cpu"]
 Arrays = dict[str, np.ndarray]
@@ -69,11 +73,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_all_here(
-    cells: Sequence[Cell], root: Path, options: execution.Options, jobs: int, watcher: pool.Watcher
+    cells: Sequence[Cell], root: Path, options: disk.Options, jobs: int, watcher: local.Watcher
 ) -> dict[str, Status | Problem]:
     outcomes: dict[str, Status | Problem] = {}
     for cell in cells:
-        status = execution.execute(cell.run, cell.recorded, root, options, cell.benchmark)
+        status = disk.execute(cell.run, cell.recorded, root, options, cell.benchmark)
         outcomes[cell.run.id] = status
         watcher.ended(cell, status)
     return outcomes
@@ -82,7 +86,7 @@ def run_all_here(
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a comparison are done in this process: a worker takes seconds to import torch."""
-    monkeypatch.setattr(pool, "run_all", run_all_here)
+    monkeypatch.setattr(local, "run_all", run_all_here)
 
 
 def on(path: Path, out: Path, *more: str, epochs: int = 2) -> list[str]:
@@ -121,7 +125,7 @@ def left_behind(out: Path) -> set[str]:
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, str]:
     """Exit code and message of a command that prints no result and no traceback."""
     try:
-        code = cli.run(arguments)
+        code = main.run(arguments)
     except SystemExit as stop:
         code = int(stop.code or 0)
     shown = capsys.readouterr()
@@ -236,7 +240,7 @@ def test_help_shows_types_defaults_and_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.run([command, "--help"])
+        main.run([command, "--help"])
     assert stop.value.code == 0
     text = " ".join(re.sub(r"[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
     assert f"Example: augbench {command} " in text
@@ -256,13 +260,13 @@ def test_debug_shows_a_traceback_and_keeps_the_exit_code(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = ["run", *on(npz, tmp_path / "out", epochs=0)]
-    assert cli.run([*bad, "--debug"]) == 2
+    assert main.run([*bad, "--debug"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and "in training_of" in shown
     assert shown.endswith("augbench: epochs: expected a number above 0, got 0\n")
 
     lost = ["run", *on(npz, tmp_path / "out", "--optimizer", "sgd", "--learning-rate", "1e30")]
-    assert cli.run([*lost, "--debug"]) == 1
+    assert main.run([*lost, "--debug"]) == 1
     assert "TrainingFailed" in capsys.readouterr().err
 
 
@@ -391,10 +395,10 @@ def test_a_file_with_another_md5_is_refused_or_flagged(
     assert code == 1 and str(path) in text and md5 in text and "--allow-unverified" in text
     assert "750601b1f35ba3300ea97c75c52ff8f6" in text and not out.exists()
     verify = ["data", "verify", "breastmnist", "--data", str(data)]
-    assert cli.run(verify) == 1
+    assert main.run(verify) == 1
     assert f"breastmnist.npz: WRONG, MD5 {md5} ({path})" in capsys.readouterr().out
 
-    assert cli.run([*given, "--allow-unverified"]) == 0
+    assert main.run([*given, "--allow-unverified"]) == 0
     table = capsys.readouterr().out
     assert "UNVERIFIED DATA" in table and md5 in table
     assert path.is_file()
@@ -409,13 +413,13 @@ def test_data_is_listed_fetched_and_verified(
     official(monkeypatch, given.as_uri(), md5)
     place = ["--data", str(tmp_path / "data")]
 
-    assert cli.run(["data", "list", *place]) == 0
+    assert main.run(["data", "list", *place]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"digits +ships with scikit-learn", shown)
     assert re.search(r"breastmnist +not on disk", shown)
-    assert cli.run(["data", "verify", *place]) == 0
+    assert main.run(["data", "verify", *place]) == 0
     assert "Nothing to verify" in capsys.readouterr().out
-    assert cli.run(["data", "verify", "breastmnist", *place]) == 1
+    assert main.run(["data", "verify", "breastmnist", *place]) == 1
     assert "breastmnist.npz: not found" in capsys.readouterr().out
 
     code, text = refused(capsys, ["data", "fetch", "breastmnist", "brestmnist", *place])
@@ -426,14 +430,14 @@ def test_data_is_listed_fetched_and_verified(
     code, text = refused(capsys, ["data", "verify", f"npz:{given}", *place])
     assert code == 2 and "names: expected an official data set" in text
 
-    assert cli.run(["data", "fetch", "breastmnist", *place]) == 0
+    assert main.run(["data", "fetch", "breastmnist", *place]) == 0
     assert f"80 training rows, MD5 {md5}" in capsys.readouterr().out
     assert (tmp_path / "data/medmnist/breastmnist.npz").read_bytes() == given.read_bytes()
     assert left_behind(tmp_path / "data") == set()
     given.unlink()
-    assert cli.run(["data", "fetch", "breastmnist", *place]) == 0, "what is there is not fetched"
-    assert cli.run(["data", "verify", *place]) == 0
-    assert cli.run(["data", "list", "breastmnist", *place]) == 0
+    assert main.run(["data", "fetch", "breastmnist", *place]) == 0, "what is there is not fetched"
+    assert main.run(["data", "verify", *place]) == 0
+    assert main.run(["data", "list", "breastmnist", *place]) == 0
     shown = capsys.readouterr().out
     assert "breastmnist.npz: right" in shown and "on disk: 28 px" in shown
     assert "pneumoniamnist" not in shown
@@ -447,7 +451,7 @@ def test_only_what_is_new_is_trained_and_the_table_is_the_same(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def call(methods: str, *more: str) -> tuple[str, str]:
-        code = cli.run(compare(npz, tmp_path, "--methods", methods, "--seeds", *more))
+        code = main.run(compare(npz, tmp_path, "--methods", methods, "--seeds", *more))
         shown = capsys.readouterr()
         assert code == 0, shown.err
         return shown.out, shown.err
@@ -514,13 +518,13 @@ def test_a_row_of_equal_budget_is_taken_once(
 ) -> None:
     out = tmp_path / "out"
     given = compare(npz, out, "--methods", "none,costly", "--seeds", "1")
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     cost(out, "none", seconds_per_epoch=2.0)
     cost(out, "costly", seconds_per_epoch=3.0)
     capsys.readouterr()
 
     given += ["--same", same]
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     shown = capsys.readouterr()
     assert "Runs: 1 to do, 0 done" in shown.err
     found = re.search(
@@ -528,13 +532,13 @@ def test_a_row_of_equal_budget_is_taken_once(
     )
     assert found and (found[1], found[2]) == ("3", "1.5")
     before = files(out)
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     again = capsys.readouterr()
     assert (again.out, again.err) == (shown.out, "") and files(out) == before
 
     # Another cost of the same runs, as a further seed or a busy machine brings it.
     cost(out, "costly", seconds_per_epoch=9.0, passes_per_row=9.0)
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     again = capsys.readouterr()
     assert found[0] in again.out and again.err == "", "the number of epochs is taken once"
 
@@ -544,7 +548,7 @@ def test_no_row_of_equal_budget_where_none_costs_an_epoch_more(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = compare(npz, tmp_path, "--methods", "none,head_refit", "--seeds", "1")
-    assert cli.run([*given, "--same", "passes"]) == 0
+    assert main.run([*given, "--same", "passes"]) == 0
     shown = capsys.readouterr()
     assert "No row costs so much more passes than its upstream" in shown.err
     assert "passes of" not in shown.out
@@ -558,16 +562,16 @@ def test_too_few_rows_for_the_meta_split_is_a_row_that_was_skipped(
     np.savez(path, **arrays((24, 40, 40)))  # type: ignore[arg-type]
     out = tmp_path / "out"
     reason = "the meta split takes 0.2 of each class, at least 5 rows"
-    assert cli.run(["run", *on(path, out, "--method", "head_refit")]) == 0
+    assert main.run(["run", *on(path, out, "--method", "head_refit")]) == 0
     assert f"skipped: {reason}" in capsys.readouterr().out
 
-    assert cli.run(compare(path, out, "--methods", "none,head_refit", "--seeds", "2")) == 0
+    assert main.run(compare(path, out, "--methods", "none,head_refit", "--seeds", "2")) == 0
     table = capsys.readouterr().out
     assert f"head_refit: skipped, seed 0: {reason}" in table
     assert "class 0 has 6 rows (and 1 more seed)" in table
     scores = dict(re.findall(r"^(none|head_refit) +(\d+) ", table, re.M))
     assert scores["none"] == "2" and re.search(r"^head_refit +0 +n/a", table, re.M)
-    assert cli.run(compare(path, out, "--methods", "head_refit", "--seeds", "1")) == 0
+    assert main.run(compare(path, out, "--methods", "head_refit", "--seeds", "1")) == 0
     assert capsys.readouterr().out.startswith("No run has ended with a result.\nhead_refit: skip")
 
 
@@ -582,10 +586,10 @@ def test_a_lost_run_is_shown_beside_the_others_and_redone_on_request(
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "learning_rate", lambda training, epoch: 1e-3)
         alone = compare(npz, tmp_path, "--methods", "none", "--seeds", "1", *hot)
-        assert cli.run(alone) == 0
+        assert main.run(alone) == 0
     capsys.readouterr()
 
-    assert cli.run(given) == 1
+    assert main.run(given) == 1
     shown = capsys.readouterr()
     assert re.search(rf"^crop: failed, seed 0: {reason}$", shown.out, re.M), shown.out
     assert re.search(r"^none +1 +\d\.\d+ ", shown.out, re.M), "the other row is still there"
@@ -593,11 +597,11 @@ def test_a_lost_run_is_shown_beside_the_others_and_redone_on_request(
     assert re.search(rf"\[1/1\].*crop, seed 0: failed: {reason}", shown.err)
 
     before = files(tmp_path)
-    assert cli.run(given) == 1
+    assert main.run(given) == 1
     again = capsys.readouterr()
     assert (again.out, again.err) == (shown.out, "") and files(tmp_path) == before
 
-    assert cli.run([*given, "--retry-failed"]) == 1
+    assert main.run([*given, "--retry-failed"]) == 1
     redone = capsys.readouterr()
     assert "Runs: 1 to do, 1 done" in redone.err and redone.out == shown.out
     changed = {name for name, content in files(tmp_path).items() if before[name] != content}
@@ -609,14 +613,14 @@ def test_a_run_that_fails_is_redone_on_request(
 ) -> None:
     hot = ["--optimizer", "sgd", "--learning-rate", "1e30", "--batch-size", "8"]
     given = ["run", *on(npz, tmp_path, *hot)]
-    assert cli.run(given) == 1
+    assert main.run(given) == 1
     shown = capsys.readouterr().out
     assert re.search(r"failed: loss is \w+ at epoch 1, step \d+, learning rate 1e\+30\n", shown)
     assert left_behind(tmp_path) == set()
     before = files(tmp_path)
-    assert cli.run(given) == 1
+    assert main.run(given) == 1
     assert capsys.readouterr().out == shown and files(tmp_path) == before
-    assert cli.run([*given, "--retry-failed"]) == 1
+    assert main.run([*given, "--retry-failed"]) == 1
     assert capsys.readouterr().out == shown and files(tmp_path) != before
 
 
@@ -625,7 +629,7 @@ def test_why_the_selected_epoch_is_not_offered(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = compare(npz, tmp_path, "--methods", "none", "--seeds", "1", "--selection", "selected")
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     assert "selected: not offered, the select split has 40 rows" in capsys.readouterr().out
 
 
@@ -635,12 +639,12 @@ def test_a_directory_that_was_cut_short_is_redone(
     name: str, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = compare(npz, tmp_path, "--methods", "none", "--seeds", "1")
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     capsys.readouterr()
     (folder,) = runs.folders(tmp_path)
     truth = (folder / name).read_bytes()
     (folder / name).write_bytes(truth[: len(truth) // 2])
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     assert "Runs: 1 to do, 0 done" in capsys.readouterr().err
     assert name == "result.json" or (folder / name).read_bytes() == truth
 
@@ -652,7 +656,7 @@ def test_a_directory_that_was_cut_short_is_redone(
 def kept(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with its network."""
     out = tmp_path_factory.mktemp("kept")
-    assert cli.run(["run", *on(npz, out, "--save-model")]) == 0
+    assert main.run(["run", *on(npz, out, "--save-model")]) == 0
     (folder,) = runs.folders(out)
     return folder
 
@@ -663,7 +667,7 @@ def test_predict_writes_what_the_run_predicted(
     table, stored = tmp_path / "new" / "scans.csv", tmp_path / "scans.npz"
     for out in (table, stored):
         given = ["predict", str(kept), "--data", f"npz:{npz}", "--out", str(out)]
-        assert cli.run([*given, "--device", "cpu"]) == 0
+        assert main.run([*given, "--device", "cpu"]) == 0
         shown = capsys.readouterr().out
         assert f"40 rows predicted: {out}" in shown and "accuracy 0." in shown
     logits = runs.read_arrays(kept / "predictions.npz")["test_last_logits"]
@@ -680,10 +684,10 @@ def test_predict_writes_what_the_run_predicted(
 
 def test_predict_takes_a_network_with_a_second_set_of_norms(npz: Path, tmp_path: Path) -> None:
     given = ["--method", "lpa3(auxiliary_norm=true, warmup=0)", "--save-model"]
-    assert cli.run(["run", *on(npz, tmp_path / "runs", *given)]) == 0
+    assert main.run(["run", *on(npz, tmp_path / "runs", *given)]) == 0
     (folder,) = runs.folders(tmp_path / "runs")
     out = tmp_path / "p.npz"
-    assert cli.run(["predict", str(folder), "--data", f"npz:{npz}", "--out", str(out)]) == 0
+    assert main.run(["predict", str(folder), "--data", f"npz:{npz}", "--out", str(out)]) == 0
     with np.load(out) as content:
         logits = runs.read_arrays(folder / "predictions.npz")["test_last_logits"]
         np.testing.assert_array_equal(content["logits"], logits)
@@ -695,7 +699,7 @@ def test_predict_takes_images_without_labels(
     np.savez(tmp_path / "new.npz", images=IMAGES[:7])
     out = tmp_path / "p.csv"
     given = ["predict", str(kept), "--data", f"npz:{tmp_path / 'new.npz'}", "--out", str(out)]
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     assert capsys.readouterr().out == f"7 rows predicted: {out}\n"
 
 
@@ -732,7 +736,7 @@ def test_predict_refuses_what_does_not_fit(
 def test_predict_says_what_a_run_lacks(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["run", *on(npz, tmp_path / "out")]) == 0
+    assert main.run(["run", *on(npz, tmp_path / "out")]) == 0
     capsys.readouterr()
     (folder,) = runs.folders(tmp_path / "out")
     data = ["--data", f"npz:{npz}", "--out", str(tmp_path / "p.csv")]
@@ -743,11 +747,11 @@ def test_predict_says_what_a_run_lacks(
         assert code == 2 and f"run: {other} is not a run directory" in text
     code, text = refused(capsys, ["predict", str(folder), "--data", "npz:x", "--out", "p.txt"])
     assert code == 2
-    assert cli.run(["run", *on(npz, tmp_path / "out", "--save-model")]) == 0
+    assert main.run(["run", *on(npz, tmp_path / "out", "--save-model")]) == 0
     capsys.readouterr()
     code, text = refused(capsys, ["predict", str(folder), *data[:2], "--out", "p.txt"])
     assert code == 2 and "out: expected a name that ends in .csv or .npz, got p.txt" in text
-    assert cli.run(["predict", str(folder), *data]) == 0
+    assert main.run(["predict", str(folder), *data]) == 0
 
 
 # --- disks ----------------------------------------------------------------------------------------
@@ -798,10 +802,10 @@ def test_a_full_disk_loses_nothing(
     kib: int, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At these sizes the disk is full at the lock, in the checkpoint, and after it."""
-    assert cli.run(["run", *on(npz, tmp_path / "whole")]) == 0
+    assert main.run(["run", *on(npz, tmp_path / "whole")]) == 0
     with mounted(tmp_path / "full", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs") as out:
         capsys.readouterr()
-        assert cli.run(["run", *on(npz, out)]) == 1
+        assert main.run(["run", *on(npz, out)]) == 1
         shown = capsys.readouterr()
         assert shown.out == "" and "Traceback" not in shown.err
         assert re.search(
@@ -809,7 +813,7 @@ def test_a_full_disk_loses_nothing(
         ), shown.err
         assert left_behind(out) <= {"checkpoint.pt"}
         grow(out, "4m")
-        assert cli.run(["run", *on(npz, out)]) == 0
+        assert main.run(["run", *on(npz, out)]) == 0
         assert numbers(out) == numbers(tmp_path / "whole") and left_behind(out) == set()
 
 
@@ -831,10 +835,10 @@ def test_a_comparison_on_a_full_disk_goes_on_when_there_is_room(
     """With workers of its own: a full disk is nobody's failed run."""
     rows = ["--methods", "none,crop", "--seeds", "1"]
     for method in ("none", "crop"):
-        assert cli.run(["run", *on(npz, tmp_path / "whole", "--method", method)]) == 0
+        assert main.run(["run", *on(npz, tmp_path / "whole", "--method", method)]) == 0
     with mounted(tmp_path / "full", "-t", "tmpfs", "-o", "size=40k", "tmpfs") as out:
         capsys.readouterr()
-        assert cli.run(compare(npz, out, *rows)) == 1
+        assert main.run(compare(npz, out, *rows)) == 1
         shown = capsys.readouterr()
         for row in ("none", "crop"):
             assert re.search(
@@ -844,8 +848,8 @@ def test_a_comparison_on_a_full_disk_goes_on_when_there_is_room(
             ), shown.out
         assert "failed" not in shown.out and "Traceback" not in shown.err
         grow(out, "4m")
-        monkeypatch.setattr(pool, "run_all", run_all_here)
-        assert cli.run(compare(npz, out, *rows)) == 0
+        monkeypatch.setattr(local, "run_all", run_all_here)
+        assert main.run(compare(npz, out, *rows)) == 0
         assert "not done" not in capsys.readouterr().out
         assert numbers(out) == numbers(tmp_path / "whole") and left_behind(out) == set()
 
@@ -907,7 +911,7 @@ def undisturbed(longer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results that every run that was stopped and went on must have."""
     out = tmp_path_factory.mktemp("undisturbed")
     for method in ("none", "crop"):
-        assert cli.run(["run", *on(longer, out, "--method", method, epochs=EPOCHS)]) == 0
+        assert main.run(["run", *on(longer, out, "--method", method, epochs=EPOCHS)]) == 0
     return out
 
 
@@ -920,7 +924,7 @@ def test_one_works_and_the_other_waits_or_says_who(
         code, text = refused(capsys, [*given, "--no-wait"])
         assert code == 1 and f"is held by process {other.pid} on " in text
         assert str(tmp_path) in text
-        assert cli.run(given) == 0, "waits for the other, then shows its result"
+        assert main.run(given) == 0, "waits for the other, then shows its result"
         assert other.wait(60) == 0
         theirs = other.stdout.read() if other.stdout else ""
     ours = capsys.readouterr()
@@ -947,7 +951,7 @@ def test_ctrl_c_on_compare(
     wait_for(lambda: group_is_gone(process.pid), 10)
     assert left_behind(tmp_path) == {"checkpoint.pt"}
 
-    assert cli.run(shlex.split(again)) == 0
+    assert main.run(shlex.split(again)) == 0
     assert numbers(tmp_path) == numbers(undisturbed) and left_behind(tmp_path) == set()
     result = [runs.read_result(folder) for folder in runs.folders(tmp_path)]
     assert sorted(each["resumed"] for each in result if each is not None) == [0, 1]
@@ -1000,13 +1004,13 @@ def test_sigterm_on_compare(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with heeded(signal.SIGTERM), meanwhile(stop):
-        code = cli.run(given)
+        code = main.run(given)
     shown = capsys.readouterr()
     assert code == 130 and shown.out == ""
     assert shlex.join(["augbench", *given]) in shown.err
     assert not workers_of(os.getpid()) and left_behind(tmp_path) == {"checkpoint.pt"}
-    monkeypatch.setattr(pool, "run_all", run_all_here)
-    assert cli.run(given) == 0
+    monkeypatch.setattr(local, "run_all", run_all_here)
+    assert main.run(given) == 0
     (folder,) = runs.folders(tmp_path)
     assert (runs.read_result(folder) or {})["resumed"] == 1
     assert numbers(tmp_path).items() <= numbers(undisturbed).items()
@@ -1031,12 +1035,12 @@ def test_a_run_is_stopped_and_goes_on(
 
     with heeded(sign), monkeypatch.context() as patch:
         patch.setattr(progress, "for_terminal", Stops)
-        assert cli.run(given) == 130
+        assert main.run(given) == 130
     shown = capsys.readouterr()
     assert shown.out == "" and "stopped in epoch 6; 5 finished before are kept." in shown.err
     assert shlex.join(["augbench", *given]) in shown.err
     assert left_behind(tmp_path) == {"checkpoint.pt"}, "also what no checkpoint was due for"
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     assert f"going on after epoch 5 of {EPOCHS}" in capsys.readouterr().err
     assert numbers(tmp_path).items() <= numbers(undisturbed).items()
     assert left_behind(tmp_path) == set()
@@ -1060,15 +1064,15 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
         os.kill(worker, signal.SIGKILL)
 
     with meanwhile(kill):
-        assert cli.run(given) == 1
+        assert main.run(given) == 1
     shown = capsys.readouterr()
     reason = "its process was ended by SIGKILL; out of memory?; the same command goes on"
     assert f"none, seed 0: not done: {reason}" in shown.err and "crop, seed 0: done" in shown.err
     assert f"none: not done, seed 0: {reason}" in shown.out
     assert re.search(r"^crop +1 +\d\.\d+ ", shown.out, re.M), "the other row is there"
 
-    monkeypatch.setattr(pool, "run_all", run_all_here)
-    assert cli.run(given) == 0
+    monkeypatch.setattr(local, "run_all", run_all_here)
+    assert main.run(given) == 0
     shown = capsys.readouterr()
     assert "Runs: 1 to do, 1 done" in shown.err and "not done" not in shown.out
     assert numbers(tmp_path) == numbers(undisturbed) and left_behind(tmp_path) == set()
@@ -1089,7 +1093,7 @@ def test_workers_end_by_themselves_when_the_parent_is_killed(
     wait_for(lambda: group_is_gone(process.pid), 20)
     states = [runs.status_of(folder).state for folder in runs.folders(tmp_path)]
     assert states == ["interrupted"], "the worker did not go on to the end"
-    assert cli.run(given) == 0
+    assert main.run(given) == 0
     assert numbers(tmp_path) == numbers(undisturbed) and left_behind(tmp_path) == set()
 
 
@@ -1125,7 +1129,7 @@ def test_a_network_in_the_current_folder_is_found(npz: Path, tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(main.__file__).parent.parent)},
         check=False,
         capture_output=True,
         text=True,

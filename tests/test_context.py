@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import methods
-from benchmarks.context import own_loop
+from benchmarks.training.context import own_loop
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

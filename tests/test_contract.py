@@ -3,7 +3,12 @@
 import pytest
 
 import methods
-from benchmarks.contract import CASES, CHECKS, Case, check
+from benchmarks.contract import (
+    CASES,
+    CHECKS,
+    Case,
+    check,
+)
 
 NAMES = [
     *methods.BUILTIN,

@@ -15,9 +15,23 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from benchmarks import names
-from benchmarks.catalogue import CATALOGUE, Kind
-from benchmarks.data import (
+from benchmarks.data import names
+from benchmarks.data.catalogue import CATALOGUE, Kind
+from benchmarks.data.download import DataError
+from benchmarks.data.names import (
+    Benchmark,
+    canonical,
+    check_seeds,
+    parse_benchmark,
+)
+from benchmarks.data.seeding import (
+    generator,
+    preserved,
+    seed_global,
+    seed_of,
+)
+from benchmarks.data.sources import Arrays
+from benchmarks.data.splits import (
     Control,
     NotApplicable,
     Protocol,
@@ -31,11 +45,7 @@ from benchmarks.data import (
     strata_of,
     training_order,
 )
-from benchmarks.download import DataError
-from benchmarks.names import Benchmark, canonical, check_seeds, parse_benchmark
-from benchmarks.seeding import generator, preserved, seed_global, seed_of
-from benchmarks.sources import Arrays
-from benchmarks.tasks import MultiClass, MultiLabel, task_of
+from benchmarks.training.tasks import MultiClass, MultiLabel, task_of
 from methods.naming import NamingError
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from benchmarks import models
-from benchmarks.context import OwnLoop, own_loop
+from benchmarks.training import models
+from benchmarks.training.context import OwnLoop, own_loop
 from methods.base import Spec
 from methods.functional import directional, evaluate
 

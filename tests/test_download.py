@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import download
-from benchmarks.catalogue import File
-from benchmarks.download import DataError, fetch, md5_of
+from benchmarks.data import download
+from benchmarks.data.catalogue import File
+from benchmarks.data.download import DataError, fetch, md5_of
 
 BODY = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()

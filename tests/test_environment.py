@@ -14,7 +14,7 @@ import pytest
 from ray import cloudpickle
 
 import augbench
-from benchmarks import capacity, sweep
+from benchmarks.running import capacity, cluster
 
 ROOT = Path(augbench.__file__).parent
 OWN = 'raise SystemExit("a file of the user\'s own was executed: " + __file__)\n'
@@ -166,7 +166,7 @@ def test_a_worker_of_our_own_ray_has_the_path_of_the_command(
     monkeypatch: pytest.MonkeyPatch, address: str, first: str
 ) -> None:
     monkeypatch.setattr(sys, "path", ["/driver", *sys.path])
-    dumped = cloudpickle.dumps(sweep._carried(sweep._death, address))  # type: ignore[attr-defined]
+    dumped = cloudpickle.dumps(cluster._carried(cluster._death, address))  # type: ignore[attr-defined]
     carried = pickle.loads(dumped)
     monkeypatch.setattr(sys, "path", ["/worker", *sys.path[1:]])
     assert carried(packed=pickle.dumps(("a\nb",))) == ("b", False)
@@ -183,7 +183,7 @@ def test_a_worker_of_our_own_ray_has_the_path_of_the_command(
     ],
 )
 def test_who_needs_no_proxy_keeps_it(before: dict[str, str], hosts: str) -> None:
-    found = sweep._without_proxy(before)
+    found = cluster._without_proxy(before)
     assert found == {"no_proxy": hosts, "NO_PROXY": hosts, "no_grpc_proxy": hosts}
 
 

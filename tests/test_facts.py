@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cli, facts, sources
-from benchmarks.names import Benchmark, parse_benchmark
+from benchmarks.cli import main
+from benchmarks.data import facts, sources
+from benchmarks.data.names import Benchmark, parse_benchmark
 
 SAMPLES = {"train": 30, "val": 9, "test": 12}
 
@@ -137,13 +138,13 @@ def test_what_the_name_does_besides_is_told() -> None:
 def test_show_prints_each_set_and_downloads_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["data", "show", "digits,digits(size=28)", "--data", str(tmp_path)]) == 0
+    assert main.run(["data", "show", "digits,digits(size=28)", "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("Data: digits, multi-class, 10 classes") == 2
     assert "caveat: 8x8 images scaled to 28x28" in shown
-    assert cli.run(["data", "show", "breastmnist", "--data", str(tmp_path)]) == 1
+    assert main.run(["data", "show", "breastmnist", "--data", str(tmp_path)]) == 1
     assert "downloading is off" in capsys.readouterr().err
-    assert cli.run(["data", "show"]) == 2
+    assert main.run(["data", "show"]) == 2
     assert "say which data sets to show" in capsys.readouterr().err
 
 
@@ -152,7 +153,7 @@ def test_they_are_read_before_the_first_run_and_not_again(
 ) -> None:
     setting = ["--benchmark", "digits(rows_per_class=5)", "--model", "small_cnn", "--epochs", "1"]
     compare = ["compare", *setting, "--methods", "none", "--jobs", "1", "--out", str(tmp_path)]
-    assert cli.run([*compare, "--seeds", "1"]) == 0
+    assert main.run([*compare, "--seeds", "1"]) == 0
     assert "Data: digits(rows_per_class=5), multi-class" in capsys.readouterr().err
-    assert cli.run([*compare, "--seeds", "2"]) == 0
+    assert main.run([*compare, "--seeds", "2"]) == 0
     assert "Data:" not in capsys.readouterr().err

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis import figures, records
-from analysis.figures import common_upstream, draw_forest
-from analysis.plots import Bar
-from analysis.tables import Row, difference
+from analysis import records
+from analysis.comparison import Row, difference
+from analysis.report import figures
+from analysis.report.figures import common_upstream, draw_forest
+from analysis.report.plots import Bar
 from tests.test_tables import record, row
 
 LONG = "crop(pad=2)+gaussian_noise"

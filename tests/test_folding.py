@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from benchmarks import models
 from benchmarks.contract import Case, bench
+from benchmarks.training import models
 from methods import build
 from methods.base import Model, Spec
 from methods.branches import add_branch, on_branch

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import formats
-from analysis.formats import Cell, Group, Table
+from analysis.report import formats
+from analysis.report.formats import Cell, Group, Table
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -20,13 +20,17 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from benchmarks import cells, data, execution, models, runs
-from benchmarks.cells import Cell
-from benchmarks.data import DataError, Protocol
-from benchmarks.execution import Options
-from benchmarks.machine import describe_device, installed_versions
-from benchmarks.names import parse_benchmark
-from benchmarks.sources import default_root
+from analysis import runs
+from benchmarks.data import splits
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.sources import default_root
+from benchmarks.data.splits import DataError, Protocol
+from benchmarks.running import disk
+from benchmarks.running.disk import Options
+from benchmarks.studies import cells
+from benchmarks.studies.cells import Cell
+from benchmarks.training import models
+from benchmarks.training.machine import describe_device, installed_versions
 
 FILE = Path(__file__).parent / "frozen.json"
 DIGITS = "digits(rows_per_class=20)"
@@ -97,7 +101,7 @@ def cell_of(made: Made) -> Cell:
     training = {"epochs": 2, "batch_size": 64, **made.training}
     checksum = CHECKSUMS.get(made.benchmark)
     if checksum is None:
-        checksum = data.arrays_of(benchmark, default_root()).checksum
+        checksum = splits.arrays_of(benchmark, default_root()).checksum
     return cells.make_cell(
         row,
         benchmark,
@@ -114,7 +118,7 @@ def cell_of(made: Made) -> Cell:
 def trained(cell: Cell, root: Path) -> str:
     """A hash of all numbers of the run that the machine decides: lines and predictions."""
     options = Options(data_root=default_root())
-    status = execution.execute(cell.run, cell.recorded, root, options, cell.benchmark)
+    status = disk.execute(cell.run, cell.recorded, root, options, cell.benchmark)
     assert status.state == "done", status
     folder = runs.folder_of(root, cell.run)
     digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes())

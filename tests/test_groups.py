@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import blocks, findings, plan, summary, words
+from analysis import blocks, findings, plan, runs
+from analysis.comparison import (
+    POINTS,
+    Row,
+    comparison,
+    difference,
+)
 from analysis.question import Question
 from analysis.records import Damaged, Record, read
+from analysis.report import sentences, tables
+from analysis.runs import Run, Training
 from analysis.stats import Crossed, crossed
-from analysis.tables import POINTS, Row, comparison, difference
-from benchmarks import runs
-from benchmarks.data import (
+from benchmarks.data.names import Benchmark
+from benchmarks.data.sources import Arrays, from_arrays
+from benchmarks.data.splits import (
     DataError,
     NotApplicable,
     Protocol,
@@ -26,10 +34,7 @@ from benchmarks.data import (
     carve,
     make_splits,
 )
-from benchmarks.execution import Options, execute
-from benchmarks.names import Benchmark
-from benchmarks.runs import Run, Training
-from benchmarks.sources import Arrays, from_arrays
+from benchmarks.running.disk import Options, execute
 from tests.made import make_run
 
 CPU = torch.device("cpu")
@@ -398,11 +403,11 @@ def test_a_report_and_a_plan_speak_of_patients(tmp_path: Path) -> None:
     rows = rows_with_patients(tmp_path, GROUPS)
     block = block_of(rows)
     assert block.columns[0].done[0].patients == 12
-    main = summary.main_table(block, "accuracy", "accuracy", False, "last")
+    main = tables.main_table(block, "accuracy", "accuracy", False, "last")
     told = "digits: the 60 test images are of 12 patients, whose images are not independent: they "
     assert [note for note in main.notes if note.startswith(told)]
     found = findings.findings(block, Question())
-    table = summary.differences_table(found, "differences", 0.5)
+    table = tables.differences_table(found, "differences", 0.5)
     assert "population: other seeds and other patients." in table.notes[0]
     (variances,) = (each.difference.variances for each in found if each.difference)
     assert isinstance(variances, Crossed) and variances.clusters == 12
@@ -424,7 +429,7 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     block = block_of(rows)
     (found,) = findings.findings(block, Question())
     assert found.verdict == "not tested"
-    assert words.finding(found, 0.5, 1).endswith(
+    assert sentences.finding(found, 0.5, 1).endswith(
         "over 6 seeds; as all test images are of one patient, nothing is inferred."
     )
     text = plan.plan(list(block.done), Question(), 0.5, 0.8)

@@ -57,7 +57,7 @@ def test_imports_go_one_way(path: str) -> None:
     if path.startswith("methods/"):
         assert not tops(path) & {"benchmarks", "analysis"}
     if path.startswith("analysis/"):
-        readers = ("benchmarks.runs", "benchmarks.metrics")
+        readers = ("analysis.runs", "analysis.metrics")
         ours = [name for name in names if name.startswith("benchmarks")]
         assert all(name.startswith(readers) for name in ours), ours
         assert not tops(path) & {"torch", "ray"}
@@ -68,11 +68,11 @@ def test_imports_go_one_way(path: str) -> None:
     if path == "methods/functional.py":
         ours = [name for name in names if name.startswith("methods")]
         assert all(name.startswith("methods.base") for name in ours), ours
-    if path == "benchmarks/trainer.py":
+    if path == "benchmarks/training/trainer.py":
         assert not any("cli" in name or "sweep" in name for name in names)
-    if path != "benchmarks/sweep.py":
+    if path != "benchmarks/running/cluster.py":
         assert "ray" not in tops(path)
-    if path != "analysis/plots.py":
+    if path != "analysis/report/plots.py":
         assert "matplotlib" not in tops(path)
 
 
@@ -86,16 +86,16 @@ def test_torchvision_is_never_imported_at_import_time(path: str) -> None:
     [
         ("augbench", ("torch", "numpy", "pydantic", "methods", "benchmarks", "analysis")),
         ("methods", ("torch", "numpy", "scipy", "sklearn")),
-        ("benchmarks.cli", ("torch", "numpy", "pydantic", "sklearn")),
+        ("benchmarks.cli.main", ("torch", "numpy", "pydantic", "sklearn")),
         ("benchmarks.api", ("torch", "pandas", "ray", "matplotlib")),
-        ("benchmarks.capacity", ("torch", "ray")),
-        ("benchmarks.shipped", ("torch", "numpy", "pydantic")),
-        ("benchmarks.runs", ("torch", "ray", "sklearn")),
-        ("benchmarks.listing", ("torch", "sklearn", "scipy")),
-        ("analysis.tables", ("torch", "ray", "matplotlib", "torchvision")),
-        ("benchmarks.reporting", ("torch", "ray", "torchvision", "kornia")),
+        ("benchmarks.running.capacity", ("torch", "ray")),
+        ("benchmarks.studies.shipped", ("torch", "numpy", "pydantic")),
+        ("analysis.runs", ("torch", "ray", "sklearn")),
+        ("benchmarks.cli.listing", ("torch", "sklearn", "scipy")),
+        ("analysis.comparison", ("torch", "ray", "matplotlib", "torchvision")),
+        ("benchmarks.cli.report", ("torch", "ray", "torchvision", "kornia")),
         (
-            "benchmarks.execution",
+            "benchmarks.running.disk",
             ("torchvision", "ray", "pandas", "matplotlib", "kornia", "sklearn"),
         ),
     ],

@@ -9,8 +9,8 @@ from scipy import stats
 from torch.nn import functional as F
 
 import methods
-from benchmarks.context import OwnLoop, own_loop
-from benchmarks.tasks import MultiLabel
+from benchmarks.training.context import OwnLoop, own_loop
+from benchmarks.training.tasks import MultiLabel
 from methods.base import Batch, Spec
 from methods.labels import Balanced, GeneralisedCrossEntropy, LabelSmoothing, LogitAdjustment
 

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 import methods
-from benchmarks import cells, runs
-from benchmarks.data import Protocol, arrays_of, chunks, make_splits
-from benchmarks.data import training_order as order_of
-from benchmarks.execution import Options, execute
-from benchmarks.names import parse_benchmark
-from benchmarks.progress import Silent
-from benchmarks.trainer import Interrupted
+from analysis import runs
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import (
+    Protocol,
+    arrays_of,
+    chunks,
+    make_splits,
+)
+from benchmarks.data.splits import training_order as order_of
+from benchmarks.running.disk import Options, execute
+from benchmarks.studies import cells
+from benchmarks.training.progress import Silent
+from benchmarks.training.trainer import Interrupted
 
 EPOCHS, BATCH = 3, 16
 ROWS = (80, 40, 40)

@@ -20,14 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import data, models
-from benchmarks.context import TrainingContext, own_loop
-from benchmarks.contract import BATCH, CASES, Case, bench, splits
-from benchmarks.data import Protocol, Splits
-from benchmarks.names import parse_benchmark
-from benchmarks.runs import Run, Training
-from benchmarks.tasks import MultiClass, task_of
-from benchmarks.trainer import Fitted, fit, make_optimizer
+from analysis.runs import Run, Training
+from benchmarks.contract import (
+    BATCH,
+    CASES,
+    Case,
+    bench,
+    splits,
+)
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import Protocol, Splits, arrays_of, make_splits
+from benchmarks.training import models
+from benchmarks.training.context import TrainingContext, own_loop
+from benchmarks.training.tasks import MultiClass, task_of
+from benchmarks.training.trainer import Fitted, fit, make_optimizer
 from methods import build, lpa3
 from methods.base import Batch, Model, Spec
 from methods.branches import BranchedNorm
@@ -404,8 +410,8 @@ def trained(benchmark: str, method: str, seed: int = 0) -> Trained:
         file = root / "medmnist" / "pneumoniamnist.npz"
         if DATA is None or not file.exists():
             pytest.skip(f"{file} is needed: set AUGBENCH_DATA")
-    arrays = data.arrays_of(parsed, root)
-    made = data.make_splits(
+    arrays = arrays_of(parsed, root)
+    made = make_splits(
         arrays, parsed, Protocol(), needs_meta=False, seed=seed, device=torch.device("cpu")
     )
     tiny = benchmark.startswith("digits")

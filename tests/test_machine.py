@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 import torch
 
-from benchmarks.machine import peak_memory, reset_peak_memory
+from benchmarks.training.machine import peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 

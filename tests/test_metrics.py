@@ -8,7 +8,13 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks.metrics import KINDS, evaluate, item_values, probabilities, quick
+from analysis.metrics import (
+    KINDS,
+    evaluate,
+    item_values,
+    probabilities,
+    quick,
+)
 
 CLASSES = {"multi-class": 5, "binary-class": 2, "ordinal-regression": 4, "multi-label": 6}
 OFFICIAL = {kind: kind for kind in KINDS} | {"multi-label": "multi-label, binary-class"}

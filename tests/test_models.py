@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, Normalize, Trunk, build, canonical
+from benchmarks.training.models import (
+    MODELS,
+    Normalize,
+    Trunk,
+    build,
+    canonical,
+)
 from methods.base import Model, Spec
 from methods.branches import BranchedNorm, has_branches
 from methods.naming import NamingError
@@ -425,7 +431,7 @@ def test_imagenet_weights_make_torchvisions_networks() -> None:
 
 def test_torchvision_is_not_imported_before_it_is_asked_for() -> None:
     done = python(
-        "import sys, benchmarks.models, benchmarks.data, methods.base\n"
+        "import sys, benchmarks.training.models, benchmarks.data.splits, methods.base\n"
         "assert not {'torchvision', 'kornia', 'ray', 'matplotlib'} & set(sys.modules)\n"
     )
     assert done.returncode == 0, done.stderr

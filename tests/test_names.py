@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.names import canonical, listed, names_in, parse_benchmark
+from benchmarks.data.names import (
+    canonical,
+    listed,
+    names_in,
+    parse_benchmark,
+)
 from methods.naming import NamingError, with_path
 
 NAMES = (

@@ -10,9 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import augbench
-from analysis.report import NoRuns
-from benchmarks import cli, shipped, study
-from benchmarks.arguments import UsageError
+from analysis.report.page import NoRuns
+from benchmarks.cli import main
+from benchmarks.cli.arguments import UsageError
+from benchmarks.studies import shipped, study
 from methods.naming import NamingError
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,8 @@ class TestModule:
             augbench.nothing  # noqa: B018
 
     def test_its_classes_are_those_of_the_packages(self) -> None:
-        from benchmarks import contract, runs
+        from analysis import runs
+        from benchmarks import contract
         from methods import base
 
         assert augbench.Method is base.Method
@@ -120,13 +122,13 @@ class TestFunctions:
 
 class TestCommandLine:
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.run(["--version"]) == 0
+        assert main.run(["--version"]) == 0
         assert capsys.readouterr().out == f"augbench {version('augbench')}\n"
 
     def test_shipped_studies_are_listed_with_their_costs(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.run(["sweep", "--list"]) == 0
+        assert main.run(["sweep", "--list"]) == 0
         shown = capsys.readouterr().out
         for path in (ROOT / "ray_configs").glob("*.yaml"):
             part = shown.partition(f"\n{path.stem}\n")[2] or shown.partition(f"{path.stem}\n")[2]
@@ -138,15 +140,15 @@ class TestCommandLine:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert cli.run(["sweep", "quickstart", "--dry-run"]) == 0
+        assert main.run(["sweep", "quickstart", "--dry-run"]) == 0
         shown = capsys.readouterr()
         assert "12 runs" in shown.out
         assert str(Path("ray_configs") / "quickstart.yaml") in shown.err
-        assert cli.run(["sweep", "quikstart"]) == 2
+        assert main.run(["sweep", "quikstart"]) == 2
         assert "did you mean 'quickstart'?" in capsys.readouterr().err
-        assert cli.run(["sweep", "studies/quickstart.yaml"]) == 2
+        assert main.run(["sweep", "studies/quickstart.yaml"]) == 2
         assert "the shipped study is called quickstart" in capsys.readouterr().err
-        assert cli.run(["sweep", "nothing.yaml"]) == 2
+        assert main.run(["sweep", "nothing.yaml"]) == 2
         assert "No such file" in capsys.readouterr().err
 
     def test_a_file_that_exists_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,26 +166,26 @@ class TestCommandLine:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "runs").mkdir()
-        assert cli.run(["plan", "quickstart"]) == 2
+        assert main.run(["plan", "quickstart"]) == 2
         assert "no study 'quickstart' was swept into runs" in capsys.readouterr().err
 
     def test_a_new_study_can_be_carried_out(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         file = tmp_path / "my study.yaml"
-        assert cli.run(["sweep", "--init", str(file)]) == 0
+        assert main.run(["sweep", "--init", str(file)]) == 0
         again = capsys.readouterr().out.rpartition(": ")[2].strip()
         assert again == f"augbench sweep '{file}' --dry-run"
         assert study.load(file).family == ("mixup",)
-        assert cli.run(["sweep", str(file), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+        assert main.run(["sweep", str(file), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
         assert "6 runs: 6 new; 6 to do" in capsys.readouterr().out
         assert f"augbench sweep '{file}' " in file.read_text()
 
         file.write_text("mine")
-        assert cli.run(["sweep", "--init", str(file)]) == 2
+        assert main.run(["sweep", "--init", str(file)]) == 2
         assert "is there already" in capsys.readouterr().err
         assert file.read_text() == "mine"
-        assert cli.run(["sweep", "--init", str(tmp_path / "none" / "s.yaml")]) == 2
+        assert main.run(["sweep", "--init", str(tmp_path / "none" / "s.yaml")]) == 2
         assert "a folder that exists" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ class TestCommandLine:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert cli.run(["sweep", *arguments]) == 2
+        assert main.run(["sweep", *arguments]) == 2
         assert "expected a study" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.pictures import NotAnImage, Picture, Refused, decode, told
+from benchmarks.data.pictures import (
+    NotAnImage,
+    Picture,
+    Refused,
+    decode,
+    told,
+)
 
 LEFT = np.array([[0, 50], [100, 255]], np.uint8)
 """An image of which every turn is another."""

@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import blocks, findings, plan, records
-from analysis.plan import assured, plausible, power, seeds_needed, with_seeds
+from analysis import (
+    blocks,
+    findings,
+    plan,
+    records,
+)
+from analysis.plan import (
+    assured,
+    plausible,
+    power,
+    seeds_needed,
+    with_seeds,
+)
 from analysis.question import Question
 from analysis.stats import Crossed, crossed, population_interval
 from tests.made import make_run

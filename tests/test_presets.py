@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 import methods
-from benchmarks.cells import make_cell, parse_row, training_of
-from benchmarks.data import Protocol
-from benchmarks.names import parse_benchmark
-from benchmarks.runs import Run
+from analysis.runs import Run
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import Protocol
+from benchmarks.studies.cells import make_cell, parse_row, training_of
 from methods import BUILTIN, Entry, build, canonical
 from methods.base import Batch, Chain, Context, Method
 from methods.naming import Call, NamingError, parse

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from benchmarks.models import import_torchvision
-from benchmarks.tasks import MultiClass
+from benchmarks.training.models import import_torchvision
+from benchmarks.training.tasks import MultiClass
 from methods import randaugment
 from methods.base import Batch, Spec
 from methods.functional import affine_warp

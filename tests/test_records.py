@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import records
-from benchmarks import runs
+from analysis import records, runs
 from tests.made import make_run
 
 

@@ -12,12 +12,24 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from analysis import blocks, figures, findings, plots, question, records, summary, words
+from analysis import (
+    blocks,
+    findings,
+    question,
+    records,
+)
 from analysis.findings import Finding
-from analysis.plots import Point
 from analysis.question import Question, QuestionError
-from analysis.report import NoRuns, report
-from benchmarks import cli, execution
+from analysis.report import (
+    figures,
+    plots,
+    sentences,
+    tables,
+)
+from analysis.report.page import NoRuns, report
+from analysis.report.plots import Point
+from benchmarks.cli import main
+from benchmarks.running import disk
 from tests.made import make_run
 from tests.test_blocks import SAFLEX, made
 from tests.test_cli import SMALL, save
@@ -185,7 +197,7 @@ def test_sentences_of_every_verdict() -> None:
         [made(2, 5), made(-2, 5), made(0.005, 0.5), made(0.4, 30), made(0.45, 0.05), made(0.6, 5)],
         0.5,
     )
-    told = [words.finding(each, 0.5, 6) for each in listed]
+    told = [sentences.finding(each, 0.5, 6) for each in listed]
     assert told[0].endswith("better, beyond the margin of 0.5.")
     assert told[1].endswith("worse, beyond the margin of 0.5.")
     assert re.search(r"equivalent: within the margin of 0\.5 \(90 % CI \S+ to \S+\)\.$", told[2])
@@ -202,15 +214,17 @@ def test_sentences_of_every_verdict() -> None:
             assert outside and each.p_within <= 0.05
         assert outside or not each.p_within <= 0.05
     left_out = replace(listed[0], p=0.2, verdict="undecided")
-    assert "the interval leaves out 0, but not after Holm" in words.finding(left_out, 0.5, 6)
+    assert "the interval leaves out 0, but not after Holm" in sentences.finding(left_out, 0.5, 6)
     assert told[3].endswith(
         "if it were the only one, would have found with 80 % power is 1.00 points."
     )
     assert listed[3].difference is not None
     unknown = replace(listed[3], difference=replace(listed[3].difference, detectable=np.nan))
-    assert words.finding(unknown, 0.5, 6).endswith("equivalence within 0.5 is not shown either.")
+    assert sentences.finding(unknown, 0.5, 6).endswith(
+        "equivalence within 0.5 is not shown either."
+    )
     nothing = Finding("a", "b", "digits", None)
-    assert words.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result of both."
+    assert sentences.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result of both."
 
 
 def test_control_rows_of_a_method(tmp_path: Path) -> None:
@@ -225,7 +239,7 @@ def test_control_rows_of_a_method(tmp_path: Path) -> None:
     make_run(tmp_path, "none", control="train")
     make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=3)
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    of = {entry.name: set(words.controls_of(block, entry)) for entry in block.compared}
+    of = {entry.name: set(sentences.controls_of(block, entry)) for entry in block.compared}
     labels = {"head_refit(upstream=mixup)", "mixup@train", "random_label(upstream=mixup)@train"}
     assert of["none"] == of["mixup"] == set()
     assert of[SAFLEX] == labels | {shuffled, f"mixup [passes of {SAFLEX}]"}
@@ -240,8 +254,8 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
         make_run(tmp_path, "mixup", seed, 40.0, test_rows=150, control="train")
     (block,) = blocks.split(records.scan(tmp_path)[0])
     found = findings.findings(block, Question())
-    sentences, table = words.controls(block, found, 0.5, "controls")
-    assert sentences == [
+    controls, table = sentences.controls(block, found, 0.5, "controls")
+    assert controls == [
         f"digits: {SAFLEX} gains over mixup (after Holm); the control mixup@train is better still, "
         "so the gain need not be the method's.",
         f"digits: {SAFLEX} gains over mixup (after Holm); the control {shuffled} does not reach "
@@ -249,12 +263,12 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert table is not None and len(table.groups[0].rows) == 2
     lost = [replace(each, p=0.2) for each in found]
-    (none,) = words.controls(block, lost, 0.5, "controls")[0]
+    (none,) = sentences.controls(block, lost, 0.5, "controls")[0]
     assert none.startswith("No method that has control rows is shown to gain over its baseline")
-    alone = words.controls(block, [], 0.5, "controls")[0]
+    alone = sentences.controls(block, [], 0.5, "controls")[0]
     assert "gains over mixup (by its own population interval, not corrected);" in alone[0]
-    monkeypatch.setattr(words, "reading", lambda *_: "same")
-    told = words.controls(block, found, 0.5, "controls")[0][0]
+    monkeypatch.setattr(sentences, "reading", lambda *_: "same")
+    told = sentences.controls(block, found, 0.5, "controls")[0][0]
     assert told.endswith(
         "mixup@train is as good within the margin of 0.5, so the gain beyond that need not be the "
         "method's."
@@ -273,12 +287,12 @@ def test_rows_that_differ_in_how_meta_rows_are_cut_keep_family_controls_and_comm
     rows = {fraction: f"{SAFLEX} {{meta_fraction {fraction:g}}}" for fraction in (0.1, 0.3)}
     asked = Question(family=((SAFLEX, ""),))
     assert block.contrasts(asked) == [(row, "mixup") for row in rows.values()]
-    assert not words.unmatched([block], asked)
+    assert not sentences.unmatched([block], asked)
     for fraction, row in rows.items():
-        own = set(words.controls_of(block, block.by_name[row]))
+        own = set(sentences.controls_of(block, block.by_name[row]))
         braces = f" {{meta_fraction {fraction:g}}}"
         assert own == {f"mixup@train{braces}", f"{shuffled}{braces}"}
-    told = words.commands(block, block.columns[0], tmp_path)
+    told = sentences.commands(block, block.columns[0], tmp_path)
     for fraction, line in zip(("0.1", "0.3"), told, strict=True):
         given = shlex.split(line)
         assert given[given.index("--meta-fraction") + 1] == fraction
@@ -293,7 +307,7 @@ def test_a_command_that_makes_more_than_these_runs_says_so(tmp_path: Path) -> No
         of = {"of": make_run(tmp_path, lpa3, seed).name}
         make_run(tmp_path, "mixup", seed, budget=f"passes of {lpa3}", epochs=9, recorded=of)
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    seeds, rows, line = words.commands(block, block.columns[0], Path("runs"))
+    seeds, rows, line = sentences.commands(block, block.columns[0], Path("runs"))
     assert seeds == "# makes all seeds up to 5, of which 3, 5 are here"
     assert rows == f"# makes beside these: mixup [passes of {SAFLEX}]"
     assert "--seeds 6 --same passes" in line
@@ -311,7 +325,7 @@ def test_rows_of_an_equal_budget_tell_their_epochs_and_the_cost_of_whole_runs(
     )  # fmt: skip
     report(tmp_path, tmp_path / "out", ["csv", "md"])
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    table = summary.main_table(block, "accuracy", "accuracy", False, "last")
+    table = tables.main_table(block, "accuracy", "accuracy", False, "last")
     ratios = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
     row = "none [passes of lpa3]"
     assert ratios == {"none": "1.00", "lpa3": "4.00", row: "5.00"}
@@ -328,7 +342,7 @@ def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
     assert found.difference is not None and found.difference.estimate == 0
     assert found.difference.population is None and found.difference.training is None
     assert found.verdict == "not tested" and np.isnan(found.p)
-    assert words.finding(found, 0.5, 1) == (
+    assert sentences.finding(found, 0.5, 1) == (
         "crop over none on digits: +0.00 points over 4 seeds; as their predictions differ nowhere, "
         "or by the same everywhere, no variance is known and nothing is inferred."
     )
@@ -528,25 +542,25 @@ def test_what_became_of_attacked_rows_has_a_table(tmp_path: Path) -> None:
     for seed, record in block.columns[0].rows["lpa3"].by_seed().items():
         log = {"attack_selected": 0.5, "attack_prediction_kept": 0.75 + 0.25 * seed}
         record.__dict__["lines"] = [{"log": log}]
-    made = summary.attack_table(block, "attacked")
+    made = tables.attack_table(block, "attacked")
     assert made is not None
     (line,) = made.groups[0].rows
     told = dict(zip(made.head, [cell.text for cell in line], strict=True))
     assert told[""] == "lpa3" and told["data set"] == "digits" and told["n"] == "2"
     assert told["prediction kept, %"] == "87.5" and told["margin kept, %"] == "n/a"
-    assert summary.attack_table(replace(block, entries=block.entries[:1]), "x") is None
+    assert tables.attack_table(replace(block, entries=block.entries[:1]), "x") is None
 
 
 def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:
     make_run(tmp_path)
     read = blocks.split(records.scan(tmp_path)[0])
-    told = words.unmatched(read, Question(family=((SAFLEX, ""),)))
+    told = sentences.unmatched(read, Question(family=((SAFLEX, ""),)))
     assert told == [f"The study's comparison of {SAFLEX} over its baseline has no runs."]
     for method in ("mixup", SAFLEX):
         make_run(tmp_path, method)
     read = blocks.split(records.scan(tmp_path)[0])
     asked = Question(family=((SAFLEX, ""), (SAFLEX, "mixup"), (SAFLEX, "mixup@train")))
-    told = words.unmatched(read, asked)
+    told = sentences.unmatched(read, asked)
     assert told == [f"The study's comparison of {SAFLEX} over mixup@train has no runs."]
     assert read[0].contrasts(asked) == [(SAFLEX, "mixup")], "named twice, it is one test"
 
@@ -584,16 +598,16 @@ def test_the_command_of_a_report_makes_its_runs_again(
     asked = ["--benchmark", f"npz:{data}(noise=0.25)", *SMALL, "--epochs", "2", "--seeds", "1"]
     asked += ["--batch-size", "40", "--jobs", "1"]
     rows = "none,none@train,saflex(upstream=flip),saflex(upstream=flip)@dirty"
-    assert cli.run(["compare", *asked, "--methods", rows]) == 0
+    assert main.run(["compare", *asked, "--methods", rows]) == 0
     capsys.readouterr()
-    assert cli.run(["report", "runs", "--format", "md"]) == 0
+    assert main.run(["report", "runs", "--format", "md"]) == 0
     assert capsys.readouterr().out.split() == ["report/report.md", "report/records.parquet"]
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     (line,) = (line for line in text.split("\n") if line.startswith("augbench compare"))
-    monkeypatch.setattr(execution, "fit", lambda *_, **__: pytest.fail("a run was made"))
-    assert cli.run([*shlex.split(line)[1:], "--device", "cpu", "--jobs", "1"]) == 0
+    monkeypatch.setattr(disk, "fit", lambda *_, **__: pytest.fail("a run was made"))
+    assert main.run([*shlex.split(line)[1:], "--device", "cpu", "--jobs", "1"]) == 0
     assert "done" not in capsys.readouterr().err
-    assert cli.run(["plan", "runs", "--detect", "5"]) == 0
+    assert main.run(["plan", "runs", "--detect", "5"]) == 0
     assert "no variance is known" in capsys.readouterr().out
 
 
@@ -628,7 +642,7 @@ def test_wrong_use_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("here.yaml").write_text("name: mine\nbenchmarks: digits\n")
-    assert cli.run(arguments) == code
+    assert main.run(arguments) == code
     assert message in capsys.readouterr().err
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import blocks, figures, findings, records, summary, words
+from analysis import blocks, findings, records, runs
 from analysis.blocks import Block
-from analysis.plots import Front
 from analysis.question import Question
-from analysis.report import TABLES, report
-from benchmarks import runs
+from analysis.report import figures, sentences, tables
+from analysis.report.page import TABLES, report
+from analysis.report.plots import Front
 from tests.made import make_run
 from tests.test_blocks import SAFLEX
 from tests.test_report import search_row, swept
@@ -32,7 +32,7 @@ def only(root: Path) -> Block:
 def told_of(root: Path) -> list[str]:
     """What is said of the controls, the family being every method."""
     block = only(root)
-    return words.controls(block, findings.findings(block, Question()), 0.5, "controls")[0]
+    return sentences.controls(block, findings.findings(block, Question()), 0.5, "controls")[0]
 
 
 def page(out: Path) -> str:
@@ -64,8 +64,8 @@ def test_a_comparison_over_data_sets_tells_its_seeds(tmp_path: Path) -> None:
     block = only(tmp_path)
     (over,), reason = findings.overall(block, findings.findings(block, Question()), 0.5)
     assert sorted(over.seeds) == [2, 4]
-    assert "mean of 2 data sets (n = 2 to 4)" in words.overall(over, 0.5)
-    table = summary.overall_table(block.columns, [over], reason, "overall", 0.5)
+    assert "mean of 2 data sets (n = 2 to 4)" in sentences.overall(over, 0.5)
+    table = tables.overall_table(block.columns, [over], reason, "overall", 0.5)
     assert dict(zip(table.head, [c.text for c in table.groups[0].rows[0]], strict=True))["n"] == (
         "2 to 4"
     )
@@ -211,15 +211,15 @@ def test_numbers_of_folds_are_said_to_be_of_folds(tmp_path: Path) -> None:
         make_run(tmp_path, "none", seed)
     block = only(tmp_path)
     found = findings.findings(block, Question())
-    (note,) = summary.folds_note(block.columns)
+    (note,) = tables.folds_note(block.columns)
     assert note.startswith("breastmnist(folds=5): repeated cross-validation")
-    assert note in words.selection(block)
-    assert note in summary.main_table(block, "accuracy", "accuracy", False, "last").notes
+    assert note in sentences.selection(block)
+    assert note in tables.main_table(block, "accuracy", "accuracy", False, "last").notes
     told = figures.MAKERS["differences"](
         figures._Drawing(block, found, 0.5), [tmp_path / "differences.png"]
     )
     assert told is not None and note in told[1]
-    assert not summary.folds_note([each for each in block.columns if each.name == "digits"])
+    assert not tables.folds_note([each for each in block.columns if each.name == "digits"])
 
 
 def test_what_no_row_beats_is_drawn_however_many_rows_there_are(
@@ -264,7 +264,7 @@ def test_a_row_without_a_selected_epoch_takes_it_from_no_other(tmp_path: Path) -
     block = only(tmp_path)
     where = "breastmnist, digits (head_refit)"
     told = f"The epoch of the best select AUC is not offered on {where}: {reason}."
-    assert told in words.selection(block)
+    assert told in sentences.selection(block)
     report(tmp_path, tmp_path / "out", ["csv"])
     with (tmp_path / "out" / "tables" / "selected.csv").open(newline="") as file:
         rows = [row[1:3] for row in csv.reader(file)][1:]

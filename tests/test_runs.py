@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import runs
-from benchmarks.runs import Held, Run, Status, Training
+from analysis import runs
+from analysis.runs import (
+    Held,
+    Run,
+    Status,
+    Training,
+)
 
 RUN = Run(benchmark="digits", data="abc", model="small_cnn", method="none")
 

@@ -20,13 +20,19 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import methods
-from benchmarks import models, trainer
-from benchmarks.context import TrainingContext, own_loop
-from benchmarks.contract import BATCH, META_ROWS, ROWS, Case, splits
-from benchmarks.data import RowStream, rows_from_tensors
-from benchmarks.runs import Run, Training
-from benchmarks.tasks import MultiClass, MultiLabel
-from benchmarks.trainer import Fitted, fit
+from analysis.runs import Run, Training
+from benchmarks.contract import (
+    BATCH,
+    META_ROWS,
+    ROWS,
+    Case,
+    splits,
+)
+from benchmarks.data.splits import RowStream, rows_from_tensors
+from benchmarks.training import models, trainer
+from benchmarks.training.context import TrainingContext, own_loop
+from benchmarks.training.tasks import MultiClass, MultiLabel
+from benchmarks.training.trainer import Fitted, fit
 from methods import build
 from methods.base import Batch, Context, Method, Spec, Task
 from methods.functional import directional

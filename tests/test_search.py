@@ -14,14 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import searches, words
-from benchmarks import cli, rounds, runs, search, study, sweeping
-from benchmarks.cells import Cell
-from benchmarks.execution import conclude
-from benchmarks.rounds import Job, Ledger, Work
-from benchmarks.search import Ladder, Outcome
-from benchmarks.space import Parameter, parameter
-from benchmarks.study import Asha, Plan, Study, StudyError, Tune
+from analysis import runs
+from analysis.report import searches, sentences
+from benchmarks.cli import main, sweep
+from benchmarks.running.disk import conclude
+from benchmarks.studies import rounds, search, study
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.rounds import Job, Ledger, Work
+from benchmarks.studies.search import Ladder, Outcome
+from benchmarks.studies.space import Parameter, parameter
+from benchmarks.studies.study import (
+    Asha,
+    Plan,
+    Study,
+    StudyError,
+    Tune,
+)
 from methods.naming import NamingError
 
 HEAD = """\
@@ -397,9 +405,9 @@ def test_a_search_that_has_not_ended_has_no_winner(
     assert {cell.run.row for cell in fresh if "mixup" in cell.run.row} == {"mixup"}
     *_, last = whole.rounds()
     assert {job.first.run.method for job in last.jobs} == {"none"}
-    monkeypatch.setattr(sweeping, "_fresh", lambda *given: ("as good", {"difference": 0.0}))
+    monkeypatch.setattr(sweep, "_fresh", lambda *given: ("as good", {"difference": 0.0}))
     (root / "studies" / "searching").mkdir(parents=True)
-    sweeping._print_searches(whole, root)
+    sweep._print_searches(whole, root)
     shown = capsys.readouterr().out
     assert "at equal passes: not yet" in shown
     assert "not all trials have ended: nothing is chosen yet" in shown
@@ -424,11 +432,11 @@ def test_trials_that_are_proposed_later_are_counted(
     study_ = made(tmp_path, text, "methods=[none]")
     path, root = tmp_path / "searching.yaml", tmp_path / "runs"
     arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", "methods=[none]"]
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     assert "28 runs: 13 new, 15 of trials that are proposed once" in capsys.readouterr().out
     work = Work(Plan(study_, tmp_path), root, lambda cell: True)
     carry_out(next(work.rounds()).jobs, None, Ledger(root, retries=0))
-    assert cli.run(arguments) == 0
+    assert main.run(arguments) == 0
     shown = capsys.readouterr().out
     assert "28 runs: 12 done, 13 new, 3 of trials that are proposed once" in shown
 
@@ -454,8 +462,8 @@ def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:
 
 
 def test_a_parameter_is_told_in_words() -> None:
-    assert words.settings({}) == "as written"
-    assert words.settings({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
+    assert sentences.settings({}) == "as written"
+    assert sentences.settings({"a.b": [1, 2], "c": 0.5}) == "a.b [1, 2], c 0.5"
     assert Parameter("x", "choice", ((1, 2), "a")).grid() == ((1, 2), "a")
 
 

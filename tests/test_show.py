@@ -15,17 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 import methods
-from analysis import plots
-from analysis.plots import Band
-from benchmarks import cli, showing, trainer
-from benchmarks.context import TrainingContext
-from benchmarks.data import NotApplicable
-from benchmarks.runs import Run, Training
+from analysis.report import plots
+from analysis.report.plots import Band
+from analysis.runs import Run, Training
+from benchmarks.cli import main
+from benchmarks.cli import show as drawing
+from benchmarks.data.splits import NotApplicable
+from benchmarks.training import trainer
+from benchmarks.training.context import TrainingContext
 from methods.base import Batch, Chain, Context, Method
 
 
 def show(out: Path, *arguments: str) -> int:
-    return cli.run(["show", "--out", str(out), *arguments])
+    return main.run(["show", "--out", str(out), *arguments])
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(more)
         real(originals, draws, labels, captions, title, path, **more)
 
-    monkeypatch.setattr(showing, "augmentation_grid", spy)
+    monkeypatch.setattr(drawing, "augmentation_grid", spy)
     return seen
 
 
@@ -189,7 +191,7 @@ def banded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["bands"] = {band.heading.partition(" (")[0]: band for band in bands}
         real(bands, title, paths)
 
-    monkeypatch.setattr(showing, "sample_bands", spy)
+    monkeypatch.setattr(drawing, "sample_bands", spy)
     return seen
 
 
@@ -300,7 +302,7 @@ def test_bands_hold_the_extremes(
 
 
 def told(before: Tensor, after: Tensor, factor: Tensor) -> str:
-    one, other = (showing._named(each, tuple("0123456789")) for each in (before, after))
+    one, other = (drawing._named(each, tuple("0123456789")) for each in (before, after))
     moved = float((after - before).abs().sum()) / 2 > 0.005
     return f"{one} -> {other}\nweight x {factor:.2f}" if moved else f"{one}\nweight x {factor:.2f}"
 
@@ -309,16 +311,16 @@ def test_what_the_upstream_gave_is_what_it_gives_again_at_the_same_place(
     banded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``enter`` seeds anew, so a replay on the scored rows must find the rows that were watched."""
-    kept: list[showing._Pool] = []
+    kept: list[drawing._Pool] = []
     contexts: list[TrainingContext] = []
-    real = showing._pool
+    real = drawing._pool
 
-    def spy(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> showing._Pool:
+    def spy(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> drawing._Pool:
         contexts.append(ctx)
         kept.append(real(method, ctx, name, batch_size))
         return kept[-1]
 
-    monkeypatch.setattr(showing, "_pool", spy)
+    monkeypatch.setattr(drawing, "_pool", spy)
     name = "saflex(upstream=mixup(alpha=1.0))"
     assert show(tmp_path / "show.png", "--by", "weight", "--method", name) == 0
     (pool,), (ctx,) = kept, contexts
@@ -391,11 +393,11 @@ def test_other_rows_than_the_upstream_s_are_refused(
 
 def pool_of(
     factor: Sequence[float], before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
-) -> showing._Pool:
+) -> drawing._Pool:
     rows = len(factor)
     x = torch.arange(rows).view(-1, 1, 1, 1) / rows  # the grey value tells the row
     told = [f"turned {row}" if row % 2 else "" for row in range(rows)]
-    return showing._Pool(x, torch.tensor(before), torch.tensor(after), torch.tensor(factor), told)
+    return drawing._Pool(x, torch.tensor(before), torch.tensor(after), torch.tensor(factor), told)
 
 
 def rows_of(band: Band, rows: int) -> list[int]:
@@ -405,14 +407,14 @@ def rows_of(band: Band, rows: int) -> list[int]:
 def test_no_row_is_in_two_bands_where_many_are_equal() -> None:
     same = [[1.0, 0.0]] * 6
     pool = pool_of([1.2, 0.0, 1.2, 1.2, 1.2, 1.2], same, same)
-    bands, note = showing._bands(pool, 8, ("a", "b"), "multi-class")
+    bands, note = drawing._bands(pool, 8, ("a", "b"), "multi-class")
     assert note == "; no label moved"
     assert bands[1].heading == "lowest weight (1 of 6 rows have weight 0)"
     highest, lowest = rows_of(bands[0], 6), rows_of(bands[1], 6)
     assert len(highest) == len(lowest) == 3 and not set(highest) & set(lowest)
     assert lowest[0] == 1 and 1 not in highest
     turned = [[0.0, 1.0]] * 6  # labels all moved as far: what is not in the bands above comes first
-    bands, _ = showing._bands(pool_of([1.2, 0, 1, 1, 1, 1], same, turned), 2, ("a", "b"), "")
+    bands, _ = drawing._bands(pool_of([1.2, 0, 1, 1, 1, 1], same, turned), 2, ("a", "b"), "")
     assert not set(rows_of(bands[2], 6)) & {*rows_of(bands[0], 6), *rows_of(bands[1], 6)}
     (first, second) = rows_of(bands[2], 6)
     assert bands[2].captions[0] == "a -> b\nweight x 1.00" + f"\nturned {first}" * (first % 2)
@@ -424,19 +426,19 @@ def test_no_row_is_in_two_bands_where_many_are_equal() -> None:
 def test_of_several_labels_the_one_that_moved_most_is_told() -> None:
     before = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     after = [[1.0, 0.1, 0.3], [0.0, 0.004, 0.0], [1.0, 0.0, 0.0]]
-    bands, note = showing._bands(
+    bands, note = drawing._bands(
         pool_of([1, 1, 1], before, after), 3, ("a", "b", "c"), "multi-label"
     )
     assert note == "; all weights are equal"
     assert bands[0].captions == ["a: 1.00, c: 1.00, c: 1.00 -> 0.30\nweight x 1.00"]
     with pytest.raises(NotApplicable, match="over 2 augmented rows all weights are equal"):
-        showing._bands(pool_of([1, 1], before[1:], after[1:]), 3, ("a", "b", "c"), "multi-label")
+        drawing._bands(pool_of([1, 1], before[1:], after[1:]), 3, ("a", "b", "c"), "multi-label")
 
 
 def test_the_pool_ends_where_it_is_full(
     banded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(showing, "POOL", 100)
+    monkeypatch.setattr(drawing, "POOL", 100)
     method = graded(monkeypatch, tmp_path, None)
     assert len(method.seen) == 2 and "100 augmented training rows" in banded["title"]
     assert len({text for band in banded["bands"].values() for text in band.captions}) > 8
@@ -478,7 +480,7 @@ def test_policies_are_drawn_class_by_class(
         plots.heatmaps(tables, rows, columns, name, title, path)
 
     made = Policy()
-    monkeypatch.setattr(showing, "heatmaps", spy)
+    monkeypatch.setattr(drawing, "heatmaps", spy)
     monkeypatch.setattr(methods, "build", lambda name: around(made))
     made.shared = shared
     assert show(tmp_path / "policy.png", "--by", "class", "--seed", "2") == 0
@@ -526,7 +528,7 @@ def test_the_network_is_that_of_a_run(
         fitted.append((run, trainer.fit(run, splits, method, **more)))
         return fitted[-1][1]
 
-    monkeypatch.setattr(showing, "fit", spy)
+    monkeypatch.setattr(drawing, "fit", spy)
     made = Graded(methods.build("mixup"))
     monkeypatch.setattr(methods, "build", lambda name: made)
     more = ["--by", by, "--draws", "2", "--seed", "3"]
@@ -549,7 +551,7 @@ def test_the_network_is_that_of_a_run(
 def test_without_epochs_nothing_is_trained(
     banded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(showing, "fit", None)
+    monkeypatch.setattr(drawing, "fit", None)
     method = graded(monkeypatch, tmp_path, None)
     assert not method.ctx.optimizer.state and method.places[0] == (0, 1, 0)
     assert method.calls == ["setup", "epoch 0"]
@@ -574,7 +576,7 @@ def test_a_training_that_does_not_end(
     def fit(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(showing, "fit", fit)
+    monkeypatch.setattr(drawing, "fit", fit)
     assert show(tmp_path / "show.png", "--epochs", "1") == code
     shown = capsys.readouterr()
     assert said in shown.err and "Traceback" not in shown.err and shown.out == ""

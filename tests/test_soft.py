@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.context import OwnLoop, own_loop
+from benchmarks.training.context import OwnLoop, own_loop
 from methods.base import Batch
 from methods.classic import Crop, Flip, GaussianNoise, RandomErasing, SoftAugmentation
 

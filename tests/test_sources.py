@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import catalogue, sources
-from benchmarks.catalogue import CATALOGUE, File
-from benchmarks.download import DataError
-from benchmarks.sources import (
+from benchmarks.data import catalogue, sources
+from benchmarks.data.catalogue import CATALOGUE, File
+from benchmarks.data.download import DataError
+from benchmarks.data.sources import (
     Arrays,
     grouped_split,
     images_only,
@@ -114,11 +114,11 @@ def test_the_other_entries() -> None:
 
 
 def test_the_catalogue_imports_nothing_heavy() -> None:
-    script = "import sys, benchmarks.catalogue; print({'numpy', 'torch'} & set(sys.modules))"
+    script = "import sys, benchmarks.data.catalogue; print({'numpy', 'torch'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
     script = (
-        "import sys, benchmarks.sources, benchmarks.download;"
+        "import sys, benchmarks.data.sources, benchmarks.data.download;"
         "print({'torch', 'sklearn', 'scipy', 'PIL', 'tqdm'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -16,14 +16,22 @@ import pytest
 from PIL import Image
 
 import methods
-from analysis import question
-from benchmarks import capacity, catalogue, cells, cli, runs, search, study, sweeping
-from benchmarks.cells import Cell
-from benchmarks.download import DataError
-from benchmarks.names import parse_benchmark
-from benchmarks.rounds import Work
-from benchmarks.study import Costs, Plan, Study, StudyError
-from benchmarks.tasks import task_of
+from analysis import question, runs
+from benchmarks.cli import main, sweep
+from benchmarks.data import catalogue
+from benchmarks.data.download import DataError
+from benchmarks.data.names import parse_benchmark
+from benchmarks.running import capacity
+from benchmarks.studies import cells, search, study
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.rounds import Work
+from benchmarks.studies.study import (
+    Costs,
+    Plan,
+    Study,
+    StudyError,
+)
+from benchmarks.training.tasks import task_of
 from methods.base import Spec
 from methods.naming import NamingError, expand
 
@@ -195,16 +203,16 @@ blocks:
 def test_the_runs_are_those_of_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same ids as augbench compare makes, control rows included, for both protocols."""
     made: list[Cell] = []
-    from benchmarks import pool
+    from benchmarks.running import local
 
     def collect(left: list[Cell], *rest: Any) -> dict[str, Any]:
         made.extend(left)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "run_all", collect)
+    monkeypatch.setattr(local, "run_all", collect)
     rows = "none,saflex(upstream=mixup)"
     for protocol in ("equal", "paper"):
-        cli.run(
+        main.run(
             ["compare", "--benchmark", "digits(noise=0.2)", "--model", "small_cnn", "--methods",
              rows, "--epochs", "3", "--seeds", "2", "--controls", "--protocol", protocol,
              "--out", str(tmp_path / "runs"), "--device", "cpu", "--threads", "2"]
@@ -226,7 +234,7 @@ threads: 2
 
 def test_official_facts_are_those_of_the_files() -> None:
     """What a dry run takes from the catalogue is what loading the files gives."""
-    from benchmarks.sources import default_root, locate
+    from benchmarks.data.sources import default_root, locate
 
     for name in ("breastmnist", "pneumoniamnist", "retinamnist"):
         entry = catalogue.CATALOGUE[name]
@@ -405,7 +413,7 @@ def test_settings_are_given_at_once_or_one_after_the_other(
     tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, SMALL)
-    code = cli.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), *given])
+    code = main.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), *given])
     assert code == 0
     assert "1 runs: 1 new" in capsys.readouterr().out
 
@@ -465,7 +473,7 @@ def finish(cell: Cell, root: Path, passes: float = 1.0, device: str = "cpu") -> 
 
 
 def dry(path: Path, root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    assert cli.run(["sweep", str(path), "--dry-run", "--out", str(root), *more]) == 0
+    assert main.run(["sweep", str(path), "--dry-run", "--out", str(root), *more]) == 0
     return capsys.readouterr().out
 
 
@@ -476,7 +484,7 @@ def test_rows_of_an_equal_budget_are_foreseen(
     path, root = write(tmp_path, text), tmp_path / "runs"
     only = ["--only", "none [passes of"]
     assert "More come on top: rows of an equal budget" in dry(path, root, capsys)
-    assert cli.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
+    assert main.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
     assert "have a name once their methods are done" in capsys.readouterr().err
     (table,) = Plan(study.load(path), tmp_path).tables
     for cell in table.cells():
@@ -511,13 +519,13 @@ def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     """A later one stands beside it, with the day and the runs that were done by then."""
     root = tmp_path / "runs"
     plan = Plan(load(tmp_path, SMALL), tmp_path)
-    sweeping._remember(Work(plan, root, study.chosen("")))
+    sweep._remember(Work(plan, root, study.chosen("")))
     assert question.read(root, "some").predictions == ()
     for text, done in (("crop wins", 0), ("crop wins", 1), ("mixup wins", 1)):
         plan = Plan(load(tmp_path, SMALL + f"prediction: {text}\n"), tmp_path)
         if done and not any(root.glob("*/result.json")):
             finish(plan.tables[0].cells()[0], root)
-        sweeping._remember(Work(plan, root, study.chosen("")))
+        sweep._remember(Work(plan, root, study.chosen("")))
     asked = question.read(root, "some")
     assert asked.prediction == "crop wins"
     assert [(each.text, each.runs) for each in asked.predictions] == [
@@ -547,7 +555,7 @@ def test_a_dry_run_refuses_what_the_sweep_would(
         arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", setting]
         if setting.startswith("tune"):
             path.write_text(SEARCH)
-        assert cli.run(arguments) == 2
+        assert main.run(arguments) == 2
         assert part in capsys.readouterr().err
     path.write_text(SMALL)
     cluster = dry(path, root, capsys, "--address", "auto", "--set", "resources.cpus=64")
@@ -601,14 +609,14 @@ def test_a_dry_run_starts_nothing_and_writes_nothing(
 ) -> None:
     path = write(tmp_path, SMALL + "question: Which?\n")
     before = set(tmp_path.rglob("*"))
-    code = cli.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs")])
+    code = main.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs")])
     shown = capsys.readouterr().out
     assert code == 0
     assert set(tmp_path.rglob("*")) == before
     assert shown.count(": to do") == 4
     assert "4 runs: 4 new; 4 to do" in shown
     assert "Which?" in shown
-    cli.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), "--only", "mixup"])
+    main.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), "--only", "mixup"])
     assert "2 runs: 2 new" in capsys.readouterr().out
 
 
@@ -619,7 +627,7 @@ def test_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--workers", "0"], "1 or more"),
         (["--set", "sedes=3"], "'seeds'"),
     ):
-        assert cli.run(["sweep", str(path), "--out", str(tmp_path), *arguments]) == 2
+        assert main.run(["sweep", str(path), "--out", str(tmp_path), *arguments]) == 2
         assert part in capsys.readouterr().err
 
 
@@ -629,7 +637,7 @@ def test_a_plug_in_that_cannot_be_had_is_a_row_with_its_reason(
     entry = methods.Entry("no_such_module_anywhere:Thing", "plug-in")
     monkeypatch.setattr(methods, "registry", lambda: {**methods.BUILTIN, "thing": entry})
     path = write(tmp_path, SMALL.replace("mixup", "thing"))
-    assert cli.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+    assert main.run(["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
     shown = capsys.readouterr().out
     assert "thing: not available: " in shown
     assert shown.count(": to do") == 2
@@ -637,7 +645,7 @@ def test_a_plug_in_that_cannot_be_had_is_a_row_with_its_reason(
 
 def test_the_help_and_a_plan_need_no_ray() -> None:
     code = (
-        "import sys, benchmarks.sweeping, benchmarks.rounds, benchmarks.search;"
+        "import sys, benchmarks.cli.sweep, benchmarks.studies.rounds, benchmarks.studies.search;"
         "print([m for m in ('ray', 'tensorboardX', 'optuna') if m in sys.modules])"
     )
     shown = subprocess.check_output([sys.executable, "-c", code], text=True)
@@ -667,7 +675,7 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
             reasons.add(built.supports(task_of(entry.kind if entry else "multi-class"), spec))
         assert "" in reasons, f"{row} runs nowhere: {reasons}"
     if made.tune is not None:
-        from benchmarks.search import listed
+        from benchmarks.studies.search import listed
 
         for table in plan.tables:
             for row in table.rows:

@@ -15,28 +15,25 @@ from typing import Any
 
 import pytest
 
-from analysis import question
-from benchmarks import (
-    arguments,
+from analysis import question, runs
+from analysis.runs import Status
+from benchmarks.cli import arguments, main
+from benchmarks.cli.sweep import _address as address_of
+from benchmarks.running import (
     capacity,
     cleanup,
-    cli,
-    execution,
-    pool,
-    rounds,
-    runs,
-    study,
-    sweep,
+    cluster,
+    disk,
+    local,
 )
-from benchmarks.board import Board, duration
-from benchmarks.execution import Options
-from benchmarks.pool import Problem
-from benchmarks.rounds import Job, Ledger
-from benchmarks.runs import Status
-from benchmarks.search import Ladder
-from benchmarks.study import Costs, Plan
-from benchmarks.sweeping import _address as address_of
-from benchmarks.trainer import Interrupted
+from benchmarks.running.disk import Options
+from benchmarks.running.display import Board, duration
+from benchmarks.running.local import Problem
+from benchmarks.studies import rounds, study
+from benchmarks.studies.rounds import Job, Ledger
+from benchmarks.studies.search import Ladder
+from benchmarks.studies.study import Costs, Plan
+from benchmarks.training.trainer import Interrupted
 from tests import sweeping
 
 MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
@@ -136,7 +133,7 @@ def test_the_bits_are_those_of_one_process(
 ) -> None:
     (table,) = Plan(healthy, place).tables
     (cell,) = table.cells()
-    execution.execute(cell.run, cell.recorded, tmp_path, Options(data_root=place), cell.benchmark)
+    disk.execute(cell.run, cell.recorded, tmp_path, Options(data_root=place), cell.benchmark)
     ours, theirs = sweeping.numbers(place / "runs"), sweeping.numbers(tmp_path)
     assert ours[cell.run.id] == theirs[cell.run.id]
 
@@ -150,8 +147,8 @@ def test_compare_after_a_sweep_trains_nothing(
     def never(*arguments: Any) -> dict[str, Any]:
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(pool, "run_all", never)
-    code = cli.run(
+    monkeypatch.setattr(local, "run_all", never)
+    code = main.run(
         ["compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn",
          "--width", "0.25", "--methods", "none", "--seeds", "1", "--epochs", "3",
          "--out", str(place / "runs"), "--device", "cpu"]
@@ -169,16 +166,16 @@ def test_again_nothing_is_trained_and_failures_stay_told(
     def never(*arguments: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(sweep, "opened", never)
+    monkeypatch.setattr(cluster, "opened", never)
     monkeypatch.syspath_prepend(str(place))
     out = place / "runs"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert cli.run(["sweep", str(place / "some.yaml"), "--out", str(out)]) == 1
+    assert main.run(["sweep", str(place / "some.yaml"), "--out", str(out)]) == 1
     assert capsys.readouterr().err.count("not done: ") == 3
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert after == before
     dry = ["sweep", str(place / "some.yaml"), "--out", str(out), "--dry-run", "--retry-failed"]
-    assert cli.run(dry) == 0
+    assert main.run(dry) == 0
     assert "4 runs: 1 done, 3 failed; 3 to do" in capsys.readouterr().out
 
 
@@ -208,17 +205,17 @@ def state_of(
     healthy: study.Study,
     retries: int = 1,
     ladder: Ladder | None = None,
-) -> sweep._State:
+) -> cluster._State:
     """The driver's knowledge of these jobs, without a driver."""
     flag = root / "flag"
-    flag.write_text(sweep.GO)
+    flag.write_text(cluster.GO)
     board = Board(len(jobs), 2, Costs())
     board.begin([job.first for job in jobs])
     quiet = replace(healthy, tensorboard=False)
-    cluster = sweep.Cluster("", 2, 1.0, 0.0, 1)
+    machine = cluster.Cluster("", 2, 1.0, 0.0, 1)
     ledger = Ledger(root, retries)
-    task = sweep._Task(tuple(jobs), ladder, ledger, Options(), quiet, cluster, flag, root)
-    return sweep._State(task, board)
+    task = cluster._Task(tuple(jobs), ladder, ledger, Options(), quiet, machine, flag, root)
+    return cluster._State(task, board)
 
 
 @pytest.fixture
@@ -297,7 +294,7 @@ def test_a_trial_that_is_pruned_is_ended_on_disk(
     ],
 )  # fmt: skip
 def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:
-    told, whole = sweep._death(text)
+    told, whole = cluster._death(text)
     assert reason in told
     assert whole is machine
 
@@ -305,14 +302,14 @@ def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:
 def test_a_run_ends_with_the_flag_of_its_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "LOOK_SECONDS", 0.0)
-    with sweep._flag(tmp_path) as flag:
-        ends = sweep._stopped(flag)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.0)
+    with cluster._flag(tmp_path) as flag:
+        ends = cluster._stopped(flag)
         assert not ends()
-        sweep._write(flag, sweep.STOP)
+        cluster._write(flag, cluster.STOP)
         assert ends()
     assert not flag.exists()
-    assert sweep._stopped(flag)(), "a sweep that is gone has no flag"
+    assert cluster._stopped(flag)(), "a sweep that is gone has no flag"
 
 
 def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
@@ -320,9 +317,9 @@ def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
 ) -> None:
     dead = tmp_path / ".sweep-dead"
     dead.write_text("go")
-    with sweep._flag(tmp_path) as living:
+    with cluster._flag(tmp_path) as living:
         assert not dead.exists()
-        with sweep._flag(tmp_path):
+        with cluster._flag(tmp_path):
             assert living.exists()
 
 
@@ -344,15 +341,15 @@ def test_more_than_this_machine_has_is_refused_before_ray_starts(
         ray: Any = None
         for workers in (None, 1):
             with pytest.raises(study.StudyError, match=part):
-                sweep._start(ray, tmp_path, asked, workers)
+                cluster._start(ray, tmp_path, asked, workers)
 
 
 def test_a_results_folder_that_is_another_one_there_is_told(tmp_path: Path) -> None:
-    with sweep._flag(tmp_path) as flag:
-        assert sweep.check_here(str(tmp_path), flag.name, Options(), []) == []
+    with cluster._flag(tmp_path) as flag:
+        assert cluster.check_here(str(tmp_path), flag.name, Options(), []) == []
         other = tmp_path / "elsewhere"
         other.mkdir()
-        (text,) = sweep.check_here(str(other), flag.name, Options(), [])
+        (text,) = cluster.check_here(str(other), flag.name, Options(), [])
     assert "storage that all machines share" in text
 
 
@@ -374,10 +371,10 @@ class FakeRay:
 
 def test_a_ray_that_others_may_reach_is_refused(healthy: study.Study, tmp_path: Path) -> None:
     ray: Any = FakeRay()
-    assert sweep._start(ray, tmp_path, healthy, 1).workers == 1
+    assert cluster._start(ray, tmp_path, healthy, 1).workers == 1
     ray = FakeRay("10.0.0.7")
     with pytest.raises(study.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
-        sweep._start(ray, tmp_path, healthy, 1)
+        cluster._start(ray, tmp_path, healthy, 1)
 
 
 def test_a_dashboard_says_where_it_is_and_what_it_needs(
@@ -390,11 +387,11 @@ def test_a_dashboard_says_where_it_is_and_what_it_needs(
     asked = replace(healthy, dashboard=True)
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
     with pytest.raises(study.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
-        sweep._start(ray, tmp_path, asked, 1)
+        cluster._start(ray, tmp_path, asked, 1)
     there = types.ModuleType("ray.dashboard.optional_deps")
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", there)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    sweep._start(ray, tmp_path, asked, 1)
+    cluster._start(ray, tmp_path, asked, 1)
     assert "Dashboard: http://127.0.0.1:8265, token secret" in capsys.readouterr().err
 
 
@@ -410,7 +407,7 @@ def test_a_cluster_that_cannot_be_joined_says_why(
 ) -> None:
     ray: Any = FakeRay(error=error)
     with pytest.raises(study.StudyError, match=part):
-        sweep._join(ray, "ray://x:1", healthy, None)
+        cluster._join(ray, "ray://x:1", healthy, None)
 
 
 def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_file(
@@ -438,11 +435,11 @@ def test_callbacks_get_what_the_file_says_before_ray_starts(
     fake = types.ModuleType("ray.air.integrations.wandb")
     vars(fake)["WandbLoggerCallback"] = Callback
     monkeypatch.setitem(sys.modules, "ray.air.integrations.wandb", fake)
-    assert len(sweep._loggers(replace(healthy, wandb={"project": "mine"}))) == 1
+    assert len(cluster._loggers(replace(healthy, wandb={"project": "mine"}))) == 1
     assert given == [{"project": "mine"}]
     with pytest.raises(study.StudyError, match=r"wandb: TypeError: .*'projekt'"):
-        sweep._loggers(replace(healthy, wandb={"projekt": "mine"}))
-    assert sweep._loggers(healthy) == []
+        cluster._loggers(replace(healthy, wandb={"projekt": "mine"}))
+    assert cluster._loggers(healthy) == []
 
 
 def line(epoch: int) -> dict[str, Any]:
@@ -451,7 +448,7 @@ def line(epoch: int) -> dict[str, Any]:
 
 def test_the_last_epoch_and_the_test_metrics_are_told() -> None:
     told: list[dict[str, Any]] = []
-    progress = sweep._Told(told.append, 0)
+    progress = cluster._Told(told.append, 0)
     for epoch in (1, 2, 3):
         progress.epoch(epoch, line(epoch))
     progress.note("at once")
@@ -470,17 +467,17 @@ def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
     told: list[dict[str, Any]] = []
     folder = runs.folder_of(tmp_path, job.first.run)
     folder.mkdir()
-    cluster = sweep.Place((job,), tmp_path, Options(data_root=place), tmp_path / "flag")
+    where = cluster.Place((job,), tmp_path, Options(data_root=place), tmp_path / "flag")
     with runs.locked(folder):
         begin = time.monotonic()
         with pytest.raises(Interrupted):
-            sweep._leg(job.first, cluster, cluster.options, 0, lambda: bool(told), told.append)
+            cluster._leg(job.first, where, where.options, 0, lambda: bool(told), told.append)
         assert time.monotonic() - begin < 10
     (note,) = told[0]["notes"]
     assert "none, seed 0: waiting, " in note
     assert f"is held by process {os.getpid()}" in note
     told.clear()
-    sweep._leg(job.first, cluster, cluster.options, 0, lambda: False, told.append)
+    cluster._leg(job.first, where, where.options, 0, lambda: False, told.append)
     assert told[-1]["epoch"] == 3
     assert "test_auc" in told[-1]
     assert runs.status_of(folder).state == "done"
@@ -513,7 +510,7 @@ def test_temporary_files_lie_where_sockets_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
-    folder = sweep._private_folder()
+    folder = cluster._private_folder()
     try:
         assert len(str(folder)) < 45
         assert folder.stat().st_mode & 0o077 == 0, "closed to others"
@@ -572,8 +569,8 @@ def test_folders_of_dead_sweeps_are_removed(monkeypatch: pytest.MonkeyPatch) -> 
         for folder in (dead, living):
             folder.mkdir()
             (folder / "owner").touch()
-        with sweep._held(living / "owner"):
-            sweep.remove_stale()
+        with cluster._held(living / "owner"):
+            cluster.remove_stale()
         assert not dead.exists()
         assert living.exists()
 

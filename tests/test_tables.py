@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import records
+from analysis import metrics, records
+from analysis.comparison import (
+    Row,
+    advised,
+    comparison,
+    cost_ratio,
+    difference,
+)
 from analysis.records import ATTACK, Record
+from analysis.runs import Run
 from analysis.stats import population_interval
-from analysis.tables import Row, advised, comparison, cost_ratio, difference
-from benchmarks import metrics
-from benchmarks.runs import Run
 
 RUN = Run(benchmark="b", data="", model="small_cnn", method="none")
 TARGETS = np.arange(60) % 3

@@ -17,13 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 
 import methods
-from benchmarks import metrics, models, runs, trainer
+from analysis import metrics, runs
+from analysis.runs import PRESETS, Run, Training
 from benchmarks.contract import CASES, Case, splits
-from benchmarks.data import NotApplicable, Splits, rows_from_tensors
-from benchmarks.runs import PRESETS, Run, Training
-from benchmarks.seeding import seed_global
-from benchmarks.tasks import task_of
-from benchmarks.trainer import TrainingFailed, fit, learning_rate, make_optimizer
+from benchmarks.data.seeding import seed_global
+from benchmarks.data.splits import NotApplicable, Splits, rows_from_tensors
+from benchmarks.training import models, trainer
+from benchmarks.training.tasks import task_of
+from benchmarks.training.trainer import (
+    TrainingFailed,
+    fit,
+    learning_rate,
+    make_optimizer,
+)
 from methods.base import Batch, Context, Method, Spec
 from methods.branches import BranchedNorm
 

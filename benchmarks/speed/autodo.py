@@ -11,8 +11,13 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from benchmarks.data import Splits
-from benchmarks.speed.loop import Loop, clock, described, random_splits
+from benchmarks.data.splits import Splits
+from benchmarks.speed.loop import (
+    Loop,
+    clock,
+    described,
+    random_splits,
+)
 from methods import build
 from methods.autodo import AutoDO
 from methods.base import Spec

@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from benchmarks import models
-from benchmarks.data import Splits
-from benchmarks.machine import describe_device
-from benchmarks.runs import Run, Training
-from benchmarks.trainer import fit
+from analysis.runs import Run, Training
+from benchmarks.data.splits import Splits
+from benchmarks.training import models
+from benchmarks.training.machine import describe_device
+from benchmarks.training.trainer import fit
 from methods import build
 from methods.base import Spec
 

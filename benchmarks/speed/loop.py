@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from benchmarks import models
-from benchmarks.context import TrainingContext
-from benchmarks.data import Splits, training_order
-from benchmarks.machine import describe_device
-from benchmarks.runs import Training
-from benchmarks.seeding import seed_global
-from benchmarks.tasks import task_of
-from benchmarks.trainer import _step, check_fits, make_optimizer
+from analysis.runs import Training
+from benchmarks.data.seeding import seed_global
+from benchmarks.data.splits import Splits, training_order
+from benchmarks.training import models
+from benchmarks.training.context import TrainingContext
+from benchmarks.training.machine import describe_device
+from benchmarks.training.tasks import task_of
+from benchmarks.training.trainer import _step, check_fits, make_optimizer
 from methods import build, canonical
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks import models
-from benchmarks.machine import describe_device
+from benchmarks.training import models
+from benchmarks.training.machine import describe_device
 from methods.base import Batch, Spec
 from methods.randaugment import RandAugment
 

@@ -12,8 +12,13 @@ import tyro
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.data import Splits
-from benchmarks.speed.loop import Loop, clock, described, random_splits
+from benchmarks.data.splits import Splits
+from benchmarks.speed.loop import (
+    Loop,
+    clock,
+    described,
+    random_splits,
+)
 from methods.saflex import Saflex
 
 CYCLE = 4

@@ -15,10 +15,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from benchmarks.cells import Row, make_cell, training_of
-from benchmarks.data import Protocol, arrays_of
-from benchmarks.execution import Options, execute
-from benchmarks.names import parse_benchmark
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import Protocol, arrays_of
+from benchmarks.running.disk import Options, execute
+from benchmarks.studies.cells import Row, make_cell, training_of
 from methods.base import Spec
 
 ROWS, BATCH = 40, 4

@@ -1,0 +1,1 @@
+"""The page on a folder of runs: tables, sentences, figures."""

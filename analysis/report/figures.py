@@ -1,0 +1,643 @@
+"""From the rows of a comparison, and from the blocks of a report, to their figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis import metrics
+from analysis.blocks import (
+    CORRUPTIONS,
+    NONE,
+    Block,
+    Column,
+    Entry,
+    call_in,
+)
+from analysis.comparison import POINTS, Row, difference
+from analysis.findings import Finding, mean_ranks, scores
+from analysis.records import Record
+from analysis.report import plots
+from analysis.report.plots import (
+    Band,
+    Bar,
+    Curve,
+    Front,
+    Panel,
+    Point,
+    Shares,
+    Span,
+    Stack,
+    forest,
+)
+from analysis.report.tables import folds_note, patients_note, variants
+from analysis.stats import Interval
+from methods.naming import call_of, render
+
+LONG = 12
+"""Letters from which on an upstream's name is written as U."""
+MOST = 14
+"""Rows that a figure of lines can hold and still be read."""
+BINS = 10
+"""of confidence in a reliability diagram"""
+FEW_ROWS = 5
+"""A bin of confidence with fewer rows is not drawn."""
+MOST_CLASSES = 20
+MANY = f", or where more than {plots.BANDS} rows would hide each other"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure: its files, and what it shows in words."""
+
+    name: str
+    title: str
+    caption: str
+    paths: tuple[Path, ...]
+
+
+def draw_forest(rows: Sequence[Row], path: Path, when: str = "last") -> None:
+    """Draw test accuracy of rows on one benchmark, and their differences to the first row.
+
+    A long upstream that several rows share is called U.
+
+    Raises:
+        ValueError: no run has ended with a result.
+    """
+    done = [record for row in rows for record in row.records if record.done]
+    if not done:
+        raise ValueError("no run has ended with a result")
+    upstream = common_upstream(rows)
+    names = [row.name.replace(upstream, "U") if upstream else row.name for row in rows]
+    bars = []
+    for row, name in zip(rows, names, strict=True):
+        found = difference(row, rows[0], "accuracy", when) if row is not rows[0] else None
+        accuracies = [
+            POINTS * each.metric("accuracy", when=when) for each in row.by_seed().values()
+        ]
+        bars.append(
+            Bar(
+                name=name,
+                values=[value for value in accuracies if not math.isnan(value)],
+                difference=math.nan if found is None else found.estimate,
+                training=_ends(found.training) if found is not None else None,
+                population=_ends(found.population) if found is not None else None,
+            )
+        )
+    run = done[0].run
+    seeds = len({record.run.seed for record in done})
+    forest(
+        bars,
+        base=names[0],
+        title=f"{run.benchmark}, {run.model}, {run.training.epochs} epochs, protocol "
+        f"{run.protocol}, {seeds} seeds",
+        note=f"U = {upstream}" if upstream else "",
+        axis_name="test accuracy, %",
+        path=path,
+    )
+
+
+def common_upstream(rows: Sequence[Row]) -> str:
+    """The long upstream that stands in most of the names, or an empty text."""
+    names = [row.name for row in rows]
+    counts = {
+        row.upstream: sum(row.upstream in name for name in names)
+        for row in rows
+        if len(row.upstream) >= LONG
+    }
+    best = max(counts, key=lambda upstream: counts[upstream], default="")
+    return best if counts.get(best, 0) > 1 else ""
+
+
+def _ends(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval.low, interval.high)
+
+
+def draw_all(
+    block: Block, found: Sequence[Finding], margin: float, folder: Path, suffixes: Sequence[str]
+) -> list[Figure]:
+    """Every figure that the runs of a block can fill, in the order of a report."""
+    made = []
+    for name, maker in MAKERS.items():
+        paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
+        told = maker(_Drawing(block, found, margin), paths)
+        if told is not None:
+            made.append(Figure(name, *told, paths))
+        for column in block.columns:
+            column.forget()
+    return made
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What the figures of a block are drawn from."""
+
+    block: Block
+    found: Sequence[Finding]
+    margin: float
+
+    @property
+    def columns(self) -> list[Column]:
+        return [column for column in self.block.columns if column.done]
+
+    def shown(self, kept: Container[str] = ()) -> tuple[list[Entry], str]:
+        """Rows for a figure of lines, no controls, and what is said of those left out.
+
+        ``none`` goes first, then the rows that are to be kept, then those of the highest accuracy.
+        """
+        there = {
+            entry: mean for entry in self.block.compared if (mean := self._mean(entry)) is not None
+        }
+        if len(there) <= MOST:
+            return list(there), ""
+        wanted = sorted(there, key=lambda e: (e.name != NONE, e.name not in kept, -there[e]))[:MOST]
+        what = "none, then those that no other beats in both, then" if kept else "none, then"
+        return (
+            [entry for entry in there if entry in wanted],
+            f" Of {len(there)} rows {MOST} are drawn: {what} those of the highest accuracy.",
+        )
+
+    def _mean(self, entry: Entry) -> float | None:
+        """Accuracy less the mean of all rows, over the data sets it has; None where it has none."""
+        own = [
+            float(np.mean(values)) - self._middle[column.name]
+            for column in self.columns
+            if (values := scores(column.rows[entry.name]))
+        ]
+        return float(np.mean(own)) if own else None
+
+    @cached_property
+    def _middle(self) -> dict[str, float]:
+        """Mean accuracy over the rows of each data set."""
+        return {
+            column.name: float(
+                np.mean([np.mean(v) for row in column.rows.values() if (v := scores(row))])
+            )
+            for column in self.columns
+        }
+
+    def short(self, names: Sequence[str]) -> tuple[list[str], str]:
+        """Names with a long upstream that most share written as U, and what U is."""
+        rows = [Row(each.name, each.upstream, ()) for each in self.block.entries]
+        upstream = common_upstream(rows)
+        if not upstream:
+            return list(names), ""
+        return [name.replace(upstream, "U") for name in names], f" U = {upstream}."
+
+
+Paths = Sequence[Path]
+Told = tuple[str, str] | None
+"""Title and caption of a figure; None where there is nothing to draw."""
+
+
+def _differences(drawing: _Drawing, paths: Paths) -> Told:
+    labels = list(dict.fromkeys((each.row, each.base) for each in drawing.found))
+    panels = []
+    for column in drawing.columns:
+        of = {(f.row, f.base): f.difference for f in drawing.found if f.column == column.name}
+        spans = [
+            None
+            if (made := of.get(label)) is None
+            else Span(made.estimate, _ends(made.training), _ends(made.population))
+            for label in labels
+        ]
+        if any(spans):
+            panels.append((column.name, spans))
+    if not panels:
+        return None
+    names, note = drawing.short([f"{row} over {base}" for row, base in labels])
+    plots.intervals(panels, names, drawing.margin, "points of accuracy", paths)
+    few = all(span is None or span.population is None for _, spans in panels for span in spans)
+    told = "fewer than four seeds: no interval is drawn" if few else (
+        "thin: population (other seeds and images), thick: training (other seeds)"
+    )  # fmt: skip
+    cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])
+    return "Paired differences in test accuracy", (
+        f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
+        f"of {drawing.margin:g} points.{note}"
+    )
+
+
+def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
+    fronts = []
+    for column in drawing.columns:
+        points = []
+        for entry in drawing.block.compared:
+            accuracies = scores(column.rows[entry.name])
+            records = column.rows[entry.name].by_seed().values()
+            if accuracies:
+                seconds = np.mean([each.result["cost"]["charged_seconds"] for each in records])
+                sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else math.nan
+                points.append(Point(entry.name, float(seconds), float(np.mean(accuracies)), sd))
+        if points:
+            fronts.append((column.name, points, [points[each].name for each in pareto(points)]))
+    if not fronts:
+        return None
+    # The line is that of all rows: what none of them beats goes before what is merely accurate.
+    entries, left_out = drawing.shown(frozenset().union(*(best for _, _, best in fronts)))
+    names, note = drawing.short([entry.name for entry in entries])
+    renamed = dict(zip([entry.name for entry in entries], names, strict=True))
+    panels = []
+    for heading, points, best in fronts:
+        drawn = [each for each in points if each.name in renamed]
+        there = [each.name for each in drawn]
+        front = [there.index(name) for name in best if name in there]
+        panels.append(
+            Front(heading, [each._replace(name=renamed[each.name]) for each in drawn], front)
+        )
+    plots.fronts(panels, names, ("charged seconds a run", "test accuracy, %"), paths)
+    return "Accuracy against charged time", (
+        "Mean over seeds; whiskers: one standard deviation over seeds (none with one seed). Grey "
+        f"line: rows that no other beats in both.{left_out}{note}"
+    )
+
+
+def pareto(points: Sequence[Point]) -> list[int]:
+    """Places of the points of which no other is as cheap and better, by rising cost."""
+    order = sorted(range(len(points)), key=lambda each: (points[each].x, -points[each].y))
+    front: list[int] = []
+    for each in order:
+        if not front or points[each].y > points[front[-1]].y:
+            front.append(each)
+    return front
+
+
+def _learning(drawing: _Drawing, paths: Paths) -> Told:
+    entries, left_out = drawing.shown()
+    names, note = drawing.short([entry.name for entry in entries])
+    panels = []
+    for column in drawing.columns:
+        by_epoch, by_time = [], []
+        for entry, name in zip(entries, names, strict=True):
+            paths_of_seeds = [_path(each) for each in column.rows[entry.name].by_seed().values()]
+            kept = [each for each in paths_of_seeds if each is not None]
+            if not kept:
+                continue
+            epochs = min(len(auc) for auc, _ in kept)
+            auc = np.array([each[:epochs] for each, _ in kept])
+            seconds = np.array([each[:epochs] for _, each in kept]).mean(axis=0)
+            middle = auc.mean(axis=0)
+            sd = auc.std(axis=0, ddof=1) if len(auc) > 1 else np.zeros(epochs)
+            low, high = (middle - sd).tolist(), np.minimum(middle + sd, 1).tolist()
+            by_epoch.append(Curve(name, list(range(1, epochs + 1)), middle.tolist(), low, high))
+            by_time.append(Curve(name, seconds.tolist(), middle.tolist(), low, high))
+        if by_epoch:
+            panels.append(Panel(column.name, "epoch", "select AUC", by_epoch))
+            panels.append(Panel(column.name, "charged seconds", "select AUC", by_time))
+    if not panels:
+        return None
+    plots.curves(panels, names, paths)
+    return "Learning curves", (
+        "AUC on the select split after each epoch, against epochs and against charged time; band: "
+        f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
+    )
+
+
+def _path(record: Record) -> tuple[list[float], list[float]] | None:
+    """Select AUC and charged seconds up to each epoch; None where none is defined."""
+    times = record.lines_of("timing.jsonl")
+    auc = [float(line["select"]["auc"]) for line in record.lines if "select" in line]
+    seconds = np.cumsum([line["charged_seconds"] for line in times]).tolist()
+    if not auc or len(auc) != len(seconds) or any(map(math.isnan, auc)):
+        return None
+    return auc, seconds
+
+
+def _ranks(drawing: _Drawing, paths: Paths) -> Told:
+    found = mean_ranks(drawing.block)
+    if found is None or len(found[0]) < 3:
+        return None
+    names, ranks, sets = found
+    shown, note = drawing.short(names)
+    title = f"{len(names)} rows over {sets} data sets"
+    plots.critical_difference(
+        shown, ranks.mean.tolist(), ranks.critical_difference, ranks.groups, title, paths
+    )
+    return "Mean ranks with the critical difference", (
+        f"Ranks of mean test accuracy over {sets} data sets; Nemenyi, 5 %. With few data sets the "
+        f"critical difference is wide.{note}"
+    )
+
+
+def _recall(drawing: _Drawing, paths: Paths) -> Told:
+    labels = list(dict.fromkeys((each.row, each.base) for each in drawing.found))
+    tables = []
+    for column in drawing.columns:
+        classes = column.done[0].result["data"]["classes"]
+        if len(classes) > MOST_CLASSES:
+            continue
+        values = np.full((len(labels), len(classes)), math.nan)
+        for place, (row, base) in enumerate(labels):
+            ours, theirs = column.rows[row].by_seed(), column.rows[base].by_seed()
+            seeds = ours.keys() & theirs.keys()
+            if seeds:
+                changes = [_recalls(ours[seed]) - _recalls(theirs[seed]) for seed in seeds]
+                values[place] = POINTS * np.mean(changes, axis=0)
+        if not np.isnan(values).all():
+            tables.append((column.name, classes, values))
+    if not tables:
+        return None
+    names, note = drawing.short([f"{row} over {base}" for row, base in labels])
+    plots.maps(tables, names, paths)
+    return "Change of recall, class by class", (
+        "Points of test recall that a row gains (purple) or loses (orange) over its base, mean "
+        f"over paired seeds; no interval is given for a single class.{note}"
+    )
+
+
+def _recalls(record: Any) -> np.ndarray:
+    values = record.result["metrics"]["last"]["test"]["recall"]
+    return np.array([math.nan if value is None else value for value in values], dtype=float)
+
+
+def _calibration(drawing: _Drawing, paths: Paths) -> Told:
+    entries, left_out = drawing.shown()
+    names, note = drawing.short([entry.name for entry in entries])
+    panels = []
+    for column in drawing.columns:
+        if column.done[0].kind == "multi-label":
+            continue
+        made = []
+        for entry, name in zip(entries, names, strict=True):
+            records = list(column.rows[entry.name].by_seed().values())
+            if records:
+                made.append(_reliability(name, records))
+            column.forget()
+        panels.append(Panel(column.name, "confidence", "share right", made, diagonal=True))
+    if not panels:
+        return None
+    plots.curves(panels, names, paths)
+    return "Calibration", (
+        "Share of test images predicted right against the probability of the prediction, in ten "
+        f"bins, all seeds together; bins of fewer than {FEW_ROWS} rows are left out. On the grey "
+        f"line a network is as often right as it says; below it is too sure.{left_out}{note}"
+    )
+
+
+def _reliability(name: str, records: Sequence[Any]) -> Curve:
+    tops, rights = [], []
+    for record in records:
+        logits = record.predictions["test_last_logits"]
+        tops.append(metrics.probabilities(logits, record.kind).max(axis=1))
+        rights.append(record.item_values("accuracy"))
+    top, right = np.concatenate(tops), np.concatenate(rights)
+    bins = np.minimum((top * BINS).astype(int), BINS - 1)
+    kept = [each for each in range(BINS) if (bins == each).sum() >= FEW_ROWS]
+    x = [float(top[bins == each].mean()) for each in kept]
+    y = [float(right[bins == each].mean()) for each in kept]
+    return Curve(name, x, y, y, y)
+
+
+def _phases(drawing: _Drawing, paths: Paths) -> Told:
+    entries = [
+        entry
+        for entry in drawing.block.entries
+        if any(column.rows[entry.name].by_seed() for column in drawing.columns)
+    ]
+    panels = []
+    for column in drawing.columns:
+        costs = [
+            [each.result["cost"] for each in column.rows[entry.name].by_seed().values()]
+            for entry in entries
+        ]
+        phases = list(dict.fromkeys(key for of in costs for cost in of for key in cost["phases"]))
+        parts = {
+            phase: [
+                float(np.median([cost["phases"].get(phase, 0) / cost["epochs"] for cost in of]))
+                if of
+                else math.nan
+                for of in costs
+            ]
+            for phase in phases
+        }
+        panels.append(Stack(column.name, parts))
+    if not panels:
+        return None
+    names, note = drawing.short([entry.name for entry in entries])
+    plots.stacks(panels, names, "charged seconds an epoch", paths)
+    return "Where the time goes", f"Charged seconds an epoch by phase, medians over seeds.{note}"
+
+
+def _robustness(drawing: _Drawing, paths: Paths) -> Told:
+    entries, left_out = drawing.shown()
+    names, note = drawing.short([entry.name for entry in entries])
+    panels = []
+    for heading, parameter, levels in corrupted(drawing.columns):
+        made = []
+        for entry, name in zip(entries, names, strict=True):
+            of = [(level, scores(column.rows[entry.name])) for level, column in levels]
+            curve = _curve(name, [(level, values) for level, values in of if values])
+            if curve is not None:
+                made.append(curve)
+        if made:
+            panels.append(Panel(heading, parameter, "test accuracy, %", made))
+    if not panels:
+        return None
+    plots.curves(panels, names, paths)
+    return "Robustness to corrupted labels and classes", (
+        "Mean test accuracy against the share of wrong labels or the imbalance of classes; band: "
+        f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
+    )
+
+
+def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[float, Column]]]]:
+    """Data sets that differ in one corruption alone: heading, its name, and a column a level."""
+    for parameter in CORRUPTIONS:
+        groups: dict[str, list[tuple[float, Column]]] = {}
+        for column in columns:
+            call = call_in(column.benchmark)
+            if call is None:
+                continue
+            given = dict(call.arguments)
+            level = given.pop(parameter, 0 if parameter == "noise" else 1)
+            rest = render(call_of(call.name, given))
+            # The name of a user's own data set has its file before the arguments.
+            written = column.benchmark.removeprefix(call.name)
+            kept = rest.removeprefix(call.name)
+            own = column.name.replace(written, kept) if written else column.name
+            if isinstance(level, int | float):
+                groups.setdefault(own, []).append((float(level), column))
+        for heading, levels in groups.items():
+            if len(levels) > 1:
+                yield heading, parameter, sorted(levels, key=lambda each: each[0])
+
+
+def _curve(name: str, points: Sequence[tuple[float, Sequence[float]]]) -> Curve | None:
+    """Mean and one standard deviation of the scores at each place; None where there are none."""
+    if not points:
+        return None
+    middle = [float(np.mean(values)) for _, values in points]
+    sd = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for _, values in points]
+    low = [m - s for m, s in zip(middle, sd, strict=True)]
+    high = [m + s for m, s in zip(middle, sd, strict=True)]
+    return Curve(name, [place for place, _ in points], middle, low, high)
+
+
+def _sensitivity(drawing: _Drawing, paths: Paths) -> Told:
+    panels, names = [], []
+    for (method, upstream), rows in variants(drawing.block).items():
+        for argument in dict.fromkeys(key for _, given in rows for key in given):
+            lines: dict[str, list[tuple[str, Entry]]] = {}
+            for entry, given in rows:
+                rest = {key: value for key, value in given.items() if key != argument}
+                told = ", ".join(f"{key}={value}" for key, value in rest.items())
+                label = f"{method}({told})" if told else method
+                lines.setdefault(label, []).append((given.get(argument, "default"), entry))
+            lines = {label: points for label, points in lines.items() if len(points) > 1}
+            if not lines:
+                continue
+            ticks = sorted({value for of in lines.values() for value, _ in of}, key=_rising)
+            names += [label for label in lines if label not in names]
+            over = drawing.short([upstream])[0][0]
+            for column in drawing.columns:
+                made = []
+                for label, points in lines.items():
+                    ordered = sorted(points, key=lambda each: ticks.index(each[0]))
+                    of = [(ticks.index(v), scores(column.rows[e.name])) for v, e in ordered]
+                    curve = _curve(
+                        label, [(float(place), values) for place, values in of if values]
+                    )
+                    if curve is not None:
+                        made.append(curve)
+                heading = f"{column.name}, {method} over {over}"
+                panels.append(Panel(heading, argument, "test accuracy, %", made, ticks))
+    panels = [panel for panel in panels if panel.curves][:MOST]
+    if not panels or len(names) > 2 * MOST:
+        return None
+    plots.curves(panels, names, paths)
+    return "Sensitivity to hyper-parameters", (
+        "Mean test accuracy of rows that differ in one argument alone; default: the argument is "
+        "not given. Band: one standard deviation over seeds. A value chosen here was chosen on the "
+        f"test split.{drawing.short(['U'])[1]}"
+    )
+
+
+def _rising(value: str) -> tuple[int, float, str]:
+    """Default first, numbers by size, then words."""
+    try:
+        return 1, float(value), value
+    except ValueError:
+        return (0, 0.0, value) if value == "default" else (2, 0.0, value)
+
+
+def _weights(drawing: _Drawing, paths: Paths) -> Told:
+    panels = []
+    for column, entry, arrays in _learned(drawing, "weight"):
+        samples: dict[str, list[np.ndarray]] = {}
+        for learned, wrong in arrays:
+            seen = learned["seen"] > 0
+            if not wrong:
+                samples.setdefault("rows", []).append(learned["weight"][seen])
+            else:
+                mislabelled = np.isin(np.arange(len(seen)), wrong["rows"])
+                samples.setdefault("right label", []).append(learned["weight"][seen & ~mislabelled])
+                samples.setdefault("wrong label", []).append(learned["weight"][seen & mislabelled])
+        joined = {name: np.concatenate(parts) for name, parts in samples.items()}
+        name = drawing.short([entry.name])[0][0]
+        kept = {name: values for name, values in joined.items() if len(values)}
+        panels.append(Shares(f"{column.name}, {name}", "learned weight, 1: untouched", kept))
+    panels = [panel for panel in panels if panel.samples][:MOST]
+    if not panels:
+        return None
+    plots.histograms(panels, paths)
+    return "What was learned: weights", (
+        "Learned weight of training rows, all seeds together, each sample as shares of its own."
+        + drawing.short(["U"])[1]
+    )
+
+
+def _labels(drawing: _Drawing, paths: Paths) -> Told:
+    tables, classes = [], []
+    for column, entry, arrays in _learned(drawing, "label"):
+        own = column.done[0].result["data"]["classes"]
+        if len(own) > MOST_CLASSES or (classes and own != classes):
+            continue
+        known = [(learned, wrong) for learned, wrong in arrays if wrong]
+        if not known:
+            continue
+        kept = [learned["seen"][wrong["rows"]] > 0 for learned, wrong in known]
+        labels = np.concatenate(
+            [each["label"][wrong["rows"]][k] for (each, wrong), k in zip(known, kept, strict=True)]
+        )
+        true = np.concatenate(
+            [wrong["before"][k] for (_, wrong), k in zip(known, kept, strict=True)]
+        )
+        shares = [
+            labels[true == each].mean(axis=0) if (true == each).any() else np.zeros(len(own))
+            for each in range(len(own))
+        ]
+        classes = own
+        name = drawing.short([entry.name])[0][0]
+        tables.append((f"{column.name}, {name}", own, np.array(shares)))
+    tables = tables[:MOST]
+    if not tables:
+        return None
+    plots.maps(tables, classes, paths, shares=True)
+    return "What was learned: labels", (
+        "Mean learned label (columns) of the training rows whose label was corrupted, by their "
+        "true class (rows); corrected labels lie on the diagonal." + drawing.short(["U"])[1]
+    )
+
+
+def _samples(drawing: _Drawing, paths: Paths) -> Told:
+    """Of the first data set alone: the others look alike in what is done to them."""
+    column, bands = drawing.columns[0], []
+    for entry in drawing.shown()[0]:
+        stored = (r.arrays("samples.npz") for r in column.rows[entry.name].by_seed().values())
+        arrays = next((each for each in stored if each), None)
+        if arrays is None or entry.name == NONE:
+            continue
+        pairs = np.stack([arrays["drawn"], arrays["trained"]], axis=1) / 255
+        captions = ["drawn", "trained on"] * len(pairs)
+        name = drawing.short([entry.name])[0][0]
+        bands.append(Band(name, pairs.reshape(-1, *pairs.shape[2:]), captions))
+    if not bands:
+        return None
+    plots.sample_bands(bands, f"{column.name}: training images", paths)
+    return "What was learned: augmented images", (
+        "Of each row the first training images of the last epoch, as they were drawn and as the "
+        "network was trained on them, one seed; of a method that adds images the added ones, "
+        f"beside those that they were made from.{drawing.short(['U'])[1]}"
+    )
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def _learned(
+    drawing: _Drawing, name: str
+) -> Iterator[tuple[Column, Entry, list[tuple[Arrays, Arrays]]]]:
+    """What rows learned, with the corrupted labels (empty where there were none), a pair a seed."""
+    for column in drawing.columns:
+        for entry in drawing.block.entries:
+            found = []
+            for record in column.rows[entry.name].by_seed().values():
+                learned = record.arrays("learned.npz")
+                if name in learned:
+                    learned.setdefault("seen", np.ones(len(learned[name]), int))
+                    found.append((learned, record.arrays("corruption.npz")))
+            if found:
+                yield column, entry, found
+
+
+MAKERS: dict[str, Callable[[_Drawing, Paths], Told]] = {
+    "differences": _differences,
+    "cost": _cost_front,
+    "learning": _learning,
+    "ranks": _ranks,
+    "recall": _recall,
+    "calibration": _calibration,
+    "phases": _phases,
+    "robustness": _robustness,
+    "sensitivity": _sensitivity,
+    "weights": _weights,
+    "labels": _labels,
+    "samples": _samples,
+}
+"""Figures by the names of their files, in the order of a report."""

@@ -1,0 +1,116 @@
+"""Numbers that papers print, as published: never ours, never mixed with ours."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from analysis.blocks import Block, call_in, outer
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number of a paper's table, in points where it is an accuracy or an AUC."""
+
+    source: str
+    table: str
+    dataset: str
+    model: str
+    name: str
+    """method over upstream"""
+    mean: float
+    std: float
+    """nan where the paper prints none"""
+    note: str
+    """how its epoch was selected, and from where the paper took it"""
+
+
+def read(metric: str) -> list[Printed]:
+    """Every published accuracy or AUC; an error in per cent is 100 less it."""
+    text = resources.files("analysis.report").joinpath("published.csv").read_text(encoding="utf-8")
+    found = []
+    for line in csv.DictReader(text.splitlines()):
+        kind, _, unit = line["metric"].partition("_")
+        if {"error": "accuracy"}.get(kind, kind) != metric:
+            continue
+        mean = float(line["mean"]) * (1 if unit else 100)
+        note = f"epoch: {line['selection']}"
+        if kind == "error":
+            mean, note = 100 - mean, f"{note}; printed as an error"
+        if line["copied_from"]:
+            note += f"; copied from {line['copied_from']}"
+        over = f" over {line['upstream']}" if line["method"] not in ("none", "baseline") else ""
+        plain = line["upstream"] if not over else line["method"]
+        found.append(
+            Printed(
+                line["source"],
+                line["table"],
+                _dataset(line["dataset"], line["setting"]),
+                line["model"],
+                plain if over in ("", " over none") else plain + over,
+                mean,
+                float(line["std"]) * (1 if unit else 100) if line["std"] else math.nan,
+                note,
+            )
+        )
+    return found
+
+
+def _dataset(name: str, setting: str) -> str:
+    """``svhn`` under ``ir-nr=100-0.1`` is ``svhn(imbalance=100, noise=0.1)`` in our language."""
+    if not setting:
+        return name
+    imbalance, noise = setting.removeprefix("ir-nr=").split("-")
+    given = [f"imbalance={imbalance}"] * (imbalance != "1")
+    given += [f"noise={float(noise):g}"] * (float(noise) > 0)
+    return f"{name}({', '.join(given)})" if given else name
+
+
+def beside(block: Block, metric: str) -> list[tuple[str, list[Printed | None]]]:
+    """Rows of published numbers on the data sets of a block, a value or None a column.
+
+    Of the same network, whatever its width, and of data sets of the same name, size and
+    corruption; a row is one method of one table.
+    """
+    wanted = [_known(column.benchmark) for column in block.columns]
+    network = outer(block.setting["model"])
+    rows: dict[tuple[str, str, str], dict[str, Printed]] = {}
+    for each in read(metric):
+        dataset = each.dataset + ("@224" if each.model.endswith("_224") else "")
+        if each.model.removesuffix("_224") == network and dataset in wanted:
+            rows.setdefault((each.source, each.table, each.name), {})[dataset] = each
+    return [
+        (f"{name} [{source}, table {table}]", [values.get(name) for name in wanted])
+        for (source, table, name), values in rows.items()
+    ]
+
+
+def _known(benchmark: str) -> str:
+    """The benchmark as published numbers name it: arguments in order, 224 pixels as a suffix."""
+    call = call_in(benchmark)
+    if call is None:
+        return benchmark
+    given = dict(call.arguments)
+    size = given.pop("size", 28)
+    kept = {key: value for key, value in given.items() if key != "as_rgb"}
+    told = ", ".join(f"{key}={value:g}" for key, value in sorted(kept.items()) if _is_number(value))
+    if any(not _is_number(value) for value in kept.values()) or size not in (28, 224):
+        return benchmark
+    return call.name + (f"({told})" if told else "") + ("@224" if size == 224 else "")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def notes(rows: Sequence[tuple[str, list[Printed | None]]]) -> list[str]:
+    """How the epochs of published rows were selected and where copied ones come from."""
+    told: dict[str, list[str]] = {}
+    for name, values in rows:
+        for each in values:
+            if each is not None and name not in told.setdefault(each.note, []):
+                told[each.note].append(name)
+    return [f"Published, {', '.join(names)}: {note}." for note, names in told.items()]

@@ -1,0 +1,168 @@
+"""What searches of hyper-parameters found: from the ``search.json`` that a sweep leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison import POINTS, number, signed
+from analysis.question import STUDIES, QuestionError
+from analysis.report import plots, sentences
+from analysis.report.figures import Figure
+from analysis.report.formats import Group, Table, cells
+from analysis.report.plots import Curve, Panel
+
+FILE = "search.json"
+PREFIX = "search-"
+"""of the files of its tables and figures"""
+MISSING = "–"
+METRICS = {"auc": "AUC", "accuracy": "accuracy"}
+Row = Mapping[str, Any]
+"""A row of a table as the sweep has written it."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The searches of one study: every row of its tables had as many trials."""
+
+    study: str
+    rows: Sequence[Row]
+
+    @property
+    def metric(self) -> str:
+        """What chose, as it is printed."""
+        return METRICS[self.rows[0]["metric"]]
+
+    @property
+    def tables(self) -> dict[str, list[Row]]:
+        """The rows of each table."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row["table"], []).append(row)
+        return found
+
+
+def read(root: Path, study: str = "") -> list[Search]:
+    """The searches beside the runs in a folder, or those of one study.
+
+    Raises:
+        QuestionError: a file that no sweep has written so.
+    """
+    found = []
+    for path in sorted(root.glob(f"{STUDIES}/{study or '*'}/{FILE}")):
+        try:
+            search = Search(path.parent.name, json.loads(path.read_text("utf-8")))
+            if search.rows:
+                tables(search)  # whatever is missing is told here, with the file's name
+                found.append(search)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise QuestionError(f"{path}: not a search of this version ({error!r})") from error
+    return found
+
+
+def tables(search: Search) -> list[Table]:
+    """What was chosen, and what it is worth on seeds that the search has not seen."""
+    chosen = Table(
+        f"{PREFIX}{search.study}",
+        f"Search {search.study}: hyper-parameters chosen by select {search.metric}",
+        ("", "trials", "stopped early", "failed", "chosen", f"select {search.metric} ↑",
+         "regret, points ↓", "passes"),
+        tuple(
+            Group(table, tuple(cells(_chosen(row)) for row in rows))
+            for table, rows in search.tables.items()
+        ),
+        (
+            f"regret: test {search.metric} of the trial that is best on test, less that of the "
+            "chosen one; test chose nothing. The select score of a winner is too high, as it was "
+            "chosen by it: the fresh seeds tell what it is worth. passes: forward plus backward of "
+            "rows, over all trials.",
+        ),
+    )  # fmt: skip
+    fresh = Table(
+        f"{PREFIX}{search.study}-fresh",
+        f"Search {search.study}: test {search.metric} against the row as written, fresh seeds, in "
+        "points, paired by seed",
+        ("", "n", "difference", "training 95 % CI", "population 95 % CI"),
+        tuple(
+            Group(table, tuple(cells(line) for row in rows for line in _fresh(row)))
+            for table, rows in search.tables.items()
+        ),
+        (
+            "training: other seeds on these test images; population: other seeds and other images "
+            "(other patients, where they are known). Not corrected for the number of rows.",
+        ),
+    )
+    return [chosen, fresh]
+
+
+def _chosen(row: Row) -> list[object]:
+    trials = row["trials"]
+    states = Counter(each["state"] for each in trials)
+    best = next((each for each in trials if each["number"] == row["winner"]), None)
+    return [
+        row["row"],
+        len(trials),
+        states["stopped"],
+        states["failed"],
+        "nothing: not all trials have ended, or none is complete"
+        if best is None
+        else sentences.settings(best["values"]),
+        "n/a" if best is None else number(_known(best["select"]), 4),
+        number(POINTS * _known(row["regret"]), 2),
+        f"{row['passes']:,}",
+    ]
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _fresh(row: Row) -> list[list[object]]:
+    found: list[list[object]] = []
+    for each in row["fresh"]:
+        ends = [
+            f"{signed(each[name][0])} to {signed(each[name][1])}" if name in each else MISSING
+            for name in ("training", "population")
+        ]
+        given = each["difference"]
+        difference = "n/a" if given is None else signed(given)
+        if "seeds" not in each and given is not None:
+            difference = "the row as written won"
+        found.append([f"{row['row']}: {each['what']}", each.get("seeds", 0), difference, *ends])
+    return found
+
+
+def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:
+    """The score that so many trials are expected to give, on select and on test."""
+    name = f"{PREFIX}{search.study}"
+    paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
+    names = list(dict.fromkeys(row["row"] for row in search.rows))
+    plots.curves(_panels(search), names, paths)
+    return Figure(
+        name,
+        f"What more trials give, search {search.study}",
+        f"Mean {search.metric} of the trial that select chooses among so many, over all subsets of "
+        "the trials in which one was not stopped (Dodge et al., EMNLP 2019, without replacement). "
+        "Left: on select, which chooses; right: on test.",
+        paths,
+    )
+
+
+def _panels(search: Search) -> list[Panel]:
+    """Two for each table: select and test."""
+    panels = []
+    for table, rows in search.tables.items():
+        for split in ("select", "test"):
+            curves = []
+            for row in rows:
+                x = [float(each["trials"]) for each in row["expected"]]
+                y = [_known(each[split]) for each in row["expected"]]
+                if x:
+                    curves.append(Curve(row["row"], x, y, y, y))
+            panels.append(Panel(table, "trials", f"{split} {search.metric}", curves))
+    return panels

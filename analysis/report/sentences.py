@@ -1,0 +1,511 @@
+"""Sentences made from numbers; none claims what its interval does not show."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.blocks import (
+    CUT,
+    LEARNING,
+    NONE,
+    Block,
+    Column,
+    Entry,
+    bare,
+    outer,
+    variant,
+)
+from analysis.comparison import (
+    Difference,
+    advised,
+    bounds,
+    difference,
+    number,
+    signed,
+)
+from analysis.findings import HEADLINE, Finding, Overall
+from analysis.question import Question
+from analysis.records import Record
+from analysis.report.formats import Table, table
+from analysis.report.tables import (
+    DETECTABLE,
+    counted,
+    folds_note,
+    p_value,
+    patients_note,
+)
+from analysis.runs import (
+    FLAGS,
+    OPTIONS,
+    PRESETS,
+    row_name,
+    row_parts,
+)
+from analysis.stats import ALPHA, MIN_SEEDS, Interval
+from methods.naming import render, with_path
+
+MADE_FOR = {
+    "random_label": ("saflex",),
+    "self_distil": ("saflex",),
+    "norm_noise": ("lpa3",),
+}
+"""Controls that say something about one method only."""
+
+REFIT = "head_refit"
+"""The control that trains the last layer anew, on the meta rows."""
+
+RUNS = "runs"
+"""Where results lie unless told otherwise."""
+
+MOST_SENTENCES = 16
+"""Comparisons up to which each has a sentence of its own."""
+
+PROTOCOLS = {
+    "equal": "Every row has the same labelled rows; a method that learns from meta rows carves "
+    "them from these, and the others train on all of them.",
+    "paper": "The whole validation split is meta rows, on top of the training split; a row "
+    "@train+meta has as many labels as the methods.",
+}
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """A setting of hyper-parameters."""
+    if not values:
+        return "as written"
+    return ", ".join(f"{key} {render(_hashable(value))}" for key, value in values.items())
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def points(value: float) -> str:
+    """``+1.20 points``."""
+    return f"{signed(value)} points"
+
+
+def finding(each: Finding, margin: float, family: int) -> str:
+    """A comparison in one or two sentences."""
+    start = f"{each.row} over {each.base} on {each.column}"
+    made = each.difference
+    if made is None:
+        return f"{start}: no seed has a result of both."
+    if made.folds and made.seeds >= MIN_SEEDS and made.population is None:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
+            f"{made.folds} folds is not whole, nothing is inferred."
+        )
+    if made.patients == 1 and made.seeds >= MIN_SEEDS and made.population is None:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as all test images are of "
+            "one patient, nothing is inferred."
+        )
+    if made.variances is not None and not made.variances.se > 0:
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as their predictions "
+            "differ nowhere, or by the same everywhere, no variance is known and nothing is "
+            "inferred."
+        )
+    if made.population is None or each.verdict == "not tested":
+        return (
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
+            f"{MIN_SEEDS} seeds nothing is inferred."
+        )
+    kind = f"repeated {made.folds}-fold" if made.folds else "population"
+    told = (
+        f"{start}: {points(made.estimate)}, 95 % CI {bounds(made.population)} ({kind}), "
+        f"n = {seeds(made.seeds)}, family of {family}, p {_equals(each.p)} after Holm; "
+    )
+    return told + _verdict(each, made, made.population, margin)
+
+
+def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float) -> list[str]:
+    """The findings in words: over all data sets first; of very many only those decided."""
+    family = sum(each.verdict != "not tested" for each in found)
+    shown = list(found)
+    if len(found) > MOST_SENTENCES:
+        shown = [each for each in found if each.verdict not in ("undecided", "not tested")]
+    told = [overall(each, margin) for each in over]
+    told += [finding(each, margin, family) for each in shown]
+    if len(shown) < len(found):
+        told.append(
+            f"{len(found) - len(shown)} of {len(found)} comparisons are undecided or not tested; "
+            "the table below has them."
+        )
+    if not told:
+        told = ["Nothing is compared: there is one row, or none to measure the others against."]
+    return told
+
+
+def _verdict(each: Finding, made: Difference, interval: Interval, margin: float) -> str:
+    if each.verdict == "equivalent" and made.variances is not None:
+        other = ", though not 0" if each.p <= ALPHA else ""
+        narrow = bounds(made.variances.interval(1 - 2 * ALPHA))
+        return f"equivalent: within the margin of {margin:g} (90 % CI {narrow}){other}."
+    if each.verdict in ("better", "worse"):
+        so = "beyond" if each.p_within <= ALPHA else "not shown to be beyond"
+        return f"{each.verdict}, {so} the margin of {margin:g}."
+    held = interval.low <= 0 <= interval.high
+    why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
+    told = f"undecided: {why}, and equivalence within {margin:g} is not shown either."
+    if math.isnan(made.detectable):
+        return told
+    return (
+        f"{told} The smallest difference that this comparison, if it were the only one, would have "
+        f"found with 80 % power is {made.detectable:.2f} points."
+    )
+
+
+def _equals(p: float) -> str:
+    shown = p_value(p)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
+def seeds(count: int) -> str:
+    """``1 seed``, ``10 seeds``."""
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def overall(each: Overall, margin: float) -> str:
+    """A comparison over all data sets in a sentence."""
+    told = (
+        f"{each.row} over {each.base}, mean of {each.sets} data sets (n = {counted(each.seeds)}): "
+        f"{points(each.estimate)}"
+        + (f", 95 % CI {bounds(each.interval)} (these data sets)" if each.interval else "")
+        + f"; win/tie/loss {each.wins}/{each.ties}/{each.losses} at a margin of {margin:g}"
+    )
+    return f"{told}; P(improvement) {each.improvement:.2f}."
+
+
+def outcome(found: Sequence[Finding]) -> str:
+    """How many comparisons had which verdict."""
+    verdicts = ("better", "worse", "equivalent", "undecided", "not tested")
+    counts = {each: sum(f.verdict == each for f in found) for each in verdicts}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Outcome of {len(found)} comparison(s): {told}." if found else "Nothing is compared."
+
+
+def controls(
+    block: Block, found: Sequence[Finding], margin: float, name: str
+) -> tuple[list[str], Table | None]:
+    """Whether control rows explain a gain, in words and as a table.
+
+    A gain is one that ``found``, the family of the study, holds after Holm; of a comparison that
+    is not in the family one that its own interval shows, which the sentence says.
+    """
+    rows, sentences = [], []
+    family = {(each.row, each.base, each.column): each for each in found}
+    for column in block.columns:
+        for entry in block.compared:
+            beside = controls_of(block, entry)
+            base = block.baseline(entry) if beside else ""
+            gain = _gain(column, entry.name, base, family) if base else ""
+            explained = []
+            for control in beside:
+                made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
+                if made is None:
+                    continue
+                read = reading(made, margin)
+                rows.append(
+                    [f"{entry.name} over {control}", column.name, made.seeds,
+                     signed(made.estimate), bounds(made.population), number(made.detectable, 2),
+                     read]
+                )  # fmt: skip
+                if not bare(control).endswith("@dirty"):
+                    explained.append(_explained(control, read, margin))
+            if gain:
+                none = ["no control that could explain it has a result."]
+                sentences += [f"{column.name}: {gain}; {told}" for told in explained or none]
+        column.forget()
+    if not rows:
+        return sentences, None
+    if not sentences:
+        sentences.append(
+            "No method that has control rows is shown to gain over its baseline (after Holm, or "
+            "outside the family by its own population interval), so there is no gain to explain."
+        )
+    head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
+            "detectable, points ↓", "reading"]  # fmt: skip
+    notes = [
+        "Each interval alone at 95 %, not corrected for their number. above, below: it leaves out "
+        f"0; same: the 90 % interval lies within the margin of {margin:g} points; identical: right "
+        f"on the same images, seed by seed. {DETECTABLE}",
+        *folds_note(block.columns),
+        *patients_note(block.columns),
+    ]
+    title = "Methods beside their control rows, test accuracy, last epoch"
+    return sentences, table(name, title, head, rows, notes)
+
+
+def reading(made: Difference, margin: float) -> str:
+    """above, below, same, open, identical, or not tested."""
+    if made.variances is not None and not made.variances.se > 0 and made.estimate == 0:
+        return "identical"
+    if made.population is None or made.variances is None:
+        return "not tested"
+    if made.variances.p_equivalent(margin) <= ALPHA:
+        return "same"
+    if made.population.low > 0:
+        return "above"
+    return "below" if made.population.high < 0 else "open"
+
+
+def _gain(
+    column: Column, row: str, base: str, family: Mapping[tuple[str, str, str], Finding]
+) -> str:
+    """That a row gains over its base, by what it is known; empty where it is not."""
+    tested = family.get((row, base, column.name))
+    if tested is not None:
+        made, shown = tested.difference, tested.p <= ALPHA
+        known = "after Holm"
+    else:
+        made = difference(column.rows[row], column.rows[base], HEADLINE)
+        shown = made is not None and made.population is not None and made.population.low > 0
+        known = "by its own population interval, not corrected"
+    gained = shown and made is not None and made.estimate > 0
+    return f"{row} gains over {base} ({known})" if gained else ""
+
+
+def _explained(control: str, read: str, margin: float) -> str:
+    told = {
+        "above": "does not reach it, so it does not explain the gain alone",
+        "same": f"is as good within the margin of {margin:g}, so the gain beyond that need not be "
+        "the method's",
+        "below": "is better still, so the gain need not be the method's",
+        "open": "is not told apart from it, so whether it explains the gain is undecided",
+        "identical": "is right on the same images, seed by seed, so the gain is not the method's",
+        "not tested": "has too few seeds, one test patient, or no whole repeat of folds, to tell",
+    }[read]
+    return f"the control {control} {told}."
+
+
+def controls_of(block: Block, entry: Entry) -> list[str]:
+    """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
+
+    What trains on other labelled rows, or on meta rows, tells of methods that take meta rows alone.
+    """
+    meta = _takes_meta(block, entry)
+    if not (entry.wraps or meta or outer(entry.method) in LEARNING):
+        return []
+    return [each.name for each in block.controls if _controls(each, entry, meta)]
+
+
+def _takes_meta(block: Block, entry: Entry) -> bool:
+    return any(
+        record.result["data"]["rows"].get("meta", 0) > 0
+        for column in block.columns
+        for record in column.rows[entry.name].by_seed().values()
+    )
+
+
+def _controls(control: Entry, entry: Entry, meta: bool) -> bool:
+    name, apart = outer(control.method), {variant(control.name), variant(entry.name)} - {""}
+    if len(apart) > 1:
+        return False
+    _, labelled, budget = row_parts(bare(control.name))
+    if budget:
+        return control.method == entry.upstream and budget.endswith(f" of {entry.method}")
+    if entry.method in (control.method, control.wraps):
+        return True
+    on_upstream = entry.upstream in (control.method, control.wraps)
+    if on_upstream and (labelled or name == REFIT):
+        return meta
+    return on_upstream and outer(entry.method) in MADE_FOR.get(name, (outer(entry.method),))
+
+
+def advice(block: Block) -> list[str]:
+    """Where there are too few seeds, and how many are advised."""
+    told: dict[str, list[str]] = {}
+    for column in block.columns:
+        counts = [len(row.by_seed()) for row in column.rows.values() if row.by_seed()]
+        if not column.done:
+            told.setdefault("no run has ended with a result", []).append(column.name)
+            continue
+        rows = column.done[0].result["data"]["rows"]["test"]
+        wanted = advised(rows, column.done[0].folds)
+        if min(counts) < MIN_SEEDS:
+            text = (
+                f"rows with {seeds(min(counts))} are a smoke test and no inference is drawn from "
+                f"them; {wanted} seeds are advised"
+            )
+        elif min(counts) < wanted:
+            text = f"{seeds(min(counts))}; {wanted} are advised for {rows} test rows"
+        else:
+            continue
+        told.setdefault(text, []).append(column.name)
+    return [f"{', '.join(names)}: {text}." for text, names in told.items()]
+
+
+def selection(block: Block) -> list[str]:
+    """How epochs were chosen, and why the secondary choice is not offered where it is not."""
+    told = [
+        "Every number is of the last epoch unless a table says otherwise; the test split chose "
+        "nothing. Accuracy and AUC are of the test split, the official one where there is one.",
+        *folds_note(block.columns),
+    ]
+    reasons: dict[str, list[str]] = {}
+    for column in block.columns:
+        rows: dict[str, list[str]] = {}
+        for name, row in column.rows.items():
+            for reason in sorted({_reason(record) for record in row.by_seed().values()}):
+                rows.setdefault(reason, []).append(name)
+        for reason, names in rows.items():
+            place = column.name if len(rows) == 1 else f"{column.name} ({', '.join(names)})"
+            if reason:
+                reasons.setdefault(reason, []).append(place)
+    told += [
+        f"The epoch of the best select AUC is not offered on {', '.join(names)}: {reason}."
+        for reason, names in reasons.items()
+    ]
+    if block.setting["test metrics each epoch"] == "yes":
+        told.append("Test metrics were recorded each epoch; they chose nothing here.")
+    return told
+
+
+def _reason(record: Record) -> str:
+    return record.result.get("selection", {}).get("reason", "")
+
+
+def caveats(block: Block) -> list[str]:
+    """What the data sets themselves, and runs on several machines, ask a reader to know."""
+    told = []
+    for column in block.columns:
+        for record in column.done:
+            data = record.result["data"]
+            told += [f"{column.name}: {text}." for text in (*data["caveats"], *data["notes"])]
+            if not data["verified"]:
+                told.append(f"{column.name}: UNVERIFIED DATA, the file differs from the official.")
+            corruption = data["corruption"]
+            if corruption is not None and record.run.seed == column.done[0].run.seed:
+                told.append(
+                    f"{column.name}: {100 * corruption['noise_effective']:.1f} % of the training "
+                    f"labels really differ (asked for {100 * corruption['noise_requested']:g} %)."
+                )
+    machines = {record.result["device"]["name"] for record in block.done}
+    if len(machines) > 1:
+        told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
+    versions = [entry.name for entry in block.entries if variant(entry.name)]
+    if versions:
+        told.append(
+            "Rows of one name differ in what stands in braces: "
+            f"{', '.join(versions)}. Where that is a version, keep the runs of one version only."
+        )
+    return list(dict.fromkeys(told))
+
+
+def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
+    """Comparisons of the study that no block can make."""
+    return [
+        f"The study's comparison of {row} over {base or 'its baseline'} has no runs."
+        for row, base in question.family
+        if not any(block.contrast(row, base) for block in blocks)
+    ]
+
+
+def commands(block: Block, column: Column, root: Path) -> list[str]:
+    """The commands that make the runs of a column again, or show them where they are done.
+
+    One for each way in which meta rows are cut, and for each kind of equal budget. A line that
+    begins with # says what the one after it makes beside these runs.
+    """
+    cuts: dict[tuple[float, ...], list[Record]] = {}
+    for record in column.records:
+        cuts.setdefault(tuple(getattr(record.run, name) for name in CUT), []).append(record)
+    usual = cuts.get(tuple(CUT.values()), [])
+    whole = [each for each in usual if _whole(each)]
+    if len(cuts) > 1 and whole == usual != []:
+        del cuts[tuple(CUT.values())]
+    made = []
+    for _, records in sorted(cuts.items()):
+        # Rows on the whole pool are the same beside any cut.
+        own = list({record.run.id: record for record in (*records, *whole)}.values())
+        kinds = {r.run.budget.partition(" ")[0] for r in own} - {"steps"}
+        for kind in sorted(kinds) or [""]:
+            made += _command(block, column, own, kind, root)
+    return made
+
+
+def _whole(record: Record) -> bool:
+    """Whether a run trains on the whole pool, from which no meta rows were cut."""
+    rows = record.result.get("data", {}).get("rows", {})
+    return record.run.control == "all" and bool(rows) and not rows.get("meta", 0)
+
+
+def _command(
+    block: Block, column: Column, own: Sequence[Record], kind: str, root: Path
+) -> list[str]:
+    run, ids = own[0].run, {record.run.id for record in own}
+    names = [
+        bare(name)
+        for name, row in column.rows.items()
+        if any(record.run.id in ids for record in row.records)
+    ]
+    steps = [name for name in names if not row_parts(name)[2]]
+    numbers = sorted({record.run.seed for record in own})
+    words = ["augbench", "compare", "--benchmark", _benchmark(column), "--model", run.model]
+    words += ["--methods", ",".join(dict.fromkeys(steps)), "--seeds", str(numbers[-1] + 1)]
+    for name, default in (("protocol", "equal"), ("threads", 1), *CUT.items()):
+        value = getattr(run, name)
+        if value != default:
+            words += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--same", kind] if kind else []
+    if run.oracle_test:
+        words.append("--oracle-test")
+    if root != Path(RUNS):
+        words += ["--out", str(root)]
+    told = []
+    if len(numbers) <= numbers[-1]:
+        listed = ", ".join(map(str, numbers))
+        told.append(f"# makes all seeds up to {numbers[-1]}, of which {listed} are here")
+    if more := sorted(_budgeted(block, steps, kind) - set(names)) if kind else []:
+        told.append(f"# makes beside these: {', '.join(more)}")
+    return [*told, shlex.join([*words, *_training(column, own[0].recorded.get("preset", ""))])]
+
+
+def _budgeted(block: Block, names: Sequence[str], kind: str) -> set[str]:
+    """The rows of an equal budget that a comparison of these rows makes."""
+    made = set()
+    for entry in block.compared:
+        upstream = entry.upstream if entry.upstream in names else NONE
+        if entry.wraps and entry.method in names and upstream in names:
+            made.add(row_name(upstream, budget=f"{kind} of {entry.method}"))
+    return made
+
+
+def samples(block: Block) -> list[str]:
+    """The commands that draw what each row makes of training images of the first data set."""
+    column = block.columns[0]
+    start = ["augbench", "show", "--benchmark", _benchmark(column)]
+    methods = dict.fromkeys(each.method for each in block.compared if each.method != NONE)
+    return [
+        shlex.join([*start, "--method", method, "--out", f"samples-{number}.png"])
+        for number, method in enumerate(methods, start=1)
+    ]
+
+
+def _benchmark(column: Column) -> str:
+    """The data set as a command line names it, with the path of a user's own."""
+    path = column.records[0].recorded.get("path")
+    if not path:
+        return column.benchmark
+    return with_path(column.benchmark, path)
+
+
+def _training(column: Column, preset: str) -> list[str]:
+    base: Mapping[str, object] = asdict(PRESETS[preset if preset in PRESETS else "medmnist"][1])  # type: ignore[call-overload]
+    own = asdict(column.training)  # type: ignore[call-overload]
+    words = ["--preset", preset] if preset in PRESETS and preset != "medmnist" else []
+    for name in OPTIONS:
+        if own[name] != base[name] and not (name == "momentum" and own["optimizer"] != "sgd"):
+            value = own[name]
+            words += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    return words + [_option(name) for name in FLAGS if own[name]]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,510 @@
+"""The tables of a report, from the runs of a block."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from analysis.blocks import (
+    CONTROLS,
+    NONE,
+    Block,
+    Column,
+    Entry,
+    alike,
+    call_in,
+    outer,
+)
+from analysis.comparison import (
+    ATTACKED,
+    ATTACKS,
+    POINTS,
+    attacks,
+    bounds,
+    budgets,
+    cost_ratio,
+    mean_sd,
+    number,
+    patients_told,
+    signed,
+)
+from analysis.findings import (
+    Best,
+    Finding,
+    Overall,
+    best,
+    mean_ranks,
+    scores,
+)
+from analysis.records import DETECTION, Record, Unread
+from analysis.report import published
+from analysis.report.formats import (
+    Cell,
+    Group,
+    Mark,
+    Table,
+    cells,
+    table,
+)
+from analysis.stats import MIN_SEEDS
+from methods.naming import Call, render
+
+LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
+MISSING = "n/a"
+P_SHOWN = 0.001
+DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
+
+
+def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
+    """Methods by data sets: mean and standard deviation over seeds, in points."""
+    columns = block.columns
+    tops = {column.name: _best(column, block, metric, when) for column in columns}
+    usual = {column.name: max(_count(column, each, when) for each in block.entries)
+             for column in columns}  # fmt: skip
+
+    def row(entry: Entry) -> tuple[Cell, ...]:
+        counts = [_count(column, entry, when) for column in columns]
+        values = []
+        for column in columns:
+            found = scores(column.rows[entry.name], metric, when)
+            text = mean_sd(found, 2)
+            if found and len(found) < usual[column.name]:
+                text += f" (n = {len(found)})"
+            values.append(Cell(text, _mark(tops[column.name], entry.name)))
+        ratios = [_ratio(column, entry) for column in columns]
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]
+        cost = number(float(np.median(known)), 2) if known else MISSING
+        return (Cell(entry.name), Cell(counted(counts)), *values, Cell(cost))
+
+    def rows(entries: Sequence[Entry]) -> tuple[tuple[Cell, ...], ...]:
+        # The last epoch shows what has no result; another epoch is a second look at what has one.
+        kept = [e for e in entries if when == "last" or any(_count(c, e, when) for c in columns)]
+        return tuple(row(entry) for entry in kept)
+
+    groups = [Group("", rows(block.compared))]
+    if rows(block.controls):
+        groups.append(Group("Control rows", rows(block.controls)))
+    notes = _main_notes(block, columns, tops)
+    if with_published:
+        printed = published.beside(block, metric)
+        body = tuple(
+            cells([label, "", *(_printed(each) for each in values), ""])
+            for label, values in printed
+        )
+        if body:
+            groups.append(Group("Published numbers, not ours", body))
+            notes += published.notes(printed)
+            notes.append(
+                "Published numbers are of networks of full width under their own training, and "
+                "how their epoch was selected differs: no difference to ours is tested."
+            )
+        else:
+            notes.append(f"No published {LABELS[metric]} of this network on these data sets.")
+    head = ["", "n", *(f"{each.name}, % ↑" for each in columns), "cost ratio ↓"]
+    return Table(
+        name, f"Test {LABELS[metric]}, %, mean ± standard deviation over n seeds; "
+        f"{_epoch(when)}", tuple(head), tuple(groups), tuple(notes),
+    )  # fmt: skip
+
+
+def _epoch(when: str) -> str:
+    return "last epoch" if when == "last" else "epoch of the best select AUC"
+
+
+def _count(column: Column, entry: Entry, when: str) -> int:
+    return len(scores(column.rows[entry.name], "accuracy", when))
+
+
+def _best(column: Column, block: Block, metric: str, when: str) -> Best | None:
+    names = [entry.name for entry in block.compared]
+    if when != "last" or len(names) < 2:
+        return None
+    found = best(column, names, metric)
+    column.forget()
+    return found
+
+
+def _mark(found: Best | None, name: str) -> Mark:
+    if found is None:
+        return ""
+    return "best" if name == found.top else "tied" if name in found.tied else ""
+
+
+def _ratio(column: Column, entry: Entry) -> float:
+    """The cost as a ratio to the upstream alone; nan where that was not run."""
+    base = alike(entry, entry.upstream, column.rows)
+    return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
+
+
+def _main_notes(
+    block: Block, columns: Sequence[Column], tops: Mapping[str, Best | None]
+) -> list[str]:
+    notes = []
+    known = [(column, found) for column in columns if (found := tops[column.name]) is not None]
+    if known:
+        notes.append(
+            "Bold: the highest mean of a column, of rows with four seeds where there are any, "
+            "control rows left out; in italics what is not told apart from it (population, 5 %, "
+            "corrected for all pairs of rows of a column)."
+        )
+        few = [
+            f"{_untested(block, column, found)} on {column.name}"
+            for column, found in known
+            if found.untested
+        ]
+        if few:
+            notes.append(
+                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds (or one test "
+                "patient, or no whole repeat of folds) in common with "
+                f"it: {'; '.join(few)}."
+            )
+    found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
+    if found:
+        notes.append(
+            "Smallest true difference to the best row of a column that would have been found with "
+            "80 % power, one comparison alone, in points, over the column's rows: "
+            f"{', '.join(found)}."
+        )
+    notes += [*folds_note(columns), *patients_note(columns)]
+    if block.controls:
+        notes.append(
+            "Control rows tell where a gain comes from; some are trained on other labelled rows."
+        )
+    notes.append(
+        "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
+        "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
+    )
+    notes += [f"{column.name}: {text}" for column in columns for text in budgets(column.done)]
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(training_text(column), []).append(column.name)
+    return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
+
+
+def folds_note(columns: Sequence[Column]) -> list[str]:
+    """What another split than the official one makes of the words of a report."""
+    names = [column.name for column in columns if column.done and column.done[0].folds]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: repeated cross-validation, so test is the fold of a seed and not the "
+        "official split; its interval, called population, is that of Nadeau and Bengio (2003), and "
+        "there is no training interval."
+    ]
+
+
+def patients_note(columns: Sequence[Column]) -> list[str]:
+    """What known patients make of the intervals of a report."""
+    told: dict[str, list[str]] = {}
+    for column in columns:
+        for text in patients_told(column.done[0]) if column.done else ():
+            told.setdefault(text, []).append(column.name)
+    return [f"{', '.join(names)}: {text}." for text, names in told.items()]
+
+
+def _told(top: Best) -> str:
+    low, high = (number(end(top.detectable), 2) for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _untested(block: Block, column: Column, found: Best) -> str:
+    there = {entry.name for entry in block.compared if _count(column, entry, "last")}
+    every = found.untested == there - {found.top}
+    return "every other row" if every else ", ".join(sorted(found.untested))
+
+
+def training_text(column: Column) -> str:
+    """How the networks of a column were trained, and on how many rows."""
+    training = column.training
+    text = (
+        f"{training.optimizer} {training.learning_rate:g}, batch {training.batch_size}, "
+        f"{training.schedule}, {training.epochs} epochs"
+    )
+    if column.done:
+        rows = column.done[0].result["data"]["rows"]
+        text += f"; {rows['select']} select and {rows['test']} test rows"
+    return text
+
+
+def _printed(value: published.Printed | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value.mean:.2f}" + ("" if math.isnan(value.std) else f" ± {value.std:.2f}")
+
+
+def differences_table(found: Sequence[Finding], name: str, margin: float) -> Table:
+    """Every comparison with both intervals, the test and its verdict."""
+    rows = []
+    for each in found:
+        made = each.difference
+        label = f"{each.row} over {each.base}"
+        if made is None:
+            rows.append([label, each.column, 0, *[MISSING] * 5, each.verdict])
+            continue
+        rows.append(
+            [
+                label,
+                each.column,
+                made.seeds,
+                signed(made.estimate),
+                bounds(made.training),
+                bounds(made.population),
+                p_value(each.p),
+                number(made.detectable, 2),
+                each.verdict,
+            ]
+        )
+    head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
+            "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
+    count = sum(not math.isnan(each.p) for each in found)
+    folds = sorted({each.difference.folds for each in found if each.difference} - {0})
+    cut = f" Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
+    cut += "Bengio (2003), and no test images are fixed."
+    known = {each.difference.patients > 0 for each in found if each.difference}
+    units = "patients" if known == {True} else "images"
+    units += " (patients, where they are known)" if len(known) > 1 else ""
+    notes = [
+        "Paired by seed and image. Training: other seeds on these test images; population: other "
+        f"seeds and other {units}.{cut if folds else ''} Intervals are not corrected for their "
+        f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
+        f"equivalent: within the margin of {margin:g} points (two one-sided tests, a family "
+        f"of their own). {DETECTABLE}",
+    ]
+    return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
+
+
+def overall_table(
+    columns: Sequence[Column], found: Sequence[Overall], reason: str, name: str, margin: float
+) -> Table:
+    """Comparisons over all data sets."""
+    rows = [
+        [
+            f"{each.row} over {each.base}",
+            each.sets,
+            counted(each.seeds),
+            signed(each.estimate),
+            bounds(each.interval),
+            f"{each.wins}/{each.ties}/{each.losses}",
+            number(each.improvement, 2),
+            p_value(each.p),
+        ]
+        for each in found
+    ]
+    head = ["", "data sets", "n", "mean difference, points ↑", "population 95 % CI", "win/tie/loss",
+            "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
+    notes = [
+        "The interval speaks of these data sets with other seeds and images, not of other data "
+        "sets, and is not corrected for the number of rows. Sizes and corruptions of one count "
+        "as one, as do OrganA, OrganC and OrganS, views of the same scans.",
+        f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
+        "points. P(improvement): chance that a seed of the row scores above one of its base.",
+        *folds_note(columns),
+        *patients_note(columns),
+    ]
+    if reason:
+        notes.append(f"No Wilcoxon test: {reason}.")
+    title = "Differences in test accuracy over all data sets, last epoch"
+    return table(name, title, head, rows, notes)
+
+
+def cost_table(block: Block, name: str) -> Table:
+    """What each row costs on each data set."""
+    rows = []
+    for column in block.columns:
+        for entry in block.entries:
+            own = column.rows[entry.name]
+            costs = [record.result["cost"] for record in own.by_seed().values()]
+            if not costs:
+                continue
+            rows.append(
+                [
+                    entry.name,
+                    column.name,
+                    len(costs),
+                    number(_median(costs, "seconds_per_epoch"), 2),
+                    number(_ratio(column, entry), 2),
+                    number(_median(costs, "charged_seconds"), 1),
+                    number(_median(costs, "evaluation_seconds"), 1),
+                    number(_median(costs, "passes_per_row"), 2),
+                    number(_median(costs, "trained_per_drawn"), 2),
+                    number(_median(costs, "memory_mib"), 0),
+                ]
+            )
+    head = ["", "data set", "n", "s/epoch ↓", "ratio ↓", "charged s ↓", "evaluation s",
+            "passes/row", "trained/drawn", "peak MiB ↓"]  # fmt: skip
+    notes = [
+        "Medians over seeds. Charged: augmentation, outer steps, forward and backward, without "
+        "evaluation and start-up. ratio: to the same upstream without the method, with an equal "
+        "budget of whole runs. passes/row: forward plus backward passes for each row drawn; "
+        "trained/drawn: rows that a step trains on for each row drawn."
+    ]
+    return table(name, "Costs", head, rows, notes)
+
+
+def _median(costs: Sequence[dict], key: str) -> float:
+    values = [cost[key] for cost in costs if cost.get(key) is not None]
+    return float(np.median(values)) if values else math.nan
+
+
+def detection_table(block: Block, name: str) -> Table | None:
+    """How well wrong labels were found; None where none were made or nothing was learned."""
+    rows = []
+    for column in block.columns:
+        for entry in block.entries:
+            own = column.rows[entry.name].by_seed().values()
+            found = [record for record in own if record.result.get("detection")]
+            if found:
+                values = {key: [each.detection(key) for each in found] for key in DETECTION}
+                shares = [[POINTS * value for value in values[key]] for key in DETECTION[1:]]
+                rows.append(
+                    [entry.name, column.name, len(found), mean_sd(values["weight_auc"], 3)]
+                    + [mean_sd(each, 1) for each in shares]
+                )
+    if not rows:
+        return None
+    head = ["", "data set", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
+    note = (
+        "AUC by weight: chance that a mislabelled training row weighs less than a right one, ties "
+        "half. corrected: mislabelled rows whose learned label is the true class; spoiled: right "
+        "ones whose learned label is another class."
+    )
+    return table(name, "Wrong labels found", head, rows, [note])
+
+
+def attack_table(block: Block, name: str) -> Table | None:
+    """What became of attacked rows; None where no method attacks any."""
+    rows = [
+        [entry.name, column.name, *told]
+        for column in block.columns
+        for entry in block.entries
+        if (told := attacks(column.rows[entry.name]))
+    ]
+    head = ["", "data set", *ATTACKS]
+    return table(name, "Attacked rows", head, rows, [f"{ATTACKED}."]) if rows else None
+
+
+def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]]:
+    """Rows of one method over one upstream that differ in arguments, with those arguments."""
+    families: dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]] = {}
+    for entry in block.entries:
+        call = _call(entry)
+        if call is None or outer(entry.method) in CONTROLS:
+            continue
+        given = {key: _text(value) for key, value in call.arguments if key != "upstream"}
+        families.setdefault((call.name, entry.wraps or NONE), []).append((entry, given))
+    return {key: rows for key, rows in families.items() if len(rows) > 1}
+
+
+def _call(entry: Entry) -> Call | None:
+    # Control rows, other budgets and other versions differ in more than an argument.
+    return call_in(entry.method) if entry.name == entry.method else None
+
+
+def _text(value: object) -> str:
+    return render(value) if isinstance(value, Call) else str(value)
+
+
+def ablation_table(block: Block, name: str) -> Table | None:
+    """Rows of one method that differ in arguments, side by side; None where there are none."""
+    families = variants(block)
+    if not families:
+        return None
+    keys = list(dict.fromkeys(key for rows in families.values() for _, g in rows for key in g))
+    groups = []
+    for (method, upstream), rows in families.items():
+        body = [
+            cells(
+                [
+                    entry.name,
+                    *(given.get(key, "default") for key in keys),
+                    *(mean_sd(scores(c.rows[entry.name]), 2) for c in block.columns),
+                ]
+            )
+            for entry, given in rows
+        ]
+        groups.append(Group(f"{method} over {upstream}", tuple(body)))
+    head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
+    note = "default: of the method, or of its preset where one is named."
+    return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
+
+
+def ranks_table(block: Block, name: str) -> Table | None:
+    """Mean ranks over data sets; None below two data sets or two rows of four seeds on each."""
+    found = mean_ranks(block)
+    if found is None:
+        return None
+    names, ranks, sets = found
+    order = np.argsort(ranks.mean, kind="stable")
+    rows = [[names[each], number(float(ranks.mean[each]), 2)] for each in order]
+    notes = [
+        f"{len(names)} rows over {sets} data sets; critical difference "
+        f"{ranks.critical_difference:.2f} (Nemenyi, 5 %); Friedman p "
+        f"{p_value(ranks.friedman_p)}."
+    ]
+    left = [entry.name for entry in block.compared if entry.name not in names]
+    if left:
+        notes.append(
+            f"Left out, with fewer than {MIN_SEEDS} seeds on a data set: {', '.join(left)}."
+        )
+    title = "Mean ranks by test accuracy, last epoch, 1 the best"
+    return table(name, title, ["", "mean rank ↓"], rows, notes)
+
+
+def failures_table(records: Sequence[Record], unread: Sequence[Unread], name: str) -> Table | None:
+    """Runs without metrics, with their reasons, equal ones together; None where all are done."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    for record in records:
+        status = record.result["status"]
+        if status in ("done", "stopped"):
+            continue
+        run = record.run
+        key = (run.row, f"{run.benchmark}, {run.model}", status, record.result.get("reason", ""))
+        found.setdefault(key, []).append(run.seed)
+    rows: list[list[object]] = [
+        [row, where, _seeds(seeds), status, reason]
+        for (row, where, status, reason), seeds in sorted(found.items())
+    ]
+    for each in unread:
+        cell: list[object] = [MISSING, MISSING, MISSING]
+        if run := each.run:
+            cell = [run.row, f"{run.benchmark}, {run.model}", run.seed]
+        rows.append([*cell, "no result", f"{each.folder.name}: {each.reason}"])
+    head = ["", "where", "seeds", "status", "reason"]
+    return table(name, "Runs without a result", head, rows) if rows else None
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    kept = sorted(set(seeds))
+    if len(kept) > 2 and kept == list(range(kept[0], kept[-1] + 1)):
+        return f"{kept[0]} to {kept[-1]}"
+    return ", ".join(map(str, kept))
+
+
+def versions_table(block: Block, name: str) -> Table:
+    """Libraries and machines of the runs that are done."""
+    told = [{**each.result["device"], **each.result.get("versions", {})} for each in block.done]
+    keys = [key for key in dict.fromkeys(k for each in told for k in each) if key != "threads"]
+    rows = []
+    for key in keys:
+        counts = Counter(str(each.get(key, "?")) for each in told)
+        values = (f"{value} ({n} runs)" for value, n in counts.items())
+        rows.append([LABELS.get(key, key), "; ".join(values)])
+    return table(name, "Versions and hardware", ["", "value"], rows)
+
+
+def p_value(p: float) -> str:
+    """A p-value with three digits; below .001 only that."""
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < P_SHOWN else f"{p:.3f}"
+
+
+def counted(counts: Sequence[int]) -> str:
+    """``10``, or ``1 to 10`` where they differ."""
+    if not counts:
+        return "0"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,1 @@
+"""The command line, ``augbench``: a file a verb."""

@@ -1,0 +1,319 @@
+"""What each command of ``augbench`` takes, as dataclasses that tyro reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+"""Exit codes; 0 where all went well."""
+
+
+def _default(text: str) -> object:
+    """Says in the help what is taken where an option is not given."""
+    return arg(help_behavior_hint=f"(default: {text})")
+
+
+class UsageError(ValueError):
+    """A value on the command line that cannot be used; says field, what was got and allowed."""
+
+
+OF_PRESET = _default("the preset's")
+DATA = _default("AUGBENCH_DATA, else ~/.cache/augbench")
+
+
+@dataclass(kw_only=True)
+class Setting:
+    """What a run is trained on and how."""
+
+    benchmark: str = "digits"
+    """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE or folder:DIR"""
+    model: str = "resnet18"
+    """a network such as resnet18(width=0.25), or py:package.module:factory"""
+    width: Annotated[float | None, _default("the model's, 1")] = None
+    """multiplies the network's channels"""
+    preset: str = "medmnist"
+    """training preset: medmnist or autodo; what follows overrides it"""
+    epochs: Annotated[int | None, OF_PRESET] = None
+    """passes over the labelled pool"""
+    batch_size: Annotated[int | None, OF_PRESET] = None
+    """rows a step"""
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"] | None, OF_PRESET] = None
+    """optimiser"""
+    learning_rate: Annotated[float | None, OF_PRESET] = None
+    """initial rate"""
+    weight_decay: Annotated[float | None, OF_PRESET] = None
+    """L2 penalty (adamw: decoupled)"""
+    momentum: Annotated[float | None, OF_PRESET] = None
+    """sgd only"""
+    schedule: Annotated[Literal["multistep", "cosine", "constant"] | None, OF_PRESET] = None
+    """how the rate falls"""
+    warmup_epochs: Annotated[int | None, OF_PRESET] = None
+    """epochs over which the rate rises"""
+    precision: Annotated[Literal["float32", "bfloat16"] | None, OF_PRESET] = None
+    """bfloat16 is autocast in the training forward"""
+    channels_last: bool = False
+    """memory format"""
+    compile: bool = False
+    """torch.compile for the training forward"""
+    protocol: Literal["equal", "paper"] = "equal"
+    """equal: meta rows are carved from the train split; paper: the validation split is meta"""
+    meta_fraction: float = 0.2
+    """share of each class that becomes meta rows (equal)"""
+    crossfit: int = 1
+    """fold e mod K is meta in epoch e (equal); 1 is off"""
+    threads: int = 1
+    """CPU threads of a run; part of its id"""
+    oracle_test: bool = False
+    """also record test metrics each epoch, for comparison with papers that chose on them"""
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where things lie and how the work is carried out; none of it changes a number."""
+
+    out: Path = Path("runs")
+    """results folder"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one"""
+    allow_unverified: bool = False
+    """use an official file with another checksum; the result says so"""
+    memory_gib: float = 4.0
+    """larger data sets are memory-mapped"""
+    checkpoint_every: int = 1
+    """epochs between checkpoints"""
+    retry_failed: bool = False
+    """do failed runs again"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class RunCommand(Setting, Place):
+    """Train one cell and print its metrics.
+
+    Example: augbench run --benchmark pneumoniamnist --method "mixup(alpha=0.4)" --seed 1
+    """
+
+    method: str = "none"
+    """a method such as crop+flip+mixup(alpha=0.2), or a control row such as none@train"""
+    seed: int = 0
+    """decides initialisation, order and every draw"""
+    save_model: bool = False
+    """keep the network for augbench predict"""
+    no_wait: bool = False
+    """where another process does this run: say which and stop, instead of waiting for it"""
+
+
+@dataclass(kw_only=True)
+class CompareCommand(Setting, Place):
+    """Compare methods over seeds, pairwise with the first; what is done is not done again.
+
+    Example: augbench compare --benchmark breastmnist --methods none,crop,mixup --seeds 10
+    """
+
+    methods: str = "none,crop,mixup,cutmix"
+    """rows, separated by commas"""
+    seeds: Annotated[int | None, _default("10, with under 500 test rows 30")] = None
+    """number of seeds from 0 on"""
+    jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
+    """runs at a time"""
+    controls: bool = False
+    """add the control rows of each method that learns from meta rows"""
+    same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
+    """add each method's upstream with as many passes, or as much time"""
+    selection: Literal["last", "selected"] = "last"
+    """epoch that is shown: the last, or where it is offered the best by select AUC"""
+    records: Annotated[Path | None, _default("none")] = None
+    """also write a line for each run to this .csv file"""
+    figure: Annotated[Path | None, _default("none")] = None
+    """also draw accuracies and differences into this .png, .pdf or .svg file (one benchmark)"""
+
+
+@dataclass(kw_only=True)
+class SweepCommand:
+    """Carry out a study file on this machine or on a Ray cluster; what is done is not done again.
+
+    Example: augbench sweep quickstart --dry-run
+    """
+
+    file: Annotated[Positional[Path | None], _default("none")] = None
+    """study file (YAML), or the name of a shipped study"""
+    list: bool = False
+    """show the shipped studies and what they cost"""
+    init: Annotated[Path | None, _default("none")] = None
+    """write a commented study to begin with into this file"""
+    dry_run: bool = False
+    """print every run, what is done, and the time that the rest takes"""
+    only: str = ""
+    """the runs whose name, as the dry run prints it, holds this; * and ? stand for any letters"""
+    settings: Annotated[
+        tuple[tuple[str, ...], ...],
+        UseAppendAction,
+        arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(default: none)"),
+    ] = ()
+    """values that go before those of the file, such as training.epochs=5 seeds=3"""
+    workers: Annotated[int | None, _default("the file's, else as many as fit")] = None
+    """runs at a time"""
+    address: str = ""
+    """Ray cluster (auto, HOST:PORT, ray://HOST:PORT); local: none, whatever RAY_ADDRESS says"""
+    out: Annotated[Path | None, _default("the file's, else runs")] = None
+    """results folder"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    retry_failed: bool = False
+    """do failed runs again"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class ListCommand:
+    """Show methods, benchmarks, models and training presets, a line each with its source.
+
+    Example: augbench list --check
+    """
+
+    check: bool = False
+    """import every method; exit 1 where one is unavailable"""
+
+
+@dataclass(kw_only=True)
+class PredictCommand:
+    """Predict a file's images with the network of a run made with --save-model.
+
+    Example: augbench predict runs/0123456789abcdef --data npz:scans.npz --out scans.csv
+    """
+
+    run: Positional[Path]
+    """run directory"""
+    data: str
+    """npz:FILE with images (and labels), or in MedMNIST's keys, whose test split is taken"""
+    out: Path = Path("predictions.csv")
+    """.csv (row, probability of each class) or .npz (probabilities, logits)"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class ShowCommand:
+    """Draw what a method makes of some training images, as a PNG (or PDF, SVG) grid.
+
+    Example: augbench show --benchmark pneumoniamnist --method randaugment --out show.png
+    """
+
+    benchmark: str = "digits"
+    """data set, as for run"""
+    method: str = "none"
+    """method, as for run"""
+    model: str = "small_cnn"
+    """network, for methods that ask it something"""
+    epochs: int = 0
+    """passes that first train the network under the method, as run does; 0: as initialised"""
+    by: Literal["rows", "weight", "class"] = "rows"
+    """rows: images and their draws; weight: those of 512 rows with extreme weights and labels;
+    class: learned probability and magnitude of each operation"""
+    rows: int = 6
+    """by rows: images, of each class in turn; of a method that adds rows, those beside originals"""
+    draws: int = 8
+    """by rows: draws of each image, or one where the method adds rows; by weight: images a band"""
+    seed: int = 0
+    """decides images, draws and network"""
+    out: Path = Path("show.png")
+    """file to write: .png, .pdf or .svg"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class DataCommand:
+    """List the data sets and what is on disk, fetch or show some, or verify their checksums.
+
+    Example: augbench data show breastmnist "folder:scans(size=64)"
+    """
+
+    action: Positional[Literal["list", "fetch", "show", "verify"]]
+    """what to do; show: classes, rows of each split, size, range, duplicates, what was left out"""
+    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch and show want names")] = ()
+    """data sets"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class ReportCommand:
+    """Write one page on a folder of runs: tables, statistics, figures, costs, failures.
+
+    Example: augbench report runs --out report --published
+    """
+
+    runs: Positional[Path]
+    """results folder; study.yaml in it gives question, family, margin and prediction"""
+    study: str = ""
+    """of the studies that augbench sweep has left there, the one whose runs alone are told"""
+    out: Path = Path("report")
+    """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
+    published: bool = False
+    """set published numbers beside ours"""
+    format: str = "html,md,tex,csv"
+    """which of html, md, tex, csv, separated by commas"""
+    recompute: bool = False
+    """make all metrics anew from the stored logits"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+@dataclass(kw_only=True)
+class PlanCommand:
+    """Tell from runs at hand how many seeds, and hours, would show a difference of so many points.
+
+    Example: augbench plan runs --detect 1.0
+    """
+
+    runs: Positional[Path]
+    """results folder from which variances and times are taken; or a study file, swept into --out"""
+    out: Path = Path("runs")
+    """results folder of the study file"""
+    study: str = ""
+    """of the studies that augbench sweep has left there, the one whose runs alone are looked at"""
+    detect: float = 1.0
+    """points of accuracy"""
+    power: float = 0.8
+    """chance of finding it"""
+    debug: bool = False
+    """show a traceback with an error"""
+
+
+Command = (
+    Annotated[ListCommand, subcommand("list")]
+    | Annotated[RunCommand, subcommand("run")]
+    | Annotated[CompareCommand, subcommand("compare")]
+    | Annotated[SweepCommand, subcommand("sweep")]
+    | Annotated[PredictCommand, subcommand("predict")]
+    | Annotated[ShowCommand, subcommand("show")]
+    | Annotated[ReportCommand, subcommand("report")]
+    | Annotated[PlanCommand, subcommand("plan")]
+    | Annotated[DataCommand, subcommand("data")]
+)
+
+
+def overrides(setting: Setting) -> dict[str, object]:
+    """The fields of Training that the user gave."""
+    from analysis.runs import FLAGS, OPTIONS  # noqa: PLC0415 - the help needs no numbers
+
+    values = dataclasses.asdict(setting)
+    given = {name: values[name] for name in OPTIONS if values[name] is not None}
+    flags = {name: True for name in FLAGS if values[name]}
+    return {**given, **flags}

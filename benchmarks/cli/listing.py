@@ -1,0 +1,95 @@
+"""What ``augbench list`` shows; nothing is imported that takes long."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+import methods
+from analysis import runs
+from benchmarks.data import catalogue
+
+HEADINGS = {
+    "upstream": "Upstreams",
+    "method": "Methods",
+    "control": "Controls",
+    "plug-in": "Plug-ins",
+}
+INDENT = 21
+WIDTH = 110
+
+
+def lines(check: bool) -> tuple[list[str], bool]:
+    """The listing, and whether every method is available; ``check`` imports them all."""
+    shown, available = [], True
+    for kind, heading in HEADINGS.items():
+        names = [name for name, entry in methods.registry().items() if entry.kind == kind]
+        if not names:
+            continue
+        shown.append(heading)
+        for name in names:
+            summary = methods.summary(name)
+            reason = summary.reason
+            if check and not reason:
+                try:
+                    methods.build(name)
+                except methods.NamingError as error:
+                    reason = str(error)
+            if reason:
+                available = False
+                shown.append(_line(name, f"unavailable: {reason}", ""))
+            else:
+                shown.append(_line(name, summary.first_line, summary.source))
+                shown += _arguments(summary)
+    shown.append("Benchmarks")
+    for name, entry in catalogue.CATALOGUE.items():
+        train, val, test = entry.counts
+        counts = f"{train:,}/{val:,}/{test:,} rows" if val else f"{train:,}/{test:,} rows"
+        sizes = "/".join(map(str, entry.sizes))
+        text = f"{entry.kind}, {len(entry.classes)} classes, {sizes} px, {counts}"
+        shown.append(_line(name, text, entry.source))
+    shown.append(_line("npz:FILE", "your own file in MedMNIST's keys", ""))
+    shown.append(_line("folder:DIR", "your own images, one folder a class", ""))
+    shown.append("Models")
+    shown += [_line(name, text, source) for name, text, source in _models()]
+    shown.append(_line("py:MODULE:FACTORY", "your own network, made from the data's Spec", ""))
+    shown.append("Training presets")
+    for name, (source, training) in runs.PRESETS.items():
+        text = (
+            f"{training.optimizer} {training.learning_rate:g}, batch {training.batch_size}, "
+            f"{training.epochs} epochs, {training.schedule}"
+        )
+        shown.append(_line(name, text, source))
+    return shown, available
+
+
+def _arguments(summary: methods.Summary) -> list[str]:
+    """What a method takes and its presets, on lines below its own."""
+    parts = (("takes", summary.takes), ("presets", summary.presets))
+    told = "; ".join(f"{what} {', '.join(values)}" for what, values in parts if values)
+    indent = " " * (INDENT + 2)
+    return textwrap.wrap(told, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def _line(name: str, text: str, source: str) -> str:
+    return f"  {name:<{INDENT - 3}} {text}{f'  [{source}]' if source else ''}"
+
+
+def _models() -> list[tuple[str, str, str]]:
+    """Name, first line and source of each model, read from the file: importing it loads torch."""
+    path = Path(__file__).parent.parent / "training" / "models.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    table = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MODELS"
+    )
+    found = []
+    for key in table.keys if isinstance(table, ast.Dict) else []:
+        name = ast.literal_eval(key) if key is not None else ""
+        text = ast.get_docstring(functions[name]) or ""
+        source = " ".join(text.partition("Source: ")[2].split()).rstrip(".")
+        found.append((name, text.partition("\n")[0], source))
+    return found

@@ -1,0 +1,124 @@
+"""The command line, ``augbench``: each command imports what it needs, when it is called."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from importlib.metadata import version
+from io import TextIOWrapper
+
+import tyro
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
+
+from benchmarks.cli.arguments import (
+    FAILURE,
+    INTERRUPTED,
+    USAGE,
+    Command,
+    CompareCommand,
+    DataCommand,
+    ListCommand,
+    PlanCommand,
+    PredictCommand,
+    ReportCommand,
+    RunCommand,
+    ShowCommand,
+    SweepCommand,
+    UsageError,
+)
+
+
+def main() -> None:
+    """What ``augbench``, ``python -m augbench`` and ``python -m benchmarks`` do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table has signs that not every terminal has
+    try:
+        try:
+            sys.exit(run(sys.argv[1:]))
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # The reader of our output is gone (| head), and Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line; its exit code: 0, 1 (something failed), 2 (usage) or 130.
+
+    Raises:
+        SystemExit: help was asked for, or the arguments cannot be read (code 2).
+        BrokenPipeError: nobody reads the output any more.
+    """
+    if arguments == ["--version"]:
+        print(f"augbench {version('augbench')}")
+        return 0
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="augbench",
+        description="Compare learnable augmentation methods under equal conditions. "
+        "--version, alone, prints the version.",
+        args=arguments,
+        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+    )
+    if isinstance(command, ListCommand):
+        from benchmarks.cli import listing
+
+        shown, available = listing.lines(command.check)
+        print("\n".join(shown))
+        return 0 if available or not command.check else FAILURE
+    if isinstance(command, SweepCommand) and (command.list or command.init is not None):
+        from benchmarks.studies import shipped
+
+        try:
+            print("\n".join(shipped.told(command)))
+        except (UsageError, OSError) as error:
+            print(f"augbench: {error}", file=sys.stderr)
+            return FAILURE if isinstance(error, OSError) else USAGE
+        return 0
+    if isinstance(command, ReportCommand | PlanCommand):
+        from benchmarks.cli import report
+
+        return report.carry_out(command)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
+    try:
+        return _carry_out(command)
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["augbench", *arguments])
+        said = str(stop) or "stopped; what is done is kept"
+        print(f"\naugbench: {said}. The same command goes on from there: {again}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _carry_out(
+    command: RunCommand
+    | CompareCommand
+    | SweepCommand
+    | PredictCommand
+    | ShowCommand
+    | DataCommand,
+) -> int:
+    from benchmarks.cli import commands  # loads torch, which neither --help nor list needs
+
+    try:
+        return commands.carry_out(command)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        code, text = commands.explain(error)
+        if not text:
+            raise
+        if command.debug:
+            traceback.print_exc()
+        print(f"augbench: {text}", file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    main()

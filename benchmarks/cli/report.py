@@ -1,0 +1,77 @@
+"""``augbench report`` and ``augbench plan``: what they print; needs neither torch nor ray."""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from pathlib import Path
+
+from analysis import plan, question, records
+from analysis.question import QuestionError
+from analysis.report.page import FORMATS, NoRuns, report
+from benchmarks.cli.arguments import (
+    FAILURE,
+    USAGE,
+    PlanCommand,
+    ReportCommand,
+    UsageError,
+)
+from benchmarks.studies import shipped
+
+
+def carry_out(command: ReportCommand | PlanCommand) -> int:
+    """Do what the command says; the exit code."""
+    try:
+        return _report(command) if isinstance(command, ReportCommand) else _plan(command)
+    except (UsageError, QuestionError, NoRuns, OSError) as error:
+        if command.debug:
+            traceback.print_exc()
+        print(f"augbench: {error}", file=sys.stderr)
+        return FAILURE if isinstance(error, OSError) else USAGE
+
+
+def _report(command: ReportCommand) -> int:
+    print(*write(command), sep="\n")
+    return 0
+
+
+def write(command: ReportCommand) -> list[Path]:
+    """Write the report; the files that a reader opens, the page first.
+
+    Raises:
+        UsageError, NoRuns: a value that cannot be used; a folder without results.
+        QuestionError: the study file cannot be used.
+    """
+    wanted = [each.strip() for each in command.format.split(",") if each.strip()]
+    unknown = [each for each in wanted if each not in FORMATS]
+    if unknown or not wanted:
+        raise UsageError(f"format: expected some of {', '.join(FORMATS)}, got {command.format!r}")
+    root, out = command.runs.expanduser(), command.out.expanduser()
+    if not root.is_dir():
+        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out: expected a folder, got the file {command.out}")
+    return report(root, out, wanted, command.published, command.recompute, command.study)
+
+
+def _plan(command: PlanCommand) -> int:
+    if not 0 < command.detect < math.inf:
+        raise UsageError(f"detect: expected points above 0, got {command.detect}")
+    if not 0 < command.power < 1:
+        raise UsageError(f"power: expected a number in (0, 1), got {command.power}")
+    root, study = command.runs.expanduser(), command.study
+    root = shipped.find(root) if root.name in shipped.names() else root
+    if root.is_file():
+        if study:
+            raise UsageError("study: expected none beside a study file")
+        root, study = command.out.expanduser(), question.name_in(root)
+    if not root.is_dir():
+        raise UsageError(f"runs: expected a results folder or a study file, got {root}")
+    asked = question.read(root, study)
+    found, _ = asked.own(*records.scan(root))
+    plain = [record for record in found if not record.searched]
+    if not any(record.done for record in plain):
+        raise NoRuns(f"{root}: expected runs with results, from which variances can be taken")
+    print(plan.plan(plain, asked, command.detect, command.power))
+    return 0

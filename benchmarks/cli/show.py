@@ -1,0 +1,492 @@
+"""What a method makes of images, drawn: draws of some rows, extremes of weight, learned policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import methods
+from analysis.report.plots import (
+    Band,
+    augmentation_grid,
+    heatmaps,
+    sample_bands,
+)
+from analysis.runs import Run, Training
+from benchmarks.data.names import Benchmark, canonical
+from benchmarks.data.seeding import generator, seed_global
+from benchmarks.data.splits import (
+    NotApplicable,
+    Protocol,
+    Splits,
+    arrays_of,
+    chunks,
+    make_splits,
+    rows_from_tensors,
+    strata_of,
+)
+from benchmarks.training import models
+from benchmarks.training.context import TrainingContext
+from benchmarks.training.progress import Progress, Silent
+from benchmarks.training.tasks import task_of
+from benchmarks.training.trainer import (
+    check_batch,
+    check_fits,
+    fit,
+    labels_of,
+    make_optimizer,
+)
+from methods.base import Batch, Context, Method
+
+POOL = 512
+"""Augmented rows of which the extremes are drawn, where an epoch has so many."""
+SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
+"""Differences of factors, and moves of a target, that a caption would not show."""
+
+
+def show(
+    benchmark: Benchmark,
+    method_name: str,
+    model_name: str,
+    root: Path,
+    path: Path,
+    *,
+    rows: int = 6,
+    draws: int = 8,
+    seed: int = 0,
+    epochs: int = 0,
+    by: Literal["rows", "weight", "class"] = "rows",
+    progress: Progress | None = None,
+) -> None:
+    """Write the figure, by ``rows``, ``weight`` or ``class``.
+
+    ``rows``: a column of originals and ``draws`` draws of each, told what was done; of a method
+    that adds rows each of these once, beside the row it was made from, with their difference and
+    what the network makes of both. ``weight``: of a pool of augmented rows, ``draws`` with the
+    highest and with the lowest weight, and those whose label moved most. ``class``: the learned
+    probability and magnitude of each operation, a mean over the training rows of each class. The
+    network, for methods that ask it something, has trained under the method for ``epochs`` epochs,
+    as a run does; what is drawn is the epoch after them.
+
+    Raises:
+        NotApplicable: the method does not work on these data, by weight leaves weights and labels
+            alone, by class learns nothing of operations, or adds no row yet.
+        TrainingFailed: the network could not be trained.
+        Interrupted: SIGINT or SIGTERM while it trained.
+    """
+    device = torch.device("cpu")
+    method = methods.build(method_name)
+    needs_meta = "meta" in method.requires()
+    arrays = arrays_of(benchmark, root)
+    splits = make_splits(
+        arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
+    )
+    training = Training(epochs=max(1, epochs))
+    task = task_of(splits.kind)
+    if epochs:
+        run = Run(
+            benchmark=canonical(benchmark),
+            data=arrays.checksum,
+            model=model_name,
+            method=method_name,
+            training=training,
+            seed=seed,
+        )
+        network, optimizer = _trained(run, splits, method, progress or Silent())
+    else:
+        seed_global(device, seed, "init")
+        network = models.build(model_name, splits.spec, method.requires())
+        check_fits(method_name, method, splits, network, model_name)
+        optimizer = make_optimizer(network, training)
+    ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
+    if not epochs:
+        ctx.enter("setup")
+        method.setup(ctx)
+    ctx.epoch, ctx.step = epochs, epochs * len(chunks(splits.pool, training.batch_size))
+    network.train()
+    ctx.enter("begin_epoch")
+    method.begin_epoch(ctx)
+
+    state = f"network after {epochs} epoch{'s' if epochs > 1 else ''}, " if epochs else ""
+    shown = canonical(benchmark)
+    if by == "rows":
+        title = f"{method_name} on {shown}, training rows, {state}seed {seed}"
+        if method.added() is not None:
+            _draw_added(method, ctx, splits, rows, training.batch_size, seed, title, path)
+            return
+        _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
+        return
+    if by == "class":
+        state = state or "before the first epoch, "
+        _draw_policy(method, splits, f"{method_name} on {shown}, {state}seed {seed}", path)
+        return
+    pool = _pool(method, ctx, method_name, training.batch_size)
+    bands, note = _bands(pool, draws, splits.classes, splits.kind)
+    state = state or "network as initialised, "
+    title = (
+        f"{method_name} on {shown}: {len(pool.x)} augmented training rows, {state}seed {seed}{note}"
+    )
+    sample_bands(bands, title, [path])
+
+
+class _Watched(Method):
+    """Passes on what its upstream does; keeps the run's optimiser and the first batch of a step."""
+
+    optimizer: Optimizer
+    given: Batch | None = None
+
+    def setup(self, ctx: Context) -> None:
+        """Keep the optimiser: a method may read its state."""
+        super().setup(ctx)
+        self.optimizer = ctx.optimizer
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The upstream's batch."""
+        out = cast("Method", self.upstream).augment(batch, ctx)
+        if self.given is None:
+            self.given = replace(out, logits=None)
+        return out
+
+
+def _trained(
+    run: Run, splits: Splits, method: Method, progress: Progress
+) -> tuple[nn.Module, Optimizer]:
+    """The network and its optimiser after a run; ``method`` has then learned with them."""
+    watched = _Watched(method)
+    try:
+        return fit(run, splits, watched, progress=progress).model, watched.optimizer
+    finally:
+        progress.end()
+
+
+def _draw_rows(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    rows: int,
+    draws: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Write the grid of some rows and ``draws`` draws of each."""
+    index = _of_each_class(splits, rows, seed)
+    batch = ctx.train.rows(index)
+    drawn, captions = [], []
+    for _ in range(draws):
+        ctx.enter("augment")
+        out = method.augment(batch, ctx)
+        drawn.append(_images(out.x[: len(index)]))
+        captions.append(_captions(batch, out, method.captions(), splits.classes))
+        ctx.step += 1
+    labels = [_named(y, splits.classes) for y in batch.y]
+    told = [list(texts) for texts in zip(*captions, strict=True)]
+    augmentation_grid(_images(batch.x), np.stack(drawn, axis=1), labels, told, title, path)
+
+
+def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None:
+    """Write what was learned of each operation, class by class.
+
+    Raises:
+        NotApplicable: it learned nothing of operations.
+    """
+    learned = method.learned()
+    names = next((part.operations for part in method.parts() if part.operations), ())
+    found = [name for name in ("probability", "magnitude") if name in learned]
+    if not found:
+        raise NotApplicable(
+            "by class: it learns no probability or magnitude of operations; --by rows draws what "
+            "becomes of the images"
+        )
+    labels = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    groups = [("all rows", np.arange(len(labels)))]
+    if len(learned[found[0]]) == len(labels):
+        members = [(name, np.flatnonzero(labels == k)) for k, name in enumerate(splits.classes)]
+        groups = [(_short(name), rows) for name, rows in members if len(rows)]
+    tables = [
+        (f"{name}, mean", np.stack([_mean_of(learned[name], rows) for _, rows in groups]))
+        for name in found
+    ]
+    heatmaps(
+        tables,
+        [f"{name} ({len(rows)})" for name, rows in groups],
+        [name.replace("_", " ") for name in names],
+        "class as trained on (rows)" if len(groups) > 1 else "",
+        title,
+        path,
+    )
+
+
+def _mean_of(values: Tensor, rows: np.ndarray) -> np.ndarray:
+    """(P,) mean of those rows; of all where the rows share one."""
+    kept = values if len(values) == 1 else values[torch.from_numpy(rows)]
+    return kept.detach().cpu().numpy().mean(axis=0)
+
+
+def _draw_added(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    rows: int,
+    batch_size: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Write the grid of rows that the method adds to a batch of training, beside their originals.
+
+    Raises:
+        NotApplicable: it adds none.
+    """
+    ctx.enter("show")
+    batch = next(ctx.train.batches(batch_size))
+    ctx.enter("augment")
+    method.augment(batch, ctx)
+    added = method.added()
+    if added is None or not len(added.x):
+        raise NotApplicable(
+            f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0 "
+            "(and ratio above 0)"
+        )
+    labels = labels_of(rows_from_tensors(added.x, added.y), splits.kind)
+    chosen = _in_turn(strata_of(labels, len(splits.classes)), rows, seed)
+    origin, x, y = (each[chosen].detach() for each in added)
+    with ctx.uncharged(), torch.no_grad():
+        ctx.model.eval()
+        told = [ctx.task.labels(ctx.model(each), 1.0) for each in (origin, x)]
+    before, after = ([_likeliest(p, splits.classes) for p in each] for each in told)
+    change = x - origin
+    scale = 0.5 / max(float(change.abs().max()), 1e-6)
+    drawn = np.stack([_images(x), _images((0.5 + scale * change).clamp(0, 1))], axis=1)
+    norms = change.flatten(1).norm(dim=1)
+    names = [_named(each, splits.classes) for each in y]
+    augmentation_grid(
+        _images(origin),
+        drawn,
+        [f"{name}\nsays {said}" for name, said in zip(names, before, strict=True)],
+        [[f"says {said}", f"norm {float(n):.2f}"] for said, n in zip(after, norms, strict=True)],
+        f"{title}; what the network says in eval mode",
+        path,
+        columns=("augmented", f"difference x {scale:.3g}"),
+    )
+
+
+def _likeliest(p: Tensor, classes: tuple[str, ...]) -> str:
+    """The class of the highest probability, and this."""
+    return f"{_short(classes[int(p.argmax())])}: {float(p.max()):.3f}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Augmented rows, and what the method made of their targets and weights."""
+
+    x: Tensor
+    """(n, C, H, W)"""
+    before: Tensor
+    """(n, K) targets as the augmentation gave them"""
+    after: Tensor
+    """(n, K) targets that are trained on"""
+    factor: Tensor
+    """(n,) weight that is trained with, over that which the augmentation gave"""
+    captions: list[str]
+    """n texts: what was done to the image"""
+
+    @property
+    def moved(self) -> Tensor:
+        """(n,) half the sum of what each target changed by: the total variation distance."""
+        return (self.after - self.before).abs().sum(dim=1) / 2
+
+
+def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _Pool:
+    """Augmented rows of the coming epoch's batches: ``POOL`` of them, or one pass if that is less.
+
+    What targets and weights were before is what the upstream handed over (of mixup, mixed targets).
+    It is watched: its first call in a step is taken to be on the rows that the method refines,
+    which are the first ones of its batch. A method without an upstream is compared with the rows
+    as drawn. Left out are rows that the method does not weigh or that passed by the upstream (the
+    clean rows of SAFLEX), and rows that it added.
+
+    Raises:
+        NotApplicable: the method hands over other rows than its upstream gave.
+    """
+    watched = _watch(method)
+    ctx.enter("show")
+    kept: list[_Pool] = []
+    for batch in ctx.train.batches(batch_size):
+        if watched is not None:
+            watched.given = None
+        ctx.enter("augment")
+        out = method.augment(batch, ctx)
+        check_batch(out, ctx.spec, name)
+        given = _as_drawn(out, batch, ctx) if watched is None else watched.given
+        count = min(part.weighted(len(batch.x)) for part in method.parts())
+        count = min(count, 0 if given is None else len(given.x))
+        if given is None or not torch.equal(given.index[:count], out.index[:count]):
+            raise NotApplicable(f"{name} hands over other rows than its upstream gave")
+        old, new = given.w[:count], out.w[:count].detach()
+        captions = method.captions()[:count]
+        kept.append(
+            _Pool(
+                x=out.x[:count].detach(),
+                before=given.y[:count].detach(),
+                after=out.y[:count].detach(),
+                factor=torch.where(old > 0, new / torch.where(old > 0, old, 1.0), 1.0),
+                captions=captions + [""] * (count - len(captions)),
+            )
+        )
+        ctx.step += 1
+        if sum(len(each.x) for each in kept) >= POOL:
+            break
+    return _Pool(
+        x=torch.cat([each.x for each in kept])[:POOL],
+        before=torch.cat([each.before for each in kept])[:POOL],
+        after=torch.cat([each.after for each in kept])[:POOL],
+        factor=torch.cat([each.factor for each in kept])[:POOL],
+        captions=[text for each in kept for text in each.captions][:POOL],
+    )
+
+
+def _watch(method: Method) -> _Watched | None:
+    """What from now on watches the upstream of the innermost method that can have one, if it has.
+
+    So head_refit or shuffled_weights over saflex show what saflex's own upstream gave.
+    """
+    while method.upstream is not None and _refines(method.upstream):
+        method = method.upstream
+    if method.upstream is None:
+        return None
+    watched = _Watched(method.upstream)
+    method.upstream = watched
+    return watched
+
+
+def _refines(method: Method) -> bool:
+    """Whether its own constructor takes an upstream, as that of an augmentation does not."""
+    kind = type(method)
+    return kind.__init__ is not Method.__init__ and "upstream" in signature(kind).parameters
+
+
+def _as_drawn(out: Batch, batch: Batch, ctx: TrainingContext) -> Batch:
+    """The rows of ``out`` as the training split has them, with the weights of the drawn batch."""
+    known = out.index >= 0
+    y = torch.where(known[:, None], ctx.train.targets[out.index.clamp_min(0)], out.y)
+    w = torch.full_like(out.w, float(batch.w[0]))
+    return replace(out, y=y, w=w, logits=None)
+
+
+def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tuple[list[Band], str]:
+    """The bands that there are, and what the title says of those that there are not.
+
+    Raises:
+        NotApplicable: there are none.
+    """
+    rows, factor, moved = len(pool.x), pool.factor, pool.moved
+    varied = float(factor.max() - factor.min()) > SAME_WEIGHT
+    changed = int((moved > SAME_LABEL).sum())
+    if not varied and not changed:
+        raise NotApplicable(
+            f"by weight: over {rows} augmented rows all weights are equal and no label moved; "
+            "--by rows draws what becomes of the images"
+        )
+    chosen, notes = [], []
+    if varied:
+        # From the two ends of one order, so that no row is in both where many weights are equal.
+        order = factor.argsort(stable=True)
+        count = min(draws, rows // 2)
+        none = int((factor < SAME_WEIGHT).sum())
+        told = f" ({none} of {rows} rows have weight 0)" if none else ""
+        chosen.append(("highest weight", order.flip(0)[:count]))
+        chosen.append((f"lowest weight{told}", order[:count]))
+    else:
+        notes.append("all weights are equal")
+    if changed:
+        # Hard labels all move by 1: of those rather what is not in the bands above.
+        drawn = np.isin(np.arange(rows), [int(row) for _, index in chosen for row in index])
+        order = torch.from_numpy(np.lexsort((drawn, -moved.numpy().round(3))))
+        heading = f"label moved most ({changed} of {rows} labels moved)"
+        chosen.append((heading, order[: min(draws, changed)]))
+    else:
+        notes.append("no label moved")
+    several = kind == "multi-label"
+    bands = [
+        Band(
+            heading,
+            _images(pool.x[index]),
+            [_told(pool, int(row), classes, several) for row in index],
+        )
+        for heading, index in chosen
+    ]
+    return bands, "".join(f"; {note}" for note in notes)
+
+
+def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str:
+    """The label, what became of it where it moved, the factor of the weight, and the warp."""
+    before, after = pool.before[row], pool.after[row]
+    parts = [_named(before, classes)]
+    if float(pool.moved[row]) > SAME_LABEL:
+        if several:  # of many entries, the one that moved most
+            most = int((after - before).abs().argmax())
+            shown = f"{_short(classes[most])}: {float(before[most]):.2f}"
+            parts.append(f"{shown} -> {float(after[most]):.2f}")
+        else:
+            parts = [f"{parts[0]} -> {_named(after, classes)}"]
+    parts.append(f"weight x {float(pool.factor[row]):.2f}")
+    return "\n".join(filter(None, [", ".join(parts[:-1]), parts[-1], pool.captions[row]]))
+
+
+def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
+    """Rows of the training split, class by class in turn; distinct, as many as there are."""
+    strata = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    return _in_turn(strata, rows, seed)
+
+
+def _in_turn(strata: np.ndarray, rows: int, seed: int) -> Tensor:
+    """Places of some rows, stratum by stratum in turn; drawn by the seed."""
+    order = torch.randperm(len(strata), generator=generator(seed, "show")).numpy()
+    rank = np.empty(len(strata), int)
+    for stratum in np.unique(strata):
+        members = order[strata[order] == stratum]
+        rank[members] = np.arange(len(members))
+    chosen = np.lexsort((strata, rank))[:rows]
+    return torch.from_numpy(chosen)
+
+
+def _images(x: Tensor) -> np.ndarray:
+    return x.detach().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _captions(batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...]) -> list[str]:
+    """What the method tells, else what became of target and weight."""
+    texts = []
+    for row in range(len(batch.x)):
+        parts = [told[row]] if row < len(told) and told[row] else []
+        if not torch.allclose(out.y[row], batch.y[row], atol=1e-4):
+            parts.append(_named(out.y[row], classes))
+        change = float(out.w[row] / batch.w[row])
+        if abs(change - 1) > 1e-3:
+            parts.append(f"weight x {change:.2f}")
+        texts.append(", ".join(parts))
+    return texts
+
+
+def _named(y: Tensor, classes: tuple[str, ...]) -> str:
+    """The class, or the two largest shares."""
+    top = y.topk(min(2, len(y)))
+    pairs = [(classes[int(k)], float(v)) for v, k in zip(*top, strict=True) if float(v) > 0.005]
+    if not pairs:
+        return "no label"
+    short = [(_short(name), share) for name, share in pairs]
+    if len(short) == 1 and short[0][1] > 0.995:
+        return short[0][0]
+    return ", ".join(f"{name}: {share:.2f}" for name, share in short)
+
+
+def _short(name: str) -> str:
+    return name if len(name) < 16 else name[:14] + "…"

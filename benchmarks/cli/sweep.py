@@ -1,0 +1,383 @@
+"""``augbench sweep``: what it checks before anything runs, and what it prints. Needs no ray."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis import comparison, question, records, runs
+from analysis.question import FILES, STUDIES, Prediction
+from analysis.report import sentences
+from analysis.runs import Status
+from benchmarks.cli import arguments
+from benchmarks.data import facts, sources, splits
+from benchmarks.running import capacity
+from benchmarks.running.disk import Options
+from benchmarks.running.display import duration
+from benchmarks.running.local import Problem
+from benchmarks.studies import (
+    cells,
+    rounds,
+    search,
+    shipped,
+    study,
+)
+from benchmarks.studies.cells import Cell, Row
+from benchmarks.studies.rounds import Ledger, Search, Work
+from benchmarks.studies.study import (
+    Plan,
+    Study,
+    Table,
+    label,
+)
+
+MOST_TABLES = 4
+"""More are not printed at once."""
+STATES = {
+    "done": "done",
+    "interrupted": "to do, goes on from its checkpoint",
+    "new": "to do",
+    "failed": "failed",
+    "skipped": "skipped",
+    "stopped": "stopped",
+}
+HERE = ("", "local")
+"""Addresses that mean a Ray of our own."""
+EQUAL_BUDGETS = "rows of an equal budget have a name once their methods are done"
+Outcomes = dict[str, Status | Problem]
+
+
+def carry_out(command: arguments.SweepCommand) -> int:
+    """Do what the study file says; the exit code."""
+    if command.file is None:
+        raise arguments.UsageError(
+            "file: expected a study file or the name of a shipped study (augbench sweep --list "
+            "shows them; --init FILE writes one to begin with), got none"
+        )
+    file = shipped.find(command.file)
+    if file != command.file:
+        print(f"Study file: {file}", file=sys.stderr)
+    asked = study.load(file, list(chain.from_iterable(command.settings)))
+    if command.workers is not None and command.workers < 1:
+        raise study.StudyError(f"workers: expected 1 or more, got {command.workers}")
+    root = (command.out or asked.out).expanduser().absolute()
+    data_root = command.data or asked.data or sources.default_root()
+    data_root = data_root.expanduser().absolute()
+    plan = Plan(asked, data_root)
+    plan.check_family()
+    if asked.tune is not None:
+        rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
+    ledger = Ledger(root, asked.retries, command.retry_failed)
+    work = Work(plan, root, study.chosen(command.only))
+    work.foresee()
+    wanted = work.cells()
+    if command.only and not wanted:
+        names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
+        later = any(table.block.same for table in plan.tables)
+        raise study.StudyError(
+            f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
+            f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
+        )
+    if len(wanted) > study.MAX_RUNS:
+        raise study.StudyError(
+            f"the file names {len(wanted)} runs, expected {study.MAX_RUNS:,} at most"
+        )
+    if command.dry_run:
+        return _dry_run(command, work, ledger, wanted)
+    _remember(work)
+    try:
+        outcomes = _run(command, plan, work, ledger, data_root)
+    finally:  # more runs have a name by now: equal budgets, winners of a search
+        work.foresee()
+        _remember(work)
+    return _told(plan, work, ledger, outcomes)
+
+
+def _remember(work: Work) -> None:
+    """Leave the study beside its runs: what it asks, and which runs are its own."""
+    root, name = work.root, work.plan.study.name
+    folder = root / STUDIES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    own, file = work.whole(), folder / FILES[0]
+    asked = work.plan.study.asked()
+    kept = question.read(root, name).predictions if file.is_file() else ()
+    text = asked["prediction"].strip()
+    if text and (not kept or kept[-1].text != text):
+        states = [runs.status_of(runs.folder_of(root, cell.run)).state for cell in own]
+        kept = (*kept, Prediction(text, time.strftime("%Y-%m-%d"), states.count("done")))
+        if len(kept) > 1:
+            print(
+                f"The prediction was changed {kept[-1].when}; reports show both.", file=sys.stderr
+            )
+    if kept:  # a prediction that was made before the results is not made anew after them
+        asked |= {"prediction": kept[0].text, "predictions": [asdict(each) for each in kept]}
+    content = {**asked, "runs": sorted(cell.run.id for cell in own)}
+    written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    if not file.is_file() or file.read_text(encoding="utf-8") != written:
+        runs.write_text(file, written)
+
+
+def _heading(asked: Study) -> list[str]:
+    lines = [f"Study      {asked.name}"]
+    lines += [f"Question   {' '.join(asked.question.split())}"] if asked.question else []
+    lines += [f"Prediction {' '.join(asked.prediction.split())}"] if asked.prediction else []
+    return lines
+
+
+def _dry_run(
+    command: arguments.SweepCommand, work: Work, ledger: Ledger, wanted: Sequence[Cell]
+) -> int:
+    """Print every run, what is done, what would run, and the time that it is to take."""
+    plan, asked = work.plan, work.plan.study
+    print("\n".join([*_heading(asked), ""]))
+    left, states = [], Counter[str]()
+    for cell in wanted:
+        status = ledger.status(cell)
+        text = STATES[status.state]
+        if status.state == "failed" and ledger.to_do(cell):
+            text = "to do, tried again after: "
+            text += status.reason
+        elif status.reason:
+            text += f": {status.reason}"
+        if ledger.to_do(cell, status):
+            left.append((cell.run, ledger.epochs(cell)))
+        states[status.state] += 1
+        print(f"{cell.run.id}  {label(cell)}: {text}")
+    for table in plan.tables:
+        for name, reason in table.missing:
+            print(f"{table.name}, {name}: not available: {reason}")
+    unnamed = work.unnamed()
+    left += [(cell.run, 0) for cell in unnamed]
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    if unnamed:
+        counted += f", {len(unnamed)} of trials that are proposed once others have ended"
+    print(f"\n{len(wanted) + len(unnamed)} runs: {counted or 'none'}; {len(left)} to do")
+    if asked.tune is not None:
+        print("The winners' runs on fresh seeds come on top: the search names them.")
+    if any(table.block.same for table in plan.tables) and any(
+        run.budget == "steps" for run, _ in left
+    ):
+        print(f"More come on top: {EQUAL_BUDGETS}.")
+    if not left:
+        return 0
+    if _address(command, asked) in HERE:
+        cluster = capacity.here(asked, command.workers or asked.workers)
+        at_once, device = cluster.workers, cluster.device
+        print(f"{at_once} at a time on this machine")
+    else:
+        at_once, device = command.workers or asked.workers or 1, ""
+        print(f"On the cluster as many at a time as fit there; here told for {at_once}")
+    estimate = rounds.costs_in(ledger.root, device).total(left)
+    if estimate.unknown < len(left):
+        beside = (
+            f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""
+        )
+        seconds = estimate.seconds / min(at_once, len(left))
+        print(f"About {duration(seconds)} by the runs in {ledger.root}{beside}")
+    else:
+        print(f"No run in {ledger.root} tells how long they take.")
+    return 0
+
+
+def _address(command: arguments.SweepCommand, asked: Study) -> str:
+    """Of the Ray that is to be joined."""
+    return command.address or os.environ.get("RAY_ADDRESS", "") or asked.address
+
+
+def _run(
+    command: arguments.SweepCommand, plan: Plan, work: Work, ledger: Ledger, data_root: Path
+) -> Outcomes:
+    """Carry out the rounds; Ray is only started where something is to be done."""
+    asked, outcomes = plan.study, {}
+    address = _address(command, asked)
+    workers = command.workers or asked.workers
+    options = Options(
+        data_root=data_root,
+        allow_unverified=asked.allow_unverified,
+        memory_gib=asked.memory_gib,
+        checkpoint_every=asked.checkpoint_every,
+    )
+    opened: Any = None
+    with ExitStack() as stack:
+        for each in work.rounds():
+            wanted = [cell for job in each.jobs for cell in job.cells]
+            ledger.begin(wanted)
+            left = [cell for cell in wanted if ledger.to_do(cell)]
+            if not left:
+                continue
+            if opened is None:
+                _tell_data(wanted, ledger, options)
+                from benchmarks.running import cluster  # noqa: PLC0415 - Ray, where it is needed
+
+                opened = stack.enter_context(
+                    cluster.opened(asked, ledger.root, options, address, workers, wanted)
+                )
+                options = replace(options, device=opened.cluster.device)
+            cluster = opened.cluster
+            done = len(wanted) - len(left)
+            where = f" on {cluster.machines} machine(s)" if cluster.address else ""
+            print(
+                f"Runs: {len(left)} to do, {done} done, {cluster.workers} at a time{where}",
+                file=sys.stderr,
+            )
+            outcomes |= opened.carry_out(each, ledger, options, asked)
+    return outcomes
+
+
+def _tell_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
+    """What a user's own data hold, once before their first run; augbench data show tells others."""
+    seen = {c.benchmark for c in wanted if ledger.status(c).state == "done"}
+    own = [c.benchmark for c in wanted if c.benchmark.path and c.benchmark not in seen]
+    for benchmark in dict.fromkeys(own):
+        arrays = splits.arrays_of(
+            benchmark, options.data_root, options.allow_unverified, options.memory_gib
+        )
+        print("\n".join(facts.lines(arrays, benchmark, brief=True)), file=sys.stderr)
+
+
+def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
+    """Print what was found and what failed; the exit code."""
+    wanted = work.cells()
+    problems = {
+        name: outcome.text for name, outcome in outcomes.items() if isinstance(outcome, Problem)
+    }
+    statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
+    print("\n".join(_heading(plan.study)))
+    if work.searches:
+        _print_searches(work, ledger.root)
+    else:
+        _print_tables(plan, work, ledger.root, problems)
+    bad = [
+        (label(cell), problems.get(cell.run.id) or statuses[cell.run.id].reason)
+        for cell in wanted
+        if cell.run.id in problems or statuses[cell.run.id].state == "failed"
+    ]
+    missing = [(f"{t.name}, {name}", reason) for t in plan.tables for name, reason in t.missing]
+    print(f"\nResults: {ledger.root}")
+    memory = _memory(wanted, ledger)
+    if memory:
+        print(memory)
+    counts = Counter(status.state for status in statuses.values())
+    listed = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    print(f"Runs: {listed}", file=sys.stderr)
+    for name, reason in [*bad, *missing]:
+        print(f"not done: {name}: {reason}", file=sys.stderr)
+    if any(statuses[cell.run.id].state == "failed" for cell in wanted):
+        print("Failed runs are done again with --retry-failed.", file=sys.stderr)
+    return arguments.FAILURE if bad or missing else 0
+
+
+def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
+    """What runs that share a GPU need of it; empty on a CPU."""
+    peaks = []
+    for cell in wanted:
+        result = runs.read_result(ledger.folder(cell)) or {}
+        if result.get("status") == "done" and result["device"]["type"] == "cuda":
+            peaks.append(result["cost"]["memory_mib"])
+    return f"GPU memory of a run: {max(peaks):,.0f} MiB at most" if peaks else ""
+
+
+def _print_tables(plan: Plan, work: Work, root: Path, problems: dict[str, str]) -> None:
+    chosen = {cell.run.id for cell in work.cells()}
+    shown = []
+    for place, table in enumerate(plan.tables):
+        rows = [*table.rows, *work.extra.get(place, [])]
+        read = [_table_row(table, row, root, problems, chosen) for row in rows]
+        read = [each for each in read if each.records or each.reasons]
+        if read:
+            read += [
+                comparison.Row(name, "none", (), (f"not available: {reason}",))
+                for name, reason in table.missing
+            ]
+            shown.append((table, read))
+    if len(shown) > MOST_TABLES:
+        names = "\n".join(f"  {table.name}" for table, _ in shown)
+        print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
+        return
+    for _, read in shown:
+        print(f"\n{comparison.comparison(read)}")
+
+
+def _table_row(
+    table: Table, row: Row, root: Path, problems: dict[str, str], chosen: set[str]
+) -> comparison.Row:
+    made = [cell for cell in table.cells([row]) if cell.run.id in chosen]
+    name = row.name if row.dirty else (made[0].run.row if made else row.method)
+    upstream = cells.upstream_of(row.method)
+    return comparison.row_of(name, upstream, [cell.run for cell in made], root, problems)
+
+
+def _print_searches(work: Work, root: Path) -> None:
+    """The chosen values, and what they are worth on fresh seeds; all of it into search.json."""
+    kept, read = [], work.outcomes()
+    for each, outcomes, budget in zip(work.searches, read, work.budgets(read), strict=True):
+        found = rounds.record(each, outcomes, budget)
+        found["fresh"] = []
+        kept.append(found)
+        states = Counter(one.state for one in outcomes)
+        counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        print(f"\n{each.name}\n  {len(outcomes)} trials: {counted}; {found['passes']:,} passes")
+        if not each.ended(outcomes):
+            print("  not all trials have ended: nothing is chosen yet")
+            continue
+        best = search.winner(outcomes)
+        if best is None:
+            print("  no trial is complete: nothing is chosen")
+            continue
+        regret = found["regret"]
+        given = "n/a, one trial is complete" if math.isnan(regret) else f"{regret:.4f}"
+        print(f"  chosen: trial {best.number}, {sentences.settings(best.values)}")
+        print(f"  select {each.tune.metric} {best.score:.4f}; regret on test {given}")
+        compared = [("chosen against as written", best.values)]
+        cheap = None if budget is None else search.winner(search.within(outcomes, budget))
+        if budget is None:
+            print("  at equal passes: not yet, another row has trials that have not ended")
+        elif cheap is not None and cheap.values != best.values:
+            print(f"  at equal passes: trial {cheap.number}, {sentences.settings(cheap.values)}")
+            compared.append(("at equal passes against as written", cheap.values))
+        for name, values in compared:
+            line, kept_line = _fresh(each, values, root)
+            print(f"  {name}: {line}")
+            found["fresh"].append({"what": name, **kept_line})
+    folder = root / STUDIES / work.plan.study.name
+    runs.write_text(folder / "search.json", runs.to_json(kept) + "\n")
+    print(f"\nSearch: {folder / 'search.json'}")
+
+
+def _fresh(each: Search, values: search.Values, root: Path) -> tuple[str, dict[str, Any]]:
+    """A setting against the row as written, on seeds that the search has not seen."""
+    if not values:
+        return "the row as written won", {"difference": 0.0}
+    read = [
+        records.read(
+            runs.folder_of(root, cell.run)
+            for cell in search.finals(each.table, each.row, setting, each.tune)
+        )
+        for setting in (values, {})
+    ]
+    ours, theirs = (
+        comparison.Row(name, "none", tuple(found))
+        for name, found in zip(("chosen", "as written"), read, strict=True)
+    )
+    metric = each.tune.metric
+    found = comparison.difference(ours, theirs, metric)
+    if found is None:
+        return "no run on fresh seeds has ended", {"difference": math.nan}
+    text = f"{found.estimate:+.2f} points of test {metric} over {found.seeds} fresh seeds"
+    kept: dict[str, Any] = {"difference": found.estimate, "seeds": found.seeds}
+    for name, interval in (("training", found.training), ("population", found.population)):
+        if interval is not None:
+            text += f", {name} 95 % CI {interval.low:+.2f} to {interval.high:+.2f}"
+            kept[name] = [interval.low, interval.high]
+    return text, kept

@@ -1,0 +1,1 @@
+"""Data sets by name, and the rows of them that a run sees."""

@@ -1,0 +1,264 @@
+"""The name of a benchmark: a data set and what is done to it. Needs no torch.
+
+``digits``, ``pneumoniamnist(size=64, noise=0.4)``, and a user's own data by their path:
+``npz:FILE``, ``folder:DIR``, with arguments behind it if need be. A path may stand in quotes,
+``folder:"a, b"(size=64)``; without them the reading is meant whose path exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.data.catalogue import CATALOGUE
+from methods.naming import (
+    Call,
+    NamingError,
+    bind,
+    call_of,
+    parse,
+    render,
+    split,
+    unknown,
+    written_out,
+)
+
+OWN = ("npz", "folder")
+"""Kinds of a user's own data."""
+MOST_FOLDS = 20
+GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist"}
+"""Sets with many images of one patient, scan or slide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A data set and what is done to it; the arguments of a benchmark's name."""
+
+    name: str
+    path: str = ""
+    size: int = 28
+    as_rgb: bool = False
+    folds: int = 0
+    rows_per_class: int = 0
+    noise: float = 0.0
+    noise_kind: Literal["symmetric", "pair"] = "symmetric"
+    imbalance: float = 1.0
+    imbalance_kind: Literal["half", "stratified"] = "half"
+    meta_noise: float = 0.0
+    groups: int | str | None = None
+    """Of a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether labels or class shares are made worse."""
+        return self.noise > 0 or self.imbalance > 1 or self.meta_noise > 0
+
+
+def _arguments(
+    *,
+    size: int = 28,
+    as_rgb: bool = False,
+    folds: int = 0,
+    rows_per_class: int = 0,
+    noise: float = 0.0,
+    noise_kind: Literal["symmetric", "pair"] = "symmetric",
+    imbalance: float = 1.0,
+    imbalance_kind: Literal["half", "stratified"] = "half",
+    meta_noise: float = 0.0,
+    groups: int | str | None = None,
+) -> dict[str, Any]:
+    return {}
+
+
+def parse_benchmark(text: str) -> Benchmark:
+    """The benchmark that ``text`` names.
+
+    Raises:
+        NamingError: an unknown name or argument, a value that is not allowed, or a path that could
+            be meant in two ways.
+    """
+    kind, colon, rest = text.strip().partition(":")
+    own = bool(colon) and kind in OWN
+    if own:
+        path, arguments = _path_and_arguments(kind, rest)
+        slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
+        if slip and not arguments and not _exists(path) and rest.strip()[-1:] not in "\"'":
+            parse(f"{kind}{path[slip.start() :]}")  # its error tells what cannot be read
+        call = parse(f"{kind}{arguments}")
+        try:
+            path = str(Path(path).expanduser().absolute())
+        except RuntimeError as error:
+            raise NamingError(f"{kind}: {path}: nobody here has that home folder") from error
+    else:
+        call, path = parse(text), ""
+    if not isinstance(call, Call):
+        raise NamingError(f"benchmark {text!r}: expected one name or call, not a chain")
+    if call.name not in CATALOGUE and not own:
+        raise unknown("benchmark", call.name, [*CATALOGUE, "npz:FILE", "folder:DIR"])
+    bound = bind(call, _arguments, "benchmark")
+    benchmark = Benchmark(name=call.name, path=path, **bound)
+    sizes = CATALOGUE[call.name].sizes if call.name in CATALOGUE else ()
+    if sizes and benchmark.size not in sizes and benchmark.size != Benchmark.size:
+        known = ", ".join(map(str, sizes))
+        raise NamingError(f"{call.name}: size: expected one of {known}, got {benchmark.size}")
+    if len(sizes) == 1:  # the default stands for the only size, so that it has one name
+        benchmark = replace(benchmark, size=Benchmark.size)
+    _within(call.name, "size", benchmark.size, 8, 1024)
+    if benchmark.folds:
+        _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
+        if call.name in GROUPED:
+            raise NamingError(
+                f"{call.name}: folds: expected none, as its official split keeps images of one "
+                "patient, scan or slide on one side, and folds would not"
+            )
+    if benchmark.groups is not None and call.name != "folder":
+        raise NamingError(
+            f"{call.name}: groups: expected none, as only a folder says so which images are of one "
+            f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
+        )
+    if isinstance(benchmark.groups, str):
+        if benchmark.groups.strip()[:1] in ("", "/", "~"):
+            raise NamingError(  # it is part of a run's id, which no machine's paths may decide
+                f"{call.name}: groups: expected a file by its path from the folder, such as "
+                f"patients.csv or ../patients.csv:id, got {benchmark.groups!r}"
+            )
+        benchmark = replace(benchmark, groups=os.path.normpath(benchmark.groups))
+    if isinstance(benchmark.groups, int):
+        _within(call.name, "groups", benchmark.groups, 0, 9)
+    _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
+    _within(call.name, "noise", benchmark.noise, 0, 1)
+    _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
+    _within(call.name, "imbalance", benchmark.imbalance, 1, 10**6)
+    return benchmark
+
+
+def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
+    """The path of a user's own data, and the arguments behind it in their parentheses, or ""."""
+    text = text.strip()
+    quoted = re.match(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(\(.*\))?$""", text, re.DOTALL)
+    readings = [(text, "")]
+    if quoted:
+        readings.append((_unquoted(quoted[1]), quoted[2] or ""))
+    else:
+        readings += [(text[:start].rstrip(), text[start:]) for start in _calls_at(kind, text)]
+    there = [each for each in readings if each[0] and _exists(each[0])]
+    if len(there) > 1:
+        shown = " or ".join(f"{kind}:{path!r}{arguments}" for path, arguments in there)
+        raise NamingError(f"benchmark {kind}:{text}: both paths exist; say which with {shown}")
+    path, arguments = (there or readings[-1:])[0]
+    if not path:
+        raise NamingError(f"benchmark {kind + ':' + text!r}: expected a path after {kind}:")
+    return path, arguments
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError) as error:
+        raise NamingError(f"cannot read {text}: expected a path in quotes") from error
+
+
+def _calls_at(kind: str, text: str) -> list[int]:
+    """Where the arguments may begin: parentheses up to the end of the text that read as a call."""
+    if not text.endswith(")"):
+        return []
+    for start in reversed([each.start() for each in re.finditer(r"\(", text)]):
+        try:
+            parse(f"{kind}{text[start:]}")
+        except NamingError:
+            continue
+        return [start]
+    return []
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown home folder
+        return False
+
+
+def names_in(text: str) -> list[str]:
+    """The benchmarks in a text, separated by commas; a path that exists may hold commas too."""
+    found, rest = [], text
+    while rest := rest.lstrip(", \t\n"):
+        end = _own_end(rest)
+        if not end:
+            end = len(split(rest)[0])
+        found.append(rest[:end].strip())
+        rest = rest[end:]
+    return found
+
+
+def _own_end(text: str) -> int:
+    """Where the first name ends, if it is of a user's own data that exist: as late as possible."""
+    kind, colon, _ = text.partition(":")
+    if not colon or kind not in OWN:
+        return 0
+    for end in (len(text), *reversed([each.start() for each in re.finditer(",", text)])):
+        path, _ = _path_and_arguments(kind, text[len(kind) + 1 : end])
+        if _exists(path):
+            return end
+    return 0
+
+
+def listed(value: Any) -> tuple[str, ...]:
+    """The benchmarks in a study file's value, products written out, each once.
+
+    A path that exists stands for itself, whatever signs of the short form it holds.
+
+    Raises:
+        NamingError: something that names no benchmark.
+    """
+    found: dict[str, None] = {}
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, list | tuple):
+            found |= dict.fromkeys(listed(each))
+            continue
+        for part in names_in(each) if isinstance(each, str) else [each]:
+            whole = isinstance(part, str) and _own_end(part) == len(part)
+            found |= dict.fromkeys([part] if whole else written_out(part))
+    return tuple(found)
+
+
+def check_seeds(benchmark: Benchmark, seeds: Iterable[int]) -> None:
+    """Folds are tested in whole repeats: seeds 0 to 4 are one of five folds, 5 to 9 the next.
+
+    Raises:
+        NamingError: a repeat that is cut short, over which no interval is known.
+    """
+    if benchmark.folds:
+        repeats = Counter(seed // benchmark.folds for seed in set(seeds))
+        if set(repeats.values()) - {benchmark.folds}:
+            raise NamingError(
+                f"{canonical(benchmark)}: expected seeds in whole repeats of {benchmark.folds} "
+                f"(0 to {benchmark.folds - 1} and so on), got {sum(repeats.values())} seeds"
+            )
+
+
+def _within(name: str, field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise NamingError(f"{name}: {field}: expected a number from {low} to {high}, got {value}")
+
+
+def canonical(benchmark: Benchmark) -> str:
+    """The benchmark's name with its arguments, without a path: that part of a run's id."""
+    defaults = asdict(Benchmark(name=""))
+    arguments = {k: v for k, v in asdict(benchmark).items() if v != defaults[k]}
+    silent = {"name", "path"}  # and what says nothing beside the others
+    if benchmark.noise == 0 and benchmark.meta_noise == 0:
+        silent.add("noise_kind")
+    if benchmark.imbalance == 1:
+        silent.add("imbalance_kind")
+    if benchmark.name == "npz":
+        silent.add("size")
+    if benchmark.name in CATALOGUE and CATALOGUE[benchmark.name].channels == 3:
+        silent.add("as_rgb")
+    arguments = {k: v for k, v in arguments.items() if k not in silent}
+    return render(call_of(benchmark.name, arguments))

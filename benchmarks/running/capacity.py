@@ -1,0 +1,126 @@
+"""What one run of a study takes, and how many runs fit on this machine. Needs no ray."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.studies.study import Study
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the runs go."""
+
+    address: str
+    """empty: a Ray of our own on this machine"""
+    workers: int
+    """runs at a time"""
+    cpus: float
+    gpu: float
+    """of one run"""
+    machines: int
+
+    @property
+    def device(self) -> str:
+        """What the runs train on."""
+        return "cuda" if self.gpu else "cpu"
+
+
+def cores() -> int:
+    """Of this machine, as far as this process may use them: its affinity and its container's quota.
+
+    Of a quota of 2.5 cores three are told: two would leave a fifth of it unused.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, math.ceil(min(count, quota())))
+
+
+def quota(root: Path = Path("/")) -> float:
+    """Cores that the control groups of this process leave it (docker --cpus); inf where none says.
+
+    Its own group and all groups above count, in version 2 (``cpu.max``) and in version 1
+    (``cpu.cfs_quota_us``). ``root`` is where ``proc`` and ``sys`` lie. A container may see its
+    group's name on the host, but only its own files, at the top: so the top is looked at too.
+    """
+    told = root / "proc/self/cgroup"
+    least = math.inf
+    for line in told.read_text(encoding="utf-8").splitlines() if told.is_file() else ():
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            top = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controllers
+            top = top if top.is_dir() else root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        group = top / name.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                least = min(least, _quota_of(folder))
+    return least
+
+
+def _quota_of(group: Path) -> float:
+    """Cores of one control group."""
+    both = group / "cpu.max"
+    apart = [group / f"cpu.cfs_{what}_us" for what in ("quota", "period")]
+    if both.is_file():
+        quota, period = both.read_text(encoding="ascii").split()
+    elif all(each.is_file() for each in apart):
+        quota, period = (each.read_text(encoding="ascii").strip() for each in apart)
+    else:
+        return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def gpus() -> int:
+    """Of this machine."""
+    import torch  # noqa: PLC0415 - takes a second, which counting cores does not need
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def takes(study: Study, gpus: bool) -> tuple[float, float]:
+    """Cores and GPUs of one run; a GPU of its own where there are any and the file says nothing."""
+    threads = max(block.threads for block in study.blocks)
+    cpus = study.resources.cpus if study.resources.cpus is not None else float(threads)
+    gpu = study.resources.gpu
+    return cpus, (1.0 if gpus else 0.0) if gpu is None else gpu
+
+
+def here(study: Study, workers: int | None) -> Cluster:
+    """This machine, with as many runs at a time as are asked for or fit.
+
+    Raises:
+        StudyError: it has not what one run takes, or not the GPUs for so many.
+    """
+    from benchmarks.studies.study import StudyError  # noqa: PLC0415 - loads torch
+
+    has, own = cores(), gpus()
+    cpus, gpu = takes(study, own > 0)
+    if gpu > own:
+        key = "gpus" if study.resources.gpus is not None else "trials_per_gpu"
+        raise StudyError(
+            f"resources: one run takes {gpu:g} GPU, and this machine has {own}: train on the CPU "
+            f"with --set resources.{key}=0, or name a cluster with --address"
+        )
+    if cpus > has:
+        raise StudyError(
+            f"resources: one run takes {cpus:g} cores, and this machine has {has}: set cpus to "
+            f"{has} or less"
+        )
+    fit = int(has / cpus + 1e-9)
+    if gpu:
+        fit = min(fit, math.floor(1 / gpu + 1e-9) * own if gpu < 1 else int(own / gpu))
+    count = workers or fit
+    if gpu and count > fit:
+        raise StudyError(f"workers: {fit} run(s) of {gpu:g} GPU fit on {own} GPU(s), got {count}")
+    return Cluster("", count, cpus, gpu, 1)

@@ -1,0 +1,138 @@
+"""What a sweep says while it runs: a line for each run that ends, and how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.runs import Status
+from benchmarks.running.local import Problem
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.study import Costs, label
+
+EVERY_SECONDS = 30.0
+"""Between two lines of where the sweep stands, without a terminal."""
+
+
+class Board:
+    """A line for each run that ends; on a terminal also a line that changes."""
+
+    def __init__(self, count: int, workers: int, costs: Costs) -> None:
+        from tqdm import tqdm  # noqa: PLC0415 - only where runs are left to do
+
+        self._tqdm, self._count, self._workers, self._costs = tqdm, count, workers, costs
+        self._ended: Counter[str] = Counter()
+        self._running: dict[str, tuple[Cell, float]] = {}
+        self._left: dict[str, Cell] = {}
+        self._done: Mapping[str, int] = {}
+        self._busy = 0.0
+        self._spent: list[float] = []
+        self._noted: set[str] = set()
+        self._start = self._last = time.monotonic()
+        self._bar = tqdm(
+            total=count,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
+        )
+
+    def begin(self, left: list[Cell], done: Mapping[str, int] | None = None) -> None:
+        """These runs are to be done, of some of which so many epochs are."""
+        self._left, self._done = {cell.run.id: cell for cell in left}, done or {}
+        self._show()
+
+    def started(self, cell: Cell) -> None:
+        """A worker has taken the run."""
+        self._running[cell.run.id] = cell, time.monotonic()
+        self._show()
+
+    def paused(self, cell: Cell) -> None:
+        """No worker has the run any more, and it is to go on."""
+        self._stop(cell)
+
+    def again(self, cell: Cell, reason: str) -> None:
+        """The run failed and is tried once more."""
+        self.note(f"{label(cell)}: tried again after: {reason}")
+
+    def ended(self, cell: Cell, outcome: Status | Problem, result: dict[str, Any] | None) -> None:
+        """The run ended, one way or the other."""
+        self._stop(cell)
+        self._left.pop(cell.run.id, None)
+        state = "not done" if isinstance(outcome, Problem) else outcome.state
+        self._ended[state] += 1
+        text = outcome.text if isinstance(outcome, Problem) else outcome.reason
+        if state == "done" and result is not None:
+            self._costs.saw(cell.run, result)
+            cost, scores = result["cost"], result["metrics"]["last"]["select"]
+            seconds = cost["charged_seconds"] + cost["evaluation_seconds"]
+            self._spent.append(seconds)
+            text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
+        number = sum(self._ended.values())
+        self.note(f"[{number}/{self._count}] {label(cell)}: {state}{', ' if text else ''}{text}")
+        self._bar.update(1)
+        self._show()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Print it once, above what changes."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the line that changes."""
+        self._bar.close()
+
+    def where(self) -> str:
+        """Done, running, failed, left; the time left; how much of the workers' time was used."""
+        now = time.monotonic()
+        elapsed = max(now - self._start, 1e-9)
+        failed = self._ended["failed"] + self._ended["not done"]
+        counts = [f"{sum(self._ended.values()) - failed} done", f"{len(self._running)} running"]
+        counts += [f"{failed} failed"] if failed else []
+        counts += [f"{len(self._left) - len(self._running)} left", f"{self._remaining(now)} left"]
+        busy = self._busy + sum(now - since for _, since in self._running.values())
+        return ", ".join([*counts, f"{100 * busy / elapsed / self._workers:.0f} % busy"])
+
+    def _stop(self, cell: Cell) -> None:
+        _, since = self._running.pop(cell.run.id, (cell, None))
+        if since is not None:  # of a trial's runs the first stands for all
+            self._busy += time.monotonic() - since
+
+    def _remaining(self, now: float) -> str:
+        average = sum(self._spent) / len(self._spent) if self._spent else None
+        total = 0.0
+        for name, cell in self._left.items():
+            known = self._costs.of(cell.run, self._done.get(name, 0))
+            seconds = average if known is None else known
+            if seconds is None:
+                return "an unknown time"
+            since = self._running[name][1] if name in self._running else now
+            total += max(seconds - (now - since), 0.0)
+        return duration(total / self._workers)
+
+    def _show(self) -> None:
+        self._bar.set_description_str(self.where())
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self._last > EVERY_SECONDS:
+            self._last = now
+            self._tqdm.write(self.where(), file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h`` or ``2.1 d``."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            digits = 1 if unit == "h" else 0
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"

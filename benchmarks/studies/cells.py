@@ -1,0 +1,345 @@
+"""From what a user writes to the cells of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, cast, get_args
+
+import methods
+from analysis import runs
+from analysis.runs import Run, Training
+from benchmarks.data.names import Benchmark, canonical
+from benchmarks.data.splits import Control, Protocol
+from benchmarks.training import models
+from methods.naming import Call, NamingError, call_of, parse, render, split, unknown
+
+DIRTY = "dirty"
+"""``method@dirty``: its meta rows carry the label noise of the training rows."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run with what is needed to carry it out and to show it."""
+
+    run: Run
+    benchmark: Benchmark
+    recorded: dict[str, Any]
+    """Kept in run.json beside the cell, not hashed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table before it meets a seed: a method, its rows, its budget."""
+
+    method: str
+    control: Control = "all"
+    dirty: bool = False
+    budget: str = "steps"
+    epochs: int = 0
+    """0 for those of the training preset"""
+    detail: str = ""
+    """how the number of epochs came about"""
+    of: str = ""
+    """id of the run, at seed 0, whose budget this one has"""
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables, beside its budget."""
+        dirty = f"@{DIRTY}" if self.dirty else ""
+        control = "" if self.control == "all" else f"@{self.control}"
+        return f"{self.method}{control}{dirty}"
+
+    @property
+    def needs_meta(self) -> bool:
+        """Whether the method learns from meta rows."""
+        return "meta" in methods.build(self.method).requires()
+
+
+def parse_row(text: str, protocol: Protocol) -> Row:
+    """``method`` or ``method@train``, ``@train+meta``, ``@meta``, ``@dirty``.
+
+    Raises:
+        NamingError: an unknown method or control, or a control that says nothing here.
+    """
+    name, *rest = split(text, "@") or [""]
+    if not name or text.strip().startswith("@"):
+        raise NamingError(f"method: expected a name such as none or mixup@train, got {text!r}")
+    method = methods.canonical(name)
+    control = rest[0].replace(" ", "") if rest else "all"
+    needs_meta = "meta" in methods.build(method).requires()
+    known = [*get_args(Control)[1:], DIRTY]
+    if len(rest) > 1 or control not in (*known, "all"):
+        raise unknown("control row", "@".join(rest), known)
+    if control == DIRTY:
+        if not needs_meta:
+            raise NamingError(f"{text}: {method} learns from no meta rows that could be dirty")
+        return Row(method, "all", dirty=True)
+    if control != "all" and needs_meta:
+        raise NamingError(
+            f"{text}: control rows are for methods without meta rows, {method} needs some"
+        )
+    # These name the same labelled rows as the method alone.
+    alias = "train" if protocol.name == "paper" else "train+meta"
+    return Row(method, "all" if control == alias else cast("Control", control))
+
+
+def row_name(text: str) -> str:
+    """The name of the row that a text such as ``mixup(alpha=0.2)@train`` stands for.
+
+    Raises:
+        NamingError: the method is not known, or cannot be built so.
+    """
+    method, control, budget = runs.row_parts(text)
+    kind, of, costly = budget.partition(" of ")
+    try:
+        budget = kind + of + (methods.canonical(costly) if costly else "")
+        return runs.row_name(methods.canonical(method), control, budget)
+    except methods.Unavailable:  # a row of the table that says why
+        return text
+
+
+def model_name(text: str, width: float | None) -> str:
+    """The canonical model, with ``--width`` put in."""
+    if width is None:
+        return models.canonical(text)
+    if text.startswith(models.OWN):
+        raise NamingError(f"width: expected none beside your own network {text!r}, got {width}")
+    call = parse(text)
+    if not isinstance(call, Call) or "width" in dict(call.arguments):
+        raise NamingError(f"width: give it once, beside the model or in it, got {text!r}")
+    return models.canonical(render(call_of(call.name, {**dict(call.arguments), "width": width})))
+
+
+def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) -> list[Row]:
+    """The control rows that design and protocol ask for beside ``rows``, each once.
+
+    For a method that needs meta rows, over an upstream U: ``U@train`` (the pool without the meta
+    rows; under ``paper`` U itself) and under ``paper`` ``U@train+meta``; on corrupted labels
+    ``U@meta`` and the method with dirty meta rows.
+    """
+    found: list[Row] = []
+    for row in rows:
+        if not row.needs_meta:
+            continue
+        upstream = upstream_of(row.method)
+        wanted = [Row(upstream)]
+        if protocol.name == "equal":
+            wanted.append(Row(upstream, "train"))
+        else:
+            wanted.append(Row(upstream, "train+meta"))
+        if benchmark.corrupts:
+            wanted.append(Row(upstream, "meta"))
+        if benchmark.noise > 0 and benchmark.meta_noise != benchmark.noise:
+            wanted.append(replace(row, dirty=True))
+        found += wanted
+    return [row for row in dict.fromkeys(found) if row not in rows]
+
+
+def upstream_of(method: str) -> str:
+    """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``.
+
+    Of a control around the method that it controls, or around one that learns from meta rows, it
+    is the upstream of that method.
+    """
+    expression = parse(method)
+    given = dict(expression.arguments) if isinstance(expression, Call) else {}
+    upstream = given.get("upstream")
+    if upstream is None:
+        return "none"
+    name = methods.canonical(render(upstream))
+    around = methods.build(method).controls_upstream or Row(name).needs_meta
+    return upstream_of(name) if around else name
+
+
+def make_cell(
+    row: Row,
+    benchmark: Benchmark,
+    model: str,
+    training: Training,
+    protocol: Protocol,
+    seed: int,
+    *,
+    checksum: str,
+    threads: int = 1,
+    oracle_test: bool = False,
+    preset: str = "",
+) -> Cell:
+    """The cell of one row and seed; ``model`` is canonical."""
+    needs_meta = row.needs_meta
+    if row.dirty and benchmark.noise == 0:
+        raise NamingError(
+            f"{row.method}@{DIRTY}: {canonical(benchmark)} has no noise for its meta rows"
+        )
+    if row.dirty:
+        benchmark = replace(benchmark, meta_noise=benchmark.noise)
+    if row.epochs:
+        training = replace(training, epochs=row.epochs)
+    versions = {
+        "trainer": runs.VERSION,
+        "model": models.version_of(model),
+        **methods.versions(row.method),
+    }
+    # Only what decides a number is part of the id: these rows are the pool, however it is cut.
+    plain = row.control == "all" and not needs_meta and not benchmark.corrupts
+    if protocol.name == "paper" or plain:
+        protocol = Protocol(name=protocol.name)
+    run = Run(
+        benchmark=canonical(benchmark),
+        data=checksum,
+        model=model,
+        method=row.method,
+        control=row.control,
+        protocol=protocol.name,
+        meta_fraction=protocol.meta_fraction,
+        crossfit=protocol.crossfit,
+        training=training,
+        seed=seed,
+        threads=threads,
+        budget=row.budget,
+        oracle_test=oracle_test,
+        versions=versions,
+    )
+    recorded = {
+        "preset": preset,
+        "path": benchmark.path,
+        "budget": row.detail,
+        "of": row.of,
+    }
+    return Cell(run, benchmark, recorded)
+
+
+def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
+    """The names that rows with an equal budget beside ``rows`` may have."""
+    plain = {row.method for row in rows if row.control == "all" and not row.dirty}
+    found = []
+    for method in plain:
+        upstream = upstream_of(method)
+        upstream = upstream if upstream in plain else "none"
+        if upstream in plain - {method} and not methods.build(method).controls_upstream:
+            found.append(runs.row_name(upstream, budget=f"{kind} of {method}"))
+    return found
+
+
+Taken = Sequence[tuple[Run, dict[str, Any]]]
+"""Runs with an equal budget, and what was recorded beside them."""
+
+
+def equal_budgets_in(root: Path) -> Taken:
+    """The runs with an equal budget that lie in a results folder."""
+    found = []
+    for folder in runs.folders(root):
+        try:
+            # most runs have none, and reading all of a run takes ten times as long
+            if json.loads((folder / "run.json").read_bytes())["run"]["budget"] != "steps":
+                found.append(runs.read_run(folder))
+        except runs.UNREADABLE:
+            continue
+    return found
+
+
+def equal_budget_rows(
+    cells: Iterable[Cell],
+    root: Path,
+    kind: Literal["passes", "time"],
+    taken: Taken | None = None,
+) -> list[Row]:
+    """For each method that costs more than its upstream, the upstream with as many passes or as
+    much time: an explicit number of epochs, taken once and then read back from disk.
+
+    Only runs that are done count; no cell may have dirty meta rows. A row of control, a control of
+    a method, or a row of another budget has no such row. ``taken`` is what lies in ``root``, where
+    the caller knows it.
+    """
+    plain = {
+        (cell.run.method, cell.run.seed): cell
+        for cell in cells
+        if cell.run.control == "all" and cell.run.budget == "steps"
+    }
+    costs: dict[str, dict[int, float]] = {}
+    hardware = ""
+    for (method, seed), cell in plain.items():
+        result = runs.read_result(runs.folder_of(root, cell.run))
+        if result is not None and result["status"] == "done":
+            cost = result["cost"]
+            value = cost["passes_per_row"] if kind == "passes" else cost["seconds_per_epoch"]
+            costs.setdefault(method, {})[seed] = value
+            hardware = result["device"]["name"]
+    taken = equal_budgets_in(root) if taken is None else taken
+    rows: list[Row] = []
+    for method, own in costs.items():
+        upstream = upstream_of(method)
+        upstream = upstream if upstream in costs else "none"
+        seeds = sorted(own.keys() & costs.get(upstream, {}).keys())
+        if method == upstream or not seeds or methods.build(method).controls_upstream:
+            continue
+        budget = f"{kind} of {method}"
+        baseline = plain[upstream, seeds[0]].run
+        base = baseline.training.epochs
+        costly = plain[method, seeds[0]].run
+        of = replace(costly, seed=0, oracle_test=False).id
+        epochs, detail = _taken_before(baseline, budget, of, taken)
+        if not epochs:
+            ratio = median(own[seed] / costs[upstream][seed] for seed in seeds)
+            ratio = round(ratio, 1) if kind == "time" else ratio
+            epochs = round(base * ratio)
+            detail = f"ratio {ratio:.3g} of {kind} over {len(seeds)} seeds on {hardware}"
+        if epochs > base:
+            rows.append(Row(upstream, budget=budget, epochs=epochs, detail=detail, of=of))
+    return rows
+
+
+def _taken_before(baseline: Run, budget: str, of: str, taken: Taken) -> tuple[int, str]:
+    """Epochs and detail of an earlier run with this budget that else is ``baseline``, else 0.
+
+    ``of`` is the id of the run, at seed 0, whose budget it is.
+    """
+
+    def setting(each: Run) -> str:
+        kept = asdict(each)  # type: ignore[call-overload]
+        for name in ("seed", "budget", "oracle_test"):
+            del kept[name]
+        del kept["training"]["epochs"]
+        return json.dumps(kept, sort_keys=True)
+
+    for other, recorded in taken:
+        same = other.budget == budget and setting(other) == setting(baseline)
+        if same and recorded.get("of") == of:
+            return other.training.epochs, recorded["budget"]
+    return 0, ""
+
+
+def training_of(preset: str, overrides: dict[str, Any]) -> Training:
+    """A preset with the fields that a user gave.
+
+    Raises:
+        NamingError: an unknown preset, or a value that is not allowed.
+    """
+    if preset not in runs.PRESETS:
+        raise unknown("preset", preset, runs.PRESETS)
+    base = asdict(runs.PRESETS[preset][1])  # type: ignore[call-overload]
+    try:
+        made = Training(**{**base, **overrides})
+    except ValueError as error:
+        raise NamingError(plain(error)) from error
+    unused = set() if made.optimizer == "sgd" else {"momentum"}
+    if made.schedule != "multistep":
+        unused |= {"milestones", "gamma"}
+    defaults = asdict(Training())  # type: ignore[call-overload]
+    return replace(made, **{name: defaults[name] for name in unused})
+
+
+def plain(error: ValueError) -> str:
+    """The sentence of a pydantic error without its frame."""
+    listed = getattr(error, "errors", None)
+    if listed is None:
+        return str(error)
+    texts = []
+    for each in listed():
+        field = ".".join(str(part) for part in each["loc"])
+        text = each["msg"].removeprefix("Value error, ")
+        texts.append(f"{field}: {text}, got {each['input']!r}" if field else text)
+    return "; ".join(texts)

@@ -1,0 +1,425 @@
+"""What a study has done and has left, and in which rounds the rest is done. Needs no ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import runs
+from analysis.runs import Status
+from benchmarks.data import splits
+from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.sources import locate
+from benchmarks.data.splits import strata_of
+from benchmarks.studies import cells, search
+from benchmarks.studies.cells import Cell, Row
+from benchmarks.studies.search import (
+    Ladder,
+    Outcome,
+    Trial,
+    Values,
+)
+from benchmarks.studies.study import (
+    Costs,
+    Plan,
+    StudyError,
+    Table,
+    Tune,
+)
+
+FAILURES = "failures.jsonl"
+"""In a run's directory: a line for each time that it failed, with the reason."""
+UNFINISHED = ("new", "interrupted")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does in one go: a run, or the runs of one trial from rung to rung."""
+
+    cells: tuple[Cell, ...]
+    trial: int = 0
+    group: str = ""
+    """the row whose trials compete"""
+    rungs: tuple[int, ...] = ()
+    metric: str = "auc"
+
+    @property
+    def first(self) -> Cell:
+        """The run that stands for the job."""
+        return self.cells[0]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Jobs that may run at once."""
+
+    jobs: list[Job]
+    ladder: Ladder | None = None
+
+
+class Ledger:
+    """What lies in the results folder, read anew whenever it is asked."""
+
+    def __init__(self, root: Path, retries: int, retry_failed: bool = False) -> None:
+        self.root, self._retries, self._retry_failed = root, retries, retry_failed
+        self._forgiven: set[str] = set()
+
+    def folder(self, cell: Cell) -> Path:
+        """The run's directory."""
+        return runs.folder_of(self.root, cell.run)
+
+    def status(self, cell: Cell) -> Status:
+        """How the run stands."""
+        return runs.status_of(self.folder(cell))
+
+    def epochs(self, cell: Cell) -> int:
+        """Epochs of an unfinished run from which it goes on; 0 where it begins anew."""
+        interrupted = self.status(cell).state == "interrupted"
+        return len(search.lines_of(self.folder(cell))) if interrupted else 0
+
+    def failures(self, cell: Cell) -> list[str]:
+        """The reasons of its failures."""
+        try:
+            lines = (self.folder(cell) / FAILURES).read_text(encoding="utf-8").splitlines()
+            return [json.loads(line)["reason"] for line in lines]
+        except runs.UNREADABLE:
+            return []
+
+    def failed(self, cell: Cell, reason: str) -> None:
+        """Count a failure."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        line = {"reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with (folder / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def to_do(self, cell: Cell, status: Status | None = None) -> bool:
+        """Whether the run is to be started; one that failed, as often as its tries allow."""
+        state = (status or self.status(cell)).state
+        if state != "failed":
+            return state in UNFINISHED
+        forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
+        return (self._retry_failed and forgiven) or self.tries_left(cell)
+
+    def tries_left(self, cell: Cell) -> bool:
+        """Whether a run that failed is tried again; one that failed elsewhere failed once."""
+        return max(1, len(self.failures(cell))) <= self._retries
+
+    def begin(self, wanted: Sequence[Cell]) -> None:
+        """With --retry-failed what failed before this command is forgotten."""
+        for cell in wanted if self._retry_failed else ():
+            if cell.run.id not in self._forgiven:
+                if self.status(cell).state == "failed":
+                    (self.folder(cell) / FAILURES).unlink(missing_ok=True)
+                self._forgiven.add(cell.run.id)
+
+
+class Search:
+    """The search of one row of one table."""
+
+    def __init__(self, table: Table, row: Row, tune: Tune) -> None:
+        self.table, self.row, self.tune = table, row, tune
+        self.rungs = search.rungs(tune.asha, table.training.epochs)
+        self.name = f"{table.name}, {row.name}"
+        self.trials: list[Trial] = []
+
+    def grow(self, root: Path) -> bool:
+        """Add the trials that can be named by now; whether there were any."""
+        tune, have = self.tune, len(self.trials)
+        if tune.search != "optuna":
+            settings = search.listed(self.row, self.table.training, tune)[have:]
+        elif not have:
+            settings: list[Values] = [{}]
+            settings += self._asked([], min(tune.batch, tune.trials) - 1)
+        else:
+            ended = self.outcomes(root)
+            if any(each.state == "new" for each in ended):
+                return False
+            seen = [(each.values, each.score if each.complete else None) for each in ended]
+            settings = self._asked(seen, min(tune.batch, tune.trials - have))
+        for values in settings:
+            made = search.trial_of(self.table, self.row, len(self.trials), values, tune)
+            self.trials.append(made)
+        return bool(settings)
+
+    @property
+    def unnamed(self) -> int:
+        """Trials that are still to be proposed, once others have ended."""
+        return self.tune.trials - len(self.trials)
+
+    def ended(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether every trial of the search has ended, so that there is a winner."""
+        return not self.unnamed and all(each.state != "new" for each in outcomes)
+
+    def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
+        if count < 1:
+            return []
+        return search.asked(self.row, self.table.training, self.tune, seen, count)
+
+    def outcomes(self, root: Path) -> list[Outcome]:
+        """The trials as they stand on disk."""
+        return [search.outcome(trial, root, self.tune.metric) for trial in self.trials]
+
+    def jobs(self) -> list[Job]:
+        """Every trial as a job."""
+        return [
+            Job(trial.cells, trial.number, self.name, self.rungs, self.tune.metric)
+            for trial in self.trials
+        ]
+
+
+def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
+    """Refuse a search whose choice would be noise, or whose rows or extra cannot be had.
+
+    Without ``fetch``, a data set that is not on this machine is not looked at.
+
+    Raises:
+        StudyError: names the table and what to do.
+    """
+    if tune.search == "grid":
+        _check_grid(plan, tune)
+    if tune.search == "optuna":
+        try:
+            importlib.import_module("optuna")
+        except ImportError as error:
+            raise StudyError(
+                "tune.search: optuna is not installed: pip install 'augbench[optuna]', or use "
+                "search: random"
+            ) from error
+    for table in plan.tables:
+        study = plan.study
+        entry = CATALOGUE.get(table.benchmark.name)
+        size = table.benchmark.size
+        if not fetch and entry is not None and None in locate(entry, size, plan.data_root):
+            continue
+        arrays = splits.arrays_of(
+            table.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
+        )
+        labels, classes = arrays.val_y, len(arrays.classes)
+        strata = strata_of(labels, classes)
+        counts = [int((strata == k).sum()) for k in range(classes)]
+        if labels.ndim > 1:
+            counts = [int(count) for count in labels.sum(axis=0)]
+        reason = search.refused(len(labels), min(counts), table.protocol.name, tune)
+        if reason:
+            raise StudyError(f"tune: {table.name}: {reason}")
+
+
+def _check_grid(plan: Plan, tune: Tune) -> None:
+    """Every row has as many trials: the one as written, and points of a grid."""
+    sizes = {
+        f"{table.name}, {row.name}": search.grid_size(row, table.training, tune)
+        for table in plan.tables
+        for row in table.rows
+    }
+    smallest = min(sizes, key=lambda name: sizes[name], default="")
+    most = sizes.get(smallest, tune.trials) + 1
+    if tune.trials > most:
+        raise StudyError(
+            f"tune.trials: expected {most} or less, as the grid of {smallest} has {most - 1} "
+            f"points beside the row as written and every row gets as many trials, got "
+            f"{tune.trials}; [choice, ...] gives a parameter more points"
+        )
+
+
+class Work:
+    """The runs of a study, in rounds: what later rounds hold depends on how earlier ones ended."""
+
+    def __init__(self, plan: Plan, root: Path, only: Callable[[Cell], bool]) -> None:
+        self.plan, self.root, self._only = plan, root, only
+        tune = plan.study.tune
+        self.searches = [
+            Search(table, row, tune) for table in plan.tables for row in table.rows if tune
+        ]
+        self.extra: dict[int, list[Row]] = {}
+        """rows with an equal budget, by the place of their table"""
+
+    def rounds(self) -> Iterator[Round]:
+        """Jobs, of which those that are done are left out by who carries them out."""
+        if self.searches:
+            yield from self._searching()
+            return
+        yield Round(self._jobs([cell for table in self.plan.tables for cell in table.cells()]))
+        more = self._equal_budgets()
+        if more:
+            yield Round(self._jobs(more))
+
+    def foresee(self) -> None:
+        """Name every run that the file and the results folder tell of, without doing any."""
+        for each in self.searches:
+            while each.grow(self.root):
+                pass
+        if not self.searches:
+            self._equal_budgets()
+
+    def unnamed(self) -> list[Cell]:
+        """For each run of a trial that is still to be proposed one that takes as long."""
+        return [
+            cell
+            for each in self.searches
+            for cell in each.trials[0].cells * each.unnamed
+            if self._only(cell)
+        ]
+
+    def _equal_budgets(self) -> list[Cell]:
+        """The runs whose budget is that of runs which are done."""
+        asked = any(table.block.same for table in self.plan.tables)
+        taken = cells.equal_budgets_in(self.root) if asked else ()
+        found: list[Cell] = []
+        for place, table in enumerate(self.plan.tables):
+            if not table.block.same:
+                continue
+            plain = table.cells([row for row in table.rows if not row.dirty])
+            self.extra[place] = [
+                row
+                for kind in table.block.same
+                for row in cells.equal_budget_rows(plain, self.root, kind, taken)
+            ]
+            found += table.cells(self.extra[place])
+        return found
+
+    def _searching(self) -> Iterator[Round]:
+        grown = True
+        while grown:
+            self.foresee()
+            jobs = [job for each in self.searches for job in each.jobs()]
+            yield Round([job for job in jobs if self._only(job.first)], self._ladder())
+            grown = any(each.grow(self.root) for each in self.searches)  # foresee adds the others
+        yield Round(self._jobs(self._finals(ended=True)))
+
+    def outcomes(self) -> list[list[Outcome]]:
+        """The trials of each search as they stand on disk."""
+        return [each.outcomes(self.root) for each in self.searches]
+
+    def budgets(self, outcomes: Sequence[Sequence[Outcome]]) -> list[int | None]:
+        """For each search the passes of the cheapest of its table: what equal passes means there.
+
+        None until every search of the table has ended.
+        """
+        found: list[int | None] = []
+        for table in (each.table for each in self.searches):
+            pairs = zip(self.searches, outcomes, strict=True)
+            beside = [(each, own) for each, own in pairs if each.table is table]
+            spent = [sum(one.passes for one in own) for _, own in beside]
+            ended = all(each.ended(own) for each, own in beside)
+            # a row that is skipped takes none
+            found.append(min(filter(None, spent), default=None) if ended else None)
+        return found
+
+    def _finals(self, ended: bool = False) -> list[Cell]:
+        """The runs on fresh seeds that can be named by now, or just those of ended searches."""
+        outcomes = self.outcomes()
+        budgets = self.budgets(outcomes)
+        return [
+            cell
+            for each, own, budget in zip(self.searches, outcomes, budgets, strict=True)
+            if not ended or each.ended(own)
+            for values in finalists(each, own, budget)
+            for cell in search.finals(each.table, each.row, values, each.tune)
+        ]
+
+    def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
+        once = {cell.run.id: cell for cell in wanted if self._only(cell)}
+        return [Job((cell,)) for cell in once.values()]
+
+    def _ladder(self) -> Ladder | None:
+        tune = self.plan.study.tune
+        if tune is None or tune.asha is None:
+            return None
+        ladder = Ladder(tune.asha.factor)
+        for each in self.searches:
+            for trial in each.trials:
+                folders = [runs.folder_of(self.root, cell.run) for cell in trial.cells]
+                reached = min(len(search.lines_of(folder)) for folder in folders)
+                for rung in each.rungs:
+                    if rung <= reached:
+                        score = search.score_at(folders, rung, tune.metric)
+                        ladder.seen(each.name, rung, trial.number, score)
+        return ladder
+
+    def whole(self) -> list[Cell]:
+        """Every run of the study that can be named by now."""
+        if self.searches:
+            wanted = [
+                cell for each in self.searches for trial in each.trials for cell in trial.cells
+            ]
+            wanted += self._finals()
+        else:
+            wanted = [cell for table in self.plan.tables for cell in table.cells()]
+            wanted += [
+                cell
+                for place, rows in self.extra.items()
+                for cell in self.plan.tables[place].cells(rows)
+            ]
+        return list({cell.run.id: cell for cell in wanted}.values())
+
+    def cells(self) -> list[Cell]:
+        """Those of them that are asked for."""
+        return [cell for cell in self.whole() if self._only(cell)]
+
+
+def finalists(each: Search, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:
+    """The settings that run on fresh seeds: as written, the winner, and the one at equal passes.
+
+    A search that has not ended has no winner yet.
+    """
+    found: list[Values] = [{}]
+    if not each.ended(outcomes):
+        return found
+    cheap = [] if passes is None else search.within(outcomes, passes)
+    for among in (outcomes, cheap):
+        best = search.winner(among)
+        if best is not None and best.values not in found:
+            found.append(best.values)
+    return found
+
+
+def costs_in(root: Path, device: str = "") -> Costs:
+    """What the runs in a results folder have taken, on one kind of device or on any."""
+    costs = Costs(device)
+    for folder in runs.folders(root):
+        result = runs.read_result(folder)
+        if result is not None and result["status"] == "done":
+            try:
+                run, _ = runs.read_run(folder)
+            except runs.UNREADABLE:
+                continue
+            costs.saw(run, result)
+    return costs
+
+
+def record(each: Search, outcomes: Sequence[Outcome], budget: int | None) -> dict[str, Any]:
+    """What the search of one row found, for search.json."""
+    best = search.winner(outcomes) if each.ended(outcomes) else None
+    cheap = None if budget is None else search.winner(search.within(outcomes, budget))
+    return {
+        "table": each.table.name,
+        "row": each.row.name,
+        "metric": each.tune.metric,
+        "seeds": [cell.run.seed for cell in each.trials[0].cells] if each.trials else [],
+        "trials": [
+            {
+                "number": one.number,
+                "values": dict(one.values),
+                "runs": [cell.run.id for cell in trial.cells],
+                "state": one.state,
+                "rung": one.rung,
+                "select": one.score,
+                "test": one.test,
+                "passes": one.passes,
+            }
+            for one, trial in zip(outcomes, each.trials, strict=True)
+        ],
+        "passes": sum(one.passes for one in outcomes),
+        "equal_passes": budget,
+        "winner": None if best is None else best.number,
+        "winner_at_equal_passes": None if cheap is None else cheap.number,
+        "regret": math.nan if best is None else search.regret(outcomes),
+        "expected": search.expected(outcomes),
+    }

@@ -1,0 +1,125 @@
+"""The studies that come with augbench, found by name, and a new one to begin with."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from pathlib import Path
+
+import augbench
+from benchmarks.cli.arguments import SweepCommand, UsageError
+from methods.naming import nearest, unknown
+
+# Not by importlib.resources: it finds no folder without a module in an editable install.
+FOLDER = augbench.HERE / "ray_configs"
+SUFFIXES = ("", ".yaml", ".yml")
+WIDTH = 110
+NEW = """\
+# A study to change: what it asks, what it runs, and where the results go.
+#
+# augbench sweep {name} --dry-run    prints every run and what it costs
+# augbench sweep {name}              carries them out; killed, the same command goes on
+# augbench report runs --study {study}
+question: Does mixup help on small images of handwritten digits?
+prediction: >              # written before the first run; the report sets the outcome beside it
+  Mixup is equivalent to no augmentation within half a point.
+margin: 0.5                # points of accuracy within which two rows count as equal
+family: [mixup]            # comparisons that are tested: a row over its upstream, or "a over b"
+
+benchmarks: digits         # augbench list shows them; a folder of your own images: folder:DIR
+models: small_cnn          # or resnet18(width=0.25), py:package.module:factory
+methods: [none, mixup]     # rows; "{{crop|mixup}}" stands for one after the other
+controls: false            # true: the control rows of methods that learn, too
+seeds: 3                   # from 0 on; ten are advised
+preset: medmnist           # training preset; what follows goes before it
+training: {{epochs: 20}}     # also batch_size, learning_rate, optimizer, schedule, ...
+protocols: equal           # paper: the validation split is what methods learn from
+
+out: runs                  # results folder
+resources: {{cpus: 1}}       # of one run; also gpus, trials_per_gpu
+"""
+
+
+def names() -> list[str]:
+    """Of the studies that come with augbench."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(file: Path) -> Path:
+    """The study file that is meant: one that exists, else the shipped study of that name.
+
+    Raises:
+        NamingError: it looks like a name, and no study bears it.
+        UsageError: it is a path to nothing, and a shipped study bears that file's name.
+    """
+    if file.is_file() or file.suffix not in SUFFIXES:
+        return file
+    known = names()
+    if str(file) == file.name:
+        if file.stem in known:
+            return FOLDER / f"{file.stem}.yaml"
+        if not file.suffix or nearest(file.stem, known):
+            raise unknown("study, neither a file nor shipped:", str(file), known)
+    elif file.stem in known:
+        raise UsageError(f"study {file}: no such file; the shipped study is called {file.stem}")
+    return file
+
+
+def lines() -> list[str]:
+    """What ``augbench sweep --list`` shows: each study with its first line, source and cost."""
+    shown = []
+    for name in names():
+        text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        first, parts = _comment(text)
+        shown.append(name)
+        for part in (first, *(f"{key}: {parts[key]}" for key in ("Cost",) if key in parts)):
+            shown += textwrap.wrap(part, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    shown += ["", f"Files: {FOLDER}", "Start one by its name, such as: augbench sweep quickstart"]
+    return shown
+
+
+def _comment(text: str) -> tuple[str, dict[str, str]]:
+    """The first line of the comment at a file's top, and what it says under Cost and the like."""
+    first, *more = [line[1:] for line in text[: text.find("\nquestion:")].splitlines()]
+    parts: dict[str, str] = {}
+    key = ""
+    for line in more:
+        word, _, rest = line.removeprefix(" ").partition(" ")
+        if word:
+            key = word
+            parts[key] = rest
+        elif key:
+            parts[key] += f" {rest}"
+    return first.strip(), {name: " ".join(said.split()) for name, said in parts.items()}
+
+
+def write_new(file: Path) -> None:
+    """Write a commented study to begin with.
+
+    Raises:
+        UsageError: the file exists, or its folder does not.
+    """
+    from analysis.question import as_name  # noqa: PLC0415 - the list has no need of numpy
+
+    if not file.parent.is_dir():
+        raise UsageError(f"init: expected a name in a folder that exists, got {file}")
+    try:
+        with file.open("x", encoding="utf-8", errors="backslashreplace") as new:
+            new.write(NEW.format(name=shlex.quote(str(file)), study=as_name(file.stem)))
+    except FileExistsError as error:
+        raise UsageError(f"init: {file} is there already: choose another name") from error
+
+
+def told(command: SweepCommand) -> list[str]:
+    """What ``augbench sweep`` prints where it runs nothing: the list, or that a file is new.
+
+    Raises:
+        UsageError: a study is named as well, or the new one cannot be written.
+    """
+    if command.file is not None or (command.list and command.init is not None):
+        raise UsageError("sweep: expected a study, --list or --init FILE, and only one of them")
+    if command.init is None:
+        return lines()
+    write_new(command.init)
+    again = shlex.join(["augbench", "sweep", str(command.init), "--dry-run"])
+    return [f"{command.init}: a study to change; what it would run: {again}"]

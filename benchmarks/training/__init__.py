@@ -1,0 +1,1 @@
+"""The one loop that trains a network, and what it sees."""

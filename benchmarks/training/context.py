@@ -1,0 +1,327 @@
+"""What a method sees of a run, and the same for a training loop of one's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.optim import Optimizer
+
+from analysis.runs import Training
+from benchmarks.data.seeding import preserved, seed_global
+from benchmarks.data.splits import (
+    Rows,
+    RowStream,
+    Splits,
+    rows_from_tensors,
+)
+from benchmarks.training.tasks import MultiClass, MultiLabel
+from methods.base import Batch, Model, Spec, Task
+from methods.functional import buffers_kept
+
+PHASES = ("data", "outer", "augment", "forward", "backward")
+"""Where charged time goes: drawing rows, a method's own phases, its ``augment``, the step."""
+
+
+class Clock:
+    """Charged time by phase: events on a GPU; on a CPU the process's CPU seconds a thread.
+
+    CPU seconds do not count what else the machine does, so that runs beside each other can be
+    compared; on an idle machine they are wall seconds.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._time = time.process_time if device.type == "cpu" else time.perf_counter
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self._phase = ""
+
+    def switch(self, phase: str) -> str:
+        """Enter a phase ("" is uncharged) and return the one that was left."""
+        left, self._phase = self._phase, phase
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((phase, event))
+        else:
+            self._marks.append((phase, self._time() / self._threads))
+        return left
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call; the clock must stand in no phase."""
+        seconds: dict[str, float] = dict.fromkeys(map(str, PHASES), 0.0)
+        if self._cuda:
+            torch.cuda.synchronize()
+        for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            if phase:
+                if isinstance(start, float) and isinstance(end, float):
+                    seconds[phase] += end - start
+                elif isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+                    seconds[phase] += start.elapsed_time(end) / 1000
+        self._marks.clear()
+        return seconds
+
+
+class PassCounter:
+    """Rows that went forward and backward through a network, counted by hooks at its trunk."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward = self.backward = 0
+        self.counting = True
+        place = model.trunk if isinstance(model, Model) else model
+        self._handle = place.register_forward_hook(self._passed)
+
+    def _passed(self, module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        last = output[-1] if isinstance(output, list | tuple) else output
+        if not self.counting or not isinstance(last, Tensor):
+            return
+        rows = len(last)
+        self.forward += rows
+        if forward_ad.unpack_dual(last).tangent is not None:
+            self.backward += rows  # forward-mode differentiation costs what a backward pass does
+        if last.requires_grad:
+            last.register_hook(lambda grad: self._returned(rows))
+
+    def _returned(self, rows: int) -> None:
+        if self.counting:
+            self.backward += rows
+
+    def take(self) -> tuple[int, int]:
+        """Rows forward and backward since the last call."""
+        counted = self.forward, self.backward
+        self.forward = self.backward = 0
+        return counted
+
+    def close(self) -> None:
+        """Remove the hook from the network."""
+        self._handle.remove()
+
+
+class TrainingContext:
+    """``methods.base.Context``: all that a method may see of a run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        task: Task,
+        spec: Spec,
+        train: RowStream,
+        meta: RowStream | None,
+        *,
+        epochs: int,
+        seed: int,
+        device: torch.device,
+        bfloat16: bool = False,
+        channels_last: bool = False,
+        compiled: nn.Module | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.task, self.spec = model, optimizer, task, spec
+        self.train, self.meta = train, meta
+        self.epoch, self.epochs, self.step = 0, epochs, 0
+        self.clock, self.counter = Clock(device), PassCounter(model)
+        self._run = model if compiled is None else compiled
+        self._seed, self.device = seed, device
+        self._bfloat16, self._channels_last = bfloat16, channels_last
+        self._forwarded = False
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    @classmethod
+    def of_splits(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        task: Task,
+        splits: Splits,
+        *,
+        epochs: int,
+        seed: int,
+        training: Training | None = None,
+    ) -> TrainingContext:
+        """The context of a run; select and test rows stay behind."""
+        training = training or Training()
+        meta = None
+        if splits.meta is not None:
+            # With crossfit the meta rows of an epoch are rows of the training split.
+            meta = RowStream(splits.meta, seed, "meta", in_training=bool(splits.folds))
+        return cls(
+            model,
+            optimizer,
+            task,
+            splits.spec,
+            RowStream(splits.train, seed, "train"),
+            meta,
+            epochs=epochs,
+            seed=seed,
+            device=splits.train.y.device,
+            bfloat16=training.precision == "bfloat16",
+            channels_last=training.channels_last,
+            compiled=cast("nn.Module", torch.compile(model)) if training.compile else None,
+        )
+
+    def enter(self, call: str) -> None:
+        """Begin a call of the method: generators and draws are functions of the place."""
+        self._forwarded = False
+        self._seed_global(call)
+        for stream in (self.train, self.meta):
+            if stream is not None:
+                stream.move_to(self.epoch, self.step, call)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The training forward of this step: logits (B, K) with graph; at most once a step.
+
+        Raises:
+            RuntimeError: called a second time in a step.
+        """
+        if self._forwarded:
+            raise RuntimeError("ctx.forward was called twice in one step; hand over its logits")
+        self._forwarded = True
+        phase = self.clock.switch("forward")
+        self._seed_global("forward")
+        if self._channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            logits = self._run(x)
+        self.clock.switch(phase)
+        return logits.float() if self._bfloat16 else logits
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Generators as ``forward`` finds them in this step, so that dropout draws equal masks."""
+        with preserved(self.device):
+            self._seed_global("forward")
+            yield
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the model called under ``replay`` equals ``forward`` to rounding."""
+        return not self._bfloat16 and self._run is self.model
+
+    def autocast(self) -> torch.autocast | nullcontext[None]:
+        """bfloat16 autocast where the run asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """Diagnostics: stops the clock, restores generators, draws, buffers and training mode."""
+        phase = self.clock.switch("")
+        counting, self.counter.counting = self.counter.counting, False
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            with preserved(self.device), buffers_kept(self.model), ExitStack() as streams:
+                for stream in (self.train, self.meta):
+                    if stream is not None:
+                        streams.enter_context(stream.rewound())
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            self.counter.counting = counting
+            self.clock.switch(phase)
+
+    def log(self, **scalars: float) -> None:
+        """Values to be averaged over the epoch and written to metrics.jsonl."""
+        for name, value in scalars.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value), count + 1)
+
+    def take_log(self) -> dict[str, float]:
+        """The epoch's averages; forgets them."""
+        means = {name: total / count for name, (total, count) in sorted(self._sums.items())}
+        self._sums.clear()
+        return means
+
+    def forget(self) -> None:
+        """Drop what was timed, counted and logged so far."""
+        self.clock.take()
+        self.counter.take()
+        self.take_log()
+
+    def hold_out(self, fold: Tensor, others: Tensor) -> None:
+        """Crossfit: in this epoch the meta rows are the fold, the training rows ``others``."""
+        self.train.active = others
+        if self.meta is not None:
+            self.meta.active = fold
+
+    def _seed_global(self, call: str) -> None:
+        seed_global(self.device, self._seed, call, self.epoch, self.step)
+
+
+class OwnLoop(TrainingContext):
+    """A context for a training loop of one's own; made by ``own_loop``."""
+
+    _batches = 0
+
+    def batch(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Batch:
+        """The next step's batch: inputs (B, *S) in [0, 1], labels (B,) int or targets (B, K)."""
+        self.step = self._batches
+        self._batches += 1
+        self.enter("augment")
+        y = _as_targets(y, self.spec.classes).to(x.device)
+        w = torch.full((len(x),), 1 / len(x), device=x.device)
+        if index is None:
+            index = torch.full((len(x),), -1, device=x.device)
+        return Batch(x=x, y=y, w=w, index=index)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell which epoch comes next, from 0."""
+        self.epoch, self.step = epoch, self._batches
+        self.enter("begin_epoch")
+        self.clock.take()  # nobody reads it here, and it would grow
+
+
+def own_loop(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    classes: int,
+    train: Iterable[tuple[Tensor, Tensor]],
+    meta: Iterable[tuple[Tensor, Tensor]] | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    multi_label: bool = False,
+) -> OwnLoop:
+    """A context from model, optimiser and loaders of (inputs, labels) for a loop of one's own.
+
+    The loaders are read once; inputs (B, C, H, W) in [0, 1], labels (B,) int or targets (B, K).
+
+    Raises:
+        ValueError: a loader is empty.
+    """
+    device = next(model.parameters()).device
+    rows = _rows(train, classes, device)
+    spec = Spec(rows=len(rows), classes=classes, shape=tuple(rows.x.shape[1:]))
+    ctx = OwnLoop(
+        model,
+        optimizer,
+        MultiLabel() if multi_label else MultiClass(),
+        spec,
+        RowStream(rows, seed, "train"),
+        None if meta is None else RowStream(_rows(meta, classes, device), seed, "meta", False),
+        epochs=epochs,
+        seed=seed,
+        device=device,
+    )
+    ctx.enter("setup")
+    return ctx
+
+
+def _rows(loader: Iterable[tuple[Tensor, Tensor]], classes: int, device: torch.device) -> Rows:
+    parts = [(x, _as_targets(y, classes)) for x, y in loader]
+    if not parts:
+        raise ValueError("the loader is empty: expected batches of (inputs, labels)")
+    x = torch.cat([x for x, _ in parts]).to(device)
+    y = torch.cat([y for _, y in parts]).to(device)
+    return rows_from_tensors(x, y)
+
+
+def _as_targets(y: Tensor, classes: int) -> Tensor:
+    if y.dim() == 1:
+        return torch.nn.functional.one_hot(y.long(), classes).float()
+    return y.float()
