@@ -48,14 +48,14 @@ def compare(
         UsageError, NamingError: of ValueError; the message says what is expected.
         DataError: data that cannot be had or used.
     """
-    from benchmarks.cli import commands  # noqa: PLC0415 - loads torch
+    from benchmarks.cli import compare as comparing  # noqa: PLC0415 - loads torch
 
     listed = [methods] if isinstance(methods, str) else list(methods)
     if not all(isinstance(each, str) for each in listed):
         raise UsageError(f"methods: expected names of rows such as 'crop+mixup', got {listed!r}")
     methods = ",".join(listed)
     command = _command(CompareCommand, {"benchmark": benchmark, "methods": methods, **options})
-    _, rows = commands.compare(command)
+    _, rows = comparing.compare(command)
     return _lines([record for row in rows for record in row.records], "run")
 
 

@@ -1,23 +1,68 @@
-"""Imports go one way, and what takes long is loaded only where it is needed."""
+"""Imports point down, from layer to layer; what takes long is loaded only where it is needed."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("methods", "benchmarks", "analysis")
-    for path in (ROOT / folder).rglob("*.py")
+LAYERS = (
+    ("augbench", "benchmarks.__main__"),
+    ("benchmarks.speed",),
+    ("benchmarks.api",),
+    ("benchmarks.cli",),
+    ("benchmarks.running",),
+    ("benchmarks.studies",),
+    ("benchmarks.contract",),
+    ("benchmarks.training",),
+    ("benchmarks.data",),
+    ("analysis.report",),
+    ("analysis",),
+    ("methods",),
 )
+"""From the top down: a module imports what stands in its own line or below, and nothing above."""
+EXCEPTIONS = {
+    ("benchmarks.running.local", "augbench"),
+    ("benchmarks.running.cluster", "augbench"),
+    ("benchmarks.studies.shipped", "augbench"),
+}
+"""Workers begin at ``augbench``, which finds our packages; the shipped studies lie beside it."""
+ALONE = {
+    "methods.base": (),
+    "methods.naming": (),
+    "methods.functional": ("methods.base",),
+    "analysis.runs": (),
+    "analysis.metrics": (),
+    "analysis.stats": (),
+}
+"""What these may import of ours."""
+HEAVY = {
+    "ray": ("benchmarks.running.cluster",),
+    "matplotlib": ("analysis.report.plots",),
+    "tyro": ("benchmarks.cli", "benchmarks.speed"),
+}
+"""Who may import these packages, at any time."""
 
 
-def imports(path: str) -> list[tuple[str, bool]]:
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {
+    name_of(path): path
+    for path in [
+        ROOT / "augbench.py",
+        *(p for top in ("methods", "benchmarks", "analysis") for p in (ROOT / top).rglob("*.py")),
+    ]
+}
+
+
+def imports(module: str) -> Iterator[tuple[str, bool]]:
     """Every imported module of a file, and whether it is imported with the file."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     late = {
         id(inner)
         for node in ast.walk(tree)
@@ -30,55 +75,73 @@ def imports(path: str) -> list[tuple[str, bool]]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found = []
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) not in late) for alias in node.names]
+            yield from ((alias.name, id(node) not in late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [(f"{node.module}.{alias.name}", id(node) not in late) for alias in node.names]
-    return found
+            yield from (
+                (full if (full := f"{node.module}.{alias.name}") in FILES else node.module,
+                 id(node) not in late)
+                for alias in node.names
+            )  # fmt: skip
 
 
-def tops(path: str) -> set[str]:
-    return {name.partition(".")[0] for name, _ in imports(path)}
+def floor(module: str) -> int:
+    """The layer of a module of ours, 0 the top: of the longest name that fits; -1 for others."""
+    fits = [
+        (len(name), place)
+        for place, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    return max(fits)[1] if fits else -1
 
 
-def test_there_are_files() -> None:
-    assert len(FILES) > 15
+def within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_imports_go_one_way(path: str) -> None:
-    names = {name for name, _ in imports(path)}
-    if path.startswith(("methods/", "analysis/")):
-        assert "augbench" not in tops(path)
-    if path.startswith("methods/"):
-        assert not tops(path) & {"benchmarks", "analysis"}
-    if path.startswith("analysis/"):
-        readers = ("analysis.runs", "analysis.metrics")
-        ours = [name for name in names if name.startswith("benchmarks")]
-        assert all(name.startswith(readers) for name in ours), ours
-        assert not tops(path) & {"torch", "ray"}
-        ours = [name for name in names if name.startswith("methods")]
-        assert all(name.startswith("methods.naming") for name in ours), ours
-    if path == "methods/base.py":
-        assert not any(name.startswith("methods") for name in names)
-    if path == "methods/functional.py":
-        ours = [name for name in names if name.startswith("methods")]
-        assert all(name.startswith("methods.base") for name in ours), ours
-    if path == "benchmarks/training/trainer.py":
-        assert not any("cli" in name or "sweep" in name for name in names)
-    if path != "benchmarks/running/cluster.py":
-        assert "ray" not in tops(path)
-    if path != "analysis/report/plots.py":
-        assert "matplotlib" not in tops(path)
+def test_every_module_has_a_layer_and_every_layer_a_module() -> None:
+    placed = {module: floor(module) for module in FILES if module not in ("benchmarks",)}
+    assert [module for module, place in placed.items() if place < 0] == []
+    assert set(placed.values()) == set(range(len(LAYERS)))
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_torchvision_is_never_imported_at_import_time(path: str) -> None:
-    assert not [name for name, early in imports(path) if early and name.startswith("torchvision")]
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    found = {name for name, _ in imports(module) if floor(name) >= 0}
+    up = [
+        name for name in found if floor(name) < floor(module) and (module, name) not in EXCEPTIONS
+    ]
+    assert up == []
+    if module in ALONE:
+        assert all(within(name, ALONE[module]) for name in found), found
+    if module.startswith("analysis"):  # a report needs no torch, and no method's code
+        assert {name for name in found if name.startswith("methods")} <= {"methods.naming"}
+        assert not {name for name, _ in imports(module) if name.split(".")[0] in ("torch", "ray")}
+    for package, places in HEAVY.items():
+        heavy = [name for name, _ in imports(module) if name.split(".")[0] == package]
+        assert not heavy or within(module, places), heavy
+
+
+def test_there_is_no_circle_of_imports_at_import_time() -> None:
+    early = {
+        module: {name for name, soon in imports(module) if soon and name in FILES} - {module}
+        for module in FILES
+    }
+    left = dict(early)
+    while left:
+        free = [module for module, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for module in free:
+            del left[module]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_torchvision_is_never_imported_at_import_time(module: str) -> None:
+    assert not [name for name, soon in imports(module) if soon and name.startswith("torchvision")]
 
 
 @pytest.mark.parametrize(

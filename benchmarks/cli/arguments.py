@@ -9,9 +9,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-"""Exit codes; 0 where all went well."""
-
 
 def _default(text: str) -> object:
     """Says in the help what is taken where an option is not given."""

@@ -14,9 +14,6 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from benchmarks.cli.arguments import (
-    FAILURE,
-    INTERRUPTED,
-    USAGE,
     Command,
     CompareCommand,
     DataCommand,
@@ -29,6 +26,8 @@ from benchmarks.cli.arguments import (
     SweepCommand,
     UsageError,
 )
+from benchmarks.running.codes import FAILURE, INTERRUPTED, USAGE
+from methods.naming import NamingError
 
 
 def main() -> None:
@@ -72,11 +71,9 @@ def run(arguments: list[str]) -> int:
         print("\n".join(shown))
         return 0 if available or not command.check else FAILURE
     if isinstance(command, SweepCommand) and (command.list or command.init is not None):
-        from benchmarks.studies import shipped
-
         try:
-            print("\n".join(shipped.told(command)))
-        except (UsageError, OSError) as error:
+            print("\n".join(_about_studies(command)))
+        except (NamingError, UsageError, OSError) as error:
             print(f"augbench: {error}", file=sys.stderr)
             return FAILURE if isinstance(error, OSError) else USAGE
         return 0
@@ -96,6 +93,23 @@ def run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _about_studies(command: SweepCommand) -> list[str]:
+    """What ``augbench sweep`` prints where it runs nothing: the list, or that a file is new.
+
+    Raises:
+        NamingError, UsageError: a study is named as well, or the new one cannot be written.
+    """
+    from benchmarks.studies import shipped
+
+    if command.file is not None or (command.list and command.init is not None):
+        raise UsageError("sweep: expected a study, --list or --init FILE, and only one of them")
+    if command.init is None:
+        return shipped.lines()
+    shipped.write_new(command.init)
+    again = shlex.join(["augbench", "sweep", str(command.init), "--dry-run"])
+    return [f"{command.init}: a study to change; what it would run: {again}"]
+
+
 def _carry_out(
     command: RunCommand
     | CompareCommand
@@ -104,14 +118,38 @@ def _carry_out(
     | ShowCommand
     | DataCommand,
 ) -> int:
-    from benchmarks.cli import commands  # loads torch, which neither --help nor list needs
+    from benchmarks.cli import common  # loads torch, which neither --help nor list needs
 
     try:
-        return commands.carry_out(command)
+        match command:
+            case RunCommand():
+                from benchmarks.cli import run
+
+                return run.carry_out(command)
+            case CompareCommand():
+                from benchmarks.cli import compare
+
+                return compare.carry_out(command)
+            case SweepCommand():
+                from benchmarks.cli import sweep
+
+                return sweep.carry_out(command)
+            case PredictCommand():
+                from benchmarks.cli import predict
+
+                return predict.carry_out(command)
+            case ShowCommand():
+                from benchmarks.cli import show
+
+                return show.carry_out(command)
+            case DataCommand():
+                from benchmarks.cli import data
+
+                return data.carry_out(command)
     except BrokenPipeError:
         raise
     except Exception as error:
-        code, text = commands.explain(error)
+        code, text = common.explain(error)
         if not text:
             raise
         if command.debug:

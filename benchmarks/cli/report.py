@@ -11,20 +11,20 @@ from analysis import plan, question, records
 from analysis.question import QuestionError
 from analysis.report.page import FORMATS, NoRuns, report
 from benchmarks.cli.arguments import (
-    FAILURE,
-    USAGE,
     PlanCommand,
     ReportCommand,
     UsageError,
 )
+from benchmarks.running.codes import FAILURE, USAGE
 from benchmarks.studies import shipped
+from methods.naming import NamingError
 
 
 def carry_out(command: ReportCommand | PlanCommand) -> int:
     """Do what the command says; the exit code."""
     try:
         return _report(command) if isinstance(command, ReportCommand) else _plan(command)
-    except (UsageError, QuestionError, NoRuns, OSError) as error:
+    except (NamingError, UsageError, QuestionError, NoRuns, OSError) as error:
         if command.debug:
             traceback.print_exc()
         print(f"augbench: {error}", file=sys.stderr)

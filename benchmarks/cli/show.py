@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -20,7 +21,10 @@ from analysis.report.plots import (
     sample_bands,
 )
 from analysis.runs import Run, Training
-from benchmarks.data.names import Benchmark, canonical
+from benchmarks.cli import arguments
+from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.common import FIGURES, root_of
+from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
 from benchmarks.data.splits import (
     NotApplicable,
@@ -32,7 +36,8 @@ from benchmarks.data.splits import (
     rows_from_tensors,
     strata_of,
 )
-from benchmarks.training import models
+from benchmarks.running.codes import FAILURE, INTERRUPTED
+from benchmarks.training import models, progress, trainer
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.tasks import task_of
@@ -49,6 +54,41 @@ POOL = 512
 """Augmented rows of which the extremes are drawn, where an epoch has so many."""
 SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
 """Differences of factors, and moves of a target, that a caption would not show."""
+
+
+def carry_out(command: arguments.ShowCommand) -> int:
+    """Draw what the command asks for; the exit code."""
+    for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
+        if getattr(command, name) < least:
+            raise UsageError(f"{name}: expected {least} or more, got {getattr(command, name)}")
+    if command.out.suffix not in FIGURES:
+        raise UsageError(f"out: expected a name in .png, .pdf or .svg, got {command.out}")
+    if not command.out.parent.is_dir():  # said before anything is trained
+        raise UsageError(f"out: expected a name in a folder that exists, got {command.out}")
+    try:
+        show(
+            parse_benchmark(command.benchmark),
+            methods.canonical(command.method),
+            models.canonical(command.model),
+            root_of(command.data),
+            command.out,
+            rows=command.rows,
+            draws=command.draws,
+            seed=command.seed,
+            epochs=command.epochs,
+            by=command.by,
+            progress=progress.for_terminal(),
+        )
+    except NotApplicable as reason:
+        raise UsageError(f"method: {command.method} cannot be shown here: {reason}") from reason
+    except trainer.TrainingFailed as reason:
+        print(f"augbench: {reason}", file=sys.stderr)
+        return FAILURE
+    except trainer.Interrupted:  # unlike a run, nothing was written to go on from
+        print("\naugbench: stopped in training; nothing is kept", file=sys.stderr)
+        return INTERRUPTED
+    print(command.out)
+    return 0
 
 
 def show(

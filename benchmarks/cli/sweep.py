@@ -23,6 +23,7 @@ from analysis.runs import Status
 from benchmarks.cli import arguments
 from benchmarks.data import facts, sources, splits
 from benchmarks.running import capacity
+from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.display import duration
 from benchmarks.running.local import Problem
@@ -275,7 +276,7 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
         print(f"not done: {name}: {reason}", file=sys.stderr)
     if any(statuses[cell.run.id].state == "failed" for cell in wanted):
         print("Failed runs are done again with --retry-failed.", file=sys.stderr)
-    return arguments.FAILURE if bad or missing else 0
+    return FAILURE if bad or missing else 0
 
 
 def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:

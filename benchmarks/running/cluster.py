@@ -32,12 +32,12 @@ import augbench
 from analysis import runs
 from analysis.question import STUDIES
 from analysis.runs import Status
-from benchmarks.cli.arguments import FAILURE
 from benchmarks.data import sources, splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.download import DataError
 from benchmarks.running import capacity, cleanup, disk
 from benchmarks.running.capacity import Cluster
+from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.display import Board
 from benchmarks.running.local import (

@@ -7,8 +7,7 @@ import textwrap
 from pathlib import Path
 
 import augbench
-from benchmarks.cli.arguments import SweepCommand, UsageError
-from methods.naming import nearest, unknown
+from methods.naming import NamingError, nearest, unknown
 
 # Not by importlib.resources: it finds no folder without a module in an editable install.
 FOLDER = augbench.HERE / "ray_configs"
@@ -49,8 +48,8 @@ def find(file: Path) -> Path:
     """The study file that is meant: one that exists, else the shipped study of that name.
 
     Raises:
-        NamingError: it looks like a name, and no study bears it.
-        UsageError: it is a path to nothing, and a shipped study bears that file's name.
+        NamingError: it looks like a name, and no study bears it; or it is a path to nothing, and a
+            shipped study bears that file's name.
     """
     if file.is_file() or file.suffix not in SUFFIXES:
         return file
@@ -61,7 +60,7 @@ def find(file: Path) -> Path:
         if not file.suffix or nearest(file.stem, known):
             raise unknown("study, neither a file nor shipped:", str(file), known)
     elif file.stem in known:
-        raise UsageError(f"study {file}: no such file; the shipped study is called {file.stem}")
+        raise NamingError(f"study {file}: no such file; the shipped study is called {file.stem}")
     return file
 
 
@@ -97,29 +96,14 @@ def write_new(file: Path) -> None:
     """Write a commented study to begin with.
 
     Raises:
-        UsageError: the file exists, or its folder does not.
+        NamingError: the file exists, or its folder does not.
     """
     from analysis.question import as_name  # noqa: PLC0415 - the list has no need of numpy
 
     if not file.parent.is_dir():
-        raise UsageError(f"init: expected a name in a folder that exists, got {file}")
+        raise NamingError(f"init: expected a name in a folder that exists, got {file}")
     try:
         with file.open("x", encoding="utf-8", errors="backslashreplace") as new:
             new.write(NEW.format(name=shlex.quote(str(file)), study=as_name(file.stem)))
     except FileExistsError as error:
-        raise UsageError(f"init: {file} is there already: choose another name") from error
-
-
-def told(command: SweepCommand) -> list[str]:
-    """What ``augbench sweep`` prints where it runs nothing: the list, or that a file is new.
-
-    Raises:
-        UsageError: a study is named as well, or the new one cannot be written.
-    """
-    if command.file is not None or (command.list and command.init is not None):
-        raise UsageError("sweep: expected a study, --list or --init FILE, and only one of them")
-    if command.init is None:
-        return lines()
-    write_new(command.init)
-    again = shlex.join(["augbench", "sweep", str(command.init), "--dry-run"])
-    return [f"{command.init}: a study to change; what it would run: {again}"]
+        raise NamingError(f"init: {file} is there already: choose another name") from error

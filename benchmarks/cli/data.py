@@ -1,0 +1,78 @@
+"""``augbench data``: what is on disk, what is in it, and what is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.cli import arguments
+from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.common import (
+    root_of,
+)
+from benchmarks.data import facts, sources, splits
+from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.names import (
+    Benchmark,
+    names_in,
+    parse_benchmark,
+)
+from benchmarks.running.codes import FAILURE
+
+
+def carry_out(command: arguments.DataCommand) -> int:
+    """Do what the command says with these data sets; the exit code."""
+    root = root_of(command.data)
+    names = [name for text in command.names for name in names_in(text)]
+    benchmarks = [parse_benchmark(text) for text in names or CATALOGUE]
+    if command.action == "show":
+        return _show(root, benchmarks if names else [])
+    for text, benchmark in zip(names, benchmarks, strict=False):
+        if benchmark.path:
+            raise UsageError(f"names: expected an official data set, got {text!r}")
+    if command.action == "list":
+        return _list(root, [benchmark.name for benchmark in benchmarks])
+    if command.action == "verify":
+        return _verify(root, benchmarks, given=bool(names))
+    if not names:
+        raise UsageError("names: say which data sets to fetch, such as breastmnist")
+    for text, benchmark in zip(names, benchmarks, strict=True):
+        arrays = splits.arrays_of(benchmark, root)
+        print(f"{text}: {len(arrays.train_y)} training rows, MD5 {arrays.checksum}")
+    return 0
+
+
+def _show(root: Path, benchmarks: Sequence[Benchmark]) -> int:
+    """What each data set holds; nothing is downloaded for it."""
+    if not benchmarks:
+        raise UsageError("names: say which data sets to show, such as breastmnist or folder:DIR")
+    for benchmark in benchmarks:
+        print("\n".join(facts.lines(splits.arrays_of(benchmark, root, download=False), benchmark)))
+    return 0
+
+
+def _list(root: Path, names: Sequence[str]) -> int:
+    print(f"Data folder: {root}")
+    for name in names:
+        entry = CATALOGUE[name]
+        there = [f"{size}" for size in entry.sizes if None not in sources.locate(entry, size, root)]
+        state = f"on disk: {', '.join(there)} px" if there else "not on disk"
+        state = state if any(entry.files.values()) else "ships with scikit-learn"
+        print(f"  {name:<16} {state:<24} {entry.licence}")
+    return 0
+
+
+def _verify(root: Path, benchmarks: Sequence[Benchmark], given: bool) -> int:
+    seen = bad = 0
+    for benchmark in benchmarks:
+        entry = CATALOGUE[benchmark.name]
+        for size in (benchmark.size,) if given else entry.sizes:
+            for file, path, md5, right in sources.verify(entry, size, root):
+                if path is None and not given:
+                    continue
+                state = "right" if right else "not found" if path is None else f"WRONG, MD5 {md5}"
+                print(f"{file.name}: {state}{f' ({path})' if path else ''}, expected {file.md5}")
+                seen, bad = seen + 1, bad + (not right)
+    if not seen:
+        print(f"Nothing to verify: no file of these data sets is in {root}.")
+    return FAILURE if bad else 0

@@ -1,0 +1,77 @@
+"""``augbench predict``: the images of a file under a network that was kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from analysis import metrics, runs
+from benchmarks.cli import arguments
+from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.common import (
+    device_of,
+    metric,
+)
+from benchmarks.data import sources, splits
+from benchmarks.data.download import DataError
+from benchmarks.data.names import (
+    Benchmark,
+    parse_benchmark,
+)
+from benchmarks.training import models, trainer
+from methods.base import Spec
+
+
+def carry_out(command: arguments.PredictCommand) -> int:
+    """Write the predictions, and print the scores where there are labels; the exit code."""
+    folder = command.run
+    try:
+        run, _ = runs.read_run(folder)
+    except runs.UNREADABLE as error:
+        raise UsageError(f"run: {folder} is not a run directory ({error})") from error
+    result = runs.read_result(folder)
+    if result is None or result["status"] != "done" or not (folder / "model.pt").exists():
+        raise UsageError(
+            f"run: {folder} holds no network; make it again with augbench run --save-model ..."
+        )
+    asked = parse_benchmark(command.data)
+    if asked != Benchmark(name="npz", path=asked.path):
+        raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
+    if command.out.suffix not in (".csv", ".npz"):
+        raise UsageError(f"out: expected a name that ends in .csv or .npz, got {command.out}")
+    images, labels = sources.images_only(Path(asked.path))
+    classes = tuple(result["data"]["classes"])
+    shape = tuple(result["data"]["shape"])
+    rows = splits.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
+    spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
+    needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
+    network = models.build(run.model, spec, needs).to(rows.y.device)
+    weights = torch.load(folder / "model.pt", map_location=rows.y.device, weights_only=True)
+    network.load_state_dict(weights)
+    logits = trainer.logits_of(network, rows)
+    kind = result["data"]["kind"]
+    probabilities = metrics.probabilities(logits, kind)
+    try:
+        scores = metrics.evaluate(logits, labels, kind) if labels is not None else {}
+    except ValueError as error:
+        raise DataError(f"{command.data}: the labels do not fit the network: {error}") from error
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    if command.out.suffix == ".npz":
+        runs.write_atomically(
+            command.out,
+            lambda file: np.savez_compressed(file, probabilities=probabilities, logits=logits),
+        )
+    else:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["row", *classes])
+        writer.writerows([number, *row] for number, row in enumerate(probabilities.tolist()))
+        runs.write_text(command.out, text.getvalue())
+    print(f"{len(logits)} rows predicted: {command.out}")
+    if scores:
+        print(", ".join(metric(name, value) for name, value in scores.items()))
+    return 0
