@@ -72,14 +72,13 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
         DataError: data or results folder cannot be used.
     """
     from benchmarks.cli import sweep  # noqa: PLC0415 - loads torch
-    from benchmarks.studies import shipped  # noqa: PLC0415
-    from benchmarks.studies import study as studies  # noqa: PLC0415
+    from benchmarks.studies import loading, shipped  # noqa: PLC0415
 
     settings = options.pop("settings", ())
     settings = [settings] if isinstance(settings, str) else list(settings)
     command = _command(SweepCommand, {"file": study, "settings": (tuple(settings),), **options})
     sweep.carry_out(command)
-    asked = studies.load(shipped.find(Path(study)), settings)
+    asked = loading.load(shipped.find(Path(study)), settings)
     root = (command.out or asked.out).expanduser()
     found, _ = question.read(root, asked.name).own(*reading.scan(root))
     return _lines(found, "run")

@@ -25,12 +25,8 @@ from analysis import metrics, runs
 from analysis.runs import Run, Training
 from benchmarks.contract import Case, splits
 from benchmarks.data.names import parse_benchmark
-from benchmarks.data.splits import (
-    Protocol,
-    RowStream,
-    Splits,
-    rows_from_tensors,
-)
+from benchmarks.data.splits import Protocol, Splits
+from benchmarks.data.streams import RowStream, rows_from_tensors
 from benchmarks.running.disk import Options, execute
 from benchmarks.studies import cells
 from benchmarks.training import models

@@ -13,7 +13,8 @@ from analysis import runs
 from analysis.runs import Training
 from benchmarks.data.names import Benchmark, parse_benchmark
 from benchmarks.data.sources import from_arrays
-from benchmarks.data.splits import Protocol, make_splits, training_order
+from benchmarks.data.splits import Protocol, make_splits
+from benchmarks.data.streams import training_order
 from benchmarks.studies import cells
 from benchmarks.studies.cells import (
     Cell,

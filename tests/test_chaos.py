@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis import runs
-from benchmarks.studies import rounds
+from benchmarks.studies import ledger
 from tests import sweeping
 
 pytestmark = [
@@ -232,7 +232,7 @@ def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
         assert code == 0, errors
         assert "on 2 machine(s)" in errors
         assert set(sweeping.statuses(out).values()) == {"done"}
-        assert not list(out.glob(f"*/{rounds.FAILURES}")), "a lost machine is no failure of a run"
+        assert not list(out.glob(f"*/{ledger.FAILURES}")), "a lost machine is no failure of a run"
         assert machines.poll() is None, "a Ray that was there before is not stopped"
         more = sweeping.start(
             path, out, place, "--address", address, "--set", "seeds=11", **variables

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.data.seeding import seed_global
-from benchmarks.data.splits import Rows, RowStream
+from benchmarks.data.streams import Rows, RowStream
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods import build
 from methods.base import Batch, Chain, Context, Method, Model, Spec, overrides

@@ -27,7 +27,7 @@ from benchmarks.data import catalogue, download
 from benchmarks.running import disk, local
 from benchmarks.running.local import Problem
 from benchmarks.studies.cells import Cell
-from benchmarks.training import progress, trainer
+from benchmarks.training import progress, schedule
 
 SMALL = ["--model", "small_cnn(width=0.25)", "--device", "cpu"]
 Arrays = dict[str, np.ndarray]
@@ -584,7 +584,7 @@ def test_a_lost_run_is_shown_beside_the_others_and_redone_on_request(
     given = compare(npz, tmp_path, "--methods", "none,crop", "--seeds", "1", *hot)
     reason = r"loss is (nan|inf) at epoch 1, step \d+, learning rate 1e\+30"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "learning_rate", lambda training, epoch: 1e-3)
+        patch.setattr(schedule, "learning_rate", lambda training, epoch: 1e-3)
         alone = compare(npz, tmp_path, "--methods", "none", "--seeds", "1", *hot)
         assert main.run(alone) == 0
     capsys.readouterr()

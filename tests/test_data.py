@@ -31,20 +31,8 @@ from benchmarks.data.seeding import (
     seed_of,
 )
 from benchmarks.data.sources import Arrays
-from benchmarks.data.splits import (
-    Control,
-    NotApplicable,
-    Protocol,
-    Rows,
-    RowStream,
-    Splits,
-    carve,
-    chunks,
-    make_splits,
-    permutation,
-    strata_of,
-    training_order,
-)
+from benchmarks.data.splits import Control, NotApplicable, Protocol, Splits, carve, make_splits
+from benchmarks.data.streams import Rows, RowStream, chunks, permutation, strata_of, training_order
 from benchmarks.training.tasks import MultiClass, MultiLabel, task_of
 from methods.naming import NamingError
 

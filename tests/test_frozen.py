@@ -22,9 +22,10 @@ import torch
 
 from analysis import runs
 from benchmarks.data import splits
+from benchmarks.data.download import DataError
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.sources import default_root
-from benchmarks.data.splits import DataError, Protocol
+from benchmarks.data.splits import Protocol
 from benchmarks.running import disk
 from benchmarks.running.disk import Options
 from benchmarks.studies import cells

@@ -13,17 +13,13 @@ import torch
 import methods
 from analysis import runs
 from benchmarks.data.names import parse_benchmark
-from benchmarks.data.splits import (
-    Protocol,
-    arrays_of,
-    chunks,
-    make_splits,
-)
-from benchmarks.data.splits import training_order as order_of
+from benchmarks.data.splits import Protocol, arrays_of, make_splits
+from benchmarks.data.streams import chunks
+from benchmarks.data.streams import training_order as order_of
 from benchmarks.running.disk import Options, execute
 from benchmarks.studies import cells
+from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Silent
-from benchmarks.training.trainer import Interrupted
 
 EPOCHS, BATCH = 3, 16
 ROWS = (80, 40, 40)

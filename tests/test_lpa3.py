@@ -32,8 +32,9 @@ from benchmarks.data.names import parse_benchmark
 from benchmarks.data.splits import Protocol, Splits, arrays_of, make_splits
 from benchmarks.training import models
 from benchmarks.training.context import TrainingContext, own_loop
+from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import MultiClass, task_of
-from benchmarks.training.trainer import Fitted, fit, make_optimizer
+from benchmarks.training.trainer import Fitted, fit
 from methods import build, lpa3
 from methods.base import Batch, Model, Spec
 from methods.branches import BranchedNorm

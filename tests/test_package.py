@@ -13,7 +13,7 @@ import augbench
 from analysis.report.page import NoRuns
 from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
-from benchmarks.studies import shipped, study
+from benchmarks.studies import loading, shipped
 from methods.naming import NamingError
 
 ROOT = Path(__file__).parent.parent
@@ -176,7 +176,7 @@ class TestCommandLine:
         assert main.run(["sweep", "--init", str(file)]) == 0
         again = capsys.readouterr().out.rpartition(": ")[2].strip()
         assert again == f"augbench sweep '{file}' --dry-run"
-        assert study.load(file).family == ("mixup",)
+        assert loading.load(file).family == ("mixup",)
         assert main.run(["sweep", str(file), "--dry-run", "--out", str(tmp_path / "runs")]) == 0
         assert "6 runs: 6 new; 6 to do" in capsys.readouterr().out
         assert f"augbench sweep '{file}' " in file.read_text()

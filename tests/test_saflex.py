@@ -28,7 +28,7 @@ from benchmarks.contract import (
     Case,
     splits,
 )
-from benchmarks.data.splits import RowStream, rows_from_tensors
+from benchmarks.data.streams import RowStream, rows_from_tensors
 from benchmarks.training import models, trainer
 from benchmarks.training.context import TrainingContext, own_loop
 from benchmarks.training.tasks import MultiClass, MultiLabel

@@ -18,18 +18,14 @@ from analysis import runs
 from analysis.report import searches, sentences
 from benchmarks.cli import main, sweep
 from benchmarks.running.disk import conclude
-from benchmarks.studies import rounds, search, study
+from benchmarks.studies import loading, plan, rounds, search
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.rounds import Job, Ledger, Work
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.plan import Plan
+from benchmarks.studies.rounds import Job, Work
+from benchmarks.studies.schema import Asha, Study, StudyError, Tune
 from benchmarks.studies.search import Ladder, Outcome
 from benchmarks.studies.space import Parameter, parameter
-from benchmarks.studies.study import (
-    Asha,
-    Plan,
-    Study,
-    StudyError,
-    Tune,
-)
 from methods.naming import NamingError
 
 HEAD = """\
@@ -43,7 +39,7 @@ training: {epochs: 9}
 def made(folder: Path, text: str = "", *settings: str) -> Study:
     path = folder / "searching.yaml"
     path.write_text(HEAD + text, encoding="utf-8")
-    return study.load(path, settings)
+    return loading.load(path, settings)
 
 
 def settings_of(study_: Study, folder: Path) -> dict[str, list[Mapping[str, Any]]]:
@@ -390,7 +386,7 @@ def test_a_search_that_has_not_ended_has_no_winner(
     study_ = made(tmp_path, text, "methods=[none, mixup]")
     root = tmp_path / "runs"
     ledger = Ledger(root, retries=0)
-    only = Work(Plan(study_, tmp_path), root, study.chosen("none"))
+    only = Work(Plan(study_, tmp_path), root, plan.chosen("none"))
     for each in only.rounds():
         carry_out(each.jobs, each.ladder, ledger)
     none, mixup = only.searches
@@ -399,7 +395,7 @@ def test_a_search_that_has_not_ended_has_no_winner(
     assert only.budgets(only.outcomes()) == [None, None]
     for cell in mixup.trials[1].cells:
         pretend(cell, root, 9, 0.9, 0.9)
-    whole = Work(Plan(study_, tmp_path), root, study.chosen(""))
+    whole = Work(Plan(study_, tmp_path), root, plan.chosen(""))
     whole.foresee()
     fresh = [cell for cell in whole.cells() if cell.run.seed < 1000]
     assert {cell.run.row for cell in fresh if "mixup" in cell.run.row} == {"mixup"}

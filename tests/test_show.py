@@ -21,7 +21,7 @@ from analysis.runs import Run, Training
 from benchmarks.cli import main
 from benchmarks.cli import show as drawing
 from benchmarks.data.splits import NotApplicable
-from benchmarks.training import trainer
+from benchmarks.training import errors, trainer
 from benchmarks.training.context import TrainingContext
 from methods.base import Batch, Chain, Context, Method
 
@@ -560,8 +560,8 @@ def test_without_epochs_nothing_is_trained(
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (trainer.Interrupted("stopped in epoch 1"), 130, "stopped in training; nothing is kept"),
-        (trainer.TrainingFailed("loss is nan"), 1, "augbench: loss is nan"),
+        (errors.Interrupted("stopped in epoch 1"), 130, "stopped in training; nothing is kept"),
+        (errors.TrainingFailed("loss is nan"), 1, "augbench: loss is nan"),
         (NotApplicable("too few rows"), 2, "cannot be shown here: too few rows"),
     ],
 )

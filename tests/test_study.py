@@ -22,15 +22,12 @@ from benchmarks.data import catalogue
 from benchmarks.data.download import DataError
 from benchmarks.data.names import parse_benchmark
 from benchmarks.running import capacity
-from benchmarks.studies import cells, search, study
+from benchmarks.studies import cells, loading, plan, schema, search
 from benchmarks.studies.cells import Cell
+from benchmarks.studies.costs import Costs
+from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import Work
-from benchmarks.studies.study import (
-    Costs,
-    Plan,
-    Study,
-    StudyError,
-)
+from benchmarks.studies.schema import Study, StudyError
 from benchmarks.training.tasks import task_of
 from methods.base import Spec
 from methods.naming import NamingError, expand
@@ -45,7 +42,7 @@ def write(folder: Path, text: str, name: str = "some.yaml") -> Path:
 
 
 def load(folder: Path, text: str, *settings: str) -> Study:
-    return study.load(write(folder, text), settings)
+    return loading.load(write(folder, text), settings)
 
 
 def refused(folder: Path, text: str, *settings: str) -> str:
@@ -160,7 +157,7 @@ def test_a_mapping_that_is_merged_may_be_anchored_below(tmp_path: Path) -> None:
     [("my study.yaml", "my-study"), ("é (2).yaml", "é-2-"), ("-x.yaml", "x"), ("a.b.yaml", "a.b")],
 )
 def test_a_study_without_a_name_has_that_of_its_file(tmp_path: Path, file: str, name: str) -> None:
-    assert study.load(write(tmp_path, SMALL, file)).name == name
+    assert loading.load(write(tmp_path, SMALL, file)).name == name
 
 
 def test_names_as_text_mapping_and_product_are_the_same_runs(tmp_path: Path) -> None:
@@ -242,10 +239,8 @@ def test_official_facts_are_those_of_the_files() -> None:
             continue
         for text in (name, f"{name}(as_rgb=true)"):
             benchmark = parse_benchmark(text)
-            told = study.source_of(benchmark, default_root(), Study(name="x"))
-            read = study.source_of(
-                benchmark, default_root(), Study(name="x", allow_unverified=True)
-            )
+            told = plan.source_of(benchmark, default_root(), Study(name="x"))
+            read = plan.source_of(benchmark, default_root(), Study(name="x", allow_unverified=True))
             assert told == read
 
 
@@ -314,7 +309,7 @@ def test_a_search_over_a_preset(tmp_path: Path) -> None:
     """A bare word among the arguments is no method whose space is searched."""
     text = SMALL.replace("[none, mixup]", '["saflex(preset=stable, upstream=mixup)"]')
     (table,) = Plan(load(tmp_path, text), tmp_path).tables
-    found = search.parameters(table.rows[0], table.training, study.Tune())
+    found = search.parameters(table.rows[0], table.training, schema.Tune())
     names = {each.key.partition(".")[0] for each in found}
     assert names == {"learning_rate", "weight_decay", "saflex", "mixup"}
 
@@ -421,7 +416,7 @@ def test_settings_are_given_at_once_or_one_after_the_other(
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, SMALL, "other.yaml")
     with pytest.raises(StudyError, match=r"there is: other\.yaml"):
-        study.load(tmp_path / "some.yaml")
+        loading.load(tmp_path / "some.yaml")
 
 
 def test_a_network_that_does_not_fit_is_refused_before_anything_runs(
@@ -450,7 +445,7 @@ def test_only(tmp_path: Path) -> None:
     (table,) = Plan(made, tmp_path).tables
 
     def left(pattern: str) -> list[str]:
-        return [study.label(each) for each in table.cells() if study.chosen(pattern)(each)]
+        return [label(each) for each in table.cells() if chosen(pattern)(each)]
 
     assert len(left("")) == 4
     assert left("mixup, seed 1") == ["digits, small_cnn, equal, mixup, seed 1"]
@@ -486,7 +481,7 @@ def test_rows_of_an_equal_budget_are_foreseen(
     assert "More come on top: rows of an equal budget" in dry(path, root, capsys)
     assert main.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
     assert "have a name once their methods are done" in capsys.readouterr().err
-    (table,) = Plan(study.load(path), tmp_path).tables
+    (table,) = Plan(loading.load(path), tmp_path).tables
     for cell in table.cells():
         finish(cell, root, {"none": 2.0, "head_refit": 5.0}[cell.run.method])
     shown = dry(path, root, capsys)
@@ -500,7 +495,7 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """Only runs on such a device tell it, and of an interrupted run only the rest counts."""
     text = SMALL + "training: {epochs: 10}\nresources: {gpus: 0}\nworkers: 1\n"
     path, root = write(tmp_path, text), tmp_path / "runs"
-    (table,) = Plan(study.load(path), tmp_path).tables
+    (table,) = Plan(loading.load(path), tmp_path).tables
     one, two, three = table.cells()[:3]
     finish(one, root, device="cuda")
     assert "No run in" in dry(path, root, capsys)
@@ -519,13 +514,13 @@ def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     """A later one stands beside it, with the day and the runs that were done by then."""
     root = tmp_path / "runs"
     plan = Plan(load(tmp_path, SMALL), tmp_path)
-    sweep._remember(Work(plan, root, study.chosen("")))
+    sweep._remember(Work(plan, root, chosen("")))
     assert question.read(root, "some").predictions == ()
     for text, done in (("crop wins", 0), ("crop wins", 1), ("mixup wins", 1)):
         plan = Plan(load(tmp_path, SMALL + f"prediction: {text}\n"), tmp_path)
         if done and not any(root.glob("*/result.json")):
             finish(plan.tables[0].cells()[0], root)
-        sweep._remember(Work(plan, root, study.chosen("")))
+        sweep._remember(Work(plan, root, chosen("")))
     asked = question.read(root, "some")
     assert asked.prediction == "crop wins"
     assert [(each.text, each.runs) for each in asked.predictions] == [
@@ -659,7 +654,7 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
     header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     for word in ("Reproduces", "Cost", "Deviations"):
         assert sum(line.startswith(f"# {word} ") for line in header) == 1
-    made = study.load(path)
+    made = loading.load(path)
     assert made.question
     assert made.prediction
     assert made.family
@@ -680,7 +675,7 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
         for table in plan.tables:
             for row in table.rows:
                 assert len(listed(row, table.training, made.tune)) > 1
-    assert sum(len(table.rows) * len(table.seeds) for table in plan.tables) < study.MAX_RUNS
+    assert sum(len(table.rows) * len(table.seeds) for table in plan.tables) < schema.MAX_RUNS
     told = {int(count) for count in re.findall(r"\b(\d+) rows (?:of|with)", "\n".join(header))}
     assert told <= {len(table.rows) for table in plan.tables}
 
@@ -701,10 +696,10 @@ def test_studies_are_shipped() -> None:
 
 def test_folds_have_whole_repeats_and_no_search(tmp_path: Path) -> None:
     text = "benchmarks: digits(folds=5)\nmodels: small_cnn(width=0.25)\nmethods: none\n"
-    (table,) = Plan(study.load(write(tmp_path, text)), tmp_path).tables
+    (table,) = Plan(loading.load(write(tmp_path, text)), tmp_path).tables
     assert table.seeds == tuple(range(30))
     with pytest.raises(StudyError, match=r"line 4.*whole repeats of 5"):
-        study.load(write(tmp_path, text + "seeds: 7\n"))
-    searched = study.load(write(tmp_path, text + "tune: {trials: 4, seeds: 3, final_seeds: 5}\n"))
+        loading.load(write(tmp_path, text + "seeds: 7\n"))
+    searched = loading.load(write(tmp_path, text + "tune: {trials: 4, seeds: 3, final_seeds: 5}\n"))
     with pytest.raises(NamingError, match=r"tune: .* expected the official split"):
         _ = Plan(searched, tmp_path).tables

@@ -29,11 +29,13 @@ from benchmarks.running import (
 from benchmarks.running.disk import Options
 from benchmarks.running.display import Board, duration
 from benchmarks.running.local import Problem
-from benchmarks.studies import rounds, study
-from benchmarks.studies.rounds import Job, Ledger
+from benchmarks.studies import loading, schema
+from benchmarks.studies.costs import Costs
+from benchmarks.studies.ledger import FAILURES, Ledger
+from benchmarks.studies.plan import Plan
+from benchmarks.studies.rounds import Job
 from benchmarks.studies.search import Ladder
-from benchmarks.studies.study import Costs, Plan
-from benchmarks.training.trainer import Interrupted
+from benchmarks.training.errors import Interrupted
 from tests import sweeping
 
 MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
@@ -68,9 +70,9 @@ def swept(place: Path, temporary: Path) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def healthy(place: Path) -> study.Study:
+def healthy(place: Path) -> schema.Study:
     path = sweeping.study(place, TEXT.replace(MODELS, "small_cnn(width=0.25)"), "healthy.yaml")
-    return study.load(path)
+    return loading.load(path)
 
 
 def test_what_fails_is_named_and_the_others_finish(
@@ -93,7 +95,7 @@ def test_what_fails_is_named_and_the_others_finish(
     assert "tried 2 time(s)" in reasons["py:broken:killed"]
     assert "--retry-failed" in errors
     for folder in runs.folders(place / "runs"):
-        lines = folder / rounds.FAILURES
+        lines = folder / FAILURES
         wanted = 0 if runs.status_of(folder).state == "done" else 2
         assert len(lines.read_text().splitlines() if lines.exists() else []) == wanted
 
@@ -129,7 +131,7 @@ def test_the_study_is_left_beside_its_runs(place: Path, swept: tuple[int, str, s
 
 
 def test_the_bits_are_those_of_one_process(
-    place: Path, swept: tuple[int, str, str], healthy: study.Study, tmp_path: Path
+    place: Path, swept: tuple[int, str, str], healthy: schema.Study, tmp_path: Path
 ) -> None:
     (table,) = Plan(healthy, place).tables
     (cell,) = table.cells()
@@ -202,7 +204,7 @@ def test_retry_failed_does_just_them(
 def state_of(
     jobs: list[Job],
     root: Path,
-    healthy: study.Study,
+    healthy: schema.Study,
     retries: int = 1,
     ladder: Ladder | None = None,
 ) -> cluster._State:
@@ -219,13 +221,13 @@ def state_of(
 
 
 @pytest.fixture
-def job(healthy: study.Study, place: Path) -> Job:
+def job(healthy: schema.Study, place: Path) -> Job:
     (table,) = Plan(healthy, place).tables
     return Job(tuple(table.cells()))
 
 
 def test_a_worker_that_dies_is_replaced_as_often_as_the_file_says(
-    job: Job, healthy: study.Study, tmp_path: Path
+    job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
     state = state_of([job], tmp_path, healthy, retries=2)
     for attempt in range(3):
@@ -242,7 +244,7 @@ def test_a_worker_that_dies_is_replaced_as_often_as_the_file_says(
 
 
 def test_a_machine_that_dies_is_not_the_runs_fault(
-    job: Job, healthy: study.Study, tmp_path: Path
+    job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
     state = state_of([job], tmp_path, healthy, retries=0)
     for attempt in range(5):
@@ -252,7 +254,9 @@ def test_a_machine_that_dies_is_not_the_runs_fault(
     assert state.ledger.failures(job.first) == []
 
 
-def test_a_problem_is_told_and_not_recorded(job: Job, healthy: study.Study, tmp_path: Path) -> None:
+def test_a_problem_is_told_and_not_recorded(
+    job: Job, healthy: schema.Study, tmp_path: Path
+) -> None:
     state = state_of([job], tmp_path, healthy)
     state.offer("t")
     state.started("t")
@@ -264,7 +268,7 @@ def test_a_problem_is_told_and_not_recorded(job: Job, healthy: study.Study, tmp_
 
 
 def test_a_trial_that_is_pruned_is_ended_on_disk(
-    job: Job, healthy: study.Study, tmp_path: Path
+    job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
     ladder = Ladder(2)
     ladder.seen("row", 1, 7, 0.9)
@@ -323,9 +327,9 @@ def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
             assert living.exists()
 
 
-def test_what_one_run_takes(healthy: study.Study) -> None:
-    def with_(**resources: Any) -> study.Study:
-        return replace(healthy, resources=study.Resources(**resources))
+def test_what_one_run_takes(healthy: schema.Study) -> None:
+    def with_(**resources: Any) -> schema.Study:
+        return replace(healthy, resources=schema.Resources(**resources))
 
     assert capacity.takes(healthy, gpus=False) == (1.0, 0.0)
     assert capacity.takes(healthy, gpus=True) == (1.0, 1.0)
@@ -334,13 +338,13 @@ def test_what_one_run_takes(healthy: study.Study) -> None:
 
 
 def test_more_than_this_machine_has_is_refused_before_ray_starts(
-    healthy: study.Study, tmp_path: Path
+    healthy: schema.Study, tmp_path: Path
 ) -> None:
     for resources, part in (({"cpus": 4096}, "4096 cores"), ({"gpus": 64}, "64 GPU")):
-        asked = replace(healthy, resources=study.Resources(**resources))
+        asked = replace(healthy, resources=schema.Resources(**resources))
         ray: Any = None
         for workers in (None, 1):
-            with pytest.raises(study.StudyError, match=part):
+            with pytest.raises(schema.StudyError, match=part):
                 cluster._start(ray, tmp_path, asked, workers)
 
 
@@ -369,16 +373,16 @@ class FakeRay:
         return [{"NodeManagerAddress": self.address, "Alive": True, "Resources": has}]
 
 
-def test_a_ray_that_others_may_reach_is_refused(healthy: study.Study, tmp_path: Path) -> None:
+def test_a_ray_that_others_may_reach_is_refused(healthy: schema.Study, tmp_path: Path) -> None:
     ray: Any = FakeRay()
     assert cluster._start(ray, tmp_path, healthy, 1).workers == 1
     ray = FakeRay("10.0.0.7")
-    with pytest.raises(study.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
+    with pytest.raises(schema.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
         cluster._start(ray, tmp_path, healthy, 1)
 
 
 def test_a_dashboard_says_where_it_is_and_what_it_needs(
-    healthy: study.Study,
+    healthy: schema.Study,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -386,7 +390,7 @@ def test_a_dashboard_says_where_it_is_and_what_it_needs(
     ray: Any = FakeRay()
     asked = replace(healthy, dashboard=True)
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
-    with pytest.raises(study.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
+    with pytest.raises(schema.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
         cluster._start(ray, tmp_path, asked, 1)
     there = types.ModuleType("ray.dashboard.optional_deps")
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", there)
@@ -403,15 +407,15 @@ def test_a_dashboard_says_where_it_is_and_what_it_needs(
     ],
 )
 def test_a_cluster_that_cannot_be_joined_says_why(
-    healthy: study.Study, error: Exception, part: str
+    healthy: schema.Study, error: Exception, part: str
 ) -> None:
     ray: Any = FakeRay(error=error)
-    with pytest.raises(study.StudyError, match=part):
+    with pytest.raises(schema.StudyError, match=part):
         cluster._join(ray, "ray://x:1", healthy, None)
 
 
 def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_file(
-    healthy: study.Study, monkeypatch: pytest.MonkeyPatch
+    healthy: schema.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = replace(healthy, address="of-the-file")
     command = arguments.SweepCommand(file=Path("x"))
@@ -424,7 +428,7 @@ def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_
 
 
 def test_callbacks_get_what_the_file_says_before_ray_starts(
-    healthy: study.Study, monkeypatch: pytest.MonkeyPatch
+    healthy: schema.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[dict[str, Any]] = []
 
@@ -437,7 +441,7 @@ def test_callbacks_get_what_the_file_says_before_ray_starts(
     monkeypatch.setitem(sys.modules, "ray.air.integrations.wandb", fake)
     assert len(cluster._loggers(replace(healthy, wandb={"project": "mine"}))) == 1
     assert given == [{"project": "mine"}]
-    with pytest.raises(study.StudyError, match=r"wandb: TypeError: .*'projekt'"):
+    with pytest.raises(schema.StudyError, match=r"wandb: TypeError: .*'projekt'"):
         cluster._loggers(replace(healthy, wandb={"projekt": "mine"}))
     assert cluster._loggers(healthy) == []
 
@@ -484,7 +488,7 @@ def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
 
 
 def test_each_run_of_a_trial_shows_its_own_seconds(
-    job: Job, healthy: study.Study, place: Path, capsys: pytest.CaptureFixture[str]
+    job: Job, healthy: schema.Study, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (table,) = Plan(
         replace(healthy, blocks=(replace(healthy.blocks[0], seeds=(0, 1)),)), place
@@ -603,6 +607,6 @@ def test_a_record_of_failures_that_was_cut_short_counts_as_none(job: Job, tmp_pa
     ledger = Ledger(tmp_path, retries=1)
     ledger.failed(job.first, "once")
     assert ledger.failures(job.first) == ["once"]
-    path = ledger.folder(job.first) / rounds.FAILURES
+    path = ledger.folder(job.first) / FAILURES
     path.write_text(json.dumps({"reason": "x"})[:-3])
     assert ledger.failures(job.first) == []

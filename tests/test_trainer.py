@@ -21,15 +21,13 @@ from analysis import metrics, runs
 from analysis.runs import PRESETS, Run, Training
 from benchmarks.contract import CASES, Case, splits
 from benchmarks.data.seeding import seed_global
-from benchmarks.data.splits import NotApplicable, Splits, rows_from_tensors
-from benchmarks.training import models, trainer
+from benchmarks.data.splits import NotApplicable, Splits
+from benchmarks.data.streams import rows_from_tensors
+from benchmarks.training import errors, models, trainer
+from benchmarks.training.errors import TrainingFailed
+from benchmarks.training.schedule import learning_rate, make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import (
-    TrainingFailed,
-    fit,
-    learning_rate,
-    make_optimizer,
-)
+from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method, Spec
 from methods.branches import BranchedNorm
 
@@ -503,7 +501,7 @@ def test_checkpoints_every_k_epochs_and_an_interrupt_keeps_the_last_epoch(
 
     real = trainer._signals
     monkeypatch.setattr(trainer, "_signals", Stops)
-    with pytest.raises(trainer.Interrupted, match="2 finished before are kept"):
+    with pytest.raises(errors.Interrupted, match="2 finished before are kept"):
         fit(
             a_run(epochs=4),
             splits(Case(1), False),

@@ -16,13 +16,13 @@ from benchmarks.cli.common import (
     device_of,
     metric,
 )
-from benchmarks.data import sources, splits
+from benchmarks.data import sources, streams
 from benchmarks.data.download import DataError
 from benchmarks.data.names import (
     Benchmark,
     parse_benchmark,
 )
-from benchmarks.training import models, trainer
+from benchmarks.training import evaluation, models
 from methods.base import Spec
 
 
@@ -46,13 +46,13 @@ def carry_out(command: arguments.PredictCommand) -> int:
     images, labels = sources.images_only(Path(asked.path))
     classes = tuple(result["data"]["classes"])
     shape = tuple(result["data"]["shape"])
-    rows = splits.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
+    rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
     spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
     needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
     network = models.build(run.model, spec, needs).to(rows.y.device)
     weights = torch.load(folder / "model.pt", map_location=rows.y.device, weights_only=True)
     network.load_state_dict(weights)
-    logits = trainer.logits_of(network, rows)
+    logits = evaluation.logits_of(network, rows)
     kind = result["data"]["kind"]
     probabilities = metrics.probabilities(logits, kind)
     try:

@@ -19,7 +19,7 @@ from benchmarks.data.names import (
 from benchmarks.running import disk
 from benchmarks.running.codes import FAILURE
 from benchmarks.studies import cells
-from benchmarks.training import progress, trainer
+from benchmarks.training import errors, progress
 
 
 def carry_out(command: arguments.RunCommand) -> int:
@@ -37,7 +37,7 @@ def carry_out(command: arguments.RunCommand) -> int:
         status = disk.execute(
             cell.run, cell.recorded, root, options, benchmark, progress.for_terminal()
         )
-    except trainer.Interrupted as stop:
+    except errors.Interrupted as stop:
         raise KeyboardInterrupt(str(stop)) from stop
     folder = runs.folder_of(root, cell.run)
     print(f"{cell.run.benchmark}, {cell.run.model}, {cell.run.row}, seed {cell.run.seed}")

@@ -26,28 +26,16 @@ from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, root_of
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
-from benchmarks.data.splits import (
-    NotApplicable,
-    Protocol,
-    Splits,
-    arrays_of,
-    chunks,
-    make_splits,
-    rows_from_tensors,
-    strata_of,
-)
+from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
+from benchmarks.data.streams import chunks, rows_from_tensors, strata_of
 from benchmarks.running.codes import FAILURE, INTERRUPTED
-from benchmarks.training import models, progress, trainer
+from benchmarks.training import errors, models, progress
 from benchmarks.training.context import TrainingContext
+from benchmarks.training.evaluation import labels_of
 from benchmarks.training.progress import Progress, Silent
+from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import (
-    check_batch,
-    check_fits,
-    fit,
-    labels_of,
-    make_optimizer,
-)
+from benchmarks.training.trainer import check_batch, check_fits, fit
 from methods.base import Batch, Context, Method
 
 POOL = 512
@@ -81,10 +69,10 @@ def carry_out(command: arguments.ShowCommand) -> int:
         )
     except NotApplicable as reason:
         raise UsageError(f"method: {command.method} cannot be shown here: {reason}") from reason
-    except trainer.TrainingFailed as reason:
+    except errors.TrainingFailed as reason:
         print(f"augbench: {reason}", file=sys.stderr)
         return FAILURE
-    except trainer.Interrupted:  # unlike a run, nothing was written to go on from
+    except errors.Interrupted:  # unlike a run, nothing was written to go on from
         print("\naugbench: stopped in training; nothing is kept", file=sys.stderr)
         return INTERRUPTED
     print(command.out)

@@ -27,21 +27,13 @@ from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.display import duration
 from benchmarks.running.local import Problem
-from benchmarks.studies import (
-    cells,
-    rounds,
-    search,
-    shipped,
-    study,
-)
+from benchmarks.studies import cells, loading, rounds, schema, search, shipped
 from benchmarks.studies.cells import Cell, Row
-from benchmarks.studies.rounds import Ledger, Search, Work
-from benchmarks.studies.study import (
-    Plan,
-    Study,
-    Table,
-    label,
-)
+from benchmarks.studies.costs import costs_in
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.plan import Plan, Table, chosen, label
+from benchmarks.studies.rounds import Search, Work
+from benchmarks.studies.schema import Study
 
 MOST_TABLES = 4
 """More are not printed at once."""
@@ -69,9 +61,9 @@ def carry_out(command: arguments.SweepCommand) -> int:
     file = shipped.find(command.file)
     if file != command.file:
         print(f"Study file: {file}", file=sys.stderr)
-    asked = study.load(file, list(chain.from_iterable(command.settings)))
+    asked = loading.load(file, list(chain.from_iterable(command.settings)))
     if command.workers is not None and command.workers < 1:
-        raise study.StudyError(f"workers: expected 1 or more, got {command.workers}")
+        raise schema.StudyError(f"workers: expected 1 or more, got {command.workers}")
     root = (command.out or asked.out).expanduser().absolute()
     data_root = command.data or asked.data or sources.default_root()
     data_root = data_root.expanduser().absolute()
@@ -80,19 +72,19 @@ def carry_out(command: arguments.SweepCommand) -> int:
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
     ledger = Ledger(root, asked.retries, command.retry_failed)
-    work = Work(plan, root, study.chosen(command.only))
+    work = Work(plan, root, chosen(command.only))
     work.foresee()
     wanted = work.cells()
     if command.only and not wanted:
         names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
         later = any(table.block.same for table in plan.tables)
-        raise study.StudyError(
+        raise schema.StudyError(
             f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
             f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
         )
-    if len(wanted) > study.MAX_RUNS:
-        raise study.StudyError(
-            f"the file names {len(wanted)} runs, expected {study.MAX_RUNS:,} at most"
+    if len(wanted) > schema.MAX_RUNS:
+        raise schema.StudyError(
+            f"the file names {len(wanted)} runs, expected {schema.MAX_RUNS:,} at most"
         )
     if command.dry_run:
         return _dry_run(command, work, ledger, wanted)
@@ -179,7 +171,7 @@ def _dry_run(
     else:
         at_once, device = command.workers or asked.workers or 1, ""
         print(f"On the cluster as many at a time as fit there; here told for {at_once}")
-    estimate = rounds.costs_in(ledger.root, device).total(left)
+    estimate = costs_in(ledger.root, device).total(left)
     if estimate.unknown < len(left):
         beside = (
             f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.studies.study import Study
+    from benchmarks.studies.schema import Study
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def here(study: Study, workers: int | None) -> Cluster:
     Raises:
         StudyError: it has not what one run takes, or not the GPUs for so many.
     """
-    from benchmarks.studies.study import StudyError  # noqa: PLC0415 - loads torch
+    from benchmarks.studies.schema import StudyError  # noqa: PLC0415 - loads torch
 
     has, own = cores(), gpus()
     cpus, gpu = takes(study, own > 0)

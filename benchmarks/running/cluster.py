@@ -48,17 +48,14 @@ from benchmarks.running.local import (
 )
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.rounds import (
-    UNFINISHED,
-    Job,
-    Ledger,
-    Round,
-    costs_in,
-)
+from benchmarks.studies.costs import costs_in
+from benchmarks.studies.ledger import UNFINISHED, Ledger
+from benchmarks.studies.plan import label
+from benchmarks.studies.rounds import Job, Round
+from benchmarks.studies.schema import Study, StudyError
 from benchmarks.studies.search import Ladder
-from benchmarks.studies.study import Study, StudyError, label
+from benchmarks.training.errors import Interrupted, first_line
 from benchmarks.training.progress import Gone, Silent
-from benchmarks.training.trainer import Interrupted, first_line
 
 REPORT_SECONDS = 1.0
 """Between two reports of a run: each waits for the driver."""

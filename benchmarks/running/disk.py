@@ -18,23 +18,12 @@ from analysis import metrics, runs
 from analysis.runs import Run, Status
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
-from benchmarks.data.splits import (
-    NotApplicable,
-    Protocol,
-    Splits,
-    arrays_of,
-    make_splits,
-)
+from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
+from benchmarks.training.checkpoint import write_lines
+from benchmarks.training.errors import Interrupted, TrainingFailed, first_line
+from benchmarks.training.evaluation import labels_of
 from benchmarks.training.progress import Gone, Progress, Silent
-from benchmarks.training.trainer import (
-    Fitted,
-    Interrupted,
-    TrainingFailed,
-    first_line,
-    fit,
-    labels_of,
-    write_lines,
-)
+from benchmarks.training.trainer import Fitted, fit
 
 
 @dataclass(frozen=True, kw_only=True)

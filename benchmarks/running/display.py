@@ -11,7 +11,8 @@ from typing import Any
 from analysis.runs import Status
 from benchmarks.running.local import Problem
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.study import Costs, label
+from benchmarks.studies.costs import Costs
+from benchmarks.studies.plan import label
 
 EVERY_SECONDS = 30.0
 """Between two lines of where the sweep stands, without a terminal."""

@@ -97,7 +97,7 @@ class _Remote:
 def _work(connection: Connection, root: Path, packed: bytes) -> None:
     """A worker's life: a cell in, events and an outcome out, until the parent closes."""
     from benchmarks.running.disk import execute  # noqa: PLC0415 - imports torch
-    from benchmarks.training.trainer import Interrupted  # noqa: PLC0415
+    from benchmarks.training.errors import Interrupted  # noqa: PLC0415
 
     options = pickle.loads(packed)
     try:

@@ -9,12 +9,14 @@ import torch
 
 from analysis.runs import Training
 from benchmarks.data.seeding import seed_global
-from benchmarks.data.splits import Splits, training_order
+from benchmarks.data.splits import Splits
+from benchmarks.data.streams import training_order
 from benchmarks.training import models
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.machine import describe_device
+from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import _step, check_fits, make_optimizer
+from benchmarks.training.trainer import _step, check_fits
 from methods import build, canonical
 
 

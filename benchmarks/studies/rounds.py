@@ -1,41 +1,29 @@
-"""What a study has done and has left, and in which rounds the rest is done. Needs no ray."""
+"""In which rounds a study is carried out: jobs, searches, equal budgets. Needs no ray."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis import runs
-from analysis.runs import Status
 from benchmarks.data import splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.sources import locate
-from benchmarks.data.splits import strata_of
+from benchmarks.data.streams import strata_of
 from benchmarks.studies import cells, search
 from benchmarks.studies.cells import Cell, Row
+from benchmarks.studies.plan import Plan, Table
+from benchmarks.studies.schema import StudyError, Tune
 from benchmarks.studies.search import (
     Ladder,
     Outcome,
     Trial,
     Values,
 )
-from benchmarks.studies.study import (
-    Costs,
-    Plan,
-    StudyError,
-    Table,
-    Tune,
-)
-
-FAILURES = "failures.jsonl"
-"""In a run's directory: a line for each time that it failed, with the reason."""
-UNFINISHED = ("new", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -61,63 +49,6 @@ class Round:
 
     jobs: list[Job]
     ladder: Ladder | None = None
-
-
-class Ledger:
-    """What lies in the results folder, read anew whenever it is asked."""
-
-    def __init__(self, root: Path, retries: int, retry_failed: bool = False) -> None:
-        self.root, self._retries, self._retry_failed = root, retries, retry_failed
-        self._forgiven: set[str] = set()
-
-    def folder(self, cell: Cell) -> Path:
-        """The run's directory."""
-        return runs.folder_of(self.root, cell.run)
-
-    def status(self, cell: Cell) -> Status:
-        """How the run stands."""
-        return runs.status_of(self.folder(cell))
-
-    def epochs(self, cell: Cell) -> int:
-        """Epochs of an unfinished run from which it goes on; 0 where it begins anew."""
-        interrupted = self.status(cell).state == "interrupted"
-        return len(search.lines_of(self.folder(cell))) if interrupted else 0
-
-    def failures(self, cell: Cell) -> list[str]:
-        """The reasons of its failures."""
-        try:
-            lines = (self.folder(cell) / FAILURES).read_text(encoding="utf-8").splitlines()
-            return [json.loads(line)["reason"] for line in lines]
-        except runs.UNREADABLE:
-            return []
-
-    def failed(self, cell: Cell, reason: str) -> None:
-        """Count a failure."""
-        folder = self.folder(cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        line = {"reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        with (folder / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def to_do(self, cell: Cell, status: Status | None = None) -> bool:
-        """Whether the run is to be started; one that failed, as often as its tries allow."""
-        state = (status or self.status(cell)).state
-        if state != "failed":
-            return state in UNFINISHED
-        forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
-        return (self._retry_failed and forgiven) or self.tries_left(cell)
-
-    def tries_left(self, cell: Cell) -> bool:
-        """Whether a run that failed is tried again; one that failed elsewhere failed once."""
-        return max(1, len(self.failures(cell))) <= self._retries
-
-    def begin(self, wanted: Sequence[Cell]) -> None:
-        """With --retry-failed what failed before this command is forgotten."""
-        for cell in wanted if self._retry_failed else ():
-            if cell.run.id not in self._forgiven:
-                if self.status(cell).state == "failed":
-                    (self.folder(cell) / FAILURES).unlink(missing_ok=True)
-                self._forgiven.add(cell.run.id)
 
 
 class Search:
@@ -378,20 +309,6 @@ def finalists(each: Search, outcomes: Sequence[Outcome], passes: int | None) -> 
         if best is not None and best.values not in found:
             found.append(best.values)
     return found
-
-
-def costs_in(root: Path, device: str = "") -> Costs:
-    """What the runs in a results folder have taken, on one kind of device or on any."""
-    costs = Costs(device)
-    for folder in runs.folders(root):
-        result = runs.read_result(folder)
-        if result is not None and result["status"] == "done":
-            try:
-                run, _ = runs.read_run(folder)
-            except runs.UNREADABLE:
-                continue
-            costs.saw(run, result)
-    return costs
 
 
 def record(each: Search, outcomes: Sequence[Outcome], budget: int | None) -> dict[str, Any]:

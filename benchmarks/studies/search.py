@@ -17,8 +17,9 @@ from analysis import runs
 from analysis.runs import Training
 from benchmarks.data.seeding import seed_of
 from benchmarks.studies.cells import Cell, Row, plain
+from benchmarks.studies.plan import Table
+from benchmarks.studies.schema import Asha, Tune
 from benchmarks.studies.space import Parameter, parameter, short
-from benchmarks.studies.study import Asha, Table, Tune
 from methods.naming import Call, Links, NamingError, Value, call_of, parse, render
 from methods.naming import parameters as arguments_of
 
@@ -217,7 +218,7 @@ def _cells(
 
 def refused(rows: int, rarest: int, protocol: str, tune: Tune) -> str:
     """Why hyper-parameters cannot be chosen on this select split; empty where they can."""
-    from benchmarks.training.trainer import MIN_SELECT_CLASS, MIN_SELECT_ROWS  # noqa: PLC0415 - torch
+    from benchmarks.training.evaluation import MIN_SELECT_CLASS, MIN_SELECT_ROWS  # noqa: PLC0415 - torch
 
     if protocol == "paper":
         return (

@@ -14,12 +14,8 @@ from torch.optim import Optimizer
 
 from analysis.runs import Training
 from benchmarks.data.seeding import preserved, seed_global
-from benchmarks.data.splits import (
-    Rows,
-    RowStream,
-    Splits,
-    rows_from_tensors,
-)
+from benchmarks.data.splits import Splits
+from benchmarks.data.streams import Rows, RowStream, rows_from_tensors
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods.base import Batch, Model, Spec, Task
 from methods.functional import buffers_kept

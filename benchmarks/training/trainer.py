@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import signal
@@ -10,28 +9,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from analysis import metrics, runs
-from analysis.runs import Run, Training
+from analysis import runs
+from analysis.runs import Run
 from benchmarks.data.seeding import seed_global
-from benchmarks.data.splits import (
-    NotApplicable,
-    Rows,
-    Splits,
-    chunks,
-    rows_of_epoch,
-    training_order,
-)
+from benchmarks.data.splits import NotApplicable, Splits
+from benchmarks.data.streams import Rows, chunks, rows_of_epoch, training_order
 from benchmarks.training import models
+from benchmarks.training.checkpoint import (
+    State,
+    cpu_copy,
+    restore,
+    snapshot,
+    write_checkpoint,
+    write_lines,
+)
 from benchmarks.training.context import TrainingContext
+from benchmarks.training.errors import Interrupted, TrainingFailed
+from benchmarks.training.evaluation import judge, quick_scores, selection_offered
 from benchmarks.training.machine import (
     describe_device,
     installed_versions,
@@ -39,37 +41,15 @@ from benchmarks.training.machine import (
     reset_peak_memory,
 )
 from benchmarks.training.progress import Progress, Silent
+from benchmarks.training.schedule import learning_rate, make_optimizer
 from benchmarks.training.tasks import task_of
-from methods.base import Batch, Method, Model, Spec, overrides
+from methods.base import Batch, Method, Model, Spec
 from methods.branches import has_branches
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: each look waits for the device."""
-EVALUATION_BATCH = 512
-MIN_SELECT_ROWS, MIN_SELECT_CLASS = 200, 30
 SAMPLES = 4
 """Rows of which it is kept what they were trained on as."""
-
-
-class TrainingFailed(RuntimeError):
-    """A run that cannot go on; the message is the reason in result.json."""
-
-
-class Interrupted(RuntimeError):
-    """The run was told to end, by SIGINT, SIGTERM or its caller; its checkpoint is on disk."""
-
-
-@dataclass
-class State:
-    """What a run has reached at the end of an epoch; with the modules, all that resuming needs."""
-
-    epoch: int = 0
-    metric_lines: list[str] = field(default_factory=list)
-    timing_lines: list[str] = field(default_factory=list)
-    best_auc: float = -math.inf
-    best_epoch: int = 0
-    best_model: dict[str, Tensor] | None = None
-    resumed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +63,6 @@ class Fitted:
     predictions: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
     """of the first seed: rows of the last epoch as they were drawn and as they were trained on"""
-
-
-def write_lines(folder: Path, state: State) -> None:
-    """Write metrics.jsonl and timing.jsonl as far as the run has come."""
-    for name, lines in (
-        ("metrics.jsonl", state.metric_lines),
-        ("timing.jsonl", state.timing_lines),
-    ):
-        runs.write_text(folder / name, "".join(f"{line}\n" for line in lines))
-
-
-def first_line(error: BaseException) -> str:
-    """An error on one line: its kind, and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def fit(
@@ -171,7 +136,7 @@ def _fit(
     with _signals() as asked:
         ends = asked if stop is None else lambda: asked() or stop()
         state, samples = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
-    result, predictions = _judge(run, splits, network, state, method)
+    result, predictions = judge(run, splits, network, state, method)
     ctx.counter.close()
     result["resumed"] = state.resumed
     result["device"] = describe_device(device)
@@ -225,7 +190,7 @@ def _loop(
     ctx.clock.switch("outer")
     method.setup(ctx)
     ctx.clock.switch("")
-    state = _restore(folder, ctx, method, progress, f"{run.row}, seed {run.seed}")
+    state = restore(folder, ctx, method, progress, f"{run.row}, seed {run.seed}")
     if state.resumed:  # what setup cost and told was counted when the run began
         ctx.forget()
     if state.resumed and folder is not None:  # these tell how far it is, also if it stops again
@@ -277,9 +242,9 @@ def _loop(
             write_lines(folder, state)
         if folder is not None and state.epoch < epochs:
             due = state.epoch % checkpoint_every == 0
-            held = _snapshot(state, ctx, method, clone=not due)
+            held = snapshot(state, ctx, method, clone=not due)
             if due:
-                _write_checkpoint(folder, held)
+                write_checkpoint(folder, held)
                 held = None
     return state, samples
 
@@ -392,9 +357,9 @@ def _end_epoch(
     start = time.perf_counter()
     ctx.counter.counting = False
     try:
-        scores = {"select": _quick(ctx.model, splits.select, splits.kind)}
+        scores = {"select": quick_scores(ctx.model, splits.select, splits.kind)}
         if run.oracle_test:
-            scores["test"] = _quick(ctx.model, splits.test, splits.kind)
+            scores["test"] = quick_scores(ctx.model, splits.test, splits.kind)
     except TrainingFailed as error:
         raise TrainingFailed(
             f"{error}, after epoch {state.epoch + 1}, learning rate {rate:g}"
@@ -425,199 +390,7 @@ def _end_epoch(
     auc = scores["select"]["auc"]
     if offered and auc > state.best_auc:
         state.best_auc, state.best_epoch = auc, state.epoch
-        state.best_model = _cpu_copy(ctx.model.state_dict())
-
-
-def _quick(model: nn.Module, rows: Rows, kind: str) -> dict[str, float]:
-    return metrics.quick(logits_of(model, rows), labels_of(rows, kind), kind)
-
-
-def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
-    """Whether the best epoch by select AUC is offered as a secondary result, else why not."""
-    labels = labels_of(splits.select, splits.kind)
-    if labels.ndim == 1:
-        rarest = int(np.bincount(labels, minlength=len(splits.classes)).min())
-    else:
-        rarest = int(labels.sum(axis=0).min())
-    if splits.select_trained:
-        return False, "rows of the select split trained something"
-    if len(labels) < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS:
-        return False, (
-            f"the select split has {len(labels)} rows, {rarest} of its rarest class; "
-            f"{MIN_SELECT_ROWS} and {MIN_SELECT_CLASS} are needed"
-        )
-    if overrides(method, "finish"):
-        return False, "the method changes the network after the last epoch"
-    return True, ""
-
-
-def _judge(
-    run: Run, splits: Splits, network: nn.Module, state: State, method: Method
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics and logits of the last and, where it is offered, of the selected epoch."""
-    offered, reason = selection_offered(splits, method)
-    predictions = {
-        "select_targets": labels_of(splits.select, splits.kind),
-        "test_targets": labels_of(splits.test, splits.kind),
-    }
-    if splits.test_groups is not None:
-        predictions["test_groups"] = splits.test_groups
-    scores: dict[str, Any] = {}
-    whens: list[tuple[str, dict[str, Tensor] | None]] = [("last", None)]
-    if offered and state.best_model is not None:
-        whens.append(("selected", state.best_model))
-    for when, weights in whens:
-        judged = network
-        if weights is not None:
-            judged = copy.deepcopy(network)
-            judged.load_state_dict(weights)
-        scores[when] = {}
-        for split, rows in (("select", splits.select), ("test", splits.test)):
-            logits = logits_of(judged, rows)
-            predictions[f"{split}_{when}_logits"] = logits
-            targets = predictions[f"{split}_targets"]
-            scores[when][split] = metrics.evaluate(logits, targets, splits.kind)
-    lines = [json.loads(line) for line in state.metric_lines]
-    timing = [json.loads(line) for line in state.timing_lines]
-    result = {
-        "metrics": scores,
-        "selection": {
-            "offered": offered,
-            "reason": reason,
-            "epoch": state.best_epoch if offered else None,
-            "rule": "best select AUC, ties to the earliest epoch",
-        },
-        "cost": _cost(lines, timing),
-    }
-    if run.oracle_test:
-        best = max(lines, key=lambda line: line["test"]["accuracy"] or -math.inf)
-        result["oracle_test"] = {"epoch": best["epoch"], **best["test"]}
-    return result, predictions
-
-
-def _cost(lines: list[dict[str, Any]], timing: list[dict[str, Any]]) -> dict[str, Any]:
-    total = {
-        name: sum(line["rows"][name] for line in lines)
-        for name in ("drawn", "trained", "forward", "backward")
-    }
-    phases: dict[str, float] = {}
-    for line in timing:
-        for name, seconds in line["phases"].items():
-            phases[name] = phases.get(name, 0.0) + seconds
-    return {
-        "epochs": len(lines),
-        "charged_seconds": sum(phases.values()),
-        "phases": phases,
-        "seconds_per_epoch": float(np.median([line["charged_seconds"] for line in timing])),
-        "rows": total,
-        "passes_per_row": (total["forward"] + total["backward"]) / max(1, total["drawn"]),
-        "trained_per_drawn": total["trained"] / max(1, total["drawn"]),
-        "evaluation_seconds": sum(line["evaluation_seconds"] for line in timing),
-        "memory_mib": max(line["memory_mib"] for line in timing),
-    }
-
-
-def labels_of(rows: Rows, kind: str) -> np.ndarray:
-    """int64 (N,) classes, or uint8 (N, K) for MultiLabel."""
-    if kind == "multi-label":
-        return rows.y.cpu().numpy().astype(np.uint8)
-    return rows.y.argmax(dim=1).cpu().numpy()
-
-
-def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
-    """float32 logits (N, K) in eval mode and float32; the mode of the network is restored.
-
-    Raises:
-        TrainingFailed: the logits are not finite.
-    """
-    training, parts = model.training, []
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            end = min(start + EVALUATION_BATCH, len(rows))
-            index = torch.arange(start, end, device=rows.y.device)
-            parts.append(model(rows.inputs(index)).float().cpu())
-    model.train(training)
-    logits = torch.cat(parts)
-    if not bool(torch.isfinite(logits).all()):
-        bad = int((~torch.isfinite(logits).all(dim=1)).sum())
-        raise TrainingFailed(f"the network's logits are not finite for {bad} of {len(logits)} rows")
-    return logits.numpy()
-
-
-def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
-    """The optimiser that ``training`` names, over all parameters."""
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
-    momentum = training.momentum
-    return torch.optim.SGD(
-        model.parameters(), lr=rate, weight_decay=decay, momentum=momentum, nesterov=momentum > 0
-    )
-
-
-def learning_rate(training: Training, epoch: int) -> float:
-    """The rate of an epoch, counted from 0.
-
-    ``multistep`` falls by ``gamma`` at each milestone; ``cosine`` falls to a thousandth; with a
-    warm-up the rate first rises in a line from a tenth to what the schedule then has.
-    """
-    if epoch < training.warmup_epochs:
-        goal = _scheduled(training, training.warmup_epochs)
-        start = training.learning_rate / 10
-        return start + (goal - start) * epoch / training.warmup_epochs
-    return _scheduled(training, epoch)
-
-
-def _scheduled(training: Training, epoch: int) -> float:
-    rate, epochs = training.learning_rate, training.epochs
-    if training.schedule == "multistep":
-        passed = sum(epoch >= milestone * epochs for milestone in training.milestones)
-        return rate * training.gamma**passed
-    if training.schedule == "cosine":
-        floor = rate / 1000
-        return floor + (rate - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return rate
-
-
-def _snapshot(state: State, ctx: TrainingContext, method: Method, clone: bool) -> dict[str, Any]:
-    """All that resuming needs; ``clone`` where training goes on before it is written."""
-    content = {
-        "state": {name: getattr(state, name) for name in runs.field_names(State)},
-        "model": ctx.model.state_dict(),
-        "optimizer": ctx.optimizer.state_dict(),
-        "method": method.state_dict(),
-    }
-    return copy.deepcopy(content) if clone else content
-
-
-def _write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    runs.write_atomically(folder / "checkpoint.pt", lambda file: torch.save(content, file))
-
-
-def _restore(
-    folder: Path | None, ctx: TrainingContext, method: Method, progress: Progress, name: str
-) -> State:
-    """The state in the checkpoint, or a new one; a checkpoint that was cut short is dropped."""
-    path = folder / "checkpoint.pt" if folder is not None else None
-    if path is None or not path.exists():
-        return State()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise runs.StorageError(error.errno, error.strerror, str(path)) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        progress.note(f"{path} cannot be read ({first_line(error)}); the run starts again")
-        return State()
-    state = State(**content["state"])
-    ctx.model.load_state_dict(content["model"])
-    ctx.optimizer.load_state_dict(content["optimizer"])
-    method.load_state_dict(content["method"])
-    state.resumed += 1
-    progress.note(f"{name}: going on after epoch {state.epoch} of {ctx.epochs}")
-    return state
+        state.best_model = cpu_copy(ctx.model.state_dict())
 
 
 def _leave(
@@ -628,7 +401,7 @@ def _leave(
 ) -> None:
     """End the run where the last epoch ended."""
     if folder is not None and held is not None:
-        _write_checkpoint(folder, held)
+        write_checkpoint(folder, held)
     raise Interrupted(f"stopped in epoch {epoch + 1}; {state.epoch} finished before are kept")
 
 
@@ -654,7 +427,3 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _cpu_copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}

@@ -1,0 +1,257 @@
+"""From a study to its tables and the cells that they compare. Needs no ray."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic.dataclasses import dataclass
+
+import methods
+from analysis import blocks, runs
+from analysis.comparison import advised
+from analysis.question import OVER
+from analysis.runs import Training, row_parts
+from benchmarks.data import splits
+from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.names import (
+    Benchmark,
+    canonical,
+    check_seeds,
+    parse_benchmark,
+)
+from benchmarks.data.splits import Protocol
+from benchmarks.studies import cells
+from benchmarks.studies.cells import Cell, Row
+from benchmarks.studies.schema import Block, Study, StudyError, protocols_of
+from benchmarks.training import models
+from methods.base import Spec
+from methods.naming import (
+    NamingError,
+    unknown,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What must be known of a data set to name its runs."""
+
+    checksum: str
+    shape: tuple[int, int, int]
+    classes: int
+    test_rows: int
+
+
+def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
+    """Facts about a data set, from the catalogue where its files are the official ones.
+
+    Raises:
+        DataError: a file of one's own cannot be read.
+    """
+    entry = CATALOGUE.get(benchmark.name)
+    if entry is not None and any(entry.files.values()) and not study.allow_unverified:
+        size = benchmark.size if benchmark.size in entry.sizes else min(entry.sizes)
+        channels = 3 if benchmark.as_rgb else entry.channels
+        return Source(
+            checksum="+".join(file.md5 for file in entry.files[size]),
+            shape=(channels, size, size),
+            classes=len(entry.classes),
+            test_rows=entry.counts[2],
+        )
+    arrays = splits.arrays_of(benchmark, root, study.allow_unverified, study.memory_gib)
+    grey = arrays.train_x.ndim == 3
+    channels = (3 if benchmark.as_rgb else 1) if grey else arrays.train_x.shape[3]
+    return Source(
+        checksum=arrays.checksum,
+        shape=(channels, *arrays.train_x.shape[1:3]),
+        classes=len(arrays.classes),
+        test_rows=len(arrays.test_y),
+    )
+
+
+@dataclass(frozen=True, config={"arbitrary_types_allowed": True})
+class Table:
+    """All runs of one benchmark, model and protocol: what one table compares."""
+
+    benchmark: Benchmark
+    model: str
+    protocol: Protocol
+    training: Training
+    rows: tuple[Row, ...]
+    """first those of the file, then their control rows"""
+    seeds: tuple[int, ...]
+    source: Source
+    block: Block
+    missing: tuple[tuple[str, str], ...] = ()
+    """rows whose plug-in cannot be had, with the reason"""
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return f"{canonical(self.benchmark)}, {self.model}, {self.protocol.name}"
+
+    def of(self, row: Row, training: Training | None = None) -> Callable[[int], Cell]:
+        """Makes the cell of a row for a seed; what is the same for all seeds is done once."""
+        first = cells.make_cell(
+            row,
+            self.benchmark,
+            self.model,
+            training or self.training,
+            self.protocol,
+            0,
+            checksum=self.source.checksum,
+            threads=self.block.threads,
+            oracle_test=self.block.oracle_test,
+            preset=self.block.preset,
+        )
+        return lambda seed: replace(first, run=_with_seed(first.run, seed))
+
+    def cells(self, rows: Iterable[Row] | None = None) -> list[Cell]:
+        """The runs, seed by seed, so that a sweep cut short has whole seeds."""
+        makers = [self.of(row) for row in (self.rows if rows is None else rows)]
+        return [make(seed) for seed in self.seeds for make in makers]
+
+
+def _with_seed(run: runs.Run, seed: int) -> runs.Run:
+    # replace() would validate all fields again, which takes most of the time of a dry run
+    if seed == run.seed:
+        return run
+    made = object.__new__(runs.Run)
+    made.__dict__.update(run.__dict__, seed=seed)
+    return made
+
+
+class Plan:
+    """The tables of a study."""
+
+    def __init__(self, study: Study, root: Path) -> None:
+        self.study, self.data_root = study, root
+        self._sources: dict[tuple[object, ...], Source] = {}
+        self._fits: set[tuple[str, tuple[int, ...], int]] = set()
+
+    def check_family(self) -> None:
+        """Refuse a comparison that no table of the study can make.
+
+        Raises:
+            StudyError: names the row and the nearest one, or what is missing beside it.
+        """
+        sides: dict[str, set[str]] = {}  # blocks may hold rows of one table between them
+        for table in self.tables:
+            sides.setdefault(table.name, set()).update(self._names(table))
+        known = set().union(*sides.values())
+        absent = {name for table in self.tables for name, _ in table.missing}
+        for row, base in self.study.pairs():
+            for name in filter(None, (row, base)):
+                if name not in known | absent:
+                    raise StudyError(f"family: {unknown('row', name, known)}")
+            wanted = {base} if base else set(blocks.bases(row_parts(row)[0])) - {row}
+            if not ({row} | wanted) & absent and not any(
+                row in names and wanted & names for names in sides.values()
+            ):
+                told = f"{row} has no baseline; write {row}{OVER}ROW, or add none"
+                if base:
+                    told = f"{row} and {base} stand in no table together"
+                raise StudyError(f"family: {told}")
+
+    def _names(self, table: Table) -> set[str]:
+        """The rows that a table has, or will have once those of an equal budget are known."""
+        return {row.name for row in table.rows}.union(
+            *(cells.equal_budget_names(table.rows, kind) for kind in table.block.same)
+        )
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """One for each benchmark, model and protocol of each block."""
+        return [table for block in self.study.blocks for table in self._of(block)]
+
+    def _of(self, block: Block) -> Iterator[Table]:
+        training = cells.training_of(block.preset, block.training)
+        for name, model, protocol in itertools.product(
+            block.benchmarks, block.models, protocols_of(block)
+        ):
+            benchmark, network = parse_benchmark(name), models.canonical(model)
+            source = self.source(benchmark)
+            self._check(network, source)
+            rows, missing = rows_of(block.methods, protocol)
+            if block.controls or protocol.name == "paper":  # there they are compulsory
+                rows += cells.control_rows(rows, benchmark, protocol)
+            default = range(advised(source.test_rows, benchmark.folds))
+            seeds = tuple(default if block.seeds is None else block.seeds)
+            if benchmark.folds and self.study.tune is not None:
+                raise NamingError(
+                    f"tune: {canonical(benchmark)}: expected the official split, as rows that "
+                    "choose a setting would be test rows of other folds"
+                )
+            check_seeds(benchmark, seeds)
+            yield Table(
+                benchmark=benchmark,
+                model=network,
+                protocol=protocol,
+                training=training,
+                rows=tuple(rows),
+                seeds=seeds,
+                source=source,
+                block=block,
+                missing=tuple(missing),
+            )
+
+    def source(self, benchmark: Benchmark) -> Source:
+        """Facts about a data set, looked up once."""
+        key = (*splits.stored(benchmark), benchmark.as_rgb)
+        if key not in self._sources:
+            self._sources[key] = source_of(benchmark, self.data_root, self.study)
+        return self._sources[key]
+
+    def _check(self, model: str, source: Source) -> None:
+        """Refuse a network that cannot be built on these images, before anything runs."""
+        key = model, source.shape, source.classes
+        if key not in self._fits:
+            check_model(model, Spec(2, source.classes, source.shape))
+            self._fits.add(key)
+
+
+def check_model(model: str, spec: Spec) -> None:
+    """Refuse a network that cannot be built.
+
+    Raises:
+        NamingError: the message holds the reason.
+    """
+    try:
+        with torch.device("meta"):  # shapes are checked, and nothing is filled with numbers
+            models.build(model, spec)
+    except NamingError:
+        raise
+    except (Exception, SystemExit) as error:  # one of the user's own may raise anything
+        shape = " x ".join(map(str, spec.shape))
+        raise NamingError(
+            f"model: {model} cannot be built for {shape} images: {type(error).__name__}: {error}"
+        ) from error
+
+
+def rows_of(names: Sequence[str], protocol: Protocol) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The rows, and those whose plug-in cannot be had, with the reason."""
+    rows: list[Row] = []
+    missing = []
+    for name in names:
+        try:
+            rows.append(cells.parse_row(name, protocol))
+        except methods.Unavailable as reason:
+            missing.append((name, str(reason)))
+    return list(dict.fromkeys(rows)), missing
+
+
+def label(cell: Cell) -> str:
+    """A run in words, the name of its table first: what ``--only`` is compared with."""
+    run = cell.run
+    return f"{run.benchmark}, {run.model}, {run.protocol}, {run.row}, seed {run.seed}"
+
+
+def chosen(pattern: str) -> Callable[[Cell], bool]:
+    """Whether a run's label holds the pattern; ``*`` and ``?`` stand for any letters."""
+    plain = pattern.replace("[", "[[]")  # names of rows have brackets
+    return lambda cell: fnmatch.fnmatchcase(label(cell), f"*{plain}*") if pattern else True

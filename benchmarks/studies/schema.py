@@ -1,0 +1,255 @@
+"""What a study may say, as typed objects that refuse what is not allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.dataclasses import dataclass
+
+from analysis import runs
+from analysis.question import OVER, comparison
+from analysis.runs import CONFIG
+from benchmarks.data.names import (
+    listed,
+)
+from benchmarks.data.splits import Protocol
+from benchmarks.studies import cells
+from methods.naming import (
+    NamingError,
+    written_out,
+)
+
+MAX_RUNS = 100_000
+"""More than this is a slip of the pen, and would fill a disk with directories."""
+
+
+class StudyError(NamingError):
+    """A study file that cannot be used; names the file, the line, and what is allowed there."""
+
+
+def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        comparison(entry)
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _seeds(value: Any) -> Any:
+    """A number of seeds, counted from 0, or the list of them."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= MAX_RUNS:
+            raise ValueError(f"expected 1 to {MAX_RUNS:,}, or a list of seeds, got {value}")
+        return tuple(range(value))
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
+Benchmarks = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Family = Annotated[Names, AfterValidator(_comparisons)]
+Listed = BeforeValidator(_listed)
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Resources:
+    """What one run takes."""
+
+    cpus: float | None = None
+    """cores; the run's threads unless given"""
+    gpus: float | None = None
+    """0 trains on the CPU; one unless given, where there are any"""
+    trials_per_gpu: int = 0
+    """so many runs share a GPU; the same as gpus: 1/k"""
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise ValueError(f"cpus: expected a number above 0, got {self.cpus}")
+        if self.gpus is not None and not 0 <= self.gpus < math.inf:
+            raise ValueError(f"gpus: expected 0 or more, got {self.gpus}")
+        if self.trials_per_gpu < 0:
+            raise ValueError(f"trials_per_gpu: expected 1 or more, got {self.trials_per_gpu}")
+        if self.trials_per_gpu and self.gpus is not None:
+            raise ValueError("trials_per_gpu: expected either this or gpus, got both")
+
+    @property
+    def gpu(self) -> float | None:
+        """GPUs of one run; None where the file does not say."""
+        return 1 / self.trials_per_gpu if self.trials_per_gpu else self.gpus
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Asha:
+    """Successive halving: at each rung only the best share of a row's trials goes on."""
+
+    grace: int = 1
+    """epochs before the first rung"""
+    factor: int = 3
+    """one in so many goes on, and the next rung is so many times as far"""
+
+    def __post_init__(self) -> None:
+        if self.grace < 1:
+            raise ValueError(f"grace: expected 1 epoch or more, got {self.grace}")
+        if self.factor < 2:
+            raise ValueError(f"factor: expected 2 or more, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Tune:
+    """A search of hyper-parameters on the select split; every row gets as many trials."""
+
+    trials: int = 16
+    search: Literal["random", "grid", "optuna"] = "random"
+    metric: Literal["auc", "accuracy"] = "auc"
+    """of the select split; test is never seen"""
+    seeds: int = 1
+    """a trial's score is the mean over so many seeds; 3 or more where select is small"""
+    final_seeds: int = 10
+    """fresh seeds on which the winner and the default run"""
+    asha: Asha | None = None
+    common: dict[str, Any] = field(default_factory=dict)
+    """what every row searches beside the spaces of the methods in it; name: [kind, ...]"""
+    spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """replaces a method's own space"""
+    batch: int = 8
+    """optuna: so many trials are asked for at a time"""
+    seed: int = 0
+    """decides the list of trials"""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "seeds", "final_seeds", "batch"):
+            if not 1 <= getattr(self, name) <= MAX_RUNS:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected 1 to {MAX_RUNS:,}, got {got}")
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Block:
+    """A product of benchmarks, models, methods and seeds under one training."""
+
+    benchmarks: Benchmarks = ()
+    models: Names = ("resnet18",)
+    methods: Names = ()
+    seeds: Seeds | None = None
+    """10, and 30 where test has under 500 rows"""
+    preset: str = "medmnist"
+    training: dict[str, Any] = field(default_factory=dict)
+    """fields that differ from the preset"""
+    protocols: Annotated[tuple[Literal["equal", "paper"], ...], Listed] = ("equal",)
+    meta_fraction: float = 0.2
+    crossfit: int = 1
+    controls: bool = False
+    """the control rows of each method that learns from meta rows (paper: always)"""
+    same: Annotated[tuple[Literal["passes", "time"], ...], Listed] = ()
+    """each method's upstream with as many passes, or as much time"""
+    threads: int = 1
+    oracle_test: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("benchmarks", "models", "methods", "protocols"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+        if self.threads < 1:
+            raise ValueError(f"threads: expected 1 or more, got {self.threads}")
+        if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
+            raise ValueError(f"seeds: expected 0 or more each, got {list(self.seeds)}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables together, control rows apart."""
+        axes = (self.benchmarks, self.models, self.protocols, self.methods)
+        return math.prod(map(len, axes))
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Study:
+    """What a study file says."""
+
+    name: str
+    question: str = ""
+    family: Family = ()
+    """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
+    margin: float = 0.5
+    """points of accuracy within which two rows count as equal"""
+    prediction: str = ""
+    """written before the first run"""
+    blocks: tuple[Block, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    workers: int | None = None
+    """runs at a time; as many as fit unless given"""
+    address: str = ""
+    """of a Ray cluster; RAY_ADDRESS and --address go before it"""
+    dashboard: bool = False
+    out: Path = Path("runs")
+    data: Path | None = None
+    retries: int = 1
+    """how often a run that failed is tried again"""
+    checkpoint_every: int = 1
+    allow_unverified: bool = False
+    memory_gib: float = 4.0
+    tensorboard: bool = True
+    wandb: dict[str, Any] | None = None
+    """arguments of Ray's WandbLoggerCallback"""
+    mlflow: dict[str, Any] | None = None
+    """arguments of Ray's MLflowLoggerCallback"""
+    tune: Tune | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: expected 1 or more, got {self.workers}")
+        for name, least in (("retries", 0), ("checkpoint_every", 1), ("memory_gib", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
+        for block in self.blocks if self.tune is not None else ():
+            if block.same:
+                raise ValueError("same: expected none beside tune, which has equal passes itself")
+            if block.seeds is not None:
+                raise ValueError("seeds: expected none beside tune; see tune.seeds and final_seeds")
+        each = self.tune.trials * self.tune.seeds if self.tune is not None else 0
+        count = sum(block.rows * (each or len(block.seeds or (0,))) for block in self.blocks)
+        if count > MAX_RUNS:
+            raise ValueError(f"expected at most {MAX_RUNS:,} runs, got {count:,}")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name: expected letters, digits, -, _ and ., got {self.name!r}")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Row and base of each comparison of the family, in the names that runs have.
+
+        Raises:
+            NamingError: one of them is no row.
+        """
+        found = [comparison(entry) for entry in self.family]
+        return [(cells.row_name(row), base and cells.row_name(base)) for row, base in found]
+
+    def asked(self) -> dict[str, Any]:
+        """What the study asks, as a report reads it."""
+        return {
+            "question": self.question,
+            "family": [OVER.join(filter(None, each)) for each in self.pairs()],
+            "margin": self.margin,
+            "prediction": self.prediction,
+        }
+
+
+PRODUCT = runs.field_names(Block)
+"""What a block may say; at the top of the file it is the default of every block."""
+OF_STUDY = tuple(name for name in runs.field_names(Study) if name != "name")
+
+
+def protocols_of(block: Block) -> list[Protocol]:
+    """The protocols that a block asks for."""
+    return [
+        Protocol(name=name, meta_fraction=block.meta_fraction, crossfit=block.crossfit)
+        if name == "equal"
+        else Protocol(name=name)
+        for name in block.protocols
+    ]

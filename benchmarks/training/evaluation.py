@@ -1,0 +1,141 @@
+"""Scores of a trained network, and the selection of an epoch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis import metrics
+from analysis.runs import Run
+from benchmarks.data.splits import Splits
+from benchmarks.data.streams import Rows
+from benchmarks.training.checkpoint import State
+from benchmarks.training.errors import TrainingFailed
+from methods.base import Method, overrides
+
+EVALUATION_BATCH = 512
+MIN_SELECT_ROWS, MIN_SELECT_CLASS = 200, 30
+
+
+def quick_scores(model: nn.Module, rows: Rows, kind: str) -> dict[str, float]:
+    """Scores that are cheap enough for every epoch."""
+    return metrics.quick(logits_of(model, rows), labels_of(rows, kind), kind)
+
+
+def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
+    """Whether the best epoch by select AUC is offered as a secondary result, else why not."""
+    labels = labels_of(splits.select, splits.kind)
+    if labels.ndim == 1:
+        rarest = int(np.bincount(labels, minlength=len(splits.classes)).min())
+    else:
+        rarest = int(labels.sum(axis=0).min())
+    if splits.select_trained:
+        return False, "rows of the select split trained something"
+    if len(labels) < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS:
+        return False, (
+            f"the select split has {len(labels)} rows, {rarest} of its rarest class; "
+            f"{MIN_SELECT_ROWS} and {MIN_SELECT_CLASS} are needed"
+        )
+    if overrides(method, "finish"):
+        return False, "the method changes the network after the last epoch"
+    return True, ""
+
+
+def judge(
+    run: Run, splits: Splits, network: nn.Module, state: State, method: Method
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metrics and logits of the last and, where it is offered, of the selected epoch."""
+    offered, reason = selection_offered(splits, method)
+    predictions = {
+        "select_targets": labels_of(splits.select, splits.kind),
+        "test_targets": labels_of(splits.test, splits.kind),
+    }
+    if splits.test_groups is not None:
+        predictions["test_groups"] = splits.test_groups
+    scores: dict[str, Any] = {}
+    whens: list[tuple[str, dict[str, Tensor] | None]] = [("last", None)]
+    if offered and state.best_model is not None:
+        whens.append(("selected", state.best_model))
+    for when, weights in whens:
+        judged = network
+        if weights is not None:
+            judged = copy.deepcopy(network)
+            judged.load_state_dict(weights)
+        scores[when] = {}
+        for split, rows in (("select", splits.select), ("test", splits.test)):
+            logits = logits_of(judged, rows)
+            predictions[f"{split}_{when}_logits"] = logits
+            targets = predictions[f"{split}_targets"]
+            scores[when][split] = metrics.evaluate(logits, targets, splits.kind)
+    lines = [json.loads(line) for line in state.metric_lines]
+    timing = [json.loads(line) for line in state.timing_lines]
+    result = {
+        "metrics": scores,
+        "selection": {
+            "offered": offered,
+            "reason": reason,
+            "epoch": state.best_epoch if offered else None,
+            "rule": "best select AUC, ties to the earliest epoch",
+        },
+        "cost": _cost(lines, timing),
+    }
+    if run.oracle_test:
+        best = max(lines, key=lambda line: line["test"]["accuracy"] or -math.inf)
+        result["oracle_test"] = {"epoch": best["epoch"], **best["test"]}
+    return result, predictions
+
+
+def _cost(lines: list[dict[str, Any]], timing: list[dict[str, Any]]) -> dict[str, Any]:
+    total = {
+        name: sum(line["rows"][name] for line in lines)
+        for name in ("drawn", "trained", "forward", "backward")
+    }
+    phases: dict[str, float] = {}
+    for line in timing:
+        for name, seconds in line["phases"].items():
+            phases[name] = phases.get(name, 0.0) + seconds
+    return {
+        "epochs": len(lines),
+        "charged_seconds": sum(phases.values()),
+        "phases": phases,
+        "seconds_per_epoch": float(np.median([line["charged_seconds"] for line in timing])),
+        "rows": total,
+        "passes_per_row": (total["forward"] + total["backward"]) / max(1, total["drawn"]),
+        "trained_per_drawn": total["trained"] / max(1, total["drawn"]),
+        "evaluation_seconds": sum(line["evaluation_seconds"] for line in timing),
+        "memory_mib": max(line["memory_mib"] for line in timing),
+    }
+
+
+def labels_of(rows: Rows, kind: str) -> np.ndarray:
+    """int64 (N,) classes, or uint8 (N, K) for MultiLabel."""
+    if kind == "multi-label":
+        return rows.y.cpu().numpy().astype(np.uint8)
+    return rows.y.argmax(dim=1).cpu().numpy()
+
+
+def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
+    """float32 logits (N, K) in eval mode and float32; the mode of the network is restored.
+
+    Raises:
+        TrainingFailed: the logits are not finite.
+    """
+    training, parts = model.training, []
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            end = min(start + EVALUATION_BATCH, len(rows))
+            index = torch.arange(start, end, device=rows.y.device)
+            parts.append(model(rows.inputs(index)).float().cpu())
+    model.train(training)
+    logits = torch.cat(parts)
+    if not bool(torch.isfinite(logits).all()):
+        bad = int((~torch.isfinite(logits).all(dim=1)).sum())
+        raise TrainingFailed(f"the network's logits are not finite for {bad} of {len(logits)} rows")
+    return logits.numpy()
