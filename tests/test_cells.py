@@ -11,8 +11,8 @@ import torch
 
 from analysis import runs
 from analysis.runs import Training
+from benchmarks.data.dataset import from_arrays
 from benchmarks.data.names import Benchmark, parse_benchmark
-from benchmarks.data.sources import from_arrays
 from benchmarks.data.splits import Protocol, make_splits
 from benchmarks.data.streams import training_order
 from benchmarks.studies import cells

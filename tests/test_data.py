@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.data import names
 from benchmarks.data.catalogue import CATALOGUE, Kind
+from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import (
     Benchmark,
@@ -30,7 +31,6 @@ from benchmarks.data.seeding import (
     seed_global,
     seed_of,
 )
-from benchmarks.data.sources import Arrays
 from benchmarks.data.splits import Control, NotApplicable, Protocol, Splits, carve, make_splits
 from benchmarks.data.streams import Rows, RowStream, chunks, permutation, strata_of, training_order
 from benchmarks.training.tasks import MultiClass, MultiLabel, task_of

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.cli import main
-from benchmarks.data import facts, sources
+from benchmarks.data import dataset, facts, sources
 from benchmarks.data.names import Benchmark, parse_benchmark
 
 SAMPLES = {"train": 30, "val": 9, "test": 12}
 
 
-def arrays(dtype: str = "uint8", labels: int = 0) -> sources.Arrays:
+def arrays(dtype: str = "uint8", labels: int = 0) -> dataset.Arrays:
     """Three classes (or several labels a row) in images of noise, none twice."""
     rng, pairs = np.random.default_rng(0), []
     for rows in SAMPLES.values():
@@ -26,10 +26,10 @@ def arrays(dtype: str = "uint8", labels: int = 0) -> sources.Arrays:
         pairs.append(
             (x, np.stack([(y == k) | (y == 0) for k in range(labels)], 1) if labels else y)
         )
-    return sources.from_arrays("arrays", *pairs)
+    return dataset.from_arrays("arrays", *pairs)
 
 
-def told(made: sources.Arrays, **more: bool) -> str:
+def told(made: dataset.Arrays, **more: bool) -> str:
     return "\n".join(facts.lines(made, Benchmark(name="npz", path="/data/own.npz"), **more))
 
 
@@ -67,7 +67,7 @@ def test_images_in_two_splits_are_counted_and_the_first_is_named() -> None:
     made.test_x[7] = made.train_x[3]
     made.val_x[2] = made.train_x[0]
     made.test_x[11] = made.val_x[8]
-    assert sources.duplicates(made) == [
+    assert dataset.duplicates(made) == [
         "1 of 9 val images are in train too, pixel for pixel (the first is row 2 of val)",
         "2 of 12 test images are in train too, pixel for pixel (the first is row 5 of test)",
         "1 of 12 test images are in val too, pixel for pixel (the first is row 11 of test)",
@@ -96,14 +96,14 @@ def test_copies_in_data_of_ones_own_are_a_caveat_of_every_table(tmp_path: Path) 
     folder = sources.load("folder", path=str(tmp_path / "set"), size=8, root=tmp_path)
     assert any("1 of 12 test images are in train too" in each for each in npz.caveats)
     assert any("1 of 12 test images are in train too" in each for each in folder.caveats)
-    assert set(sources.duplicates(npz)) <= set(sources.about_splits(npz))  # not said of folds
+    assert set(dataset.duplicates(npz)) <= set(dataset.about_splits(npz))  # not said of folds
 
 
 def test_a_pixel_makes_another_image() -> None:
     made = arrays()
     made.test_x[5] = made.train_x[3]
     made.test_x[5, 0, 0] ^= 1
-    assert sources.duplicates(made) == []
+    assert dataset.duplicates(made) == []
 
 
 def test_many_classes_take_a_line() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.folders import split_of
-from benchmarks.data.sources import Arrays, load
+from benchmarks.data.sources import load
 
 
 def read(folder: Path, size: int = 4, groups: int | str | None = None) -> Arrays:

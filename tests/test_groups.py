@@ -23,9 +23,9 @@ from analysis.records import Damaged, Record, read
 from analysis.report import sentences, tables
 from analysis.runs import Run, Training
 from analysis.stats import Crossed, crossed
+from benchmarks.data.dataset import Arrays, from_arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
-from benchmarks.data.sources import Arrays, from_arrays
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, carve, make_splits
 from benchmarks.data.streams import Rows
 from benchmarks.running.disk import Options, execute

@@ -12,18 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data import catalogue, sources
+from benchmarks.data import catalogue, dataset, sources
 from benchmarks.data.catalogue import CATALOGUE, File
+from benchmarks.data.cutting import grouped_split, stratified_split
+from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
-from benchmarks.data.sources import (
-    Arrays,
-    grouped_split,
-    images_only,
-    load,
-    locate,
-    stratified_split,
-    verify,
-)
+from benchmarks.data.npz import images_only
+from benchmarks.data.sources import load, locate, verify
 
 REAL = os.environ.get("AUGBENCH_DATA")
 
@@ -489,7 +484,7 @@ def test_the_checksum_of_a_large_file_is_remembered(
 def floats(high: float, low: float = 0, kind: type = np.float32) -> dict[str, np.ndarray]:
     """A valid set of floats whose train images hold one value `high` and one `low`."""
     arrays = example()
-    for split in sources.SPLITS:
+    for split in dataset.SPLITS:
         arrays[f"{split}_images"] = (arrays[f"{split}_images"] / 256).astype(kind)
     arrays["train_images"][3, 2, 0], arrays["train_images"][4, 0, 0] = high, low
     return arrays
@@ -537,9 +532,9 @@ def test_a_users_own_array_is_not_written_to() -> None:
     arrays = floats(1 + 1.2e-7)
     before = arrays["train_images"].copy()
     train, val, test = (
-        (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in sources.SPLITS
+        (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in dataset.SPLITS
     )
-    a = sources.from_arrays("own", train, val, test)
+    a = dataset.from_arrays("own", train, val, test)
     assert a.train_x.max() == 1 and np.array_equal(arrays["train_images"], before)
 
 
@@ -555,7 +550,7 @@ def grouped(per_group: int = 4, *, text: bool = False) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("memory_gib", [4, 0])
 def test_groups_of_an_npz(tmp_path: Path, memory_gib: float) -> None:
     arrays = example()
-    for k, split in enumerate(sources.SPLITS):
+    for k, split in enumerate(dataset.SPLITS):
         arrays[f"{split}_groups"] = 100 * k + np.arange(len(arrays[f"{split}_labels"])) // 2
     path = saved(tmp_path, arrays)
     a = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
@@ -633,7 +628,7 @@ def test_classes_without_rows_are_named_in_notes_and_caveats(tmp_path: Path) -> 
     )
     assert a.notes == a.caveats == sentences
     several = example()
-    for split in sources.SPLITS:
+    for split in dataset.SPLITS:
         several[f"{split}_labels"] = np.eye(3, dtype=np.uint8)[several[f"{split}_labels"][:, 0]]
         several[f"{split}_labels"][0] = 1
     several["test_labels"][:, 1] = 0
@@ -774,10 +769,10 @@ def test_an_official_name_over_other_content(tmp_path: Path) -> None:
     assert "named like an official file" in note
     for alter, message in (
         (change(test_labels=lambda y: y + 1), "they hold 2, expected 0 to 1"),
-        (change(**{f"{s}_images": lambda x: x[:, 1:] for s in sources.SPLITS}), "expected .28, 28"),
+        (change(**{f"{s}_images": lambda x: x[:, 1:] for s in dataset.SPLITS}), "expected .28, 28"),
         (
             change(
-                **{f"{s}_labels": lambda y: np.eye(2, dtype=int)[y[:, 0]] for s in sources.SPLITS}
+                **{f"{s}_labels": lambda y: np.eye(2, dtype=int)[y[:, 0]] for s in dataset.SPLITS}
             ),
             "wrong shape for breastmnist",
         ),

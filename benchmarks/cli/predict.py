@@ -16,7 +16,7 @@ from benchmarks.cli.common import (
     device_of,
     metric,
 )
-from benchmarks.data import sources, streams
+from benchmarks.data import npz, streams
 from benchmarks.data.download import DataError
 from benchmarks.data.names import (
     Benchmark,
@@ -43,7 +43,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
         raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
         raise UsageError(f"out: expected a name that ends in .csv or .npz, got {command.out}")
-    images, labels = sources.images_only(Path(asked.path))
+    images, labels = npz.images_only(Path(asked.path))
     classes = tuple(result["data"]["classes"])
     shape = tuple(result["data"]["shape"])
     rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))

@@ -8,14 +8,8 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.dataset import CHUNK, GIB, MADE, Arrays, duplicates
 from benchmarks.data.names import Benchmark, canonical
-from benchmarks.data.sources import (
-    CHUNK,
-    GIB,
-    MADE,
-    Arrays,
-    duplicates,
-)
 from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.data import sources
+from benchmarks.data import cutting, dataset, sources
 from benchmarks.data.catalogue import PREVALENCE
 from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, record
+from benchmarks.data.dataset import GIB, Arrays
 from benchmarks.data.names import Benchmark
 from benchmarks.data.seeding import seed_of
-from benchmarks.data.sources import GIB, Arrays
 from benchmarks.data.streams import Rows, strata_of, targets_of, tensor_of
 from methods.base import Spec
 
@@ -87,7 +87,7 @@ class Splits:
             DataError: labels, groups or shapes that do not fit together.
             NotApplicable: too few rows of a class for the meta split.
         """
-        arrays = sources.from_arrays("arrays", train, select, test, groups)
+        arrays = dataset.from_arrays("arrays", train, select, test, groups)
         protocol = Protocol(meta_fraction=meta_fraction or 0.2)
         return make_splits(
             arrays,
@@ -340,7 +340,7 @@ def _cross_validated(
             else ", and images of one patient may be on both sides"
         )
     )
-    stale = {PREVALENCE, *sources.about_splits(arrays)}
+    stale = {PREVALENCE, *dataset.about_splits(arrays)}
     cut = replace(
         arrays,
         train_x=x[train],
@@ -403,7 +403,7 @@ def _carve_groups(
     several, short = len(np.unique(groups)) > 1, 0
     for least in (0, MIN_META_ROWS, 2 * MIN_META_ROWS) if several else ():
         share = max(fraction, min(0.5, least / counts.min()))
-        kept, cut = sources.grouped_split(strata, groups, (1 - share, share), drawn)
+        kept, cut = cutting.grouped_split(strata, groups, (1 - share, share), drawn)
         found = np.bincount(places[cut], minlength=len(classes))
         fewest = np.minimum(found, counts - found)
         if fewest.min() >= MIN_META_ROWS:
@@ -450,7 +450,7 @@ def _grouped_folds(
     if (there := len(np.unique(groups))) < count:
         raise NotApplicable(f"{needs}, whole patients only; there are {there} patient(s) (groups)")
     drawn = seed_of(seed, f"{purpose} folds")
-    folds = list(sources.grouped_split(strata, groups, (1,) * count, drawn))
+    folds = list(cutting.grouped_split(strata, groups, (1,) * count, drawn))
     for stratum in np.unique(strata):
         rows = [int((strata[fold] == stratum).sum()) for fold in folds]
         if min(rows) < MIN_META_ROWS:

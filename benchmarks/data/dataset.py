@@ -1,0 +1,454 @@
+"""A data set in memory, and the checks that the arrays of every source pass."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.data.catalogue import (
+    Entry,
+    Kind,
+)
+from benchmarks.data.cutting import grouped_split, stratified_split
+from benchmarks.data.download import (
+    DataError,
+)
+
+SPLITS = ("train", "val", "test")
+SPLIT_SEED = 0
+NUMBERED = "Number the classes from 0 without gaps."
+MADE = ("split 60/20/20", "validation split cut")
+"""How a note begins that says how a split was made."""
+GIB = 1 << 30
+CHUNK = 4096  # rows looked at together, so that a memory-mapped set is not read as a whole
+ROUNDING = 1e-6  # floats this far outside of [0, 1] are taken for rounding, and clipped
+
+
+def from_arrays(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    groups: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> "Arrays":
+    """A user's own (images, labels) of each split, checked as an npz file would be.
+
+    `groups` of the same splits are equal for rows of one patient: numbers or text, (N,).
+
+    Raises DataError for everything that is wrong with them.
+    """
+    pairs = dict(zip(SPLITS, (train, val, test), strict=True))
+    arrays = {}
+    digest = hashlib.md5(usedforsecurity=False)
+    for split, (images, labels) in pairs.items():
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
+        digest.update(np.ascontiguousarray(images).tobytes())
+        digest.update(np.ascontiguousarray(labels).tobytes())
+    if groups is not None and len(groups) != len(SPLITS):
+        raise DataError(f"{name}: groups of {len(groups)} splits, expected train, select and test.")
+    for split, own in zip(SPLITS, groups, strict=True) if groups is not None else ():
+        arrays[f"{split}_groups"] = np.asarray(own)
+        digest.update(np.ascontiguousarray(own).tobytes())
+    made = assemble(Raw(arrays, ()), Path(name), name, 0.1, None)
+    return replace(made, checksum=digest.hexdigest())
+
+
+def counted(groups: np.ndarray) -> str:
+    """``1 group``, ``3 groups``."""
+    count = len(np.unique(groups))
+    return f"{count} group{'s' if count > 1 else ''}"
+
+
+def by_group(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], where: object
+) -> tuple[np.ndarray, ...]:
+    """``grouped_split`` with the seed of all splits; too few groups are the user\'s to mend."""
+    try:
+        return grouped_split(labels, groups, shares, SPLIT_SEED)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {error}: expected at least as many patients as splits, or splits of your "
+            f"own."
+        ) from error
+
+
+def assemble(
+    raw: "Raw",
+    path: Path | str,
+    name: str,
+    val_fraction: float,
+    entry: Entry | None,
+    classes: tuple[str, ...] | None = None,
+) -> "Arrays":
+    """Arrays from what a file held, after every check that does not need the official facts."""
+    notes = list(raw.notes)
+    pieces: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        if (key := f"{split}_images") in raw.arrays:
+            pieces[f"{split}_x"], clipped = checked_images(raw.arrays[key], f"{path}, {key}")
+            if clipped:
+                notes.append(f"{key}: {clipped} values outside of [0, 1] by rounding are clipped")
+        if (key := f"{split}_labels") in raw.arrays:
+            pieces[f"{split}_y"] = checked_labels(raw.arrays[key], f"{path}, {key}")
+    pieces |= _groups(raw.arrays, path)
+    splits = [s for s in SPLITS if f"{s}_x" in pieces]
+    for split in splits:
+        x, y = pieces[f"{split}_x"], pieces[f"{split}_y"]
+        if len(x) != len(y):
+            raise DataError(
+                f"{path} has {len(x)} {split}_images and {len(y)} {split}_labels: expected as many."
+            )
+        if len(pieces.get(f"{split}_g", x)) != len(x):
+            raise DataError(
+                f"{path} has {len(x)} {split}_images and {len(pieces[f'{split}_g'])} "
+                f"{split}_groups: expected as many."
+            )
+        first = pieces["train_x"]
+        if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
+            raise DataError(
+                f"{path}: {split}_images are {x.dtype} of shape {x.shape[1:]}, train_images "
+                f"{first.dtype} of shape {first.shape[1:]}: expected the same in every split."
+            )
+        if y.shape[1:] != pieces["train_y"].shape[1:]:
+            raise DataError(
+                f"{path}: {split}_labels have the shape {y.shape}, train_labels "
+                f"{pieces['train_y'].shape}: expected as many labels a row in every split."
+            )
+    names = entry.classes if entry else classes
+    names = _classes(pieces, splits, path, names)
+    y = pieces["train_y"]
+    if y.ndim == 2 and all((pieces[f"{s}_y"].sum(1) == 1).all() for s in splits):
+        notes.append(
+            "multi-label by the shape of the labels, yet every row has exactly one: store class "
+            "numbers (N,) if the classes exclude each other"
+        )
+    if "val" not in splits:
+        if isinstance(pieces["train_x"], np.memmap):
+            raise DataError(
+                f"{path} has no val split and is over the memory budget: add val_images and "
+                f"val_labels to it, or raise the budget."
+            )
+        shares, how = (1 - val_fraction, val_fraction), "stratified"
+        if "train_g" in pieces:
+            kept, cut = by_group(y, pieces["train_g"], shares, path)
+            how = f"by group ({counted(pieces['train_g'][cut])})"
+        else:
+            kept, cut = stratified_split(y, shares, SPLIT_SEED)
+        if not len(cut) or not len(kept):
+            raise DataError(
+                f"{path}: {val_fraction:g} of {len(y)} training rows leaves a split without rows: "
+                f"add a val split, or change val_fraction."
+            )
+        for letter in (letter for letter in "xyg" if f"train_{letter}" in pieces):
+            whole = pieces[f"train_{letter}"]
+            pieces[f"train_{letter}"], pieces[f"val_{letter}"] = whole[kept], whole[cut]
+        notes.append(
+            f"validation split cut from train: {100 * val_fraction:g} %, {how}, split seed "
+            f"{SPLIT_SEED}"
+        )
+    y = pieces["train_y"]
+    seen = (y > 0).any(0) if y.ndim == 2 else np.isin(np.arange(len(names)), y)
+    if not seen.all():
+        absent = ", ".join(names[k] for k in np.flatnonzero(~seen)[:5])
+        raise DataError(
+            f"{path}: the train split has no row of {(~seen).sum()} of {len(names)} classes "
+            f"({absent}): every class must occur in train. "
+            + ("Add images, or remove the class." if classes else NUMBERED)
+        )
+    caveats = [*(entry.caveats if entry else ()), *_shared(pieces)]
+    lacking = _lacking(pieces, names)
+    notes += lacking
+    kind: Kind = (
+        entry.kind
+        if entry
+        else "multi-label"
+        if y.ndim == 2
+        else "binary-class"
+        if len(names) == 2
+        else "multi-class"
+    )
+    return Arrays(
+        name=name,
+        kind=kind,
+        classes=names,
+        train_x=pieces["train_x"],
+        train_y=pieces["train_y"],
+        val_x=pieces["val_x"],
+        val_y=pieces["val_y"],
+        test_x=pieces["test_x"],
+        test_y=pieces["test_y"],
+        checksum="",
+        verified=True,
+        caveats=(*caveats, *lacking),
+        source=entry.source if entry else "the user's own data",
+        notes=tuple(notes),
+        **{f"{split}_groups": pieces.get(f"{split}_g") for split in SPLITS},
+    )
+
+
+def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.ndarray]:
+    """The groups of each split as int64 (N,), the same number for the same patient everywhere."""
+    given = {}
+    for split in SPLITS:
+        if (key := f"{split}_groups") not in raw:
+            continue
+        array = raw[key]
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(
+                f"{path}, {key}: the type is {array.dtype} of shape {array.shape}, expected "
+                f"integers or text of shape (N,): the same for rows of one patient."
+            )
+        unknown = array == "" if array.dtype.kind == "U" else array < 0
+        if unknown.any():
+            raise DataError(
+                f"{path}, {key}: {unknown.sum()} rows have no group (empty or below 0), the first "
+                f"is row {unknown.argmax()}: give each of them a group of its own."
+            )
+        # One type for all: beside int64, numpy would make floats of uint64, and long ids equal.
+        given[split] = array if array.dtype.kind == "U" else array.astype(np.uint64)
+    if not given:
+        return {}
+    if len({array.dtype.kind == "U" for array in given.values()}) > 1:
+        raise DataError(f"{path}: groups are text in one split and numbers in another.")
+    _, numbers = np.unique(np.concatenate(list(given.values())), return_inverse=True)
+    ends = np.cumsum([len(array) for array in given.values()])[:-1]
+    parts = np.split(numbers.reshape(-1).astype(np.int64), ends)
+    return {f"{split}_g": part for split, part in zip(given, parts, strict=True)}
+
+
+def duplicates(arrays: "Arrays") -> list[str]:
+    """For each pair of splits, in words, how many images of the later are in the earlier one too.
+
+    Images are compared pixel for pixel, as stored or resized; rows are counted from 0.
+    """
+    marks = {
+        split: [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        for split, images in zip(SPLITS, arrays.images, strict=True)
+    }
+    found = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        known = set(marks[one])
+        twice = [row for row, mark in enumerate(marks[other]) if mark in known]
+        if twice:
+            found.append(
+                f"{len(twice)} of {len(marks[other])} {other} images are in {one} too, pixel for "
+                f"pixel (the first is row {twice[0]} of {other})"
+            )
+    return found
+
+
+def with_duplicates(arrays: "Arrays", own: bool) -> "Arrays":
+    """With a caveat for images of a user's own data that are in two splits; GIBs are not read."""
+    if not own or arrays.nbytes > GIB:
+        return arrays
+    return replace(arrays, caveats=(*arrays.caveats, *duplicates(arrays)))
+
+
+def about_splits(arrays: "Arrays") -> list[str]:
+    """The notes and caveats that hold for these splits alone, not for the images cut anew."""
+    pieces = {
+        f"{split}_{letter}": array
+        for split in SPLITS
+        for letter, what in (("y", "y"), ("g", "groups"))
+        if (array := getattr(arrays, f"{split}_{what}")) is not None
+    }
+    twice = duplicates(arrays) if arrays.nbytes <= GIB else []
+    made = [each for each in arrays.notes if each.startswith(MADE)]
+    return [*_shared(pieces), *_lacking(pieces, arrays.classes), *twice, *made]
+
+
+def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
+    """A caveat for each two splits that have images of the same patients."""
+    caveats = []
+    for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
+        if f"{one}_g" in pieces:
+            both = len(np.intersect1d(pieces[f"{one}_g"], pieces[f"{other}_g"]))
+            if both:
+                caveats.append(
+                    f"{both} patient{'s have' if both > 1 else ' has'} images in {one} and {other}"
+                )
+    return caveats
+
+
+def _lacking(pieces: Mapping[str, np.ndarray], names: tuple[str, ...]) -> list[str]:
+    """What cannot be said of a split without rows of some classes; train has all of them."""
+    sentences = []
+    for split in ("val", "test"):
+        y = pieces[f"{split}_y"]
+        rows = y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(names))
+        seen = [name for name, count in zip(names, rows, strict=True) if count]
+        absent = [name for name, count in zip(names, rows, strict=True) if not count]
+        if absent:
+            what = f"no row of {_and(absent)} in {split}: AUC is not defined"
+            sentences.append(what if y.ndim == 2 else f"{what}, accuracy is over {_and(seen)}")
+    return sentences
+
+
+def _and(some: Sequence[str]) -> str:
+    """Names as a list for people; where there are many, the first."""
+    if len(some) > 5:
+        return f"{', '.join(some[:4])} and {len(some) - 4} more classes"
+    return " and ".join(filter(None, (", ".join(some[:-1]), some[-1])))
+
+
+def _classes(
+    pieces: Mapping[str, np.ndarray],
+    splits: Sequence[str],
+    path: Path | str,
+    names: tuple[str, ...] | None,
+) -> tuple[str, ...]:
+    """The names of the classes, after no label was found outside of them."""
+    y = pieces["train_y"]
+    if y.ndim == 2:
+        if names is not None and len(names) != y.shape[1]:
+            raise DataError(f"{path}: {y.shape[1]} labels a row, expected {len(names)}.")
+        return names or tuple(map(str, range(y.shape[1])))
+    if names is None:
+        limit, why = int(y.max()) + 1, "the largest of train_labels"
+        if limit < 2:
+            raise DataError(
+                f"{path}: train_labels hold class 0 only: expected 2 classes or more, "
+                f"numbered from 0."
+            )
+        # Names are made before the gaps in the numbers are looked for: a label that is far off,
+        # 255 for "unknown" say, is told as a class without rows.
+        names = tuple(map(str, range(limit)))
+    else:
+        limit, why = len(names), "the last class"
+    for split in splits:
+        top = int(pieces[f"{split}_y"].max())
+        if top >= limit:
+            raise DataError(
+                f"{path}: {split}_labels are out of range: they hold {top}, expected 0 to "
+                f"{limit - 1} ({why})."
+            )
+    return names
+
+
+def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
+    """Images as they may be used, uint8 or float32 in [0, 1], and how many values were clipped."""
+    if not array.size:
+        raise DataError(f"{what}: the split is empty (shape {array.shape}): expected images.")
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
+        raise DataError(
+            f"{what}: the shape is {array.shape}, expected (N, H, W) or (N, H, W, C) with C of 1 "
+            f"or 3."
+        )
+    if array.dtype == np.uint8:
+        return array, 0
+    if array.dtype.kind != "f":
+        raise DataError(f"{what}: the type is {array.dtype}, expected uint8 or floats in [0, 1].")
+    bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
+    for start in range(0, len(array), CHUNK):
+        chunk = array[start : start + CHUNK]
+        finite = np.isfinite(chunk)
+        bad += chunk.size - int(finite.sum())
+        low = min(low, chunk.min(initial=math.inf, where=finite))
+        high = max(high, chunk.max(initial=-math.inf, where=finite))
+        outside += int(((chunk < 0) | (chunk > 1)).sum())
+    if bad:
+        raise DataError(f"{what}: {bad} of {array.size} values are NaN or infinite: remove them.")
+    # A value computed in half precision is off by more.
+    rounding = max(ROUNDING, 2 * float(np.finfo(array.dtype).eps))
+    if low < -rounding or high > 1 + rounding:
+        raise DataError(
+            f"{what}: the values lie in [{_digits(low)}, {_digits(high)}], expected [0, 1]: scale "
+            f"them, or store uint8."
+        )
+    if array.dtype != np.float32 and isinstance(array, np.memmap):
+        raise DataError(
+            f"{what}: the type is {array.dtype} and the set is over the memory budget: store "
+            f"uint8 or float32, or raise the budget."
+        )
+    if outside and isinstance(array, np.memmap):  # copied on write: only where there is one
+        for row in range(len(array)):
+            if array[row].min() < 0 or array[row].max() > 1:
+                np.clip(array[row], 0, 1, out=array[row])
+    elif outside:
+        array = np.clip(array, 0, 1)
+    return array.astype(np.float32, copy=False), outside
+
+
+def _digits(value: np.floating) -> str:
+    """A number with all digits that tell it from its neighbours."""
+    if abs(float(value)) < 1e9:
+        return np.format_float_positional(value, trim="-")
+    return np.format_float_scientific(value, trim="-")
+
+
+def checked_labels(array: np.ndarray, what: str) -> np.ndarray:
+    """Labels as they may be used: int64 (N,), or uint8 (N, L) of 0 and 1."""
+    if not array.size:
+        raise DataError(f"{what}: the split is empty (shape {array.shape}): expected labels.")
+    if array.ndim not in (1, 2):
+        raise DataError(f"{what}: the shape is {array.shape}, expected (N,), (N, 1) or (N, L).")
+    if array.dtype.kind not in "iub":
+        raise DataError(f"{what}: the type is {array.dtype}, expected integers: class numbers.")
+    low, high = int(array.min()), int(array.max())
+    if array.ndim == 2 and array.shape[1] > 1:
+        if low < 0 or high > 1:
+            raise DataError(
+                f"{what}: {array.shape[1]} labels a row with values from {low} to {high}, expected "
+                f"0 and 1."
+            )
+        return array.astype(np.uint8)
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise DataError(
+            f"{what}: the labels run from {low} to {high} and are out of range: expected class "
+            f"numbers from 0 up."
+        )
+    return array.reshape(-1).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A data set in memory (or mapped into it), as stored, with what is known about it.
+
+    `*_x` are uint8, or float32 in [0, 1], (N, H, W) or (N, H, W, C) with C of 1 or 3; `*_y` int64
+    class numbers (N,), or uint8 0/1 (N, L) for the kind "multi-label". `checksum` is the MD5 of the
+    file (of several: joined by +), or of the arrays for digits, or of names and bytes for a folder.
+    `*_groups` are int64 (N,), the same number for rows of one patient in every split, or None
+    where nothing is known of patients. `verified` is False only for a file under an official name
+    that has another MD5. `notes` are what the user is to be told about this copy.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    train_x: np.ndarray
+    train_y: np.ndarray
+    val_x: np.ndarray
+    val_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+    checksum: str
+    verified: bool
+    caveats: tuple[str, ...]
+    source: str
+    notes: tuple[str, ...]
+    train_groups: np.ndarray | None = None
+    val_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
+
+    @property
+    def images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those of train, val and test."""
+        return self.train_x, self.val_x, self.test_x
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images take."""
+        return sum(images.nbytes for images in self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Arrays as a file holds them, by the keys of MedMNIST, and notes on how they were read."""
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...]
