@@ -16,6 +16,8 @@ from ray import cloudpickle
 import augbench
 from benchmarks.running import capacity, cluster
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(augbench.__file__).parent
 OWN = 'raise SystemExit("a file of the user\'s own was executed: " + __file__)\n'
 SMALL = "digits(rows_per_class=5)"

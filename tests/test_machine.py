@@ -10,6 +10,8 @@ import torch
 
 from benchmarks.training.machine import peak_memory, reset_peak_memory
 
+pytestmark = pytest.mark.alone
+
 CPU = torch.device("cpu")
 
 

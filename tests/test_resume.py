@@ -14,6 +14,8 @@ import pytest
 from analysis import metrics, runs
 from benchmarks.cli import main
 
+pytestmark = pytest.mark.alone
+
 SETTING = ["--benchmark", "digits", "--model", "small_cnn", "--epochs", "6", "--device", "cpu"]
 
 
