@@ -72,10 +72,11 @@ def run(arguments: list[str]) -> int:
         return 0 if available or not command.check else FAILURE
     if isinstance(command, SweepCommand) and (command.list or command.init is not None):
         try:
-            print("\n".join(_about_studies(command)))
+            told = _about_studies(command)
         except (NamingError, UsageError, OSError) as error:
             print(f"augbench: {error}", file=sys.stderr)
             return FAILURE if isinstance(error, OSError) else USAGE
+        print("\n".join(told))
         return 0
     if isinstance(command, ReportCommand | PlanCommand):
         from benchmarks.cli import report
