@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from benchmarks.running.codes import FAILURE, USAGE
 from benchmarks.running.disk import Options
 from benchmarks.studies import cells
 from benchmarks.studies.cells import Cell, Row
-from benchmarks.training import models
+from benchmarks.training import models, progress
 from methods.base import Spec
 from methods.naming import NamingError
 
@@ -128,7 +127,7 @@ class Maker:
         if self._told:
             return
         self._told = True
-        print("\n".join(facts.lines(self._arrays, self.benchmark, brief=True)), file=sys.stderr)
+        progress.say("\n".join(facts.lines(self._arrays, self.benchmark, brief=True)))
 
     def cell(self, row: Row, seed: int) -> Cell:
         """The cell of a row and a seed."""

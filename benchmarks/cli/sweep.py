@@ -34,6 +34,7 @@ from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan, Table, chosen, label
 from benchmarks.studies.rounds import Search, Work
 from benchmarks.studies.schema import Study
+from benchmarks.training import progress
 
 MOST_TABLES = 4
 """More are not printed at once."""
@@ -236,7 +237,7 @@ def _tell_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None
         arrays = splits.arrays_of(
             benchmark, options.data_root, options.allow_unverified, options.memory_gib
         )
-        print("\n".join(facts.lines(arrays, benchmark, brief=True)), file=sys.stderr)
+        progress.say("\n".join(facts.lines(arrays, benchmark, brief=True)))
 
 
 def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:

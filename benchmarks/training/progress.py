@@ -139,11 +139,16 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print it."""
-        with _unheard():
-            print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def end(self) -> None:
         """Nothing."""
+
+
+def say(text: str) -> None:
+    """Print it on standard error, where it is read before a run."""
+    with _unheard():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _unheard() -> AbstractContextManager[None]:
