@@ -27,7 +27,7 @@ from benchmarks.data import catalogue, download
 from benchmarks.running import disk, local
 from benchmarks.running.local import Problem
 from benchmarks.studies.cells import Cell
-from benchmarks.training import progress, schedule
+from benchmarks.training import progress, trainer
 
 SMALL = ["--model", "small_cnn(width=0.25)", "--device", "cpu"]
 Arrays = dict[str, np.ndarray]
@@ -584,7 +584,7 @@ def test_a_lost_run_is_shown_beside_the_others_and_redone_on_request(
     given = compare(npz, tmp_path, "--methods", "none,crop", "--seeds", "1", *hot)
     reason = r"loss is (nan|inf) at epoch 1, step \d+, learning rate 1e\+30"
     with monkeypatch.context() as patch:
-        patch.setattr(schedule, "learning_rate", lambda training, epoch: 1e-3)
+        patch.setattr(trainer, "learning_rate", lambda training, epoch: 1e-3)
         alone = compare(npz, tmp_path, "--methods", "none", "--seeds", "1", *hot)
         assert main.run(alone) == 0
     capsys.readouterr()
@@ -1106,7 +1106,9 @@ def test_a_reader_that_goes_away_sees_no_traceback(command: str, lines: int) -> 
 
 
 def test_a_sign_that_the_terminal_does_not_have_is_replaced() -> None:
-    code = r"from benchmarks import cli; cli.run = lambda _: print('1 \xb1 2') or 0; cli.main()"
+    code = (
+        r"import benchmarks.cli.main as cli; cli.run = lambda _: print('1 \xb1 2') or 0; cli.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
@@ -1125,7 +1127,7 @@ def test_a_network_in_the_current_folder_is_found(npz: Path, tmp_path: Path) -> 
         "    return nn.Sequential(nn.Flatten(), nn.Linear(144, spec.classes))\n"
     )
     given = ["run", *on(npz, tmp_path / "out"), "--model", "py:mynet:make"]
-    code = f"import sys; from benchmarks import cli; sys.argv[1:] = {given!r}; cli.main()"
+    code = f"import sys, benchmarks.cli.main as cli; sys.argv[1:] = {given!r}; cli.main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,
@@ -1140,7 +1142,7 @@ def test_a_network_in_the_current_folder_is_found(npz: Path, tmp_path: Path) -> 
 
 def test_list_is_quick_and_loads_no_torch() -> None:
     code = (
-        "import resource, sys; from benchmarks import cli; assert cli.run(['list']) == 0; "
+        "import resource, sys, benchmarks.cli.main as cli; assert cli.run(['list']) == 0; "
         "used = resource.getrusage(resource.RUSAGE_SELF); "
         "print([m for m in ('torch', 'sklearn', 'pandas', 'tqdm') if m in sys.modules], "
         "used.ru_utime + used.ru_stime, file=sys.stderr)"

@@ -191,7 +191,7 @@ def test_who_needs_no_proxy_keeps_it(before: dict[str, str], hosts: str) -> None
 
 class TestBackend:
     DRAW = (
-        "from analysis import plots; import numpy as np\n"
+        "from analysis.report import plots; import numpy as np\n"
         "plots.augmentation_grid(np.zeros((1, 2, 2, 1)), np.zeros((1, 1, 2, 2, 1)), ['a'], [['b']],"
         " 'title', __import__('pathlib').Path('drawn.png'))\n"
         "import matplotlib, os; print(matplotlib.rcParams['backend'], os.environ['MPLBACKEND'])"

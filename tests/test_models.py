@@ -346,7 +346,7 @@ from functools import cache
 
 import torch
 from torch import nn
-from benchmarks import models
+from benchmarks.training import models
 from methods.base import Spec
 
 torchvision = models.import_torchvision()

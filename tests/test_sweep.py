@@ -542,7 +542,7 @@ def test_a_killed_driver_is_cleaned_up_after(tmp_path: Path) -> None:
     folder.mkdir()
     stays, goes = sleeper(tmp_path), sleeper(folder)
     code = (
-        "import os, signal, sys; from pathlib import Path; from benchmarks import cleanup\n"
+        "import os, signal, sys; from pathlib import Path; from benchmarks.running import cleanup\n"
         "with cleanup.outlived(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     driver = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
