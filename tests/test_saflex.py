@@ -1279,7 +1279,7 @@ class TestTrainer:
             ctx.enter("begin_epoch")
             method.begin_epoch(ctx)
             for step in range(3):
-                trainer._step(method, ctx, made.train, torch.arange(8) + 8 * step, name)
+                trainer.train_step(method, ctx, made.train, torch.arange(8) + 8 * step, name)
                 ctx.step += 1
             found.append({key: each.clone() for key, each in model.named_buffers()})
         assert found[0].keys() == found[1].keys()

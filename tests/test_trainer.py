@@ -152,7 +152,7 @@ def test_resumes_bit_for_bit(
     class Killed(BaseException):
         """Not an Exception, so that nothing on the way can swallow it."""
 
-    steps, real = iter(range(10**6)), trainer._step
+    steps, real = iter(range(10**6)), trainer.train_step
     per_epoch = 5  # 36 rows in batches of 8
 
     def dies(*arguments: Any) -> Any:
@@ -160,10 +160,10 @@ def test_resumes_bit_for_bit(
             raise Killed
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", dies)
+    monkeypatch.setattr(trainer, "train_step", dies)
     with pytest.raises(Killed):
         fit(a_run(name, epochs=3), made, methods.build(name), folder=tmp_path)
-    monkeypatch.setattr(trainer, "_step", real)
+    monkeypatch.setattr(trainer, "train_step", real)
     again = fit(a_run(name, epochs=3), made, methods.build(name), folder=tmp_path)
 
     assert again.state.resumed == 1
@@ -552,17 +552,17 @@ def test_what_setup_costs_is_counted_once_also_in_a_resumed_run(
     made = splits(Case(1), False)
     whole = fit(a_run(epochs=3), made, Looks())
     assert json.loads(whole.state.metric_lines[0])["rows"]["forward"] == 36 + 7
-    steps, real = iter(range(10**6)), trainer._step
+    steps, real = iter(range(10**6)), trainer.train_step
 
     def dies(*arguments: Any) -> Any:
         if next(steps) == 7:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", dies)
+    monkeypatch.setattr(trainer, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         fit(a_run(epochs=3), made, Looks(), folder=tmp_path)
-    monkeypatch.setattr(trainer, "_step", real)
+    monkeypatch.setattr(trainer, "train_step", real)
     again = fit(a_run(epochs=3), made, Looks(), folder=tmp_path)
     assert again.state.resumed == 1
     assert again.state.metric_lines == whole.state.metric_lines

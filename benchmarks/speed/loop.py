@@ -16,7 +16,7 @@ from benchmarks.training.context import TrainingContext
 from benchmarks.training.machine import describe_device
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import _step, check_fits
+from benchmarks.training.trainer import check_fits, train_step
 from methods import build, canonical
 
 
@@ -67,7 +67,7 @@ class Loop:
         """A step for each of these batches of indices; returns the rows that were trained on."""
         trained = 0
         for index in batches:
-            _, out = _step(self.method, self.ctx, self.splits.train, index, self.name)
+            _, out = train_step(self.method, self.ctx, self.splits.train, index, self.name)
             trained += len(out.x)
             self.ctx.step += 1
         return trained

@@ -169,6 +169,14 @@ class TrainingContext:
             if stream is not None:
                 stream.move_to(self.epoch, self.step, call)
 
+    @contextmanager
+    def charged(self, call: str) -> Iterator[None]:
+        """A call of the method beside its steps, whose time is charged as its own phase."""
+        self.enter(call)
+        self.clock.switch("outer")
+        yield
+        self.clock.switch("")
+
     def forward(self, x: Tensor) -> Tensor:
         """The training forward of this step: logits (B, K) with graph; at most once a step.
 

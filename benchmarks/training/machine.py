@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,32 +88,66 @@ def fit(
         Interrupted: SIGINT or SIGTERM, or ``stop`` said so.
     """
     progress, device = progress or Silent(), torch.device(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(run.threads)
+    with _threads(run.threads):
+        network = _network(run, splits, method, device, model)
+        _tell_settings(run, progress)
+        ctx = TrainingContext.of_splits(
+            network,
+            make_optimizer(network, run.training),
+            task_of(splits.kind),
+            splits,
+            epochs=run.training.epochs,
+            seed=run.seed,
+            training=run.training,
+        )
+        method.to(device)
+        reset_peak_memory(device)
+        with _signals() as asked:
+            ends = asked if stop is None else lambda: asked() or stop()
+            job = _Job(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
+            state, samples = _train(job)
+        result, predictions = judge(run, splits, network, state, method)
+        ctx.counter.close()
+        result["resumed"] = state.resumed
+        result["device"] = describe_device(device)
+        result["versions"] = installed_versions()
+        result["auxiliary_norm"] = has_branches(network)
+        result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    return Fitted(network, method, state, result, predictions, samples)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        return _fit(run, splits, method, device, model, progress, folder, checkpoint_every, stop)
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
-def _fit(
+def _network(
     run: Run,
     splits: Splits,
     method: Method,
     device: torch.device,
     model: Callable[[Spec], nn.Module] | None,
-    progress: Progress,
-    folder: Path | None,
-    checkpoint_every: int,
-    stop: Callable[[], bool] | None,
-) -> Fitted:
-    training, task, spec = run.training, task_of(splits.kind), splits.spec
+) -> nn.Module:
+    """The network as the run's seed begins it, where it is trained."""
     seed_global(device, run.seed, "init")
-    made = model(spec) if model is not None else models.build(run.model, spec, method.requires())
+    if model is None:
+        made = models.build(run.model, splits.spec, method.requires())
+    else:
+        made = model(splits.spec)
     network = made.to(device)
     check_fits(run.method, method, splits, network, run.model)
-    if training.channels_last:
+    if run.training.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _tell_settings(run: Run, progress: Progress) -> None:
+    training = run.training
     for name, on in (
         ("bfloat16 autocast", training.precision == "bfloat16"),
         ("channels_last", training.channels_last),
@@ -121,29 +155,6 @@ def _fit(
     ):
         if on:
             progress.note(f"{run.method}: {name} is on")
-    optimizer = make_optimizer(network, training)
-    ctx = TrainingContext.of_splits(
-        network,
-        optimizer,
-        task,
-        splits,
-        epochs=training.epochs,
-        seed=run.seed,
-        training=training,
-    )
-    method.to(device)
-    reset_peak_memory(device)
-    with _signals() as asked:
-        ends = asked if stop is None else lambda: asked() or stop()
-        state, samples = _loop(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
-    result, predictions = judge(run, splits, network, state, method)
-    ctx.counter.close()
-    result["resumed"] = state.resumed
-    result["device"] = describe_device(device)
-    result["versions"] = installed_versions()
-    result["auxiliary_norm"] = has_branches(network)
-    result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    return Fitted(network, method, state, result, predictions, samples)
 
 
 def check_fits(
@@ -173,83 +184,145 @@ def check_fits(
         raise NotApplicable(f"{len(splits.train)} training rows; at least 2 are needed")
 
 
-def _loop(
-    run: Run,
-    splits: Splits,
-    method: Method,
-    ctx: TrainingContext,
-    progress: Progress,
-    folder: Path | None,
-    checkpoint_every: int,
-    stop: Callable[[], bool],
-) -> tuple[State, dict[str, np.ndarray]]:
-    training, epochs, folds = run.training, run.training.epochs, splits.folds
-    keep = "meta" if run.control == "meta" else "train"
-    steps = len(chunks(splits.pool, training.batch_size))
-    ctx.enter("setup")
-    ctx.clock.switch("outer")
-    method.setup(ctx)
-    ctx.clock.switch("")
-    state = restore(folder, ctx, method, progress, f"{run.row}, seed {run.seed}")
-    if state.resumed:  # what setup cost and told was counted when the run began
-        ctx.forget()
-    if state.resumed and folder is not None:  # these tell how far it is, also if it stops again
-        write_lines(folder, state)
-    offered, _ = selection_offered(splits, method)
-    progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, splits.pool)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A run in training: what it is made of, and what it reports to and is kept in."""
+
+    run: Run
+    splits: Splits
+    method: Method
+    ctx: TrainingContext
+    progress: Progress
+    folder: Path | None
+    checkpoint_every: int
+    stop: Callable[[], bool]
+
+    @property
+    def keep(self) -> str:
+        """Which rows are trained on where there are folds."""
+        return "meta" if self.run.control == "meta" else "train"
+
+    @property
+    def is_last_epoch(self) -> bool:
+        return self.ctx.epoch + 1 == self.run.training.epochs
+
+
+@dataclass(eq=False)
+class _Epoch:
+    """What one epoch trains on, and what its steps came to."""
+
+    rate: float
+    order: list[Tensor]
+    losses: list[Tensor] = field(default_factory=list)
+    drawn: int = 0
+    trained: int = 0
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
+    """The epochs that are left; with the samples of the last one."""
+    run, ctx = job.run, job.ctx
+    state = _set_up(job)
+    offered, _ = selection_offered(job.splits, job.method)
+    epochs, pool = run.training.epochs, job.splits.pool
+    job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool)
     held: dict[str, Any] | None = None
     samples: dict[str, np.ndarray] = {}
-    for epoch in range(state.epoch, epochs):
-        ctx.epoch, ctx.step = epoch, epoch * steps
-        rate = learning_rate(training, epoch)
-        for group in ctx.optimizer.param_groups:
-            group["lr"] = rate
-        order = training_order(
-            len(splits.train), folds, training.batch_size, steps, epoch, run.seed, keep
-        )
-        if folds:  # fold e mod K is meta in epoch e
-            fold = folds[epoch % len(folds)]
-            ctx.hold_out(fold, rows_of_epoch(fold, len(splits.train), keep))
-        ctx.model.train()
-        ctx.enter("begin_epoch")
-        ctx.clock.switch("outer")
-        method.begin_epoch(ctx)
-        ctx.clock.switch("")
-        losses: list[Tensor] = []
-        drawn = trained = 0
-        for place, index in enumerate(order):
-            if stop():
-                _leave(folder, state, held, epoch)
-            loss, out = _step(method, ctx, splits.train, index, run.method)
-            losses.append(loss)
-            drawn, trained = drawn + len(index), trained + len(out.x)
-            if epoch + 1 == epochs and place == 0 and run.seed == 0 and ctx.spec.kind == "image":
-                samples = _samples(splits.train, method, out)
-            del out  # its logits hold the graph of the step
-            ctx.step += 1
-            if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
-                since = place // CHECK_EVERY * CHECK_EVERY
-                last = _check_finite(losses[since:], epoch, since, rate)
-                progress.advance(sum(len(each) for each in order[since : place + 1]), last)
-        if epoch + 1 == epochs:
-            ctx.enter("finish")
-            ctx.clock.switch("outer")
-            method.finish(ctx)
-            ctx.clock.switch("")
-        _end_epoch(run, splits, ctx, state, losses, drawn, trained, rate, offered)
-        progress.epoch(state.epoch, json.loads(state.metric_lines[-1]))
-        if folder is not None:
-            write_lines(folder, state)
-        if folder is not None and state.epoch < epochs:
-            due = state.epoch % checkpoint_every == 0
-            held = snapshot(state, ctx, method, clone=not due)
-            if due:
-                write_checkpoint(folder, held)
-                held = None
+    for number in range(state.epoch, epochs):
+        epoch = _begin_epoch(job, number)
+        try:
+            _take_steps(job, epoch)
+        except Interrupted:  # the run ends where the last epoch ended
+            if job.folder is not None and held is not None:
+                write_checkpoint(job.folder, held)
+            raise
+        samples = epoch.samples
+        if job.is_last_epoch:
+            with ctx.charged("finish"):
+                job.method.finish(ctx)
+        _record(job, state, epoch, offered)
+        job.progress.epoch(state.epoch, json.loads(state.metric_lines[-1]))
+        held = _kept(job, state)
     return state, samples
 
 
-def _step(
+def _set_up(job: _Job) -> State:
+    """The method's own start, and what the run has reached before."""
+    run, method, ctx = job.run, job.method, job.ctx
+    with ctx.charged("setup"):
+        method.setup(ctx)
+    state = restore(job.folder, ctx, method, job.progress, f"{run.row}, seed {run.seed}")
+    if state.resumed:  # what setup cost and told was counted when the run began
+        ctx.forget()
+    if state.resumed and job.folder is not None:  # these tell how far it is, if it stops again
+        write_lines(job.folder, state)
+    return state
+
+
+def _begin_epoch(job: _Job, number: int) -> _Epoch:
+    """All that comes before the first step: the rate, the order of rows, the method's own phase."""
+    run, splits, ctx = job.run, job.splits, job.ctx
+    rows, folds, batch_size = len(splits.train), splits.folds, run.training.batch_size
+    steps = len(chunks(splits.pool, batch_size))
+    ctx.epoch, ctx.step = number, number * steps
+    rate = learning_rate(run.training, number)
+    for group in ctx.optimizer.param_groups:
+        group["lr"] = rate
+    order = training_order(rows, folds, batch_size, steps, number, run.seed, job.keep)
+    if folds:  # fold e mod K is meta in epoch e
+        fold = folds[number % len(folds)]
+        ctx.hold_out(fold, rows_of_epoch(fold, rows, job.keep))
+    ctx.model.train()
+    with ctx.charged("begin_epoch"):
+        job.method.begin_epoch(ctx)
+    return _Epoch(rate, order)
+
+
+def _take_steps(job: _Job, epoch: _Epoch) -> None:
+    """Every step of an epoch.
+
+    Raises:
+        Interrupted: the run is asked to stop.
+    """
+    run, ctx, rows = job.run, job.ctx, job.splits.train
+    shown = job.is_last_epoch and run.seed == 0 and ctx.spec.kind == "image"
+    steps = len(epoch.order)
+    for place, index in enumerate(epoch.order):
+        if job.stop():
+            raise Interrupted(
+                f"stopped in epoch {ctx.epoch + 1}; {ctx.epoch} finished before are kept"
+            )
+        loss, out = train_step(job.method, ctx, rows, index, run.method)
+        epoch.losses.append(loss)
+        epoch.drawn += len(index)
+        epoch.trained += len(out.x)
+        if shown and place == 0:
+            epoch.samples = _samples(rows, job.method, out)
+        del out  # its logits hold the graph of the step
+        ctx.step += 1
+        if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
+            since = place // CHECK_EVERY * CHECK_EVERY
+            last = _check_finite(epoch.losses[since:], ctx.epoch, since, epoch.rate)
+            done = sum(len(each) for each in epoch.order[since : place + 1])
+            job.progress.advance(done, last)
+
+
+def _kept(job: _Job, state: State) -> dict[str, Any] | None:
+    """Write what an epoch reached; the snapshot, where its checkpoint is not yet due."""
+    if job.folder is None:
+        return None
+    write_lines(job.folder, state)
+    if state.epoch == job.run.training.epochs:
+        return None
+    due = state.epoch % job.checkpoint_every == 0
+    content = snapshot(state, job.ctx, job.method, clone=not due)
+    if not due:
+        return content
+    write_checkpoint(job.folder, content)
+    return None
+
+
+def train_step(
     method: Method, ctx: TrainingContext, rows: Rows, index: Tensor, name: str
 ) -> tuple[Tensor, Batch]:
     """One training step; its loss on the device, and the batch that was trained on."""
@@ -340,69 +413,65 @@ def _check_finite(losses: list[Tensor], epoch: int, since: int, rate: float) -> 
     return float(values[-1])
 
 
-def _end_epoch(
-    run: Run,
-    splits: Splits,
-    ctx: TrainingContext,
-    state: State,
-    losses: list[Tensor],
-    drawn: int,
-    trained: int,
-    rate: float,
-    offered: bool,
-) -> None:
+def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
+    """Judge the network after an epoch, and add to the state what is known of it."""
+    ctx = job.ctx
     forward, backward = ctx.counter.take()
     seconds = ctx.clock.take()
     charged = sum(seconds.values())
     start = time.perf_counter()
-    ctx.counter.counting = False
-    try:
-        scores = {"select": quick_scores(ctx.model, splits.select, splits.kind)}
-        if run.oracle_test:
-            scores["test"] = quick_scores(ctx.model, splits.test, splits.kind)
-    except TrainingFailed as error:
-        raise TrainingFailed(
-            f"{error}, after epoch {state.epoch + 1}, learning rate {rate:g}"
-        ) from error
-    ctx.counter.counting = True
+    scores = _scores(job, epoch)
     state.epoch += 1
     line = {
         "epoch": state.epoch,
-        "learning_rate": rate,
-        "train_loss": float(torch.stack(losses).double().mean()),
+        "learning_rate": epoch.rate,
+        "train_loss": float(torch.stack(epoch.losses).double().mean()),
         **scores,
-        "rows": {"drawn": drawn, "trained": trained, "forward": forward, "backward": backward},
+        "rows": {
+            "drawn": epoch.drawn,
+            "trained": epoch.trained,
+            "forward": forward,
+            "backward": backward,
+        },
         "log": ctx.take_log(),
     }
     state.metric_lines.append(runs.to_json(line))
-    state.timing_lines.append(
-        runs.to_json(
-            {
-                "epoch": state.epoch,
-                "charged_seconds": charged,
-                "phases": seconds,
-                "images_per_second": drawn / charged if charged else math.nan,
-                "evaluation_seconds": time.perf_counter() - start,
-                "memory_mib": peak_memory(ctx.device),
-            }
-        )
-    )
+    timing = {
+        "epoch": state.epoch,
+        "charged_seconds": charged,
+        "phases": seconds,
+        "images_per_second": epoch.drawn / charged if charged else math.nan,
+        "evaluation_seconds": time.perf_counter() - start,
+        "memory_mib": peak_memory(ctx.device),
+    }
+    state.timing_lines.append(runs.to_json(timing))
     auc = scores["select"]["auc"]
     if offered and auc > state.best_auc:
         state.best_auc, state.best_epoch = auc, state.epoch
         state.best_model = cpu_copy(ctx.model.state_dict())
 
 
-def _leave(
-    folder: Path | None,
-    state: State,
-    held: dict[str, Any] | None,
-    epoch: int,
-) -> None:
-    """End the run where the last epoch ended."""
-    if folder is not None and held is not None:
-        write_checkpoint(folder, held)
-    raise Interrupted(f"stopped in epoch {epoch + 1}; {state.epoch} finished before are kept")
+def _scores(job: _Job, epoch: _Epoch) -> dict[str, dict[str, float]]:
+    """Quick scores by split, of passes that are not counted.
+
+    Raises:
+        TrainingFailed: the network's logits are not finite.
+    """
+    ctx, splits = job.ctx, job.splits
+    judged = {"select": splits.select}
+    if job.run.oracle_test:
+        judged["test"] = splits.test
+    ctx.counter.counting = False
+    try:
+        scores = {
+            split: quick_scores(ctx.model, rows, splits.kind) for split, rows in judged.items()
+        }
+    except TrainingFailed as error:
+        raise TrainingFailed(
+            f"{error}, after epoch {ctx.epoch + 1}, learning rate {epoch.rate:g}"
+        ) from error
+    ctx.counter.counting = True
+    return scores
 
 
 @contextmanager
