@@ -1,15 +1,49 @@
 """What the tests of sweeps share: studies, networks that fail, and what is left behind."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from analysis import runs
+from benchmarks.running.driver import Driver, Outcomes
+from benchmarks.running.worker import work
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.rounds import Round
+from benchmarks.studies.schema import Study
+from benchmarks.training.progress import Gone
+
+
+def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Outcomes:
+    """In the place of ``local.Processes.carry_out``: in this process, as a worker's torch takes
+    seconds to import."""
+    driver = Driver(round_, ledger, study, self.capacity, lambda: False)
+    name = ""
+
+    def report(told: dict[str, Any]) -> None:
+        driver.reported(name, told)
+        if not driver.goes_on(name, told):
+            raise Gone
+
+    for number in itertools.count():
+        name = str(number)
+        offered = driver.offer(name)
+        if offered is None:
+            break
+        driver.started(name)
+        job = driver.jobs[offered["job"]]
+        with contextlib.suppress(Gone):
+            work(job, offered["runs"], ledger.root, self._options, lambda: False, report)
+        driver.ended(name)
+    driver.display.close()
+    return driver.outcomes
+
 
 NETWORKS = '''\
 """Networks that go wrong while BROKEN is set, and one that tells where it runs."""

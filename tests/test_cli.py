@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,11 @@ import pytest
 
 import methods
 from analysis import runs
-from analysis.runs import Status
 from benchmarks.cli import main
 from benchmarks.data import catalogue, download
-from benchmarks.running import disk, local
-from benchmarks.running.local import Problem
-from benchmarks.studies.cells import Cell
+from benchmarks.running import local
 from benchmarks.training import progress, trainer
+from tests import sweeping
 
 SMALL = ["--model", "small_cnn(width=0.25)", "--device", "cpu"]
 Arrays = dict[str, np.ndarray]
@@ -72,21 +70,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def run_all_here(
-    cells: Sequence[Cell], root: Path, options: disk.Options, jobs: int, watcher: local.Watcher
-) -> dict[str, Status | Problem]:
-    outcomes: dict[str, Status | Problem] = {}
-    for cell in cells:
-        status = disk.execute(cell.run, cell.recorded, root, options, cell.benchmark)
-        outcomes[cell.run.id] = status
-        watcher.ended(cell, status)
-    return outcomes
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a comparison are done in this process: a worker takes seconds to import torch."""
-    monkeypatch.setattr(local, "run_all", run_all_here)
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
 
 
 def on(path: Path, out: Path, *more: str, epochs: int = 2) -> list[str]:
@@ -848,7 +835,7 @@ def test_a_comparison_on_a_full_disk_goes_on_when_there_is_room(
             ), shown.out
         assert "failed" not in shown.out and "Traceback" not in shown.err
         grow(out, "4m")
-        monkeypatch.setattr(local, "run_all", run_all_here)
+        monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
         assert main.run(compare(npz, out, *rows)) == 0
         assert "not done" not in capsys.readouterr().out
         assert numbers(out) == numbers(tmp_path / "whole") and left_behind(out) == set()
@@ -1009,7 +996,7 @@ def test_sigterm_on_compare(
     assert code == 130 and shown.out == ""
     assert shlex.join(["augbench", *given]) in shown.err
     assert not workers_of(os.getpid()) and left_behind(tmp_path) == {"checkpoint.pt"}
-    monkeypatch.setattr(local, "run_all", run_all_here)
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
     assert main.run(given) == 0
     (folder,) = runs.folders(tmp_path)
     assert (runs.read_result(folder) or {})["resumed"] == 1
@@ -1071,7 +1058,7 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
     assert f"none: not done, seed 0: {reason}" in shown.out
     assert re.search(r"^crop +1 +\d\.\d+ ", shown.out, re.M), "the other row is there"
 
-    monkeypatch.setattr(local, "run_all", run_all_here)
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
     assert main.run(given) == 0
     shown = capsys.readouterr()
     assert "Runs: 1 to do, 1 done" in shown.err and "not done" not in shown.out

@@ -14,7 +14,9 @@ import pytest
 from ray import cloudpickle
 
 import augbench
-from benchmarks.running import capacity, cluster
+from benchmarks.running import capacity
+from benchmarks.running.on_ray import own, tune
+from benchmarks.running.on_ray.carried import carry
 
 pytestmark = pytest.mark.alone
 
@@ -168,7 +170,7 @@ def test_a_worker_of_our_own_ray_has_the_path_of_the_command(
     monkeypatch: pytest.MonkeyPatch, address: str, first: str
 ) -> None:
     monkeypatch.setattr(sys, "path", ["/driver", *sys.path])
-    dumped = cloudpickle.dumps(cluster._carried(cluster._death, address))  # type: ignore[attr-defined]
+    dumped = cloudpickle.dumps(carry(tune.death, address))  # type: ignore[attr-defined]
     carried = pickle.loads(dumped)
     monkeypatch.setattr(sys, "path", ["/worker", *sys.path[1:]])
     assert carried(packed=pickle.dumps(("a\nb",))) == ("b", False)
@@ -185,7 +187,7 @@ def test_a_worker_of_our_own_ray_has_the_path_of_the_command(
     ],
 )
 def test_who_needs_no_proxy_keeps_it(before: dict[str, str], hosts: str) -> None:
-    found = cluster._without_proxy(before)
+    found = own.without_proxy(before)
     assert found == {"no_proxy": hosts, "NO_PROXY": hosts, "no_grpc_proxy": hosts}
 
 

@@ -26,7 +26,7 @@ LAYERS = (
 """From the top down: a module imports what stands in its own line or below, and nothing above."""
 EXCEPTIONS = {
     ("benchmarks.running.local", "augbench"),
-    ("benchmarks.running.cluster", "augbench"),
+    ("benchmarks.running.on_ray.carried", "augbench"),
     ("benchmarks.studies.shipped", "augbench"),
 }
 """Workers begin at ``augbench``, which finds our packages; the shipped studies lie beside it."""
@@ -40,7 +40,7 @@ ALONE = {
 }
 """What these may import of ours."""
 HEAVY = {
-    "ray": ("benchmarks.running.cluster",),
+    "ray": ("benchmarks.running.on_ray",),
     "matplotlib": ("analysis.report.plots",),
     "tyro": ("benchmarks.cli", "benchmarks.speed"),
 }

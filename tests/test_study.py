@@ -21,12 +21,12 @@ from benchmarks.cli import main, sweep
 from benchmarks.data import catalogue
 from benchmarks.data.download import DataError
 from benchmarks.data.names import parse_benchmark
-from benchmarks.running import capacity
+from benchmarks.running import capacity, local
 from benchmarks.studies import cells, loading, plan, schema, search
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
 from benchmarks.studies.plan import Plan, chosen, label
-from benchmarks.studies.rounds import Work
+from benchmarks.studies.rounds import Round, Work
 from benchmarks.studies.schema import Study, StudyError
 from benchmarks.training.tasks import task_of
 from methods.base import Spec
@@ -200,13 +200,12 @@ blocks:
 def test_the_runs_are_those_of_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same ids as augbench compare makes, control rows included, for both protocols."""
     made: list[Cell] = []
-    from benchmarks.running import local
 
-    def collect(left: list[Cell], *rest: Any) -> dict[str, Any]:
-        made.extend(left)
+    def collect(self: object, work: Round, *rest: Any) -> dict[str, Any]:
+        made.extend(cell for job in work.jobs for cell in job.cells)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(local, "run_all", collect)
+    monkeypatch.setattr(local.Processes, "carry_out", collect)
     rows = "none,saflex(upstream=mixup)"
     for protocol in ("equal", "paper"):
         main.run(

@@ -18,22 +18,21 @@ import pytest
 from analysis import question, runs
 from analysis.runs import Status
 from benchmarks.cli import arguments, main
-from benchmarks.cli.sweep import _address as address_of
-from benchmarks.running import (
-    capacity,
-    cleanup,
-    cluster,
-    disk,
-    local,
-)
+from benchmarks.cli.sweep import where_of
+from benchmarks.running import capacity, cleanup, disk, flag, local, worker
+from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
-from benchmarks.running.display import Board, duration
-from benchmarks.running.local import Problem
+from benchmarks.running.display import Display, duration
+from benchmarks.running.driver import Driver
+from benchmarks.running.executors import Where
+from benchmarks.running.on_ray import executor, joined, own, tune
+from benchmarks.running.problems import Problem
 from benchmarks.studies import loading, schema
+from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
 from benchmarks.studies.ledger import FAILURES, Ledger
 from benchmarks.studies.plan import Plan
-from benchmarks.studies.rounds import Job
+from benchmarks.studies.rounds import Job, Round
 from benchmarks.studies.search import Ladder
 from benchmarks.training.errors import Interrupted
 from tests import sweeping
@@ -151,7 +150,7 @@ def test_compare_after_a_sweep_trains_nothing(
     def never(*arguments: Any) -> dict[str, Any]:
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(local, "run_all", never)
+    monkeypatch.setattr(local.Processes, "carry_out", never)
     code = main.run(
         ["compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn",
          "--width", "0.25", "--methods", "none", "--seeds", "1", "--epochs", "3",
@@ -170,7 +169,7 @@ def test_again_nothing_is_trained_and_failures_stay_told(
     def never(*arguments: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(cluster, "opened", never)
+    monkeypatch.setattr(executor, "opened", never)
     monkeypatch.syspath_prepend(str(place))
     out = place / "runs"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -186,11 +185,14 @@ def test_again_nothing_is_trained_and_failures_stay_told(
 def test_retry_failed_does_just_them(
     place: Path, temporary: Path, swept: tuple[int, str, str]
 ) -> None:
+    """On the other executor: what one has left to do another does."""
     out = place / "runs"
     done = next(each for each in runs.folders(out) if runs.status_of(each).state == "done")
     before = (done / "result.json").stat().st_mtime_ns
     process = sweeping.start(
-        place / "some.yaml", out, place, "--retry-failed", BROKEN="", TMPDIR=str(temporary)
+        *(place / "some.yaml", out, place, "--retry-failed", "--executor", "local"),
+        BROKEN="",
+        TMPDIR=str(temporary),
     )
     code, _, errors = sweeping.finish(process)
     assert code == 0, errors
@@ -203,23 +205,22 @@ def test_retry_failed_does_just_them(
 # What needs no Ray
 
 
-def state_of(
+def driver_of(
     jobs: list[Job],
     root: Path,
     healthy: schema.Study,
     retries: int = 1,
     ladder: Ladder | None = None,
-) -> cluster._State:
-    """The driver's knowledge of these jobs, without a driver."""
-    flag = root / "flag"
-    flag.write_text(cluster.GO)
-    board = Board(len(jobs), 2, Costs())
-    board.begin([job.first for job in jobs])
+) -> Driver:
+    """A driver of these jobs, without an executor."""
     quiet = replace(healthy, tensorboard=False)
-    machine = cluster.Cluster("", 2, 1.0, 0.0, 1)
-    ledger = Ledger(root, retries)
-    task = cluster._Task(tuple(jobs), ladder, ledger, Options(), quiet, machine, flag, root)
-    return cluster._State(task, board)
+    there = Capacity("", 2, 1.0, 0.0, 1)
+    return Driver(Round(jobs, ladder), Ledger(root, retries), quiet, there, lambda: False)
+
+
+def display(*wanted: Cell, done: int = 0, workers: int = 1, costs: Costs | None = None) -> Display:
+    epochs = {cell.run.id: done for cell in wanted}
+    return Display({cell.run.id: cell for cell in wanted}, epochs, workers, costs or Costs())
 
 
 @pytest.fixture
@@ -231,41 +232,41 @@ def job(healthy: schema.Study, place: Path) -> Job:
 def test_a_worker_that_dies_is_replaced_as_often_as_the_file_says(
     job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
-    state = state_of([job], tmp_path, healthy, retries=2)
+    driver = driver_of([job], tmp_path, healthy, retries=2)
     for attempt in range(3):
-        assert not state.over
-        assert state.offer(f"t{attempt}") is not None
-        state.started(f"t{attempt}")
-        state.died(f"t{attempt}", "killed", machine=False)
-    assert state.over
-    outcome = state.outcomes[job.first.run.id]
+        assert not driver.over
+        assert driver.offer(f"t{attempt}") is not None
+        driver.started(f"t{attempt}")
+        driver.ended(f"t{attempt}", "killed")
+    assert driver.over
+    outcome = driver.outcomes[job.first.run.id]
     assert isinstance(outcome, Status)
     assert outcome.state == "failed"
     assert "tried 3 time(s)" in outcome.reason
-    assert len(state.ledger.failures(job.first)) == 3
+    assert len(driver.ledger.failures(job.first)) == 3
 
 
 def test_a_machine_that_dies_is_not_the_runs_fault(
     job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
-    state = state_of([job], tmp_path, healthy, retries=0)
+    driver = driver_of([job], tmp_path, healthy, retries=0)
     for attempt in range(5):
-        assert state.offer(f"t{attempt}") is not None
-        state.died(f"t{attempt}", "its machine is gone", machine=True)
-    assert not state.over
-    assert state.ledger.failures(job.first) == []
+        assert driver.offer(f"t{attempt}") is not None
+        driver.ended(f"t{attempt}")
+    assert not driver.over
+    assert driver.ledger.failures(job.first) == []
 
 
 def test_a_problem_is_told_and_not_recorded(
     job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:
-    state = state_of([job], tmp_path, healthy)
-    state.offer("t")
-    state.started("t")
-    state.problem("t", "the disk is full")
-    state.ended("t")
-    assert state.outcomes == {job.first.run.id: Problem("the disk is full")}
-    assert state.over
+    driver = driver_of([job], tmp_path, healthy)
+    driver.offer("t")
+    driver.started("t")
+    driver.reported("t", {"problem": "the disk is full"})
+    driver.ended("t")
+    assert driver.outcomes == {job.first.run.id: Problem("the disk is full")}
+    assert driver.over
     assert not list(tmp_path.glob("*/result.json"))
 
 
@@ -275,16 +276,16 @@ def test_a_trial_that_is_pruned_is_ended_on_disk(
     ladder = Ladder(2)
     ladder.seen("row", 1, 7, 0.9)
     trial = replace(job, trial=1, group="row", rungs=(1,))
-    state = state_of([trial], tmp_path, healthy, ladder=ladder)
-    state.offer("t")
-    state.started("t")
-    assert state.goes_on("t", {"epoch": 1})
-    assert not state.goes_on("t", {"epoch": 1, "rung": 1, "score": 0.5})
-    state.ended("t")
-    status = state.ledger.status(job.first)
+    driver = driver_of([trial], tmp_path, healthy, ladder=ladder)
+    driver.offer("t")
+    driver.started("t")
+    assert driver.goes_on("t", {"epoch": 1})
+    assert not driver.goes_on("t", {"epoch": 1, "rung": 1, "score": 0.5})
+    driver.ended("t")
+    status = driver.ledger.status(job.first)
     assert status.state == "stopped"
     assert status.reason.startswith("rung 1: ")
-    assert not state.ledger.to_do(job.first)
+    assert not driver.ledger.to_do(job.first)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_a_trial_that_is_pruned_is_ended_on_disk(
     ],
 )  # fmt: skip
 def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:
-    told, whole = cluster._death(text)
+    told, whole = tune.death(text)
     assert reason in told
     assert whole is machine
 
@@ -308,14 +309,14 @@ def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:
 def test_a_run_ends_with_the_flag_of_its_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.0)
-    with cluster._flag(tmp_path) as flag:
-        ends = cluster._stopped(flag)
+    monkeypatch.setattr(flag, "LOOK_SECONDS", 0.0)
+    with flag.raised(tmp_path) as raised:
+        ends = flag.lowered(raised)
         assert not ends()
-        cluster._write(flag, cluster.STOP)
+        flag.write(raised, flag.STOP)
         assert ends()
-    assert not flag.exists()
-    assert cluster._stopped(flag)(), "a sweep that is gone has no flag"
+    assert not raised.exists()
+    assert flag.lowered(raised)(), "a sweep that is gone has no flag"
 
 
 def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
@@ -323,9 +324,9 @@ def test_the_flag_of_a_dead_sweep_is_removed_and_that_of_a_living_one_is_not(
 ) -> None:
     dead = tmp_path / ".sweep-dead"
     dead.write_text("go")
-    with cluster._flag(tmp_path) as living:
+    with flag.raised(tmp_path) as living:
         assert not dead.exists()
-        with cluster._flag(tmp_path):
+        with flag.raised(tmp_path):
             assert living.exists()
 
 
@@ -347,15 +348,15 @@ def test_more_than_this_machine_has_is_refused_before_ray_starts(
         ray: Any = None
         for workers in (None, 1):
             with pytest.raises(schema.StudyError, match=part):
-                cluster._start(ray, tmp_path, asked, workers)
+                own.start(ray, tmp_path, asked, workers)
 
 
 def test_a_results_folder_that_is_another_one_there_is_told(tmp_path: Path) -> None:
-    with cluster._flag(tmp_path) as flag:
-        assert cluster.check_here(str(tmp_path), flag.name, Options(), []) == []
+    with flag.raised(tmp_path) as raised:
+        assert joined.check_here(str(tmp_path), raised.name, Options(), []) == []
         other = tmp_path / "elsewhere"
         other.mkdir()
-        (text,) = cluster.check_here(str(other), flag.name, Options(), [])
+        (text,) = joined.check_here(str(other), raised.name, Options(), [])
     assert "storage that all machines share" in text
 
 
@@ -377,10 +378,10 @@ class FakeRay:
 
 def test_a_ray_that_others_may_reach_is_refused(healthy: schema.Study, tmp_path: Path) -> None:
     ray: Any = FakeRay()
-    assert cluster._start(ray, tmp_path, healthy, 1).workers == 1
+    assert own.start(ray, tmp_path, healthy, 1).workers == 1
     ray = FakeRay("10.0.0.7")
     with pytest.raises(schema.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
-        cluster._start(ray, tmp_path, healthy, 1)
+        own.start(ray, tmp_path, healthy, 1)
 
 
 def test_a_dashboard_says_where_it_is_and_what_it_needs(
@@ -393,11 +394,11 @@ def test_a_dashboard_says_where_it_is_and_what_it_needs(
     asked = replace(healthy, dashboard=True)
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
     with pytest.raises(schema.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
-        cluster._start(ray, tmp_path, asked, 1)
+        own.start(ray, tmp_path, asked, 1)
     there = types.ModuleType("ray.dashboard.optional_deps")
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", there)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    cluster._start(ray, tmp_path, asked, 1)
+    own.start(ray, tmp_path, asked, 1)
     assert "Dashboard: http://127.0.0.1:8265, token secret" in capsys.readouterr().err
 
 
@@ -413,7 +414,7 @@ def test_a_cluster_that_cannot_be_joined_says_why(
 ) -> None:
     ray: Any = FakeRay(error=error)
     with pytest.raises(schema.StudyError, match=part):
-        cluster._join(ray, "ray://x:1", healthy, None)
+        joined.join(ray, "ray://x:1", healthy, None)
 
 
 def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_file(
@@ -422,11 +423,17 @@ def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_
     asked = replace(healthy, address="of-the-file")
     command = arguments.SweepCommand(file=Path("x"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert address_of(command, asked) == "of-the-file"
+    assert where_of(command, asked).address == "of-the-file"
     monkeypatch.setenv("RAY_ADDRESS", "of-the-environment")
-    assert address_of(command, asked) == "of-the-environment"
+    assert where_of(command, asked).address == "of-the-environment"
     command.address = "local"
-    assert address_of(command, asked) == "local"
+    assert where_of(command, asked).address == ""
+    here = replace(command, executor="local", address="")
+    assert where_of(here, asked) == Where("local", "", 2), "which joins no cluster"
+    with pytest.raises(schema.StudyError, match="executor: expected ray for the address x, got"):
+        where_of(replace(here, address="x"), asked)
+    with pytest.raises(schema.StudyError, match="wandb: expected --executor ray"):
+        where_of(here, replace(asked, wandb={"project": "mine"}))
 
 
 def test_callbacks_get_what_the_file_says_before_ray_starts(
@@ -441,11 +448,11 @@ def test_callbacks_get_what_the_file_says_before_ray_starts(
     fake = types.ModuleType("ray.air.integrations.wandb")
     vars(fake)["WandbLoggerCallback"] = Callback
     monkeypatch.setitem(sys.modules, "ray.air.integrations.wandb", fake)
-    assert len(cluster._loggers(replace(healthy, wandb={"project": "mine"}))) == 1
+    assert len(tune.loggers(replace(healthy, wandb={"project": "mine"}))) == 1
     assert given == [{"project": "mine"}]
     with pytest.raises(schema.StudyError, match=r"wandb: TypeError: .*'projekt'"):
-        cluster._loggers(replace(healthy, wandb={"projekt": "mine"}))
-    assert cluster._loggers(healthy) == []
+        tune.loggers(replace(healthy, wandb={"projekt": "mine"}))
+    assert tune.loggers(healthy) == []
 
 
 def line(epoch: int) -> dict[str, Any]:
@@ -454,7 +461,7 @@ def line(epoch: int) -> dict[str, Any]:
 
 def test_the_last_epoch_and_the_test_metrics_are_told() -> None:
     told: list[dict[str, Any]] = []
-    progress = cluster._Told(told.append, 0)
+    progress = worker.Told(told.append, 0)
     for epoch in (1, 2, 3):
         progress.epoch(epoch, line(epoch))
     progress.note("at once")
@@ -473,17 +480,17 @@ def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
     told: list[dict[str, Any]] = []
     folder = runs.folder_of(tmp_path, job.first.run)
     folder.mkdir()
-    where = cluster.Place((job,), tmp_path, Options(data_root=place), tmp_path / "flag")
+    options = Options(data_root=place, wait=False)
     with runs.locked(folder):
         begin = time.monotonic()
         with pytest.raises(Interrupted):
-            cluster._leg(job.first, where, where.options, 0, lambda: bool(told), told.append)
+            worker._leg(job.first, tmp_path, options, 0, lambda: bool(told), told.append)
         assert time.monotonic() - begin < 10
     (note,) = told[0]["notes"]
     assert "none, seed 0: waiting, " in note
     assert f"is held by process {os.getpid()}" in note
     told.clear()
-    cluster._leg(job.first, where, where.options, 0, lambda: False, told.append)
+    worker._leg(job.first, tmp_path, options, 0, lambda: False, told.append)
     assert told[-1]["epoch"] == 3
     assert "test_auc" in told[-1]
     assert runs.status_of(folder).state == "done"
@@ -496,8 +503,7 @@ def test_each_run_of_a_trial_shows_its_own_seconds(
         replace(healthy, blocks=(replace(healthy.blocks[0], seeds=(0, 1)),)), place
     ).tables
     one, other = table.cells()
-    board = Board(2, 1, Costs())
-    board.begin([one, other])
+    board = display(one, other)
     board.started(one)
     cost = {"charged_seconds": 20.0, "evaluation_seconds": 4.0, "epochs": 3}
     result = {
@@ -516,7 +522,7 @@ def test_temporary_files_lie_where_sockets_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
-    folder = cluster._private_folder()
+    folder = own.private_folder()
     try:
         assert len(str(folder)) < 45
         assert folder.stat().st_mode & 0o077 == 0, "closed to others"
@@ -575,8 +581,8 @@ def test_folders_of_dead_sweeps_are_removed(monkeypatch: pytest.MonkeyPatch) -> 
         for folder in (dead, living):
             folder.mkdir()
             (folder / "owner").touch()
-        with cluster._held(living / "owner"):
-            cluster.remove_stale()
+        with flag.held(living / "owner"):
+            own.remove_stale()
         assert not dead.exists()
         assert living.exists()
 
@@ -590,14 +596,12 @@ def test_of_an_interrupted_run_only_the_rest_is_left(job: Job) -> None:
     costs = Costs()
     cost = {"charged_seconds": 300.0, "evaluation_seconds": 0.0, "epochs": 3}
     costs.saw(job.first.run, {"cost": cost})
-    board = Board(1, 1, costs)
-    board.begin([job.first], {job.first.run.id: 2})
+    board = display(job.first, done=2, costs=costs)
     assert "1 left, 2 min left" in board.where()
 
 
 def test_where_the_sweep_stands(job: Job) -> None:
-    board = Board(1, 2, Costs())
-    board.begin([job.first])
+    board = display(job.first, workers=2)
     assert board.where().startswith("0 done, 0 running, 1 left, an unknown time left")
     board.started(job.first)
     assert board.where().startswith("0 done, 1 running, 0 left")

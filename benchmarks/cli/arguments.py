@@ -121,6 +121,8 @@ class CompareCommand(Setting, Place):
     """number of seeds from 0 on"""
     jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
     """runs at a time"""
+    executor: Literal["local", "ray"] = "local"
+    """processes on this machine, or Ray (a cluster where RAY_ADDRESS names one)"""
     controls: bool = False
     """add the control rows of each method that learns from meta rows"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
@@ -160,6 +162,8 @@ class SweepCommand:
     """runs at a time"""
     address: str = ""
     """Ray cluster (auto, HOST:PORT, ray://HOST:PORT); local: none, whatever RAY_ADDRESS says"""
+    executor: Literal["ray", "local"] = "ray"
+    """Ray, or processes on this machine, which start sooner"""
     out: Annotated[Path | None, _default("the file's, else runs")] = None
     """results folder"""
     data: Annotated[Path | None, DATA] = None

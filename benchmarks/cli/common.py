@@ -1,29 +1,35 @@
-"""What the commands share: options and cells from what the command line says."""
+"""What the commands share: options and a study from what the command line says."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from analysis import runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.data import facts, sources, splits
 from benchmarks.data.download import DataError
-from benchmarks.data.names import (
-    Benchmark,
-)
+from benchmarks.data.names import names_in
 from benchmarks.data.splits import Protocol
-from benchmarks.running import local
+from benchmarks.running import capacity
 from benchmarks.running.codes import FAILURE, USAGE
 from benchmarks.running.disk import Options
+from benchmarks.running.problems import said
 from benchmarks.studies import cells
-from benchmarks.studies.cells import Cell, Row
-from benchmarks.training import models, progress
-from methods.base import Spec
-from methods.naming import NamingError
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.plan import checks
+from benchmarks.studies.schema import Block, Resources, Study
+from benchmarks.training import progress
+from methods import Unavailable
+from methods.naming import NamingError, split
 
 FIGURES = (".png", ".pdf", ".svg")
 """What a figure's name may end in."""
@@ -34,7 +40,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, NamingError | UsageError):
         return USAGE, str(error)
     if isinstance(error, DataError | runs.Held | OSError):
-        return FAILURE, local.said(error)
+        return FAILURE, said(error)
     return FAILURE, ""
 
 
@@ -92,57 +98,72 @@ def metric(name: str, value: Any) -> str:
     return f"{name} {' '.join(text) if isinstance(text, list) else text}"
 
 
-class Maker:
-    """Makes the cells of one benchmark from what the command line says."""
+def study_of(
+    command: arguments.RunCommand | arguments.CompareCommand,
+    methods: str,
+    seeds: int | tuple[int, ...] | None,
+    jobs: int | None = None,
+    **more: Any,
+) -> Study:
+    """The study of one block that a command asks for; ``more`` are fields of the block.
 
-    def __init__(self, setting: arguments.Setting, benchmark: Benchmark, options: Options) -> None:
-        if setting.threads < 1:
-            raise UsageError(f"threads: expected 1 or more, got {setting.threads}")
-        self._setting, self.benchmark = setting, benchmark
-        self._model = cells.model_name(setting.model, setting.width)
-        self._training = cells.training_of(setting.preset, arguments.overrides(setting))
-        self.protocol = protocol_of(setting)
+    Raises:
+        NamingError, UsageError: a value that is not allowed; no data have been read.
+    """
+    if not names_in(command.benchmark):
+        raise UsageError("benchmark: expected a name, got none")
+    on_gpu = device_of(command.device) == "cuda"
+    sharing = math.ceil((jobs or 1) / max(1, capacity.gpus())) if on_gpu else 0
+    given = {
+        "benchmarks": command.benchmark,
+        "models": cells.model_name(command.model, command.width),
+        "methods": split(methods),
+        "seeds": seeds,
+        "preset": command.preset,
+        "training": arguments.overrides(command),
+        "protocols": command.protocol,
+        "meta_fraction": command.meta_fraction,
+        "crossfit": command.crossfit,
+        "threads": command.threads,
+        "oracle_test": command.oracle_test,
+        **more,
+    }
+    try:
+        protocol_of(command)
+        block = TypeAdapter(Block).validate_python(given)
+        for _, check in checks(block):
+            with suppress(Unavailable):  # a row of the table that says why
+                check()
+        return Study(
+            name="compare",
+            blocks=(block,),
+            resources=Resources(
+                cpus=min(command.threads, capacity.cores()),
+                gpus=None if on_gpu else 0,
+                trials_per_gpu=sharing,
+            ),
+            retries=0,
+            allow_unverified=command.allow_unverified,
+            memory_gib=command.memory_gib,
+            tensorboard=False,
+        )
+    except (NamingError, UsageError):
+        raise
+    except ValueError as error:
+        raise UsageError(cells.plain(error)) from error
+
+
+def read_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
+    """Read the data of these runs, and tell what they hold unless a run on them is done.
+
+    Raises:
+        DataError: they cannot be had; nothing has been written.
+    """
+    seen = {cell.benchmark for cell in wanted if ledger.status(cell).state == "done"}
+    left = dict.fromkeys(cell.benchmark for cell in wanted if ledger.to_do(cell))
+    for benchmark in left:
         arrays = splits.arrays_of(
             benchmark, options.data_root, options.allow_unverified, options.memory_gib
         )
-        self._checksum, self.test_rows = arrays.checksum, len(arrays.test_y)
-        self._arrays, self._told = arrays, False
-        channels = 3 if benchmark.as_rgb or arrays.train_x.ndim == 4 else 1
-        channels = arrays.train_x.shape[3] if arrays.train_x.ndim == 4 else channels
-        size = arrays.train_x.shape[1:3]
-        # A model that cannot be built here is a mistake in the command, not a failed run.
-        try:
-            models.build(self._model, Spec(2, len(arrays.classes), (channels, *size)))
-        except NamingError:
-            raise
-        except (Exception, SystemExit) as error:  # one of the user's own may raise anything
-            shape = " x ".join(map(str, (channels, *size)))
-            raise UsageError(
-                f"model: {self._model} cannot be built for {shape} images: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def tell(self) -> None:
-        """Print once what the data hold: read before anything is trained on them."""
-        if self._told:
-            return
-        self._told = True
-        progress.say("\n".join(facts.lines(self._arrays, self.benchmark, brief=True)))
-
-    def cell(self, row: Row, seed: int) -> Cell:
-        """The cell of a row and a seed."""
-        if seed < 0:
-            raise UsageError(f"seed: expected 0 or more, got {seed}")
-        setting = self._setting
-        return cells.make_cell(
-            row,
-            self.benchmark,
-            self._model,
-            self._training,
-            self.protocol,
-            seed,
-            checksum=self._checksum,
-            threads=setting.threads,
-            oracle_test=setting.oracle_test,
-            preset=setting.preset,
-        )
+        if benchmark not in seen:
+            progress.say("\n".join(facts.lines(arrays, benchmark, brief=True)))

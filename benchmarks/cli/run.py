@@ -1,4 +1,4 @@
-"""``augbench run``: one cell, and its metrics."""
+"""``augbench run``: a study of one cell, done in this process, and its metrics."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from pathlib import Path
 
 from analysis import runs
 from benchmarks.cli import arguments
-from benchmarks.cli.common import (
-    Maker,
-    metric,
-    options_of,
-    protocol_of,
-)
-from benchmarks.data.names import (
-    parse_benchmark,
-)
+from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.common import metric, options_of, protocol_of, read_data, study_of
 from benchmarks.running import disk
 from benchmarks.running.codes import FAILURE
 from benchmarks.studies import cells
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.plan import Plan
 from benchmarks.training import errors, progress
 
 
 def carry_out(command: arguments.RunCommand) -> int:
     """Do the run unless it is done, and print its metrics; the exit code."""
     options = options_of(command)
-    benchmark = parse_benchmark(command.benchmark)
+    if command.seed < 0:
+        raise UsageError(f"seed: expected 0 or more, got {command.seed}")
     row = cells.parse_row(command.method, protocol_of(command))
-    maker = Maker(command, benchmark, options)
-    cell = maker.cell(row, command.seed)
+    study = study_of(command, command.method, (command.seed,))
+    tables = Plan(study, options.data_root).tables
+    if len(tables) != 1:
+        raise UsageError(f"run: expected one benchmark and one model, got {len(tables)} tables")
+    (cell,) = tables[0].cells([row])
     root = command.out.expanduser().absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    if runs.status_of(runs.folder_of(root, cell.run)).state == "new":
-        maker.tell()
-    try:
-        status = disk.execute(
-            cell.run, cell.recorded, root, options, benchmark, progress.for_terminal()
-        )
-    except errors.Interrupted as stop:
-        raise KeyboardInterrupt(str(stop)) from stop
+    ledger = Ledger(root, study.retries, command.retry_failed, command.save_model)
+    status = ledger.status(cell)
+    if ledger.to_do(cell, status):
+        read_data([cell], ledger, options)
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            status = disk.execute(
+                cell.run, cell.recorded, root, options, cell.benchmark, progress.for_terminal()
+            )
+        except errors.Interrupted as stop:
+            raise KeyboardInterrupt(str(stop)) from stop
     folder = runs.folder_of(root, cell.run)
     print(f"{cell.run.benchmark}, {cell.run.model}, {cell.run.row}, seed {cell.run.seed}")
     if status.state != "done":

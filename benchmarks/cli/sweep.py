@@ -8,8 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,22 @@ import yaml
 from analysis import comparison, question, records, runs
 from analysis.question import FILES, STUDIES, Prediction
 from analysis.report import sentences
-from analysis.runs import Status
-from benchmarks.cli import arguments
-from benchmarks.data import facts, sources, splits
-from benchmarks.running import capacity
+from benchmarks.cli import arguments, results
+from benchmarks.cli.common import read_data
+from benchmarks.data import sources
+from benchmarks.running import capacity, executors
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.display import duration
-from benchmarks.running.local import Problem
-from benchmarks.studies import cells, loading, rounds, schema, search, shipped
-from benchmarks.studies.cells import Cell, Row
+from benchmarks.running.driver import Outcomes
+from benchmarks.running.executors import Where
+from benchmarks.studies import loading, rounds, schema, search, shipped
+from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import costs_in
 from benchmarks.studies.ledger import Ledger
-from benchmarks.studies.plan import Plan, Table, chosen, label
+from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import Search, Work
 from benchmarks.studies.schema import Study
-from benchmarks.training import progress
 
 MOST_TABLES = 4
 """More are not printed at once."""
@@ -46,10 +45,7 @@ STATES = {
     "skipped": "skipped",
     "stopped": "stopped",
 }
-HERE = ("", "local")
-"""Addresses that mean a Ray of our own."""
 EQUAL_BUDGETS = "rows of an equal budget have a name once their methods are done"
-Outcomes = dict[str, Status | Problem]
 
 
 def carry_out(command: arguments.SweepCommand) -> int:
@@ -72,6 +68,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     plan.check_family()
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
+    where_of(command, asked)
     ledger = Ledger(root, asked.retries, command.retry_failed)
     work = Work(plan, root, chosen(command.only))
     work.foresee()
@@ -91,7 +88,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
         return _dry_run(command, work, ledger, wanted)
     _remember(work)
     try:
-        outcomes = _run(command, plan, work, ledger, data_root)
+        outcomes = _run(command, work, ledger, data_root)
     finally:  # more runs have a name by now: equal budgets, winners of a search
         work.foresee()
         _remember(work)
@@ -165,12 +162,13 @@ def _dry_run(
         print(f"More come on top: {EQUAL_BUDGETS}.")
     if not left:
         return 0
-    if _address(command, asked) in HERE:
-        cluster = capacity.here(asked, command.workers or asked.workers)
-        at_once, device = cluster.workers, cluster.device
+    where = where_of(command, asked)
+    if not where.address:
+        there = capacity.here(asked, where.workers)
+        at_once, device = there.workers, there.device
         print(f"{at_once} at a time on this machine")
     else:
-        at_once, device = command.workers or asked.workers or 1, ""
+        at_once, device = where.workers or 1, ""
         print(f"On the cluster as many at a time as fit there; here told for {at_once}")
     estimate = costs_in(ledger.root, device).total(left)
     if estimate.unknown < len(left):
@@ -184,74 +182,49 @@ def _dry_run(
     return 0
 
 
-def _address(command: arguments.SweepCommand, asked: Study) -> str:
-    """Of the Ray that is to be joined."""
-    return command.address or os.environ.get("RAY_ADDRESS", "") or asked.address
+def where_of(command: arguments.SweepCommand, asked: Study) -> Where:
+    """Which executor; the command's address goes before RAY_ADDRESS, and that before the file's.
 
-
-def _run(
-    command: arguments.SweepCommand, plan: Plan, work: Work, ledger: Ledger, data_root: Path
-) -> Outcomes:
-    """Carry out the rounds; Ray is only started where something is to be done."""
-    asked, outcomes = plan.study, {}
-    address = _address(command, asked)
+    Raises:
+        StudyError: what this executor cannot do.
+    """
+    address = command.address
+    if not address and command.executor == "ray":
+        address = os.environ.get("RAY_ADDRESS", "") or asked.address
     workers = command.workers or asked.workers
+    where = Where(command.executor, "" if address == "local" else address, workers)
+    executors.check(asked, where)
+    return where
+
+
+def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root: Path) -> Outcomes:
+    """Carry out the rounds of the study."""
+    asked = work.plan.study
     options = Options(
+        device="",
         data_root=data_root,
         allow_unverified=asked.allow_unverified,
         memory_gib=asked.memory_gib,
         checkpoint_every=asked.checkpoint_every,
     )
-    opened: Any = None
-    with ExitStack() as stack:
-        for each in work.rounds():
-            wanted = [cell for job in each.jobs for cell in job.cells]
-            ledger.begin(wanted)
-            left = [cell for cell in wanted if ledger.to_do(cell)]
-            if not left:
-                continue
-            if opened is None:
-                _tell_data(wanted, ledger, options)
-                from benchmarks.running import cluster  # noqa: PLC0415 - Ray, where it is needed
 
-                opened = stack.enter_context(
-                    cluster.opened(asked, ledger.root, options, address, workers, wanted)
-                )
-                options = replace(options, device=opened.cluster.device)
-            cluster = opened.cluster
-            done = len(wanted) - len(left)
-            where = f" on {cluster.machines} machine(s)" if cluster.address else ""
-            print(
-                f"Runs: {len(left)} to do, {done} done, {cluster.workers} at a time{where}",
-                file=sys.stderr,
-            )
-            outcomes |= opened.carry_out(each, ledger, options, asked)
-    return outcomes
+    def begin(wanted: Sequence[Cell]) -> None:
+        # What others hold is told by augbench data show; reading all of them would take long.
+        read_data([cell for cell in wanted if cell.benchmark.path], ledger, options)
 
-
-def _tell_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
-    """What a user's own data hold, once before their first run; augbench data show tells others."""
-    seen = {c.benchmark for c in wanted if ledger.status(c).state == "done"}
-    own = [c.benchmark for c in wanted if c.benchmark.path and c.benchmark not in seen]
-    for benchmark in dict.fromkeys(own):
-        arrays = splits.arrays_of(
-            benchmark, options.data_root, options.allow_unverified, options.memory_gib
-        )
-        progress.say("\n".join(facts.lines(arrays, benchmark, brief=True)))
+    return executors.carry_out(work, ledger, options, where_of(command, asked), begin)
 
 
 def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
     """Print what was found and what failed; the exit code."""
     wanted = work.cells()
-    problems = {
-        name: outcome.text for name, outcome in outcomes.items() if isinstance(outcome, Problem)
-    }
+    problems = results.problems_of(outcomes)
     statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
     print("\n".join(_heading(plan.study)))
     if work.searches:
         _print_searches(work, ledger.root)
     else:
-        _print_tables(plan, work, ledger.root, problems)
+        _print_tables(work, problems)
     bad = [
         (label(cell), problems.get(cell.run.id) or statuses[cell.run.id].reason)
         for cell in wanted
@@ -282,34 +255,14 @@ def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
     return f"GPU memory of a run: {max(peaks):,.0f} MiB at most" if peaks else ""
 
 
-def _print_tables(plan: Plan, work: Work, root: Path, problems: dict[str, str]) -> None:
-    chosen = {cell.run.id for cell in work.cells()}
-    shown = []
-    for place, table in enumerate(plan.tables):
-        rows = [*table.rows, *work.extra.get(place, [])]
-        read = [_table_row(table, row, root, problems, chosen) for row in rows]
-        read = [each for each in read if each.records or each.reasons]
-        if read:
-            read += [
-                comparison.Row(name, "none", (), (f"not available: {reason}",))
-                for name, reason in table.missing
-            ]
-            shown.append((table, read))
+def _print_tables(work: Work, problems: dict[str, str]) -> None:
+    shown = results.tables_of(work, problems)
     if len(shown) > MOST_TABLES:
         names = "\n".join(f"  {table.name}" for table, _ in shown)
         print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
         return
     for _, read in shown:
         print(f"\n{comparison.comparison(read)}")
-
-
-def _table_row(
-    table: Table, row: Row, root: Path, problems: dict[str, str], chosen: set[str]
-) -> comparison.Row:
-    made = [cell for cell in table.cells([row]) if cell.run.id in chosen]
-    name = row.name if row.dirty else (made[0].run.row if made else row.method)
-    upstream = cells.upstream_of(row.method)
-    return comparison.row_of(name, upstream, [cell.run for cell in made], root, problems)
 
 
 def _print_searches(work: Work, root: Path) -> None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Where the runs go."""
+class Capacity:
+    """Where the runs go, and how many fit there."""
 
     address: str
-    """empty: a Ray of our own on this machine"""
+    """of a Ray that is joined; empty: this machine alone"""
     workers: int
     """runs at a time"""
     cpus: float
@@ -96,7 +96,7 @@ def takes(study: Study, gpus: bool) -> tuple[float, float]:
     return cpus, (1.0 if gpus else 0.0) if gpu is None else gpu
 
 
-def here(study: Study, workers: int | None) -> Cluster:
+def here(study: Study, workers: int | None) -> Capacity:
     """This machine, with as many runs at a time as are asked for or fit.
 
     Raises:
@@ -123,4 +123,4 @@ def here(study: Study, workers: int | None) -> Cluster:
     count = workers or fit
     if gpu and count > fit:
         raise StudyError(f"workers: {fit} run(s) of {gpu:g} GPU fit on {own} GPU(s), got {count}")
-    return Cluster("", count, cpus, gpu, 1)
+    return Capacity("", count, cpus, gpu, 1)

@@ -19,6 +19,7 @@ from analysis.runs import Run, Status
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
+from benchmarks.studies.ledger import UNFINISHED, unfinished
 from benchmarks.training.checkpoint import write_lines
 from benchmarks.training.errors import Interrupted, TrainingFailed, first_line
 from benchmarks.training.evaluation import labels_of
@@ -31,6 +32,7 @@ class Options:
     """How a run is carried out; nothing here changes its numbers on one kind of machine."""
 
     device: str = "cpu"
+    """empty: what the executor has"""
     data_root: Path = field(default_factory=Path)
     allow_unverified: bool = False
     memory_gib: float = 4.0
@@ -62,7 +64,7 @@ def execute(
     progress = progress or Silent()
     folder = runs.folder_of(root, run)
     status = runs.status_of(folder)
-    if not _to_do(status, folder, options):
+    if _ended(status, folder, options):
         return status
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -71,7 +73,7 @@ def execute(
 
     with runs.locked(folder, say_who if options.wait else None):
         status = runs.status_of(folder)
-        if not _to_do(status, folder, options):
+        if _ended(status, folder, options):
             return status
         if status.state != "done":
             for name in ("result.json", "metrics.jsonl", "timing.jsonl"):
@@ -94,12 +96,10 @@ def execute(
         return status
 
 
-def _to_do(status: Status, folder: Path, options: Options) -> bool:
+def _ended(status: Status, folder: Path, options: Options) -> bool:
     if status.state == "failed":
-        return options.retry_failed
-    if status.state == "done" and options.save_model:
-        return not (folder / "model.pt").exists()
-    return status.state in ("new", "interrupted")
+        return not options.retry_failed
+    return not unfinished(status, folder, options.save_model)
 
 
 def conclude(
@@ -121,7 +121,7 @@ def conclude(
     folder.mkdir(parents=True, exist_ok=True)
     with runs.locked(folder):
         status = runs.status_of(folder)
-        if status.state not in ("new", "interrupted"):
+        if status.state not in UNFINISHED:
             return status
         _write_cell(run, recorded, folder)
         status = _conclude(folder, {"status": state, "reason": reason})

@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: a line for each run that ends, and how far it is."""
+"""What is said while runs are done: a line for each that ends, and how far all of them are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.runs import Status
-from benchmarks.running.local import Problem
+from benchmarks.running.problems import Problem
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
 from benchmarks.studies.plan import label
@@ -18,37 +18,42 @@ EVERY_SECONDS = 30.0
 """Between two lines of where the sweep stands, without a terminal."""
 
 
-class Board:
+class Display:
     """A line for each run that ends; on a terminal also a line that changes."""
 
-    def __init__(self, count: int, workers: int, costs: Costs) -> None:
+    def __init__(
+        self, left: Mapping[str, Cell], done: Mapping[str, int], workers: int, costs: Costs
+    ) -> None:
+        """``left`` are the runs to do by id, of some of which so many epochs are ``done``."""
         from tqdm import tqdm  # noqa: PLC0415 - only where runs are left to do
 
-        self._tqdm, self._count, self._workers, self._costs = tqdm, count, workers, costs
+        self._tqdm, self._count, self._workers, self._costs = tqdm, len(left), workers, costs
         self._ended: Counter[str] = Counter()
         self._running: dict[str, tuple[Cell, float]] = {}
-        self._left: dict[str, Cell] = {}
-        self._done: Mapping[str, int] = {}
+        self._left, self._done = dict(left), dict(done)
+        self._reached: dict[str, list[tuple[int, float]]] = {}
+        """of runs at work: the first and the last epoch that was told, and when"""
         self._busy = 0.0
         self._spent: list[float] = []
         self._noted: set[str] = set()
         self._start = self._last = time.monotonic()
         self._bar = tqdm(
-            total=count,
+            total=len(left),
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
             bar_format="{percentage:3.0f}%|{bar}| {desc}",
         )
-
-    def begin(self, left: list[Cell], done: Mapping[str, int] | None = None) -> None:
-        """These runs are to be done, of some of which so many epochs are."""
-        self._left, self._done = {cell.run.id: cell for cell in left}, done or {}
         self._show()
 
     def started(self, cell: Cell) -> None:
         """A worker has taken the run."""
         self._running[cell.run.id] = cell, time.monotonic()
         self._show()
+
+    def reached(self, cell: Cell, epoch: int) -> None:
+        """So many epochs of the run are done."""
+        told = self._reached.setdefault(cell.run.id, [])
+        told[1:] = [(epoch, time.monotonic())]
 
     def paused(self, cell: Cell) -> None:
         """No worker has the run any more, and it is to go on."""
@@ -72,7 +77,8 @@ class Board:
             self._spent.append(seconds)
             text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
         number = sum(self._ended.values())
-        self.note(f"[{number}/{self._count}] {label(cell)}: {state}{', ' if text else ''}{text}")
+        mark = ", " if state == "done" else ": "
+        self.note(f"[{number}/{self._count}] {label(cell)}: {state}{mark if text else ''}{text}")
         self._bar.update(1)
         self._show()
 
@@ -102,21 +108,37 @@ class Board:
         return ", ".join([*counts, f"{100 * busy / elapsed / self._workers:.0f} % busy"])
 
     def _stop(self, cell: Cell) -> None:
+        self._reached.pop(cell.run.id, None)
         _, since = self._running.pop(cell.run.id, (cell, None))
         if since is not None:  # of a trial's runs the first stands for all
             self._busy += time.monotonic() - since
 
     def _remaining(self, now: float) -> str:
-        average = sum(self._spent) / len(self._spent) if self._spent else None
         total = 0.0
         for name, cell in self._left.items():
-            known = self._costs.of(cell.run, self._done.get(name, 0))
-            seconds = average if known is None else known
+            seconds = self._foreseen(cell)
             if seconds is None:
                 return "an unknown time"
             since = self._running[name][1] if name in self._running else now
             total += max(seconds - (now - since), 0.0)
         return duration(total / self._workers)
+
+    def _foreseen(self, cell: Cell) -> float | None:
+        """Seconds of a run: by runs like it, else by the pace of those at work; None: unknown."""
+        done = self._done.get(cell.run.id, 0)
+        known = self._costs.of(cell.run, done)
+        if known is not None:
+            return known
+        if self._spent:
+            return sum(self._spent) / len(self._spent)
+        paces = [
+            (then - first) / (last - begin)
+            for (begin, first), (last, then) in (
+                (told[0], told[-1]) for told in self._reached.values()
+            )
+            if last > begin
+        ]
+        return sum(paces) / len(paces) * (cell.run.training.epochs - done) if paces else None
 
     def _show(self) -> None:
         self._bar.set_description_str(self.where())

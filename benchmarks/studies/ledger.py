@@ -17,11 +17,21 @@ FAILURES = "failures.jsonl"
 UNFINISHED = ("new", "interrupted")
 
 
+def unfinished(status: Status, folder: Path, save_model: bool = False) -> bool:
+    """Whether a run has not ended, or lacks the network that is to be kept of it."""
+    if status.state == "done" and save_model:
+        return not (folder / "model.pt").exists()
+    return status.state in UNFINISHED
+
+
 class Ledger:
     """What lies in the results folder, read anew whenever it is asked."""
 
-    def __init__(self, root: Path, retries: int, retry_failed: bool = False) -> None:
-        self.root, self._retries, self._retry_failed = root, retries, retry_failed
+    def __init__(
+        self, root: Path, retries: int, retry_failed: bool = False, save_model: bool = False
+    ) -> None:
+        self.root, self.retries = root, retries
+        self._retry_failed, self._save_model = retry_failed, save_model
         self._forgiven: set[str] = set()
 
     def folder(self, cell: Cell) -> Path:
@@ -55,15 +65,15 @@ class Ledger:
 
     def to_do(self, cell: Cell, status: Status | None = None) -> bool:
         """Whether the run is to be started; one that failed, as often as its tries allow."""
-        state = (status or self.status(cell)).state
-        if state != "failed":
-            return state in UNFINISHED
+        status = status or self.status(cell)
+        if status.state != "failed":
+            return unfinished(status, self.folder(cell), self._save_model)
         forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
         return (self._retry_failed and forgiven) or self.tries_left(cell)
 
     def tries_left(self, cell: Cell) -> bool:
         """Whether a run that failed is tried again; one that failed elsewhere failed once."""
-        return max(1, len(self.failures(cell))) <= self._retries
+        return max(1, len(self.failures(cell))) <= self.retries
 
     def begin(self, wanted: Sequence[Cell]) -> None:
         """With --retry-failed what failed before this command is forgotten."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,8 @@ import methods
 from analysis import runs
 from analysis.question import as_name
 from analysis.runs import Training
-from benchmarks.data.names import (
-    check_seeds,
-    parse_benchmark,
-)
-from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
+from benchmarks.studies.plan import checks
 from benchmarks.studies.schema import (
     OF_STUDY,
     PRODUCT,
@@ -31,10 +27,8 @@ from benchmarks.studies.schema import (
     Study,
     StudyError,
     Tune,
-    protocols_of,
 )
 from benchmarks.studies.space import parameter
-from benchmarks.training import models
 from methods.naming import (
     NamingError,
     convert,
@@ -242,19 +236,7 @@ class _File:
         for key, value in block.training.items():
             if isinstance(value, bool) and key not in flags:
                 raise self.error((*where, "training", key), "expected a number", value)
-        checks: list[tuple[str, Callable[[], Any]]] = [
-            ("preset", lambda: cells.training_of(block.preset, {})),
-            ("training", lambda: cells.training_of(block.preset, block.training)),
-            ("protocols", lambda: protocols_of(block)),
-            *(("benchmarks", lambda name=name: parse_benchmark(name))
-              for name in block.benchmarks),
-            *(("seeds", lambda name=name: check_seeds(
-                parse_benchmark(name), block.seeds or ())) for name in block.benchmarks),
-            *(("models", lambda name=name: models.canonical(name)) for name in block.models),
-            *(("methods", lambda name=name: cells.parse_row(name, Protocol()))
-              for name in block.methods),
-        ]  # fmt: skip
-        for key, check in checks:
+        for key, check in checks(block):
             try:
                 check()
             except methods.Unavailable:  # a row of the table that says why, not a slip

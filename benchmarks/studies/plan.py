@@ -215,6 +215,29 @@ class Plan:
             self._fits.add(key)
 
 
+def checks(block: Block) -> list[tuple[str, Callable[[], object]]]:
+    """What only the rest of augbench can tell to be wrong, key by key; no data are read.
+
+    A check raises ValueError, of a row whose plug-in cannot be had ``methods.Unavailable``.
+    """
+    seeds = block.seeds or ()
+    return [
+        ("preset", lambda: cells.training_of(block.preset, {})),
+        ("training", lambda: cells.training_of(block.preset, block.training)),
+        ("protocols", lambda: protocols_of(block)),
+        *(("benchmarks", lambda name=name: parse_benchmark(name)) for name in block.benchmarks),
+        *(
+            ("seeds", lambda name=name: check_seeds(parse_benchmark(name), seeds))
+            for name in block.benchmarks
+        ),
+        *(("models", lambda name=name: models.canonical(name)) for name in block.models),
+        *(
+            ("methods", lambda name=name: cells.parse_row(name, Protocol()))
+            for name in block.methods
+        ),
+    ]
+
+
 def check_model(model: str, spec: Spec) -> None:
     """Refuse a network that cannot be built.
 

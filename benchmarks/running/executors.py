@@ -1,0 +1,113 @@
+"""The rounds of a study on an executor: processes of this machine, or Ray, here or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from benchmarks.running import local
+from benchmarks.running.capacity import Capacity
+from benchmarks.running.disk import Options
+from benchmarks.running.driver import Outcomes
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.ledger import Ledger
+from benchmarks.studies.rounds import Round, Work
+from benchmarks.studies.schema import Study, StudyError
+
+Name = Literal["local", "ray"]
+
+
+class Executor(Protocol):
+    """Carries out rounds of jobs."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """Where it carries them out."""
+        ...
+
+    def carry_out(self, work: Round, ledger: Ledger, study: Study) -> Outcomes:
+        """Do the jobs that are left; the outcome of each run by its id.
+
+        Raises:
+            KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which executor, and how many runs at a time."""
+
+    executor: Name
+    address: str = ""
+    """of the Ray to join; empty: one of our own"""
+    workers: int | None = None
+    """as many as fit unless given"""
+
+    def opened(
+        self, study: Study, ledger: Ledger, options: Options, wanted: list[Cell]
+    ) -> AbstractContextManager[Executor]:
+        """The executor, which is there as long as the block runs.
+
+        Raises:
+            StudyError: no machine has what one run takes.
+            DataError: data or results folder cannot be used on a machine.
+        """
+        if self.executor == "local":
+            return local.opened(study, ledger.root, options, self.workers)
+        from benchmarks.running.on_ray import executor  # noqa: PLC0415 - Ray, where it is needed
+
+        return executor.opened(study, ledger.root, options, self.address, self.workers, wanted)
+
+
+def check(study: Study, where: Where) -> None:
+    """Refuse what an executor cannot do.
+
+    Raises:
+        StudyError: processes of this machine know no cluster, and none of Ray's callbacks.
+    """
+    if where.executor == "ray":
+        return
+    if where.address:
+        raise StudyError(f"executor: expected ray for the address {where.address}, got local")
+    for name in ("dashboard", "wandb", "mlflow"):
+        if getattr(study, name):
+            raise StudyError(f"{name}: expected --executor ray, which has it, got local")
+
+
+def carry_out(
+    work: Work,
+    ledger: Ledger,
+    options: Options,
+    where: Where,
+    begin: Callable[[Sequence[Cell]], None],
+) -> Outcomes:
+    """Carry out the rounds of a study; an executor is opened where something is to be done.
+
+    ``begin`` is called with the runs of the first such round, before any of them starts.
+    """
+    study = work.plan.study
+    outcomes: Outcomes = {}
+    with ExitStack() as stack:
+        executor: Executor | None = None
+        for each in work.rounds():
+            wanted = [cell for job in each.jobs for cell in job.cells]
+            ledger.begin(wanted)
+            left = [cell for cell in wanted if ledger.to_do(cell)]
+            if not left:
+                continue
+            if executor is None:
+                begin(wanted)
+                executor = stack.enter_context(where.opened(study, ledger, options, wanted))
+            there = executor.capacity
+            on = f" on {there.machines} machine(s)" if there.address else ""
+            print(
+                f"Runs: {len(left)} to do, {len(wanted) - len(left)} done, {there.workers} at a "
+                f"time{on}",
+                file=sys.stderr,
+            )
+            outcomes |= executor.carry_out(each, ledger, study)
+    return outcomes

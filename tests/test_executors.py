@@ -1,0 +1,103 @@
+"""Two executors behind one interface: the same study on processes of this machine and on Ray."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from analysis import runs
+from benchmarks.cli import main
+from benchmarks.running import local
+from benchmarks.running.capacity import Capacity
+from tests import sweeping
+
+pytestmark = pytest.mark.alone
+
+SEARCH = """\
+models: small_cnn(width=0.25)
+methods: [none, flip]
+training: {epochs: 4}
+workers: 2
+tensorboard: false
+tune:
+  trials: 3
+  seeds: 3
+  final_seeds: 1
+  asha: {grace: 1, factor: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sweeping.prepare(tmp_path_factory.mktemp("executors"))
+
+
+def test_a_search_with_halving_on_processes(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = sweeping.study(place, SEARCH, "search.yaml"), tmp_path / "runs"
+    given = ["sweep", str(path), "--executor", "local", "--out", str(out)]
+    assert main.run(given) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("  chosen: trial ") == 2 and "stopped" in shown.out
+    states = list(sweeping.statuses(out).values())
+    assert set(states) == {"done", "stopped"}, "each trial ended at a rung or at its end"
+    kept = json.loads((out / "studies" / "search" / "search.json").read_text())
+    for row in kept:
+        rungs = {each["rung"] for each in row["trials"] if each["state"] == "stopped"}
+        assert rungs and rungs <= {1, 2}
+    assert not list(out.rglob("lock")) and not list(out.rglob("checkpoint.pt"))
+
+    before = {each: each.stat().st_mtime_ns for each in out.glob("*/result.json")}
+    assert main.run(given) == 0
+    assert "Runs:" not in capsys.readouterr().err.replace("Runs: ", "", 1), "nothing is to do"
+    assert before == {each: each.stat().st_mtime_ns for each in out.glob("*/result.json")}
+
+
+def test_compare_on_ray_makes_the_runs_of_processes(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn(width=0.25)",
+        "--methods", "none,flip", "--seeds", "1", "--epochs", "2", "--device", "cpu",
+    ]  # fmt: skip
+    tables = {}
+    for executor in ("local", "ray"):
+        out = tmp_path / executor
+        assert main.run([*given, "--executor", executor, "--out", str(out)]) == 0
+        shown = capsys.readouterr()
+        assert shown.err.count("seed 0: done, ") == 2
+        tables[executor] = [line[:70] for line in shown.out.splitlines()[:12]]
+    assert tables["local"] == tables["ray"]
+    assert sweeping.numbers(tmp_path / "local") == sweeping.numbers(tmp_path / "ray")
+    assert len(list(runs.folders(tmp_path / "ray"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "workers", "expected"),
+    [
+        (0.0, 2, [None, None]),
+        (1.0, 3, [0, 1, 2]),
+        (0.25, 8, [0, 0, 0, 0, 1, 1, 1, 1]),
+        (1 / 3, 4, [0, 0, 0, 1]),
+        (0.4, 4, [0, 0, 1, 1]),
+        (2.0, 2, [0, 2]),
+    ],
+)
+def test_which_gpu_a_worker_sees(gpu: float, workers: int, expected: list[int | None]) -> None:
+    there = Capacity("", workers, 1.0, gpu, 1)
+    assert [local.gpu_of(place, there) for place in range(workers)] == expected
+
+
+def test_a_worker_sees_its_gpu_among_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(local.GPUS, "5,7")
+    with local._seeing(1):
+        assert os.environ[local.GPUS] == "7"
+    assert os.environ[local.GPUS] == "5,7"
+    monkeypatch.delenv(local.GPUS)
+    with local._seeing(1):
+        assert os.environ[local.GPUS] == "1"
+    assert local.GPUS not in os.environ
+    with local._seeing(None):
+        assert local.GPUS not in os.environ
