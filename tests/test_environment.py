@@ -18,8 +18,6 @@ from benchmarks.running import capacity
 from benchmarks.running.on_ray import own, tune
 from benchmarks.running.on_ray.carried import carry
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(augbench.__file__).parent
 OWN = 'raise SystemExit("a file of the user\'s own was executed: " + __file__)\n'
 SMALL = "digits(rows_per_class=5)"

@@ -12,8 +12,6 @@ from benchmarks.running import local
 from benchmarks.running.capacity import Capacity
 from tests import sweeping
 
-pytestmark = pytest.mark.alone
-
 SEARCH = """\
 models: small_cnn(width=0.25)
 methods: [none, flip]

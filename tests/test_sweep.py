@@ -37,8 +37,6 @@ from benchmarks.studies.search import Ladder
 from benchmarks.training.errors import Interrupted
 from tests import sweeping
 
-pytestmark = pytest.mark.alone
-
 MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
 TEXT = f"""\
 question: Does one run that fails leave the others alone?
