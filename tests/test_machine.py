@@ -10,8 +10,6 @@ import torch
 
 from benchmarks.training.machine import peak_memory, reset_peak_memory
 
-pytestmark = pytest.mark.alone
-
 CPU = torch.device("cpu")
 
 
