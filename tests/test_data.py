@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import names
+from benchmarks.data.carving import NotApplicable, carve
 from benchmarks.data.catalogue import CATALOGUE, Kind
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
@@ -31,7 +32,7 @@ from benchmarks.data.seeding import (
     seed_global,
     seed_of,
 )
-from benchmarks.data.splits import Control, NotApplicable, Protocol, Splits, carve, make_splits
+from benchmarks.data.splits import Control, Protocol, Splits, make_splits
 from benchmarks.data.streams import Rows, RowStream, chunks, permutation, strata_of, training_order
 from benchmarks.training.tasks import MultiClass, MultiLabel, task_of
 from methods.naming import NamingError

@@ -23,10 +23,11 @@ from analysis.records import Damaged, Record, read
 from analysis.report import sentences, tables
 from analysis.runs import Run, Training
 from analysis.stats import Crossed, crossed
+from benchmarks.data.carving import NotApplicable, carve
 from benchmarks.data.dataset import Arrays, from_arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
-from benchmarks.data.splits import NotApplicable, Protocol, Splits, carve, make_splits
+from benchmarks.data.splits import Protocol, Splits, make_splits
 from benchmarks.data.streams import Rows
 from benchmarks.running.disk import Options, execute
 from tests.made import make_run

@@ -443,6 +443,12 @@ class Arrays:
         return self.train_x, self.val_x, self.test_x
 
     @property
+    def groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Those of train, val and test; a reader knows those of all three or of none."""
+        train, val, test = self.train_groups, self.val_groups, self.test_groups
+        return None if train is None or val is None or test is None else (train, val, test)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that all images take."""
         return sum(images.nbytes for images in self.images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.data import cutting, dataset, sources
-from benchmarks.data.catalogue import PREVALENCE
+from benchmarks.data import dataset, sources
+from benchmarks.data.carving import (
+    NotApplicable,
+    carve,
+    cross_validated,
+    stratified_folds,
+)
 from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, record
-from benchmarks.data.dataset import GIB, Arrays
+from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
 from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import Rows, strata_of, targets_of, tensor_of
@@ -22,14 +27,6 @@ from methods.base import Spec
 
 Control = Literal["all", "train", "train+meta", "meta"]
 """Which labelled rows a run trains on; all but "all" are control rows."""
-MIN_META_ROWS = 5
-"""Rows of each class that the meta split, and what is left to train on, need at least."""
-SELECT_SHARE = 1 / 8
-"""Of the rows that a fold leaves: with five folds 70 % train, 10 % select and 20 % test."""
-
-
-class NotApplicable(Exception):
-    """A run that cannot be done on these data; the message is the reason that the user sees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +179,76 @@ def make_splits(
     classes = len(arrays.classes)
     origin = None
     if benchmark.folds:
-        independent = benchmark.groups == 0
-        arrays, origin = _cross_validated(arrays, benchmark.folds, seed, independent)
+        arrays, origin = cross_validated(arrays, benchmark.folds, seed, benchmark.groups == 0)
+    pool = _pool(arrays, benchmark, protocol, seed, needs_meta or control in ("train", "meta"))
+    trained = pool.trained(control, needs_meta)
+    meta = (trained if pool.folds else pool.meta) if needs_meta else None
+
+    images = tensor_of(arrays.train_x, device), tensor_of(arrays.val_x, device)
+    test_images = tensor_of(arrays.test_x, device)
+    channels = 3 if benchmark.as_rgb else images[0].shape[1]
+
+    def rows(part: Part, images: tuple[Tensor, Tensor] = images) -> Rows:
+        return _rows(part, images, channels, classes, device)
+
+    train_rows = rows(trained)
+    meta_rows = None if meta is None else train_rows if pool.folds else rows(meta)
+    select_part = _untouched(arrays.val_y, len(arrays.train_y))
+    corrupts = benchmark.corrupts
+    return Splits(
+        train=train_rows,
+        meta=meta_rows,
+        select=rows(select_part),
+        test=rows(_untouched(arrays.test_y), (test_images, test_images)),
+        kind=arrays.kind,
+        classes=arrays.classes,
+        pool=len(pool.whole.where),
+        folds=tuple(torch.from_numpy(fold).to(device) for fold in pool.folds),
+        select_trained=protocol.name == "paper" and (needs_meta or "meta" in control),
+        corruption=record(benchmark, classes, pool.train, pool.meta) if corrupts else None,
+        corrupted=changes(trained, origin) if corrupts else None,
+        caveats=arrays.caveats,
+        notes=arrays.notes,
+        test_groups=arrays.test_groups,
+        groups=_counted(arrays, trained, meta),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """The labelled rows of a table, in the parts of which its rows are made."""
+
+    train: Part
+    """what is trained on beside meta rows"""
+    meta: Part
+    whole: Part
+    """what a method without meta rows trains on"""
+    folds: list[np.ndarray]
+    """crossfit: positions in ``train``"""
+
+    def trained(self, control: Control, needs_meta: bool) -> Part:
+        if control == "all":
+            return self.train if needs_meta else self.whole
+        if control == "train+meta":
+            return _joined(self.train, self.meta)
+        return self.meta if control == "meta" and not self.folds else self.train
+
+
+def _pool(
+    arrays: Arrays, benchmark: Benchmark, protocol: Protocol, seed: int, uses_meta: bool
+) -> _Pool:
+    """The labelled rows of a seed, cut and corrupted."""
+    classes = len(arrays.classes)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     groups = None if arrays.train_groups is None else arrays.train_groups[kept]
-    corrupts = benchmark.corrupts
-    if corrupts and labels.ndim > 1:
+    if benchmark.corrupts and labels.ndim > 1:
         raise NotApplicable("label noise and imbalance are not defined for several labels a row")
-    uses_meta = needs_meta or control in ("train", "meta")
-    if protocol.name == "paper":
-        train, meta = np.arange(len(kept)), np.empty(0, np.int64)
-    elif protocol.crossfit > 1:
-        if corrupts:
-            raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
-        train, meta = np.arange(len(kept)), np.empty(0, np.int64)
-    else:
-        strata = strata_of(labels, classes)
+    if benchmark.corrupts and protocol.crossfit > 1:
+        raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
+    strata = strata_of(labels, classes)
+    train, meta = np.arange(len(kept)), np.empty(0, np.int64)
+    if protocol.name == "equal" and protocol.crossfit == 1:
         train, meta, reason = carve(strata, protocol.meta_fraction, seed, groups=groups)
         if reason and uses_meta:
             raise NotApplicable(reason)
@@ -208,73 +258,31 @@ def make_splits(
         return noisy_labels(clean, classes, benchmark, share, seed, purpose)
 
     train_part = Part(kept[train], labels[train], noisy(labels[train], benchmark.noise, "noise"))
+    where, clean = kept[meta], labels[meta]
     if protocol.name == "paper":
         where, clean = len(arrays.train_y) + np.arange(len(arrays.val_y)), arrays.val_y
-    else:
-        where, clean = kept[meta], labels[meta]
     meta_part = Part(where, clean, noisy(clean, benchmark.meta_noise, "meta noise"))
     whole = train_part if protocol.name == "paper" else _joined(train_part, meta_part)
-
-    images = tensor_of(arrays.train_x, device), tensor_of(arrays.val_x, device)
-    channels = 3 if benchmark.as_rgb else images[0].shape[1]
-
-    def rows(part: Part) -> Rows:
-        return _rows(part, images, channels, classes, device)
-
-    folds: tuple[Tensor, ...] = ()
+    folds = []
     if protocol.crossfit > 1 and uses_meta:
-        strata = strata_of(labels, classes)
-        folds = tuple(
-            torch.from_numpy(fold).to(device)
-            for fold in _folds(strata, protocol.crossfit, seed, "crossfit", groups)
-        )
-    if control == "all":
-        trained = train_part if needs_meta else whole
-    elif control == "train+meta":
-        trained = _joined(train_part, meta_part)
-    else:
-        trained = meta_part if control == "meta" and not folds else train_part
-    train_rows = rows(trained)
-    meta_rows = (train_rows if folds else rows(meta_part)) if needs_meta else None
-    meta_where = (trained if folds else meta_part).where if needs_meta else np.empty(0, np.int64)
-    every = np.arange(len(arrays.val_y))
-    test = np.arange(len(arrays.test_y))
-    test_part = Part(test, arrays.test_y, arrays.test_y)
-    test_images = tensor_of(arrays.test_x, device)
-    return Splits(
-        train=train_rows,
-        meta=meta_rows,
-        select=rows(Part(len(arrays.train_y) + every, arrays.val_y, arrays.val_y)),
-        test=_rows(test_part, (test_images, test_images), channels, classes, device),
-        kind=arrays.kind,
-        classes=arrays.classes,
-        pool=len(whole.where),
-        folds=folds,
-        select_trained=protocol.name == "paper" and (needs_meta or "meta" in control),
-        corruption=record(benchmark, classes, train_part, meta_part) if corrupts else None,
-        corrupted=changes(trained, origin) if corrupts else None,
-        caveats=arrays.caveats,
-        notes=arrays.notes,
-        test_groups=arrays.test_groups,
-        groups=_counted(arrays, trained.where, meta_where),
-    )
+        folds = stratified_folds(strata, protocol.crossfit, seed, "crossfit", groups)
+    return _Pool(train_part, meta_part, whole, folds)
 
 
-def _counted(arrays: Arrays, train: np.ndarray, meta: np.ndarray) -> dict[str, int] | None:
+def _untouched(labels: np.ndarray, behind: int = 0) -> Part:
+    """All rows of a split as stored, counted behind so many others."""
+    return Part(behind + np.arange(len(labels)), labels, labels)
+
+
+def _counted(arrays: Arrays, train: Part, meta: Part | None) -> dict[str, int] | None:
     """Groups among these rows of train and behind them val, in val and in test, where known."""
-    stored = _stored_groups(arrays)
-    if stored is None:
+    if arrays.groups is None:
         return None
-    of_train, of_val, of_test = stored
+    of_train, of_val, of_test = arrays.groups
     both = np.concatenate([of_train, of_val])
-    sides = {"train": both[train], "meta": both[meta], "select": of_val, "test": of_test}
+    of_meta = both[:0] if meta is None else both[meta.where]
+    sides = {"train": both[train.where], "meta": of_meta, "select": of_val, "test": of_test}
     return {name: len(np.unique(each)) for name, each in sides.items()}
-
-
-def _stored_groups(arrays: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Groups of train, val and test; a reader knows those of all three or of none."""
-    train, val, test = arrays.train_groups, arrays.val_groups, arrays.test_groups
-    return None if train is None or val is None or test is None else (train, val, test)
 
 
 def _joined(one: Part, other: Part) -> Part:
@@ -301,165 +309,6 @@ def _rows(
             more = other
     y = targets_of(part.given, classes).to(device)
     return Rows(x, where.to(device), y, channels, more)
-
-
-def _cross_validated(
-    arrays: Arrays, folds: int, seed: int, independent: bool = False
-) -> tuple[Arrays, np.ndarray]:
-    """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
-
-    With them the stored rows of train and select, counted over the official train, val and test.
-    Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row. Where
-    groups are known, each is whole in one fold, and within the others in train or in select.
-    """
-    size = arrays.train_x.nbytes + arrays.val_x.nbytes + arrays.test_x.nbytes
-    if size > GIB:
-        raise NotApplicable(
-            f"folds are for small data, at most 1 GiB of images; these have {size / GIB:.1f}"
-        )
-    x = np.concatenate([arrays.train_x, arrays.val_x, arrays.test_x])
-    y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
-    strata = strata_of(y, len(arrays.classes))
-    stored = _stored_groups(arrays)
-    groups = None if stored is None else np.concatenate(stored)
-    test = _folds(strata, folds, seed // folds, "folds", groups)[seed % folds]
-    rest = np.setdiff1d(np.arange(len(y)), test)
-    within = None if groups is None else groups[rest]
-    train, select, reason = carve(strata[rest], SELECT_SHARE, seed, "select", within)
-    if reason:
-        raise NotApplicable(reason)
-    train, select = rest[train], rest[select]
-    caveat = (
-        f"repeated stratified {folds}-fold cross-validation over all {len(y)} rows, not the "
-        "official split: scores do not compare with published ones"
-        + (
-            "; patients kept together"
-            if groups is not None
-            else ""
-            if independent
-            else ", and images of one patient may be on both sides"
-        )
-    )
-    stale = {PREVALENCE, *dataset.about_splits(arrays)}
-    cut = replace(
-        arrays,
-        train_x=x[train],
-        train_y=y[train],
-        val_x=x[select],
-        val_y=y[select],
-        test_x=x[test],
-        test_y=y[test],
-        train_groups=None if groups is None else groups[train],
-        val_groups=None if groups is None else groups[select],
-        test_groups=None if groups is None else groups[test],
-        caveats=(caveat, *(each for each in arrays.caveats if each not in stale)),
-        notes=tuple(each for each in arrays.notes if each not in stale),
-    )
-    return cut, np.concatenate([train, select])
-
-
-def carve(
-    strata: np.ndarray,
-    fraction: float,
-    seed: int,
-    purpose: str = "meta",
-    groups: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows to train on, meta rows, and why not (then all rows train): stratified, seeded.
-
-    Each class gives round(fraction * n) rows, at least five; five must be left to train on. Whole
-    ``groups`` (N,) come near the fraction, with the same least numbers.
-    """
-    if groups is not None:
-        return _carve_groups(strata, groups, fraction, seed, purpose)
-    rng = np.random.default_rng(seed_of(seed, f"{purpose} rows"))
-    meta, short = [], []
-    for stratum, count in zip(*np.unique(strata, return_counts=True), strict=True):
-        rows = np.flatnonzero(strata == stratum)
-        take = max(MIN_META_ROWS, round(fraction * count))
-        if count - take < MIN_META_ROWS:
-            short.append(f"class {stratum} has {count}")
-        meta.append(rng.permutation(rows)[:take])
-    if short:
-        reason = (
-            f"the {purpose} split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, "
-            f"and leaves at least {MIN_META_ROWS} to train on; {short[0]} rows"
-        )
-        return np.arange(len(strata)), np.empty(0, np.int64), reason
-    chosen = np.sort(np.concatenate(meta))
-    return np.setdiff1d(np.arange(len(strata)), chosen), chosen, ""
-
-
-def _carve_groups(
-    strata: np.ndarray, groups: np.ndarray, fraction: float, seed: int, purpose: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """``carve`` in whole groups.
-
-    Where the fraction gives too few rows of the rarest class a larger one is tried, up to a half.
-    """
-    drawn = seed_of(seed, f"{purpose} rows")
-    classes, counts = np.unique(strata, return_counts=True)
-    places = np.searchsorted(classes, strata)
-    several, short = len(np.unique(groups)) > 1, 0
-    for least in (0, MIN_META_ROWS, 2 * MIN_META_ROWS) if several else ():
-        share = max(fraction, min(0.5, least / counts.min()))
-        kept, cut = cutting.grouped_split(strata, groups, (1 - share, share), drawn)
-        found = np.bincount(places[cut], minlength=len(classes))
-        fewest = np.minimum(found, counts - found)
-        if fewest.min() >= MIN_META_ROWS:
-            return kept, cut, ""
-        short = int(fewest.argmin())
-    held = len(np.unique(groups[places == short]))
-    reason = (
-        f"the {purpose} split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, and "
-        f"leaves at least {MIN_META_ROWS} to train on, whole patients only; class "
-        f"{classes[short]} has {counts[short]} rows of {held} patient(s) (groups)"
-    )
-    return np.arange(len(strata)), np.empty(0, np.int64), reason
-
-
-def _folds(
-    strata: np.ndarray, count: int, seed: int, purpose: str, groups: np.ndarray | None = None
-) -> list[np.ndarray]:
-    """``count`` stratified folds of positions; each class is spread evenly over them.
-
-    Whole ``groups`` (N,) are spread as evenly as they allow.
-    """
-    if groups is not None:
-        return _grouped_folds(strata, count, seed, purpose, groups)
-    rng = np.random.default_rng(seed_of(seed, f"{purpose} folds"))
-    smallest = np.unique(strata, return_counts=True)[1].min()
-    if smallest < count * MIN_META_ROWS:
-        raise NotApplicable(
-            f"{purpose}={count} needs {count * MIN_META_ROWS} rows a class, "
-            f"{MIN_META_ROWS} in each fold; one has {smallest}"
-        )
-    fold = np.empty(len(strata), np.int64)
-    shift = 0
-    for stratum in np.unique(strata):
-        rows = rng.permutation(np.flatnonzero(strata == stratum))
-        fold[rows] = (np.arange(len(rows)) + shift) % count
-        shift += len(rows)
-    return [np.flatnonzero(fold == number) for number in range(count)]
-
-
-def _grouped_folds(
-    strata: np.ndarray, count: int, seed: int, purpose: str, groups: np.ndarray
-) -> list[np.ndarray]:
-    needs = f"{purpose}={count} needs {MIN_META_ROWS} rows of each class in each fold"
-    if (there := len(np.unique(groups))) < count:
-        raise NotApplicable(f"{needs}, whole patients only; there are {there} patient(s) (groups)")
-    drawn = seed_of(seed, f"{purpose} folds")
-    folds = list(cutting.grouped_split(strata, groups, (1,) * count, drawn))
-    for stratum in np.unique(strata):
-        rows = [int((strata[fold] == stratum).sum()) for fold in folds]
-        if min(rows) < MIN_META_ROWS:
-            held = len(np.unique(groups[strata == stratum]))
-            raise NotApplicable(
-                f"{needs}, whole patients only; class {stratum} has {sum(rows)} rows of {held} "
-                f"patient(s) (groups), which leaves {min(rows)} in one fold"
-            )
-    return folds
 
 
 def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:
