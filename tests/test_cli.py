@@ -54,12 +54,35 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("data") / "small.npz")
 
 
+NETWORK = """\
+import os
+import time
+
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.head = nn.Linear(spec.shape[1] * spec.shape[2], spec.classes)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(float(os.environ.get("SLOW", "0")))
+        return self.head(x.flatten(1))
+"""
+
+
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough rows that 45 epochs take a second or more."""
-    path = tmp_path_factory.mktemp("data") / "longer.npz"
-    np.savez(path, **arrays((600, 40, 40), 16))  # type: ignore[arg-type]
-    return path
+def longer(npz: Path) -> Iterator[Path]:
+    """The data again; beside them lies a network that takes as long a step as SLOW says."""
+    folder = npz.parent
+    (folder / "slowly.py").write_text(NETWORK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        yield npz
 
 
 @pytest.fixture(autouse=True)
@@ -843,7 +866,10 @@ def test_a_comparison_on_a_full_disk_goes_on_when_there_is_room(
 
 # --- processes ------------------------------------------------------------------------------------
 
-EPOCHS = 45
+EPOCHS = 10
+SLOW = "0.3"
+"""Seconds of a step: of an epoch, as the data are one batch."""
+SLOWLY = ["--model", "py:slowly:Network"]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -854,6 +880,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"SLOW": SLOW},
     )
 
 
@@ -898,14 +925,14 @@ def undisturbed(longer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results that every run that was stopped and went on must have."""
     out = tmp_path_factory.mktemp("undisturbed")
     for method in ("none", "crop"):
-        assert main.run(["run", *on(longer, out, "--method", method, epochs=EPOCHS)]) == 0
+        assert main.run(["run", *on(longer, out, *SLOWLY, "--method", method, epochs=EPOCHS)]) == 0
     return out
 
 
 def test_one_works_and_the_other_waits_or_says_who(
     longer: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["run", *on(longer, tmp_path, epochs=EPOCHS)]
+    given = ["run", *on(longer, tmp_path, *SLOWLY, epochs=EPOCHS)]
     with start(given) as other:
         wait_for(lambda: checkpoints(tmp_path))
         code, text = refused(capsys, [*given, "--no-wait"])
@@ -927,7 +954,9 @@ def test_ctrl_c_on_compare(
     longer: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGINT reaches every process of the group, as from a terminal."""
-    given = compare(longer, tmp_path, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS)
+    given = compare(
+        longer, tmp_path, *SLOWLY, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS
+    )
     with start(given) as process:
         wait_for(lambda: checkpoints(tmp_path))
         os.killpg(process.pid, signal.SIGINT)
@@ -984,13 +1013,14 @@ def test_sigterm_on_compare(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = compare(longer, tmp_path, "--methods", "crop", "--seeds", "1", epochs=EPOCHS)
+    given = compare(longer, tmp_path, *SLOWLY, "--methods", "crop", "--seeds", "1", epochs=EPOCHS)
 
     def stop() -> None:
         wait_for(lambda: checkpoints(tmp_path))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with heeded(signal.SIGTERM), meanwhile(stop):
+    with heeded(signal.SIGTERM), meanwhile(stop), monkeypatch.context() as patch:
+        patch.setenv("SLOW", SLOW)
         code = main.run(given)
     shown = capsys.readouterr()
     assert code == 130 and shown.out == ""
@@ -1013,7 +1043,7 @@ def test_a_run_is_stopped_and_goes_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = ["run", *on(longer, tmp_path, "--checkpoint-every", "7", epochs=EPOCHS)]
+    given = ["run", *on(longer, tmp_path, *SLOWLY, "--checkpoint-every", "7", epochs=EPOCHS)]
 
     class Stops(progress.Silent):
         def epoch(self, number: int, line: dict[str, Any]) -> None:
@@ -1041,7 +1071,9 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = compare(longer, tmp_path, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS)
+    given = compare(
+        longer, tmp_path, *SLOWLY, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS
+    )
 
     def kill() -> None:
         wait_for(lambda: checkpoints(tmp_path))
@@ -1050,7 +1082,8 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
         assert int(blocked, 16) & 1 << signal.SIGINT - 1, "Ctrl-C is the parent's alone"
         os.kill(worker, signal.SIGKILL)
 
-    with meanwhile(kill):
+    with meanwhile(kill), monkeypatch.context() as patch:
+        patch.setenv("SLOW", SLOW)
         assert main.run(given) == 1
     shown = capsys.readouterr()
     reason = "its process was ended by SIGKILL; out of memory?; the same command goes on"
@@ -1070,7 +1103,9 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
 def test_workers_end_by_themselves_when_the_parent_is_killed(
     longer: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    given = compare(longer, tmp_path, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS)
+    given = compare(
+        longer, tmp_path, *SLOWLY, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS
+    )
     with start(given) as process:
         wait_for(lambda: checkpoints(tmp_path))
         assert workers_of(process.pid)
