@@ -8,14 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data.catalogue import (
-    Entry,
-    Kind,
-)
+from benchmarks.data.catalogue import Entry, Kind
 from benchmarks.data.cutting import grouped_split, stratified_split
-from benchmarks.data.download import (
-    DataError,
-)
+from benchmarks.data.download import DataError
 
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
@@ -23,7 +18,7 @@ NUMBERED = "Number the classes from 0 without gaps."
 TWICE = "too, pixel for pixel"
 """What a caveat says of images that are in two splits."""
 MADE = ("split 60/20/20", "validation split cut")
-"""How a note begins that says how a split was made."""
+"""How a note begins that says how splits were made: all three, or val alone."""
 GIB = 1 << 30
 CHUNK = 4096  # rows looked at together, so that a memory-mapped set is not read as a whole
 ROUNDING = 1e-6  # floats this far outside of [0, 1] are taken for rounding, and clipped
@@ -67,7 +62,7 @@ def counted(groups: np.ndarray) -> str:
 def by_group(
     labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], where: object
 ) -> tuple[np.ndarray, ...]:
-    """``grouped_split`` with the seed of all splits; too few groups are the user\'s to mend."""
+    """``grouped_split`` with the seed of all splits; too few groups are the user's to mend."""
     try:
         return grouped_split(labels, groups, shares, SPLIT_SEED)
     except ValueError as error:
@@ -86,17 +81,57 @@ def assemble(
     classes: tuple[str, ...] | None = None,
 ) -> "Arrays":
     """Arrays from what a file held, after every check that does not need the official facts."""
-    notes = list(raw.notes)
+    pieces, clipped = _checked(raw.arrays, path)
+    splits = [split for split in SPLITS if f"{split}_x" in pieces]
+    _refuse_unlike_splits(pieces, splits, path)
+    names = _classes(pieces, splits, path, entry.classes if entry else classes)
+    notes = [*raw.notes, *clipped, *_one_label_each(pieces, splits)]
+    if "val" not in splits:
+        cut, note = _with_val(pieces, path, val_fraction)
+        pieces |= cut
+        notes.append(note)
+    _refuse_absent_classes(pieces["train_y"], names, path, named=bool(classes))
+    lacking = _lacking(pieces, names)
+    return Arrays(
+        name=name,
+        kind=entry.kind if entry else _kind(pieces["train_y"], names),
+        classes=names,
+        train_x=pieces["train_x"],
+        train_y=pieces["train_y"],
+        val_x=pieces["val_x"],
+        val_y=pieces["val_y"],
+        test_x=pieces["test_x"],
+        test_y=pieces["test_y"],
+        checksum="",
+        verified=True,
+        caveats=(*(entry.caveats if entry else ()), *_shared(pieces), *lacking),
+        source=entry.source if entry else "the user's own data",
+        notes=(*notes, *lacking),
+        **{f"{split}_groups": pieces.get(f"{split}_g") for split in SPLITS},
+    )
+
+
+def _checked(
+    raw: Mapping[str, np.ndarray], path: Path | str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Images, labels and groups as they may be used, by split and x, y, g; with notes on them."""
     pieces: dict[str, np.ndarray] = {}
+    notes = []
     for split in SPLITS:
-        if (key := f"{split}_images") in raw.arrays:
-            pieces[f"{split}_x"], clipped = checked_images(raw.arrays[key], f"{path}, {key}")
+        if (key := f"{split}_images") in raw:
+            pieces[f"{split}_x"], clipped = checked_images(raw[key], f"{path}, {key}")
             if clipped:
                 notes.append(f"{key}: {clipped} values outside of [0, 1] by rounding are clipped")
-        if (key := f"{split}_labels") in raw.arrays:
-            pieces[f"{split}_y"] = checked_labels(raw.arrays[key], f"{path}, {key}")
-    pieces |= _groups(raw.arrays, path)
-    splits = [s for s in SPLITS if f"{s}_x" in pieces]
+        if (key := f"{split}_labels") in raw:
+            pieces[f"{split}_y"] = checked_labels(raw[key], f"{path}, {key}")
+    return pieces | _groups(raw, path), notes
+
+
+def _refuse_unlike_splits(
+    pieces: Mapping[str, np.ndarray], splits: Sequence[str], path: Path | str
+) -> None:
+    """Refuse a split whose arrays differ in rows, or that has another shape or type than train."""
+    first, first_y = pieces["train_x"], pieces["train_y"]
     for split in splits:
         x, y = pieces[f"{split}_x"], pieces[f"{split}_y"]
         if len(x) != len(y):
@@ -108,87 +143,76 @@ def assemble(
                 f"{path} has {len(x)} {split}_images and {len(pieces[f'{split}_g'])} "
                 f"{split}_groups: expected as many."
             )
-        first = pieces["train_x"]
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
             raise DataError(
                 f"{path}: {split}_images are {x.dtype} of shape {x.shape[1:]}, train_images "
                 f"{first.dtype} of shape {first.shape[1:]}: expected the same in every split."
             )
-        if y.shape[1:] != pieces["train_y"].shape[1:]:
+        if y.shape[1:] != first_y.shape[1:]:
             raise DataError(
                 f"{path}: {split}_labels have the shape {y.shape}, train_labels "
-                f"{pieces['train_y'].shape}: expected as many labels a row in every split."
+                f"{first_y.shape}: expected as many labels a row in every split."
             )
-    names = entry.classes if entry else classes
-    names = _classes(pieces, splits, path, names)
+
+
+def _one_label_each(pieces: Mapping[str, np.ndarray], splits: Sequence[str]) -> list[str]:
+    """A note where labels for several a row look like classes."""
+    if pieces["train_y"].ndim < 2 or any((pieces[f"{s}_y"].sum(1) != 1).any() for s in splits):
+        return []
+    return [
+        "multi-label by the shape of the labels, yet every row has exactly one: store class "
+        "numbers (N,) if the classes exclude each other"
+    ]
+
+
+def _with_val(
+    pieces: Mapping[str, np.ndarray], path: Path | str, val_fraction: float
+) -> tuple[dict[str, np.ndarray], str]:
+    """Train in two parts, train and val, and a note on how it was cut."""
     y = pieces["train_y"]
-    if y.ndim == 2 and all((pieces[f"{s}_y"].sum(1) == 1).all() for s in splits):
-        notes.append(
-            "multi-label by the shape of the labels, yet every row has exactly one: store class "
-            "numbers (N,) if the classes exclude each other"
+    if isinstance(pieces["train_x"], np.memmap):
+        raise DataError(
+            f"{path} has no val split and is over the memory budget: add val_images and "
+            f"val_labels to it, or raise the budget."
         )
-    if "val" not in splits:
-        if isinstance(pieces["train_x"], np.memmap):
-            raise DataError(
-                f"{path} has no val split and is over the memory budget: add val_images and "
-                f"val_labels to it, or raise the budget."
-            )
-        shares, how = (1 - val_fraction, val_fraction), "stratified"
-        if "train_g" in pieces:
-            kept, cut = by_group(y, pieces["train_g"], shares, path)
-            how = f"by group ({counted(pieces['train_g'][cut])})"
-        else:
-            kept, cut = stratified_split(y, shares, SPLIT_SEED)
-        if not len(cut) or not len(kept):
-            raise DataError(
-                f"{path}: {val_fraction:g} of {len(y)} training rows leaves a split without rows: "
-                f"add a val split, or change val_fraction."
-            )
-        for letter in (letter for letter in "xyg" if f"train_{letter}" in pieces):
-            whole = pieces[f"train_{letter}"]
-            pieces[f"train_{letter}"], pieces[f"val_{letter}"] = whole[kept], whole[cut]
-        notes.append(
-            f"validation split cut from train: {100 * val_fraction:g} %, {how}, split seed "
-            f"{SPLIT_SEED}"
+    shares, how = (1 - val_fraction, val_fraction), "stratified"
+    if "train_g" in pieces:
+        kept, cut = by_group(y, pieces["train_g"], shares, path)
+        how = f"by group ({counted(pieces['train_g'][cut])})"
+    else:
+        kept, cut = stratified_split(y, shares, SPLIT_SEED)
+    if not len(cut) or not len(kept):
+        raise DataError(
+            f"{path}: {val_fraction:g} of {len(y)} training rows leaves a split without rows: "
+            f"add a val split, or change val_fraction."
         )
-    y = pieces["train_y"]
+    parts = {
+        f"{split}_{letter}": pieces[f"train_{letter}"][rows]
+        for letter in "xyg"
+        if f"train_{letter}" in pieces
+        for split, rows in (("train", kept), ("val", cut))
+    }
+    percent = 100 * val_fraction
+    return parts, f"{MADE[1]} from train: {percent:g} %, {how}, split seed {SPLIT_SEED}"
+
+
+def _refuse_absent_classes(
+    y: np.ndarray, names: tuple[str, ...], path: Path | str, named: bool
+) -> None:
     seen = (y > 0).any(0) if y.ndim == 2 else np.isin(np.arange(len(names)), y)
     if not seen.all():
         absent = ", ".join(names[k] for k in np.flatnonzero(~seen)[:5])
         raise DataError(
             f"{path}: the train split has no row of {(~seen).sum()} of {len(names)} classes "
             f"({absent}): every class must occur in train. "
-            + ("Add images, or remove the class." if classes else NUMBERED)
+            + ("Add images, or remove the class." if named else NUMBERED)
         )
-    caveats = [*(entry.caveats if entry else ()), *_shared(pieces)]
-    lacking = _lacking(pieces, names)
-    notes += lacking
-    kind: Kind = (
-        entry.kind
-        if entry
-        else "multi-label"
-        if y.ndim == 2
-        else "binary-class"
-        if len(names) == 2
-        else "multi-class"
-    )
-    return Arrays(
-        name=name,
-        kind=kind,
-        classes=names,
-        train_x=pieces["train_x"],
-        train_y=pieces["train_y"],
-        val_x=pieces["val_x"],
-        val_y=pieces["val_y"],
-        test_x=pieces["test_x"],
-        test_y=pieces["test_y"],
-        checksum="",
-        verified=True,
-        caveats=(*caveats, *lacking),
-        source=entry.source if entry else "the user's own data",
-        notes=tuple(notes),
-        **{f"{split}_groups": pieces.get(f"{split}_g") for split in SPLITS},
-    )
+
+
+def _kind(y: np.ndarray, names: tuple[str, ...]) -> Kind:
+    if y.ndim == 2:
+        return "multi-label"
+    return "binary-class" if len(names) == 2 else "multi-class"
 
 
 def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.ndarray]:
