@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
-from benchmarks.data.folders import split_of
+from benchmarks.data.layout import split_of
 from benchmarks.data.sources import load
 
 

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data.catalogue import (
-    Entry,
-)
+from benchmarks.data.catalogue import Entry
 from benchmarks.data.cutting import stratified_split
 from benchmarks.data.dataset import SPLIT_SEED, SPLITS, Arrays, Raw
-from benchmarks.data.download import (
-    DataError,
-)
+from benchmarks.data.download import DataError
 from benchmarks.data.npz import DAMAGED
 
 CIFAR_PIXELS = 3 * 32 * 32
 
 
-def load_digits(entry: Entry) -> "Arrays":
+def load_digits(entry: Entry) -> Arrays:
     """The digits of scikit-learn, 8x8 in 0..16, scaled once to 28x28 uint8."""
     from PIL import Image  # noqa: PLC0415
     from sklearn.datasets import load_digits  # noqa: PLC0415
@@ -58,7 +54,7 @@ def load_digits(entry: Entry) -> "Arrays":
     )
 
 
-def read_cifar(path: Path, entry: Entry) -> "Raw":
+def read_cifar(path: Path, entry: Entry) -> Raw:
     """A binary CIFAR archive: rows of one (10) or two (100: coarse, fine) labels and 3x32x32."""
     ten = entry.name == "cifar10"
     train = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
@@ -92,7 +88,7 @@ def read_cifar(path: Path, entry: Entry) -> "Raw":
     return Raw(arrays, ())
 
 
-def read_svhn(train: Path, test: Path) -> "Raw":
+def read_svhn(train: Path, test: Path) -> Raw:
     """The cropped digits of SVHN: X (32, 32, 3, N), y (N, 1) with 10 for the digit 0."""
     from scipy.io import loadmat  # noqa: PLC0415
     from scipy.io.matlab import MatReadError  # noqa: PLC0415

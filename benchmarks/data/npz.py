@@ -13,9 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from benchmarks.data.dataset import GIB, SPLITS, Raw, checked_images, checked_labels
-from benchmarks.data.download import (
-    DataError,
-)
+from benchmarks.data.download import DataError
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
@@ -46,9 +44,7 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return x, y
 
 
-def read_npz(
-    path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False
-) -> "Raw":
+def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:
     """The arrays of an npz, its images memory-mapped where they are over the budget."""
     with opened(path) as archive:
         members = _members(archive)

@@ -10,17 +10,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.data.archives import load_digits, read_cifar, read_svhn
-from benchmarks.data.catalogue import (
-    CATALOGUE,
-    Entry,
-    File,
-)
+from benchmarks.data.catalogue import CATALOGUE, Entry, File
 from benchmarks.data.cutting import stratified_split
 from benchmarks.data.dataset import (
+    MADE,
     SPLIT_SEED,
     SPLITS,
     Arrays,
@@ -30,13 +28,12 @@ from benchmarks.data.dataset import (
     counted,
     with_duplicates,
 )
-from benchmarks.data.download import (
-    DataError,
-    by_hand,
-    fetch,
-    md5_of,
-)
+from benchmarks.data.download import DataError, by_hand, fetch, md5_of
+from benchmarks.data.layout import shown
 from benchmarks.data.npz import opened, read_npz, replacing
+
+if TYPE_CHECKING:
+    from benchmarks.data.folders import Folder
 
 FOLDER_SHARES = (0.6, 0.2, 0.2)
 SIDECAR_BYTES = 256 << 20  # from here on a checksum takes long enough to be remembered
@@ -58,7 +55,7 @@ def load(
     allow_unverified: bool = False,
     memory_gib: float = 4.0,
     download: bool = True,
-) -> "Arrays":
+) -> Arrays:
     """The arrays of a data set: a name of the catalogue, or "npz" or "folder" with its `path`.
 
     `size` is the edge in pixels: one that the set is published in, or what the images of a folder
@@ -200,7 +197,7 @@ def _compare(
     return notes
 
 
-def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) -> "Arrays":
+def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) -> Arrays:
     """A user's own file in the keys of MedMNIST; an official file is known by its MD5."""
     with opened(path):
         pass  # what is no archive at all is told before its checksum is taken
@@ -224,30 +221,13 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
     return with_duplicates(replace(arrays, checksum=checksum, notes=notes), entry is None)
 
 
-def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> "Arrays":
+def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> Arrays:
     """Images in one folder a class, below train/, test/ and perhaps val/, or below `path`."""
-    from benchmarks.data.folders import read, shown  # noqa: PLC0415
+    from benchmarks.data.folders import read  # noqa: PLC0415
 
     folder = read(path, size, groups)
     where = shown(path)
-    rows = {part: np.flatnonzero(folder.part == k) for k, part in enumerate(folder.parts)}
-    notes = folder.notes
-    if "train" not in rows:
-        if folder.groups is None:
-            cut = stratified_split(folder.y, FOLDER_SHARES, SPLIT_SEED)
-            how = "stratified"
-        else:
-            # Of equal shares the earlier one gets more where groups are few: the test split.
-            train, test, val = by_group(folder.y, folder.groups, FOLDER_SHARES, where)
-            cut = train, val, test
-            how = f"by group ({counted(folder.groups)})"
-        rows = dict(zip(SPLITS, cut, strict=True))
-        if not all(map(len, cut)):
-            raise DataError(
-                f"{where}: {len(folder.y)} images are too few for three splits: add some, or put "
-                f"them into train/, val/ and test/ yourself."
-            )
-        notes = (*notes, f"split 60/20/20 into train/val/test, {how}, split seed {SPLIT_SEED}")
+    rows, made = _rows_of_splits(folder, where)
     raw = {}
     for split, chosen in rows.items():
         raw[f"{split}_images"], raw[f"{split}_labels"] = folder.x[chosen], folder.y[chosen]
@@ -256,22 +236,51 @@ def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str |
     arrays = assemble(
         Raw(raw, ()), where, f"folder:{shown(path.name)}", val_fraction, None, folder.classes
     )
-    notes, caveats = (*notes, *arrays.notes), arrays.caveats
-    if folder.subfolders and groups is None and not {"train", "val"} <= set(folder.parts):
-        what = "train and val are split" if "train" in folder.parts else "split"
-        hint = (
-            f"{what} by image, although the classes have subfolders (patients?): images of one "
-            f"subfolder may be on both sides; name it folder:DIR(groups=1) to keep them together, "
-            f"or (groups=0) if images are independent"
+    hints = _of_subfolders(folder) if groups is None else ()
+    arrays = replace(
+        arrays,
+        checksum=folder.checksum,
+        notes=(*folder.notes, *made, *arrays.notes, *hints),
+        caveats=(*arrays.caveats, *hints),
+    )
+    return with_duplicates(arrays, own=True)
+
+
+def _rows_of_splits(folder: "Folder", where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The rows of each split, cut here where the folder has none, and then a note on that."""
+    if "train" in folder.parts:
+        return {part: np.flatnonzero(folder.part == k) for k, part in enumerate(folder.parts)}, ()
+    if folder.groups is None:
+        cut = stratified_split(folder.y, FOLDER_SHARES, SPLIT_SEED)
+        how = "stratified"
+    else:
+        # Of equal shares the earlier one gets more where groups are few: the test split.
+        train, test, val = by_group(folder.y, folder.groups, FOLDER_SHARES, where)
+        cut = train, val, test
+        how = f"by group ({counted(folder.groups)})"
+    if not all(map(len, cut)):
+        raise DataError(
+            f"{where}: {len(folder.y)} images are too few for three splits: add some, or put "
+            f"them into train/, val/ and test/ yourself."
         )
-        notes, caveats = (*notes, hint), (*caveats, hint)
-    return with_duplicates(
-        replace(arrays, checksum=folder.checksum, notes=notes, caveats=caveats), own=True
+    note = f"{MADE[0]} into train/val/test, {how}, split seed {SPLIT_SEED}"
+    return dict(zip(SPLITS, cut, strict=True)), (note,)
+
+
+def _of_subfolders(folder: "Folder") -> tuple[str, ...]:
+    """A hint where images were split beside each other although subfolders may be patients."""
+    if not folder.subfolders or {"train", "val"} <= set(folder.parts):
+        return ()
+    what = "train and val are split" if "train" in folder.parts else "split"
+    return (
+        f"{what} by image, although the classes have subfolders (patients?): images of one "
+        f"subfolder may be on both sides; name it folder:DIR(groups=1) to keep them together, "
+        f"or (groups=0) if images are independent",
     )
 
 
 def _against_entry(
-    arrays: "Arrays", raw: "Raw", entry: Entry, size: int, path: Path, verified: bool
+    arrays: Arrays, raw: Raw, entry: Entry, size: int, path: Path, verified: bool
 ) -> list[str]:
     """Notes on where a file differs from the official facts; DataError where it may not."""
     shape = (size, size) if entry.channels == 1 else (size, size, entry.channels)
