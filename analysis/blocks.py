@@ -10,16 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.comparison import Row
+from analysis.facts import NONE, ROW, Facts, call_in, put_around, undirty
 from analysis.question import Question
 from analysis.records import Record
 from analysis.runs import Training, field_names
-from methods.naming import Call, NamingError, call_of, parse, render, with_path
+from methods.naming import with_path
 
-CONTROLS = ("random_label", "self_distil", "norm_noise", "shuffled_weights", "head_refit")
-"""Methods that tell whether a gain is another method's."""
-LEARNING = ("saflex", "l2rw", "autodo", "lpa3")
-"""Methods that are put around an upstream, which is none where none is given."""
-NONE = "none"
 CORRUPTIONS = ("noise", "imbalance")
 VARIANT = " {"
 """Between the name of a row and what sets it apart from others of that name, in braces."""
@@ -33,11 +29,12 @@ class Entry:
 
     name: str
     method: str
-    wraps: str
-    """the method or upstream that it is put around; empty for an upstream"""
-    upstream: str
-    """what draws the augmentation below every method; ``none`` for an upstream itself"""
-    control: bool
+    facts: Facts
+
+    @property
+    def control(self) -> bool:
+        """Whether it tells where a gain of others comes from."""
+        return self.facts.kind == "control"
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Block:
 
         For a method its upstream alone, for an upstream ``none``.
         """
-        there = (alike(entry, name, self.by_name) for name in bases(entry.method))
+        there = (alike(entry, name, self.by_name) for name in entry.facts.bases)
         return next((name for name in there if name and name != entry.name), "")
 
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
@@ -210,8 +207,8 @@ def _base_training(
     if of is not None:
         return replace(run.training, epochs=of.run.training.epochs)
     there = [each for each in steps if _column_name(each) == _column_name(record)]
-    costly = run.budget.partition(" of ")[2]
-    for kept in ([each for each in there if each.run.method == costly], there):
+    costly = [each for each in there if each.run.method == record.facts.budget_of]
+    for kept in (costly, there):
         trainings = {each.run.training for each in kept}
         if len(trainings) == 1:
             return replace(run.training, epochs=trainings.pop().epochs)
@@ -220,27 +217,11 @@ def _base_training(
 
 def _column_name(record: Record) -> str:
     """The benchmark, and of a user's own file its name; dirty meta rows make no other one."""
-    name = _without_dirt(record)
+    name, _ = undirty(record.run.benchmark)
     path = record.recorded.get("path")
     if not path:
         return name
     return with_path(name, Path(path).name)
-
-
-def _without_dirt(record: Record) -> str:
-    return _undirty(record)[0]
-
-
-def _undirty(record: Record) -> tuple[str, bool]:
-    """The benchmark without noise of its meta rows where that equals the noise, and whether."""
-    name = record.run.benchmark
-    if "meta_noise" not in name:
-        return name, False
-    call = call_in(name)
-    given = dict(call.arguments) if call is not None else {}
-    if call is None or given.get("meta_noise") != given.get("noise"):
-        return name, False
-    return render(call_of(call.name, {k: v for k, v in given.items() if k != "meta_noise"})), True
 
 
 def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Record]]) -> Block:
@@ -250,9 +231,12 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
     for name, training, record in placed:
         own = f"{name} [data {record.run.data[:8]}]" if name in several else name
         columns.setdefault(own, []).append((names[record.run.id], training, record))
+    members: dict[str, list[Record]] = {}
+    for name, _, record in (each for part in columns.values() for each in part):
+        members.setdefault(name, []).append(record)
     entries = sorted(
-        {_entry(name, record) for part in columns.values() for name, _, record in part},
-        key=lambda entry: (entry.control, bool(entry.wraps), entry.name != NONE, entry.name),
+        (_entry(name, own) for name, own in members.items()),
+        key=lambda entry: (entry.control, bool(entry.facts.wraps), entry.name != NONE, entry.name),
     )
     made = []
     for name, part in sorted(columns.items()):
@@ -260,8 +244,8 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
         for entry in entries:
             own = [record for row, _, record in part if row == entry.name]
             own.sort(key=lambda record: record.run.seed)
-            rows[entry.name] = Row(entry.name, entry.upstream, tuple(own))
-        made.append(Column(name, _without_dirt(part[0][2]), part[0][1], rows))
+            rows[entry.name] = Row(entry.name, entry.facts.upstream, tuple(own))
+        made.append(Column(name, undirty(part[0][2].run.benchmark)[0], part[0][1], rows))
     return Block(setting, tuple(entries), tuple(made))
 
 
@@ -301,7 +285,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _row(record: Record) -> str:
-    return record.run.row + ("@dirty" if _undirty(record)[1] else "")
+    return record.run.row + ("@dirty" if record.facts.dirty else "")
 
 
 ANY = ""
@@ -334,12 +318,11 @@ def _variant(record: Record, cut: bool) -> dict[str, str]:
     }
 
 
-def _entry(name: str, record: Record) -> Entry:
-    run = record.run
-    wraps, inner = wrapped(run.method)
-    upstream = inner if wraps else NONE
-    control = run.control != "all" or run.budget != "steps" or _undirty(record)[1]
-    return Entry(name, run.method, wraps, upstream, control or outer(run.method) in CONTROLS)
+def _entry(name: str, records: Sequence[Record]) -> Entry:
+    """The row of these runs; those that say themselves what they are know best."""
+    first = next((each for each in records if ROW in each.recorded), records[0])
+    meta = any(each.facts.needs_meta for each in records)
+    return Entry(name, first.run.method, replace(first.facts, needs_meta=meta))
 
 
 def bare(name: str) -> str:
@@ -358,42 +341,10 @@ def alike(entry: Entry, name: str, there: Container[str]) -> str:
     return next((each for each in (own, name) if each in there), "")
 
 
-def outer(method: str) -> str:
-    """The name of a method without its arguments; a chain is its own name."""
-    return method.partition("(")[0] if "+" not in method.partition("(")[0] else method
-
-
-def wrapped(method: str) -> tuple[str, str]:
-    """What a method is put around, and the innermost upstream: both ``none`` unless given.
-
-    For an upstream itself the first is empty and the second its own name.
-    """
-    call = call_in(method)
-    if call is None:
-        return "", method
-    inner = dict(call.arguments).get("upstream")
-    if inner is None:
-        return (NONE, NONE) if outer(method) in (*CONTROLS, *LEARNING) else ("", method)
-    text = render(inner)
-    return text, wrapped(text)[1]
-
-
 def bases(method: str) -> tuple[str, ...]:
-    """What a method is measured against where no base is named: the first of these that is there.
-
-    Of a method its upstream alone, of an upstream ``none``.
-    """
-    wraps, upstream = wrapped(method)
+    """What a method is measured against where no base is named (``Facts.bases``)."""
+    wraps, upstream = put_around(method)
     return (wraps, upstream, NONE) if wraps else (NONE,)
-
-
-def call_in(text: str) -> Call | None:
-    """The call that a name of a run writes; None for a chain, and for what is no such name."""
-    try:
-        expression = parse(text)
-    except NamingError:  # runs may come from another version, or from anybody
-        return None
-    return expression if isinstance(expression, Call) else None
 
 
 def trained_apart(blocks: Iterable[Block]) -> list[str]:

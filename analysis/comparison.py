@@ -15,7 +15,7 @@ from tabulate import tabulate
 from analysis.records import ATTACK, Record, read
 from analysis.runs import PRESETS, Run, folder_of
 from analysis.stats import (
-    MIN_SEEDS,
+    INFERENCE_SEEDS,
     Estimated,
     Interval,
     crossed,
@@ -106,7 +106,7 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
     if folds and set(Counter(seed // folds for seed in seeds).values()) != {folds}:
         return blank
     training = None
-    if not folds and len(seeds) >= MIN_SEEDS:
+    if not folds and len(seeds) >= INFERENCE_SEEDS:
         training = training_interval(POINTS * per_seed)
         training = training if training.se > 0 else None
     if folds:
@@ -130,7 +130,7 @@ def difference(row: Row, base: Row, metric: str, when: str = "last") -> Differen
         return replace(blank, variances=variances)
     detectable = smallest_detectable(population.se, population.df)
     made = replace(blank, variances=variances, detectable=detectable)
-    if len(seeds) < MIN_SEEDS:
+    if len(seeds) < INFERENCE_SEEDS:
         return made
     return replace(made, training=training, population=population)
 
@@ -372,7 +372,7 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
         "with an equal budget of whole runs. passes/row: forward plus backward passes for each row "
         "drawn.",
     ]
-    if min(counts) < MIN_SEEDS:
+    if min(counts) < INFERENCE_SEEDS:
         lines.append(
             f"With {min(counts)} seed(s) this is a smoke test and no inference is drawn; {wanted} "
             "seeds are advised."

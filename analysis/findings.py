@@ -19,7 +19,7 @@ from analysis.comparison import (
     difference,
 )
 from analysis.question import Question
-from analysis.stats import ALPHA, MIN_SEEDS, Interval
+from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 
 Verdict = Literal["better", "worse", "equivalent", "undecided", "not tested"]
 HEADLINE = "accuracy"
@@ -125,8 +125,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
-            f"with fewer than {MIN_SEEDS} seeds, no whole repeat of folds, one test patient, or "
-            "equal predictions, somewhere nothing is inferred"
+            f"with fewer than {INFERENCE_SEEDS} seeds, no whole repeat of folds, one test patient, "
+            "or equal predictions, somewhere nothing is inferred"
         )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
@@ -225,14 +225,14 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     means = {name: values for name, values in means.items() if values}
     if not means:
         return Best("", frozenset(), frozenset())
-    whole = [name for name, values in means.items() if len(values) >= MIN_SEEDS]
+    whole = [name for name, values in means.items() if len(values) >= INFERENCE_SEEDS]
     top = max(whole or means, key=lambda name: float(np.mean(means[name])))
     others = [name for name in means if name != top]
     made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}
     tested = {
         name: each.variances.p_zero()
         for name, each in made.items()
-        if each is not None and each.variances is not None and each.seeds >= MIN_SEEDS
+        if each is not None and each.variances is not None and each.seeds >= INFERENCE_SEEDS
     }
     pairs = math.comb(len(tested) + 1, 2)
     tied = frozenset(name for name, p in tested.items() if pairs * p > ALPHA)
@@ -251,7 +251,7 @@ def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
     whole = {
         name: [float(np.mean(values)) for values in listed]
         for name, listed in found.items()
-        if all(len(values) >= MIN_SEEDS for values in listed)
+        if all(len(values) >= INFERENCE_SEEDS for values in listed)
     }
     groups: dict[str, list[int]] = {}
     for place, column in enumerate(columns):

@@ -16,7 +16,7 @@ from analysis.comparison import grid, number, wrapped
 from analysis.findings import Finding
 from analysis.question import Question
 from analysis.records import Record
-from analysis.stats import ALPHA, MIN_SEEDS, Crossed
+from analysis.stats import ALPHA, INFERENCE_SEEDS, Crossed
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9
@@ -94,7 +94,7 @@ def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float)
     """The fewest seeds, from four to a thousand, with which an effect is found; None: too few."""
     if assured(variances, MOST_SEEDS, effect, level) < wanted:
         return None
-    low, high = MIN_SEEDS - 1, MOST_SEEDS
+    low, high = INFERENCE_SEEDS - 1, MOST_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         if assured(variances, middle, effect, level) >= wanted:

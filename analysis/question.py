@@ -6,29 +6,53 @@ wrote it for ``augbench sweep`` or the sweep left it beside the runs.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.dataclasses import dataclass as checked
 
+from analysis import studyfile
 from analysis.records import Record, Unread
-from analysis.runs import folders, row_name, row_parts
-from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
+from analysis.runs import CONFIG, field_names, folders, row_name, row_parts
+from analysis.studyfile import StudyError
+from methods.naming import Call, Links, call_of, nearest, parse, render, written_out
 
-FILES = ("study.yaml", "study.yml", "study.json")
+FILE = "study.yaml"
 STUDIES = "studies"
 """Folder beside the runs: of each study that was swept there, a folder of its name."""
 OVER = " over "
 MARGIN = 0.5
 
 
-class QuestionError(ValueError):
-    """A study file that cannot be used; the message names it and what is expected."""
+def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        comparison(entry)
+    return value
+
+
+Family = Annotated[tuple[str, ...], BeforeValidator(written_out), AfterValidator(_comparisons)]
+
+
+@checked(frozen=True, kw_only=True, config=CONFIG)
+class Asked:
+    """What a study asks: these keys of its file."""
+
+    question: str = ""
+    family: Family = ()
+    """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
+    margin: float = MARGIN
+    """points of accuracy within which two rows count as equal"""
+    prediction: str = ""
+    """written before the first run"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(f"margin: expected points of 0 or more, got {self.margin:g}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,14 @@ class Prediction:
         """``on 2026-11-20, before the first run``."""
         done = f"after {self.runs} run(s)" if self.runs else "before the first run"
         return f"on {self.written}, {done}"
+
+
+@checked(frozen=True, kw_only=True, config=CONFIG)
+class _Kept(Asked):
+    """What a sweep leaves in the file beside its runs."""
+
+    predictions: tuple[Prediction, ...] = ()
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +125,7 @@ class Question:
 
 def names(root: Path) -> list[str]:
     """The studies that were swept into a folder of runs."""
-    return sorted(path.parent.name for path in root.glob(f"{STUDIES}/*/{FILES[0]}"))
+    return sorted(path.parent.name for path in root.glob(f"{STUDIES}/*/{FILE}"))
 
 
 def as_name(stem: str) -> str:
@@ -105,9 +137,13 @@ def name_in(path: Path) -> str:
     """The name of the study in a study file.
 
     Raises:
-        QuestionError: the file cannot be read, or the name is no text.
+        StudyError: the file cannot be read, or the name is no text.
     """
-    return _text(path, _content(path), "name") or as_name(path.stem)
+    file = studyfile.read(path)
+    name = file.content.get("name", as_name(path.stem))
+    if not isinstance(name, str):
+        raise file.error(("name",), "expected a text", name)
+    return name
 
 
 def read(root: Path, study: str = "") -> Question:
@@ -120,91 +156,37 @@ def read(root: Path, study: str = "") -> Question:
     which is meant against its own baseline, or ``row over base``.
 
     Raises:
-        QuestionError: the file cannot be read, or a value is of the wrong kind.
+        StudyError: the file cannot be read, or a value is of the wrong kind.
     """
     swept = names(root)
     if study and study not in swept:
-        raise QuestionError(
+        raise StudyError(
             f"study: no study {study!r} was swept into {root}{nearest(study, swept)} "
             f"(there are: {', '.join(swept) or 'none'})"
         )
-    own = [root / name for name in FILES if (root / name).is_file()]
-    if own and not study:
-        path = own[0]
+    own = root / FILE
+    if own.is_file() and not study:
+        path = own
     elif study or len(swept) == 1:
-        path = root / STUDIES / (study or swept[0]) / FILES[0]
+        path = root / STUDIES / (study or swept[0]) / FILE
     else:
         return Question()
-    content = _content(path)
-    ids = _ids(path, content) if not own or study else frozenset()
+    file = studyfile.read(path)
+    known = field_names(_Kept)
+    kept = file.made(_Kept, {key: file.content[key] for key in known if key in file.content})
+    ids = frozenset(kept.runs) if path != own else frozenset[str]()
     if ids and not study and not ids.issuperset(folder.name for folder in folders(root)):
         return Question()  # what is asked of some runs is not asked of the others
-    predictions = _predictions(path, content)
+    first = kept.predictions[0].text if kept.predictions else kept.prediction
     return Question(
-        text=_text(path, content, "question"),
-        family=tuple(_pair(path, entry) for entry in _entries(path, content)),
-        margin=_margin(path, content.get("margin", MARGIN)),
-        prediction=predictions[0].text if predictions else _text(path, content, "prediction"),
-        predictions=predictions,
+        text=kept.question.strip(),
+        family=tuple(map(comparison, kept.family)),
+        margin=kept.margin,
+        prediction=first.strip(),
+        predictions=kept.predictions,
         source=str(path.relative_to(root)),
         runs=ids,
     )
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise QuestionError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, Mapping):
-        raise QuestionError(f"{path}: expected a mapping with question, family, margin, prediction")
-    return content
-
-
-def _text(path: Path, content: Mapping[str, Any], name: str) -> str:
-    value = content.get(name, "")
-    if not isinstance(value, str):
-        raise QuestionError(f"{path}: {name}: expected a text, got {value!r}")
-    return value.strip()
-
-
-def _predictions(path: Path, content: Mapping[str, Any]) -> tuple[Prediction, ...]:
-    try:
-        found = tuple(Prediction(**each) for each in content.get("predictions", ()))
-        if all(isinstance(each.text, str) and each.runs >= 0 for each in found):
-            return found
-    except TypeError:
-        pass
-    raise QuestionError(f"{path}: predictions: expected those that a sweep has written there")
-
-
-def _margin(path: Path, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise QuestionError(f"{path}: margin: expected points of 0 or more, got {value!r}")
-    return float(value)
-
-
-def _entries(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
-    try:
-        return written_out(content.get("family", []))
-    except NamingError as error:
-        raise QuestionError(f"{path}: family: {error}") from error
-
-
-def _ids(path: Path, content: Mapping[str, Any]) -> frozenset[str]:
-    value = content.get("runs", [])
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise QuestionError(f"{path}: runs: expected a list of ids, got {value!r}")
-    return frozenset(value)
-
-
-def _pair(path: Path, entry: str) -> tuple[str, str]:
-    try:
-        return comparison(entry)
-    except NamingError as error:
-        raise QuestionError(f"{path}: family: {error}") from error
 
 
 def comparison(entry: str) -> tuple[str, str]:

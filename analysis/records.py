@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from analysis import metrics, runs
+from analysis.facts import Facts, facts_in
 from analysis.runs import Run
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class Record:
     def searched(self) -> bool:
         """Whether it is a trial of a search or its winner: no table sets it beside other rows."""
         return "searched" in self.recorded
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What its row is among others."""
+        return facts_in(self.run, self.recorded, self.result)
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MIN_SEEDS = 4
+INFERENCE_SEEDS = 4
 """With fewer seeds no inference is printed: three are a smoke test."""
 ALPHA = 0.05
 P_MIN = 1e-12

@@ -11,59 +11,73 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-from methods.naming import Call, Links, NamingError, bind, call_of, contract, parse, render, unknown
+from methods.naming import (
+    Call,
+    Links,
+    NamingError,
+    bind,
+    call_of,
+    contract,
+    parameters,
+    parse,
+    render,
+    unknown,
+)
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    from methods.base import Controls, Method
 
 GROUP = "augbench.methods"
 SOURCE = "Source: "
+UPSTREAM = "upstream"
+"""The argument that makes a method of what is else an upstream."""
 OURS = "methods."
 
 
 class Entry(NamedTuple):
-    """Where a method is found, and the heading under which it is listed."""
+    """Where a method is found."""
 
     target: str
     """ "module:callable" """
-    kind: str
-    """upstream, method, control or plug-in"""
+    kind: str = ""
+    """plug-in; empty for one of ours, which is listed as what it declares itself to be"""
 
 
 BUILTIN = {
-    "none": Entry("methods.classic:NoAugmentation", "upstream"),
-    "flip": Entry("methods.classic:Flip", "upstream"),
-    "rotate90": Entry("methods.classic:Rotate90", "upstream"),
-    "crop": Entry("methods.classic:Crop", "upstream"),
-    "mixup": Entry("methods.classic:Mixup", "upstream"),
-    "cutmix": Entry("methods.classic:CutMix", "upstream"),
-    "soft_augmentation": Entry("methods.classic:SoftAugmentation", "upstream"),
-    "random_erasing": Entry("methods.classic:RandomErasing", "upstream"),
-    "gaussian_noise": Entry("methods.classic:GaussianNoise", "upstream"),
-    "randaugment": Entry("methods.randaugment:RandAugment", "upstream"),
-    "trivialaugment": Entry("methods.randaugment:TrivialAugment", "upstream"),
-    "autoaugment": Entry("methods.randaugment:AutoAugment", "upstream"),
-    "label_smoothing": Entry("methods.labels:LabelSmoothing", "upstream"),
-    "balanced": Entry("methods.labels:Balanced", "upstream"),
-    "logit_adjustment": Entry("methods.labels:LogitAdjustment", "upstream"),
-    "gce": Entry("methods.labels:GeneralisedCrossEntropy", "upstream"),
-    "saflex": Entry("methods.saflex:Saflex", "method"),
-    "l2rw": Entry("methods.saflex:l2rw", "method"),
-    "autodo": Entry("methods.autodo:AutoDO", "method"),
-    "lpa3": Entry("methods.lpa3:Lpa3", "method"),
-    "random_label": Entry("methods.controls:RandomLabel", "control"),
-    "self_distil": Entry("methods.controls:SelfDistil", "control"),
-    "shuffled_weights": Entry("methods.controls:ShuffledWeights", "control"),
-    "norm_noise": Entry("methods.controls:NormNoise", "control"),
-    "head_refit": Entry("methods.controls:HeadRefit", "control"),
+    "none": Entry("methods.classic:NoAugmentation"),
+    "flip": Entry("methods.classic:Flip"),
+    "rotate90": Entry("methods.classic:Rotate90"),
+    "crop": Entry("methods.classic:Crop"),
+    "mixup": Entry("methods.classic:Mixup"),
+    "cutmix": Entry("methods.classic:CutMix"),
+    "soft_augmentation": Entry("methods.classic:SoftAugmentation"),
+    "random_erasing": Entry("methods.classic:RandomErasing"),
+    "gaussian_noise": Entry("methods.classic:GaussianNoise"),
+    "randaugment": Entry("methods.randaugment:RandAugment"),
+    "trivialaugment": Entry("methods.randaugment:TrivialAugment"),
+    "autoaugment": Entry("methods.randaugment:AutoAugment"),
+    "label_smoothing": Entry("methods.labels:LabelSmoothing"),
+    "balanced": Entry("methods.labels:Balanced"),
+    "logit_adjustment": Entry("methods.labels:LogitAdjustment"),
+    "gce": Entry("methods.labels:GeneralisedCrossEntropy"),
+    "saflex": Entry("methods.saflex:Saflex"),
+    "l2rw": Entry("methods.saflex:l2rw"),
+    "autodo": Entry("methods.autodo:AutoDO"),
+    "lpa3": Entry("methods.lpa3:Lpa3"),
+    "random_label": Entry("methods.controls:RandomLabel"),
+    "self_distil": Entry("methods.controls:SelfDistil"),
+    "shuffled_weights": Entry("methods.controls:ShuffledWeights"),
+    "norm_noise": Entry("methods.controls:NormNoise"),
+    "head_refit": Entry("methods.controls:HeadRefit"),
 }
 
 
@@ -100,6 +114,15 @@ def load(name: str) -> Callable[..., Method]:
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise Unavailable(f"method {name!r} is unavailable: {target}: {reason}") from error
+
+
+def takes_upstream(name: str) -> bool:
+    """Whether a method is put around an upstream: whether it has an argument of that name.
+
+    Raises:
+        NamingError: the name is not registered, or its module cannot be imported.
+    """
+    return UPSTREAM in parameters(load(name))
 
 
 def canonical(text: str) -> str:
@@ -148,7 +171,7 @@ def build(text: str) -> Method:
 
 
 def _build(expression: Call | Links) -> Method:
-    from methods.base import Chain, Method  # noqa: PLC0415 - imports torch
+    from methods.base import Chain, Controls, Method  # noqa: PLC0415 - imports torch
 
     if isinstance(expression, Links):
         links = [_build(call) for call in expression.calls]
@@ -172,6 +195,12 @@ def _build(expression: Call | Links) -> Method:
         raise NamingError(
             f"method {expression.name!r} ({registry()[expression.name].target}) returned "
             f"{type(method).__name__}, expected a methods.base.Method"
+        )
+    if isinstance(method.controls, str) and method.controls not in get_args(get_args(Controls)[0]):
+        raise NamingError(
+            f"method {expression.name!r} ({registry()[expression.name].target}) controls "
+            f"{method.controls!r}, expected upstream, meta, or names of methods: "
+            f"({method.controls!r},)"
         )
     return method
 
@@ -226,6 +255,65 @@ def _qualified(kind: Callable[..., Method]) -> str:
     return kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
+class Declared(NamedTuple):
+    """What decides whether a method is an upstream, a method or a control."""
+
+    takes_upstream: bool
+    controls: Controls = ()
+
+    @property
+    def kind(self) -> Literal["upstream", "method", "control"]:
+        """A control says what it controls; a method is put around an upstream."""
+        if self.controls:
+            return "control"
+        return "method" if self.takes_upstream else "upstream"
+
+
+def declared(name: str) -> Declared | None:
+    """What a method declares, read from its file; nothing is imported.
+
+    None where that does not tell: the name is not registered, or its class stands elsewhere.
+    """
+    if name not in registry():
+        return None
+    module, _, attribute = registry()[name].target.partition(":")
+    path = _file_of(module)
+    return _declared(path, attribute) if path is not None else None
+
+
+@cache
+def _declared(path: Path, attribute: str) -> Declared | None:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    node = _defined(attribute, tree)
+    if node is None:
+        return None
+    takes = any(each.partition("=")[0] == UPSTREAM for each in _takes(node, tree))
+    values = (_value_in(each, "controls") for each in _lineage(node, tree))
+    value = next(filter(None, values), None)
+    try:
+        return Declared(takes, () if value is None else ast.literal_eval(value))
+    except ValueError:  # not a literal
+        return None
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, found without importing the packages that it is in."""
+    spec = None
+    for name in itertools.accumulate(module.split("."), "{}.{}".format):
+        places = spec.submodule_search_locations if spec is not None else None
+        if spec is not None and places is None:
+            return None  # not a package
+        finders = (finder.find_spec(name, places) for finder in sys.meta_path)
+        known = sys.modules[name].__spec__ if name in sys.modules else None
+        spec = known or next(filter(None, finders), None)
+        if spec is None:
+            return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
 class Summary(NamedTuple):
     """What ``augbench list`` shows of a method, read without importing it."""
 
@@ -254,14 +342,18 @@ def summary(name: str) -> Summary:
         tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as error:
         return Summary("", "", f"{target}: {type(error).__name__}: {error}")
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
-            told = ast.get_docstring(node) or ""
-            source = _source_in(node) or _source_told(told)
-            return Summary(
-                told.partition("\n")[0], source, "", _takes(node, tree), _presets_in(node)
-            )
-    return Summary(f"defined elsewhere, loaded through {target}", "", "")
+    node = _defined(attribute, tree)
+    if node is None:
+        return Summary(f"defined elsewhere, loaded through {target}", "", "")
+    told = ast.get_docstring(node) or ""
+    source = _source_in(node) or _source_told(told)
+    return Summary(told.partition("\n")[0], source, "", _takes(node, tree), _presets_in(node))
+
+
+def _defined(name: str, tree: ast.Module) -> ast.ClassDef | ast.FunctionDef | None:
+    """The class or function of a name in a file; None where it only passes it on."""
+    found = (each for each in tree.body if isinstance(each, ast.ClassDef | ast.FunctionDef))
+    return next((each for each in found if each.name == name), None)
 
 
 def _source_in(node: ast.ClassDef | ast.FunctionDef) -> str:
@@ -287,17 +379,26 @@ def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | Non
 
 def _takes(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[str, ...]:
     """Keyword arguments with their defaults; of a class those of its constructor or a base's."""
+    made: ast.FunctionDef | None = node if isinstance(node, ast.FunctionDef) else None
     if isinstance(node, ast.ClassDef):
-        inside = (each for each in node.body if isinstance(each, ast.FunctionDef))
-        made = next((each for each in inside if each.name == "__init__"), None)
-        if made is None:
-            bases = {each.id for each in node.bases if isinstance(each, ast.Name)}
-            classes = (each for each in tree.body if isinstance(each, ast.ClassDef))
-            base = next((each for each in classes if each.name in bases), None)
-            return _takes(base, tree) if base is not None else ()
-        node = made
-    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        inside = (each for kind in _lineage(node, tree) for each in kind.body)
+        functions = (each for each in inside if isinstance(each, ast.FunctionDef))
+        made = next((each for each in functions if each.name == "__init__"), None)
+    if made is None:
+        return ()
+    pairs = zip(made.args.kwonlyargs, made.args.kw_defaults, strict=True)
     return tuple(f"{each.arg}={_default(value)}" for each, value in pairs)
+
+
+def _lineage(
+    node: ast.ClassDef | ast.FunctionDef, tree: ast.Module
+) -> Iterator[ast.ClassDef | ast.FunctionDef]:
+    """A class and its bases, as far as they stand in the same file; a function alone."""
+    yield node
+    for base in node.bases if isinstance(node, ast.ClassDef) else ():
+        found = _defined(base.id, tree) if isinstance(base, ast.Name) else None
+        if found is not None and found is not node:
+            yield from _lineage(found, tree)
 
 
 def _default(value: ast.expr | None) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm"})
+Controls = Literal["upstream", "meta"] | tuple[str, ...]
+"""What a method is a control of: see ``Method.controls``."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -215,8 +217,10 @@ class Method(nn.Module, ABC):
     """Whether it replaces the batch by rows of its own: such a one comes first in a chain."""
     as_drawn: bool = False
     """Whether it must see the rows as they were drawn: such a one comes first in a chain."""
-    controls_upstream: ClassVar[bool] = False
-    """Whether it is a control of the method that is its upstream, put around it."""
+    controls: ClassVar[Controls] = ()
+    """What it is a control of: "upstream", the method that it is put around; "meta", every method
+    on the same upstream that learns from meta rows; or methods on the same upstream by name,
+    ``("saflex",)``. Empty for what is no control."""
     one_row: bool = False
     """Whether it remembers what the network makes of each row: nothing before it may mix rows."""
     hands_logits: bool = False

@@ -28,6 +28,7 @@ class HeadRefit(Method):
     """
 
     source = "Kirichenko et al., Last Layer Re-Training, ICLR 2023, arXiv:2204.02937"
+    controls = "meta"
     needs = frozenset({"meta", "features"})
 
     def __init__(
@@ -85,6 +86,8 @@ class RandomLabel(Method):
     rest then does is add noise.
     """
 
+    controls = ("saflex",)
+
     def __init__(self, *, upstream: Method | None = None, clean_fraction: float = 0.5) -> None:
         super().__init__(upstream)
         self.clean_fraction = clean_share(clean_fraction)
@@ -115,6 +118,7 @@ class SelfDistil(Method):
     No meta row is asked: what SAFLEX gains over this row is more than soft labels could give.
     """
 
+    controls = ("saflex",)
     hands_logits = True
 
     def __init__(
@@ -155,7 +159,7 @@ class ShuffledWeights(Method):
     rows counting for more. Targets stay with their rows, and so do weights of clean or added rows.
     """
 
-    controls_upstream = True
+    controls = "upstream"
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
@@ -183,7 +187,7 @@ class NormNoise(Method):
     what it gains over this row is more than noise of this size on these rows could give.
     """
 
-    controls_upstream = True
+    controls = "upstream"
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)

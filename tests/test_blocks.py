@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+import methods
 from analysis import blocks, findings, records
-from analysis.blocks import Block, wrapped
+from analysis.blocks import Block
 from analysis.comparison import difference
+from analysis.facts import put_around
 from analysis.findings import Finding, judged
 from analysis.question import Question
 from analysis.report import tables
@@ -174,7 +176,7 @@ def test_a_file_of_the_users_own_is_named_by_its_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_method_is_put_around(method: str, expected: tuple[str, str]) -> None:
-    assert wrapped(method) == expected
+    assert put_around(method) == put_around(method, methods.takes_upstream) == expected
     if expected[0]:
         assert cells.upstream_of(method) == expected[1]
 

@@ -1,6 +1,7 @@
 """Imports point down, from layer to layer; what takes long is loaded only where it is needed."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,7 +120,9 @@ def test_imports_point_down(module: str) -> None:
     if module in ALONE:
         assert all(within(name, ALONE[module]) for name in found), found
     if module.startswith("analysis"):  # a report needs no torch, and no method's code
-        assert {name for name in found if name.startswith("methods")} <= {"methods.naming"}
+        light = {"methods", "methods.naming"}
+        assert {name for name in found if name.startswith("methods")} <= light
+        assert set(re.findall(r"\bmethods\.(\w+)\(", FILES[module].read_text())) <= {"declared"}
         assert not {name for name, _ in imports(module) if name.split(".")[0] in ("torch", "ray")}
     for package, places in HEAVY.items():
         heavy = [name for name, _ in imports(module) if name.split(".")[0] == package]
@@ -154,6 +157,7 @@ def test_torchvision_is_never_imported_at_import_time(module: str) -> None:
         ("benchmarks.running.capacity", ("torch", "ray")),
         ("benchmarks.studies.shipped", ("torch", "numpy", "pydantic")),
         ("analysis.runs", ("torch", "ray", "sklearn")),
+        ("analysis.facts", ("torch", "ray", "methods.base")),
         ("benchmarks.cli.listing", ("torch", "sklearn", "scipy")),
         ("analysis.comparison", ("torch", "ray", "matplotlib", "torchvision")),
         ("benchmarks.cli.report", ("torch", "ray", "torchvision", "kornia")),

@@ -19,7 +19,7 @@ from analysis import (
     records,
 )
 from analysis.findings import Finding
-from analysis.question import Question, QuestionError
+from analysis.question import Question
 from analysis.report import (
     figures,
     plots,
@@ -28,6 +28,7 @@ from analysis.report import (
 )
 from analysis.report.page import NoRuns, report
 from analysis.report.plots import Point
+from analysis.studyfile import StudyError
 from benchmarks.cli import main
 from benchmarks.running import disk
 from tests.made import make_run
@@ -48,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_run(root, "mixup", seed, 3.0, control="train")
         make_run(root, HOSTILE, seed, status="failed", reason=HOSTILE)
     study = {"question": HOSTILE, "margin": 1.5, "prediction": "mixup is better"}
-    (root / "study.json").write_text(json.dumps({**study, "benchmarks": ["digits"]}))
+    (root / "study.yaml").write_text(json.dumps({**study, "benchmarks": ["digits"]}))
     report(root, root / "out", with_published=True)
     return root / "out"
 
@@ -230,7 +231,7 @@ def test_sentences_of_every_verdict() -> None:
 def test_control_rows_of_a_method(tmp_path: Path) -> None:
     shuffled = f"shuffled_weights(upstream={SAFLEX})"
     lpa3 = "lpa3(upstream=mixup)"
-    noise = "norm_noise(upstream=mixup)"
+    noise = f"norm_noise(upstream={lpa3})"
     for method in ("none", "mixup", lpa3, shuffled, noise, "head_refit(upstream=mixup)"):
         make_run(tmp_path, method)
     make_run(tmp_path, SAFLEX, meta=9)
@@ -373,11 +374,11 @@ def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
         ("prediction: |\n  none wins\n", Question(prediction="none wins", source="study.yaml")),
         ("- a list", "expected a mapping"),
         ("margin: -1", "margin: expected points of 0 or more, got -1"),
-        ("margin: [", "cannot be read"),
+        ("margin: [", "study.yaml, line 1, column 10: expected the node content"),
         ("family: 3", "family: expected a text or one {name"),
         ("family: ['{crop|mixup']", "family: '{crop|mixup': expected a }"),
         ("family: ['saflex(']", "family: cannot read"),
-        ("question: 3", "question: expected a text, got 3"),
+        ("question: 3", "line 1: question: Input should be a valid string, got 3"),
     ],
 )
 def test_a_study_file_beside_the_runs(
@@ -388,7 +389,7 @@ def test_a_study_file_beside_the_runs(
     if isinstance(expected, Question):
         assert question.read(tmp_path) == expected
         return
-    with pytest.raises(QuestionError, match=re.escape(expected)):
+    with pytest.raises(StudyError, match=re.escape(expected)):
         question.read(tmp_path)
 
 
@@ -422,7 +423,7 @@ def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Pa
     assert question.read(tmp_path, "two").text == "Second?"
     (tmp_path / "study.yaml").write_text("question: Third?\n")
     assert question.read(tmp_path).text == "Third?"
-    with pytest.raises(QuestionError, match=r"no study 'tw'.*did you mean 'two'.*one, two"):
+    with pytest.raises(StudyError, match=r"no study 'tw'.*did you mean 'two'.*one, two"):
         question.read(tmp_path, "tw")
 
 
@@ -460,7 +461,7 @@ def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> N
         "Changed on 2026-11-21, after 12 run(s), to: mixup wins" in text
     )
     swept(root, "two", "predictions: [{text: 3, runs: 1}]")
-    with pytest.raises(QuestionError, match=r"two/study\.yaml: predictions: expected"):
+    with pytest.raises(StudyError, match=r"two/study\.yaml: predictions: expected"):
         question.read(root, "two")
 
 
@@ -530,7 +531,7 @@ def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> N
     row = search_row("none", stopped=False)
     del row["regret"]
     (tmp_path / "studies" / "some" / "search.json").write_text(json.dumps([row]))
-    with pytest.raises(QuestionError, match=r"search.json: not a search of this version.*regret"):
+    with pytest.raises(StudyError, match=r"search.json: not a search of this version.*regret"):
         report(tmp_path, tmp_path / "out")
 
 

@@ -14,13 +14,12 @@ import numpy as np
 from analysis import metrics
 from analysis.blocks import (
     CORRUPTIONS,
-    NONE,
     Block,
     Column,
     Entry,
-    call_in,
 )
 from analysis.comparison import POINTS, Row, difference
+from analysis.facts import NONE, call_in
 from analysis.findings import Finding, mean_ranks, scores
 from analysis.records import Record
 from analysis.report import plots
@@ -184,7 +183,7 @@ class _Drawing:
 
     def short(self, names: Sequence[str]) -> tuple[list[str], str]:
         """Names with a long upstream that most share written as U, and what U is."""
-        rows = [Row(each.name, each.upstream, ()) for each in self.block.entries]
+        rows = [Row(each.name, each.facts.upstream, ()) for each in self.block.entries]
         upstream = common_upstream(rows)
         if not upstream:
             return list(names), ""

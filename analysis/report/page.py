@@ -99,7 +99,7 @@ def report(
 
     Raises:
         NoRuns: the folder holds no run with a result.
-        QuestionError: its study file cannot be used.
+        StudyError: its study file cannot be used.
     """
     asked = question.read(root, study)
     found, unread = asked.own(*records.scan(root))

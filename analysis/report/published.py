@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from analysis.blocks import Block, call_in, outer
+from analysis.blocks import Block
+from analysis.facts import call_in, outer
 
 
 @dataclass(frozen=True)

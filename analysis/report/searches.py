@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.comparison import POINTS, number, signed
-from analysis.question import STUDIES, QuestionError
+from analysis.question import STUDIES
 from analysis.report import plots, sentences
 from analysis.report.figures import Figure
 from analysis.report.formats import Group, Table, cells
 from analysis.report.plots import Curve, Panel
+from analysis.studyfile import StudyError
 
 FILE = "search.json"
 PREFIX = "search-"
@@ -51,7 +52,7 @@ def read(root: Path, study: str = "") -> list[Search]:
     """The searches beside the runs in a folder, or those of one study.
 
     Raises:
-        QuestionError: a file that no sweep has written so.
+        StudyError: a file that no sweep has written so.
     """
     found = []
     for path in sorted(root.glob(f"{STUDIES}/{study or '*'}/{FILE}")):
@@ -61,7 +62,7 @@ def read(root: Path, study: str = "") -> list[Search]:
                 tables(search)  # whatever is missing is told here, with the file's name
                 found.append(search)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise QuestionError(f"{path}: not a search of this version ({error!r})") from error
+            raise StudyError(f"{path}: not a search of this version ({error!r})") from error
     return found
 
 

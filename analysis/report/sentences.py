@@ -11,13 +11,10 @@ from typing import Any
 
 from analysis.blocks import (
     CUT,
-    LEARNING,
-    NONE,
     Block,
     Column,
     Entry,
     bare,
-    outer,
     variant,
 )
 from analysis.comparison import (
@@ -28,6 +25,7 @@ from analysis.comparison import (
     number,
     signed,
 )
+from analysis.facts import NONE, outer
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.question import Question
 from analysis.records import Record
@@ -46,18 +44,8 @@ from analysis.runs import (
     row_name,
     row_parts,
 )
-from analysis.stats import ALPHA, MIN_SEEDS, Interval
+from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 from methods.naming import render, with_path
-
-MADE_FOR = {
-    "random_label": ("saflex",),
-    "self_distil": ("saflex",),
-    "norm_noise": ("lpa3",),
-}
-"""Controls that say something about one method only."""
-
-REFIT = "head_refit"
-"""The control that trains the last layer anew, on the meta rows."""
 
 RUNS = "runs"
 """Where results lie unless told otherwise."""
@@ -95,12 +83,12 @@ def finding(each: Finding, margin: float, family: int) -> str:
     made = each.difference
     if made is None:
         return f"{start}: no seed has a result of both."
-    if made.folds and made.seeds >= MIN_SEEDS and made.population is None:
+    if made.folds and made.seeds >= INFERENCE_SEEDS and made.population is None:
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
             f"{made.folds} folds is not whole, nothing is inferred."
         )
-    if made.patients == 1 and made.seeds >= MIN_SEEDS and made.population is None:
+    if made.patients == 1 and made.seeds >= INFERENCE_SEEDS and made.population is None:
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as all test images are of "
             "one patient, nothing is inferred."
@@ -114,7 +102,7 @@ def finding(each: Finding, margin: float, family: int) -> str:
     if made.population is None or each.verdict == "not tested":
         return (
             f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
-            f"{MIN_SEEDS} seeds nothing is inferred."
+            f"{INFERENCE_SEEDS} seeds nothing is inferred."
         )
     kind = f"repeated {made.folds}-fold" if made.folds else "population"
     told = (
@@ -289,33 +277,24 @@ def controls_of(block: Block, entry: Entry) -> list[str]:
 
     What trains on other labelled rows, or on meta rows, tells of methods that take meta rows alone.
     """
-    meta = _takes_meta(block, entry)
-    if not (entry.wraps or meta or outer(entry.method) in LEARNING):
+    if not (entry.facts.wraps or entry.facts.needs_meta):
         return []
-    return [each.name for each in block.controls if _controls(each, entry, meta)]
+    return [each.name for each in block.controls if _controls(each, entry)]
 
 
-def _takes_meta(block: Block, entry: Entry) -> bool:
-    return any(
-        record.result["data"]["rows"].get("meta", 0) > 0
-        for column in block.columns
-        for record in column.rows[entry.name].by_seed().values()
-    )
-
-
-def _controls(control: Entry, entry: Entry, meta: bool) -> bool:
-    name, apart = outer(control.method), {variant(control.name), variant(entry.name)} - {""}
-    if len(apart) > 1:
+def _controls(control: Entry, entry: Entry) -> bool:
+    if len({variant(control.name), variant(entry.name)} - {""}) > 1:
         return False
-    _, labelled, budget = row_parts(bare(control.name))
-    if budget:
-        return control.method == entry.upstream and budget.endswith(f" of {entry.method}")
-    if entry.method in (control.method, control.wraps):
+    facts, upstream = control.facts, entry.facts.upstream
+    if facts.budget_of:
+        return control.method == upstream and facts.budget_of == entry.method
+    if entry.method in (control.method, facts.wraps):
         return True
-    on_upstream = entry.upstream in (control.method, control.wraps)
-    if on_upstream and (labelled or name == REFIT):
-        return meta
-    return on_upstream and outer(entry.method) in MADE_FOR.get(name, (outer(entry.method),))
+    if upstream not in (control.method, facts.wraps):
+        return False
+    if facts.controls == "meta":
+        return entry.facts.needs_meta
+    return outer(entry.method) in facts.controls
 
 
 def advice(block: Block) -> list[str]:
@@ -328,7 +307,7 @@ def advice(block: Block) -> list[str]:
             continue
         rows = column.done[0].result["data"]["rows"]["test"]
         wanted = advised(rows, column.done[0].folds)
-        if min(counts) < MIN_SEEDS:
+        if min(counts) < INFERENCE_SEEDS:
             text = (
                 f"rows with {seeds(min(counts))} are a smoke test and no inference is drawn from "
                 f"them; {wanted} seeds are advised"
@@ -471,8 +450,8 @@ def _budgeted(block: Block, names: Sequence[str], kind: str) -> set[str]:
     """The rows of an equal budget that a comparison of these rows makes."""
     made = set()
     for entry in block.compared:
-        upstream = entry.upstream if entry.upstream in names else NONE
-        if entry.wraps and entry.method in names and upstream in names:
+        upstream = entry.facts.upstream if entry.facts.upstream in names else NONE
+        if entry.facts.wraps and entry.method in names and upstream in names:
             made.add(row_name(upstream, budget=f"{kind} of {entry.method}"))
     return made
 

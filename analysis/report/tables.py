@@ -9,14 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from analysis.blocks import (
-    CONTROLS,
-    NONE,
     Block,
     Column,
     Entry,
     alike,
-    call_in,
-    outer,
 )
 from analysis.comparison import (
     ATTACKED,
@@ -31,6 +27,7 @@ from analysis.comparison import (
     patients_told,
     signed,
 )
+from analysis.facts import NONE, call_in
 from analysis.findings import (
     Best,
     Finding,
@@ -49,7 +46,7 @@ from analysis.report.formats import (
     cells,
     table,
 )
-from analysis.stats import MIN_SEEDS
+from analysis.stats import INFERENCE_SEEDS
 from methods.naming import Call, render
 
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
@@ -135,7 +132,7 @@ def _mark(found: Best | None, name: str) -> Mark:
 
 def _ratio(column: Column, entry: Entry) -> float:
     """The cost as a ratio to the upstream alone; nan where that was not run."""
-    base = alike(entry, entry.upstream, column.rows)
+    base = alike(entry, entry.facts.upstream, column.rows)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
 
 
@@ -157,8 +154,8 @@ def _main_notes(
         ]
         if few:
             notes.append(
-                f"Not tested against the best, with fewer than {MIN_SEEDS} seeds (or one test "
-                "patient, or no whole repeat of folds) in common with "
+                f"Not tested against the best, with fewer than {INFERENCE_SEEDS} seeds (or one "
+                "test patient, or no whole repeat of folds) in common with "
                 f"it: {'; '.join(few)}."
             )
     found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
@@ -391,10 +388,10 @@ def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, 
     families: dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]] = {}
     for entry in block.entries:
         call = _call(entry)
-        if call is None or outer(entry.method) in CONTROLS:
+        if call is None or entry.control:
             continue
         given = {key: _text(value) for key, value in call.arguments if key != "upstream"}
-        families.setdefault((call.name, entry.wraps or NONE), []).append((entry, given))
+        families.setdefault((call.name, entry.facts.wraps or NONE), []).append((entry, given))
     return {key: rows for key, rows in families.items() if len(rows) > 1}
 
 
@@ -447,7 +444,7 @@ def ranks_table(block: Block, name: str) -> Table | None:
     left = [entry.name for entry in block.compared if entry.name not in names]
     if left:
         notes.append(
-            f"Left out, with fewer than {MIN_SEEDS} seeds on a data set: {', '.join(left)}."
+            f"Left out, with fewer than {INFERENCE_SEEDS} seeds on a data set: {', '.join(left)}."
         )
     title = "Mean ranks by test accuracy, last epoch, 1 the best"
     return table(name, title, ["", "mean rank ↓"], rows, notes)

@@ -23,8 +23,9 @@ WIDTH = 110
 def lines(check: bool) -> tuple[list[str], bool]:
     """The listing, and whether every method is available; ``check`` imports them all."""
     shown, available = [], True
+    kinds = {name: _kind(name, entry) for name, entry in methods.registry().items()}
     for kind, heading in HEADINGS.items():
-        names = [name for name, entry in methods.registry().items() if entry.kind == kind]
+        names = [name for name in kinds if kinds[name] == kind]
         if not names:
             continue
         shown.append(heading)
@@ -62,6 +63,11 @@ def lines(check: bool) -> tuple[list[str], bool]:
         )
         shown.append(_line(name, text, source))
     return shown, available
+
+
+def _kind(name: str, entry: methods.Entry) -> str:
+    declared = None if entry.kind else methods.declared(name)
+    return declared.kind if declared is not None else entry.kind
 
 
 def _arguments(summary: methods.Summary) -> list[str]:

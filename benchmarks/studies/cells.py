@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal, cast, get_args
 
 import methods
-from analysis import runs
+from analysis import facts, runs
 from analysis.runs import Run, Training
 from benchmarks.data.names import Benchmark, canonical
 from benchmarks.data.splits import Control, Protocol
@@ -151,8 +151,13 @@ def upstream_of(method: str) -> str:
     if upstream is None:
         return "none"
     name = methods.canonical(render(upstream))
-    around = methods.build(method).controls_upstream or Row(name).needs_meta
+    around = _controls_upstream(method) or Row(name).needs_meta
     return upstream_of(name) if around else name
+
+
+def _controls_upstream(method: str) -> bool:
+    """Whether a method is a control of the method that it is put around."""
+    return methods.build(method).controls == "upstream"
 
 
 def make_cell(
@@ -169,7 +174,8 @@ def make_cell(
     preset: str = "",
 ) -> Cell:
     """The cell of one row and seed; ``model`` is canonical."""
-    needs_meta = row.needs_meta
+    method = methods.build(row.method)
+    needs_meta = "meta" in method.requires()
     if row.dirty and benchmark.noise == 0:
         raise NamingError(
             f"{row.method}@{DIRTY}: {canonical(benchmark)} has no noise for its meta rows"
@@ -203,11 +209,13 @@ def make_cell(
         oracle_test=oracle_test,
         versions=versions,
     )
+    told = facts.facts_of(run, methods.takes_upstream, method.controls, needs_meta)
     recorded = {
         "preset": preset,
         "path": benchmark.path,
         "budget": row.detail,
         "of": row.of,
+        facts.ROW: asdict(told),  # type: ignore[call-overload]
     }
     return Cell(run, benchmark, recorded)
 
@@ -219,7 +227,7 @@ def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
     for method in plain:
         upstream = upstream_of(method)
         upstream = upstream if upstream in plain else "none"
-        if upstream in plain - {method} and not methods.build(method).controls_upstream:
+        if upstream in plain - {method} and not _controls_upstream(method):
             found.append(runs.row_name(upstream, budget=f"{kind} of {method}"))
     return found
 
@@ -274,7 +282,7 @@ def equal_budget_rows(
         upstream = upstream_of(method)
         upstream = upstream if upstream in costs else "none"
         seeds = sorted(own.keys() & costs.get(upstream, {}).keys())
-        if method == upstream or not seeds or methods.build(method).controls_upstream:
+        if method == upstream or not seeds or _controls_upstream(method):
             continue
         budget = f"{kind} of {method}"
         baseline = plain[upstream, seeds[0]].run

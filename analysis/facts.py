@@ -1,0 +1,124 @@
+"""What the row of a run is: upstream, method or control, of what, and what it needs.
+
+It is resolved once, when the run is made, and stands in run.json under ``recorded["row"]``; of runs
+that were written without it, it is what methods of these names declare now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+import methods
+from analysis.runs import CONFIG, Run
+from methods.naming import Call, NamingError, call_of, parse, render
+
+ROW = "row"
+"""The key in ``recorded``."""
+NONE = "none"
+Controls = Literal["upstream", "meta"] | tuple[str, ...]
+Takes = Callable[[str], bool]
+"""Whether the method of a name is put around an upstream."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Facts:
+    """What a row is among others."""
+
+    kind: Literal["upstream", "method", "control"]
+    wraps: str
+    """the method or upstream that it is put around; empty for an upstream"""
+    upstream: str
+    """what draws the augmentation below every method; ``none`` for an upstream itself"""
+    controls: Controls = ()
+    """what its method is a control of, as ``methods.base.Method.controls`` says; "meta" where
+    it is trained on other labelled rows, or its meta rows are dirty"""
+    needs_meta: bool = False
+    dirty: bool = False
+    """whether meta rows carry the label noise of the training rows"""
+    budget_of: str = ""
+    """the method whose passes or time it has; empty where steps are equal"""
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """What it is measured against where no base is named: the first of these that is there.
+
+        Of a method its upstream alone, of an upstream ``none``.
+        """
+        return (self.wraps, self.upstream, NONE) if self.wraps else (NONE,)
+
+
+def facts_of(run: Run, takes: Takes, controls: Controls, needs_meta: bool) -> Facts:
+    """The facts of a run whose method declares so much."""
+    wraps, inner = put_around(run.method, takes)
+    dirty, budget_of = undirty(run.benchmark)[1], run.budget.partition(" of ")[2]
+    other_rows = dirty or run.control != "all"
+    control = controls or other_rows or budget_of
+    return Facts(
+        kind="control" if control else "method" if wraps else "upstream",
+        wraps=wraps,
+        upstream=inner if wraps else NONE,
+        controls="meta" if other_rows else controls,
+        needs_meta=needs_meta,
+        dirty=dirty,
+        budget_of=budget_of,
+    )
+
+
+def facts_in(run: Run, recorded: Mapping[str, Any], result: Mapping[str, Any]) -> Facts:
+    """The facts that stand in a run's files, or those that its names tell."""
+    try:
+        return Facts(**recorded[ROW])
+    except (KeyError, TypeError, ValueError):  # written by another version, which names no facts
+        call = call_in(run.method)
+        declared = methods.declared(call.name) if call is not None else None
+        meta = result.get("data", {}).get("rows", {}).get("meta", 0) > 0
+        return facts_of(run, takes_upstream, declared.controls if declared else (), meta)
+
+
+def takes_upstream(name: str) -> bool:
+    """Whether a method takes an upstream, as its file declares; of an unknown one not known."""
+    declared = methods.declared(name)
+    return declared is not None and declared.takes_upstream
+
+
+def put_around(method: str, takes: Takes = takes_upstream) -> tuple[str, str]:
+    """What a method is put around, and the innermost upstream: both ``none`` unless given.
+
+    For an upstream itself the first is empty and the second its own name.
+    """
+    call = call_in(method)
+    if call is None:
+        return "", method
+    inner = dict(call.arguments).get(methods.UPSTREAM)
+    if inner is None:
+        return (NONE, NONE) if takes(call.name) else ("", method)
+    text = render(inner)
+    return text, put_around(text, takes)[1]
+
+
+def outer(method: str) -> str:
+    """The name of a method without its arguments; a chain is its own name."""
+    return method.partition("(")[0] if "+" not in method.partition("(")[0] else method
+
+
+def call_in(text: str) -> Call | None:
+    """The call that a name of a run writes; None for a chain, and for what is no such name."""
+    try:
+        expression = parse(text)
+    except NamingError:  # runs may come from another version, or from anybody
+        return None
+    return expression if isinstance(expression, Call) else None
+
+
+def undirty(benchmark: str) -> tuple[str, bool]:
+    """A benchmark without noise of its meta rows where that equals the noise, and whether."""
+    if "meta_noise" not in benchmark:
+        return benchmark, False
+    call = call_in(benchmark)
+    given = dict(call.arguments) if call is not None else {}
+    if call is None or given.get("meta_noise") != given.get("noise"):
+        return benchmark, False
+    return render(call_of(call.name, {k: v for k, v in given.items() if k != "meta_noise"})), True
