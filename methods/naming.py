@@ -159,47 +159,36 @@ def _expanded(text: str) -> Iterator[str]:
 
 
 def written_out(value: Any) -> tuple[str, ...]:
-    """The names in a text, a mapping or a list of them, products written out, each once.
-
-    A list in a list, such as an anchored one, lends its names; a chain is spelled with ``+``.
+    """The names in a text or a list of texts, products written out, each once.
 
     Raises:
         NamingError: something else, or more than ``MOST_NAMES`` names.
     """
     found: dict[str, None] = {}
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, list | tuple):
-            found |= dict.fromkeys(written_out(each))
-        elif isinstance(each, str):
-            texts = [text for part in split(each) for text in expand(part)]
-            found |= {name: None for text in texts for name in split(text)}
-        else:
-            found[render(from_mapping(each))] = None
+    for text in texts_in(value):
+        found |= {name: None for part in split(text) for name in expand(part)}
         if len(found) > MOST_NAMES:
             raise NamingError(f"expected at most {MOST_NAMES:,} names, got more")
     return tuple(found)
 
 
-def from_mapping(value: Any) -> Call | Links:
-    """The expression that YAML writes as a text or as ``{name: {argument: value}}``."""
+def texts_in(value: Any) -> Iterator[str]:
+    """A text, or the texts of a list; an anchored list in a list lends its own.
+
+    Raises:
+        NamingError: something else.
+    """
     if isinstance(value, str):
-        return parse(value)
-    if isinstance(value, list) and value:
-        parts = [from_mapping(part) for part in value]
-        calls = [c for p in parts for c in (p.calls if isinstance(p, Links) else (p,))]
-        return Links(tuple(calls)) if len(calls) > 1 else calls[0]
-    if isinstance(value, Mapping) and len(value) == 1:
-        ((name, arguments),) = value.items()
-        if arguments is None or isinstance(arguments, Mapping):
-            pairs = [(str(key), from_yaml(each)) for key, each in (arguments or {}).items()]
-            return Call(str(name), tuple(pairs))
-    raise NamingError(f"expected a text or one {{name: {{argument: value}}}}, got {value!r}")
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from texts_in(each)
+    else:
+        raise NamingError(f"expected a text such as mixup(alpha=0.2), got {value!r}")
 
 
 def from_yaml(value: Any) -> Value:
     """An argument as YAML writes it."""
-    if isinstance(value, Mapping):
-        return from_mapping(value)
     if isinstance(value, list):
         return tuple(from_yaml(each) for each in value)
     value = number_of(value)

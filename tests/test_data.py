@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from dataclasses import fields, replace
@@ -15,7 +14,6 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from benchmarks.data import names
 from benchmarks.data.carving import NotApplicable, carve
 from benchmarks.data.catalogue import CATALOGUE, Kind
 from benchmarks.data.dataset import Arrays
@@ -1094,11 +1092,10 @@ class TestBenchmarkNames:
             parse_benchmark(text)
         assert all(word in str(caught.value) for word in words), caught.value
 
-    def test_the_arguments_are_the_fields(self) -> None:
-        """Two lists say the same: the signature that is parsed, and the dataclass it fills."""
-        parsed = inspect.signature(names._arguments).parameters
-        held = {f.name: f.default for f in fields(Benchmark) if f.name not in ("name", "path")}
-        assert {name: each.default for name, each in parsed.items()} == held
+    @pytest.mark.parametrize("text", ["digits(name=x)", "digits(path='x')"])
+    def test_name_and_path_are_no_arguments(self, text: str) -> None:
+        with pytest.raises(NamingError, match=r"no argument .* \(it takes size, as_rgb, folds"):
+            parse_benchmark(text)
 
 
 def test_from_arrays_in_three_lines() -> None:

@@ -25,10 +25,11 @@ from methods.naming import (
     bind,
     call_of,
     convert,
-    from_mapping,
+    from_yaml,
     parse,
     render,
     split,
+    written_out,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -379,53 +380,48 @@ class TestTypes:
         assert "got" in str(caught.value)
 
 
-class TestMapping:
-    @pytest.mark.parametrize(
-        ("value", "text"),
-        [
-            ("crop+mixup(alpha=0.3)", "crop+mixup(alpha=0.3)"),
-            ({"mixup": None}, "mixup"),
-            ({"mixup": {}}, "mixup"),
-            ({"mixup": {"alpha": 0.3}}, "mixup(alpha=0.3)"),
-            ({"mixup": {"alpha": "1e-3"}}, "mixup(alpha=1e-3)"),
-            ({"mixup": {"alpha": "2E1"}}, "mixup(alpha=2E1)"),
-            ({"crop": {"mode": "reflect", "pad": 2}}, "crop(mode=reflect, pad=2)"),
-            ({"head_refit": {"upstream": "crop+flip"}}, "head_refit(upstream=crop+flip)"),
-            ({"head_refit": {"upstream": "none"}}, "head_refit(upstream=none)"),
-            ({"head_refit": {"upstream": None}}, "head_refit(upstream=None)"),
-            (
-                {"head_refit": {"upstream": {"mixup": {"alpha": 1}}, "steps": 5}},
-                "head_refit(upstream=mixup(alpha=1), steps=5)",
-            ),
-            (["crop", {"mixup": {"alpha": 0.3}}], "crop+mixup(alpha=0.3)"),
-            (["crop+flip", "mixup"], "crop+flip+mixup"),
-            (["mixup"], "mixup"),
-            ({"s": {"sizes": [1, 2], "text": "two words"}}, "s(sizes=[1, 2], text='two words')"),
-            ({"s": {"flag": True, "limit": None}}, "s(flag=True, limit=None)"),
-        ],
-    )
-    def test_equals_the_text(self, value: Any, text: str) -> None:
-        assert from_mapping(value) == parse(text)
+class TestFiles:
+    """How a study file writes names, and the values of arguments that a search tries."""
 
     @pytest.mark.parametrize(
-        "value",
+        ("value", "names"),
         [
-            3,
-            None,
-            [],
-            {},
-            {"a": {}, "b": {}},
-            {"mixup": 0.2},
-            {"mixup": 0},
-            {"mixup": "alpha"},
-            {"mixup": [0.2]},
-            {"mixup": {"alpha": {"a": 1, "b": 2}}},
-            ["crop", 3],
+            ("none, crop+mixup(alpha=0.3)", ["none", "crop+mixup(alpha=0.3)"]),
+            (["none", "crop(pad=2, mode=zeros)"], ["none", "crop(pad=2, mode=zeros)"]),
+            (["none,crop", "crop"], ["none", "crop"]),
+            ([["none", ["crop"]], "mixup"], ["none", "crop", "mixup"]),
+            (["{crop|{mixup|cutmix}}", "none"], ["crop", "mixup", "cutmix", "none"]),
+            ("f(a={1, b=2|3})", ["f(a=1, b=2)", "f(a=3)"]),
+            ([], []),
+            ("", []),
         ],
     )
-    def test_refuses_with_what_was_got(self, value: Any) -> None:
-        with pytest.raises(NamingError, match=r"expected .* got "):
-            from_mapping(value)
+    def test_names_written_out(self, value: Any, names: list[str]) -> None:
+        assert list(written_out(value)) == names
+
+    @pytest.mark.parametrize("value", [3, None, {}, {"mixup": {"alpha": 0.2}}, ["crop", 3]])
+    def test_what_is_no_text_is_refused_with_what_was_got(self, value: Any) -> None:
+        with pytest.raises(NamingError, match=r"expected a text such as .* got "):
+            written_out(value)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("1e-3", 0.001),
+            ("2E1", 20.0),
+            (0.3, 0.3),
+            (True, True),
+            (None, None),
+            ("reflect", Call("reflect")),
+            ("crop+flip", Links((Call("crop"), Call("flip")))),
+            ("mixup(alpha=1)", Call("mixup", (("alpha", 1),))),
+            ("two words", "two words"),
+            ([1, "x", [2]], (1, Call("x"), (2,))),
+        ],
+    )
+    def test_a_value(self, value: Any, expected: Any) -> None:
+        assert from_yaml(value) == expected
+        assert type(from_yaml(value)) is type(expected)
 
 
 IDENTIFIERS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(

@@ -17,6 +17,7 @@ from PIL import Image
 
 import methods
 from analysis import question, runs
+from analysis.studyfile import StudyError
 from benchmarks.cli import main, sweep
 from benchmarks.data import catalogue
 from benchmarks.data.download import DataError
@@ -27,7 +28,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
 from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import Round, Work
-from benchmarks.studies.schema import Study, StudyError
+from benchmarks.studies.schema import Study
 from benchmarks.training.tasks import task_of
 from methods.base import Spec
 from methods.naming import NamingError, expand
@@ -160,12 +161,12 @@ def test_a_study_without_a_name_has_that_of_its_file(tmp_path: Path, file: str, 
     assert loading.load(write(tmp_path, SMALL, file)).name == name
 
 
-def test_names_as_text_mapping_and_product_are_the_same_runs(tmp_path: Path) -> None:
+def test_names_as_text_list_and_product_are_the_same_runs(tmp_path: Path) -> None:
     head = "benchmarks: digits\nmodels: small_cnn\nseeds: 1\n"
     texts = [
         'methods: [none, "saflex(upstream=mixup(alpha=0.4), preset=stable)"]',
         'methods: "none, saflex(preset=stable,upstream=mixup(alpha=0.4))"',
-        "methods:\n- none\n- saflex: {preset: stable, upstream: {mixup: {alpha: 0.4}}}",
+        "methods:\n- none\n- saflex(upstream=mixup(alpha=0.4), preset=stable)",
         'methods: "{none|saflex(preset=stable,upstream=mixup(alpha=0.4))}"',
     ]
     found = [ids(load(tmp_path, head + text), tmp_path) for text in texts]

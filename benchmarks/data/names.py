@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from methods.naming import (
     parse,
     render,
     split,
+    texts_in,
     unknown,
     written_out,
 )
@@ -36,12 +37,13 @@ GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist
 """Sets with many images of one patient, scan or slide."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Benchmark:
-    """A data set and what is done to it; the arguments of a benchmark's name."""
+    """A data set and what is done to it; what follows the path are the arguments of its name."""
 
     name: str
     path: str = ""
+    _: KW_ONLY
     size: int = 28
     as_rgb: bool = False
     folds: int = 0
@@ -60,22 +62,6 @@ class Benchmark:
         return self.noise > 0 or self.imbalance > 1 or self.meta_noise > 0
 
 
-def _arguments(
-    *,
-    size: int = 28,
-    as_rgb: bool = False,
-    folds: int = 0,
-    rows_per_class: int = 0,
-    noise: float = 0.0,
-    noise_kind: Literal["symmetric", "pair"] = "symmetric",
-    imbalance: float = 1.0,
-    imbalance_kind: Literal["half", "stratified"] = "half",
-    meta_noise: float = 0.0,
-    groups: int | str | None = None,
-) -> dict[str, Any]:
-    return {}
-
-
 def parse_benchmark(text: str) -> Benchmark:
     """The benchmark that ``text`` names.
 
@@ -83,32 +69,11 @@ def parse_benchmark(text: str) -> Benchmark:
         NamingError: an unknown name or argument, a value that is not allowed, or a path that could
             be meant in two ways.
     """
-    kind, colon, rest = text.strip().partition(":")
-    own = bool(colon) and kind in OWN
-    if own:
-        path, arguments = _path_and_arguments(kind, rest)
-        slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
-        if slip and not arguments and not _exists(path) and rest.strip()[-1:] not in "\"'":
-            parse(f"{kind}{path[slip.start() :]}")  # its error tells what cannot be read
-        call = parse(f"{kind}{arguments}")
-        try:
-            path = str(Path(path).expanduser().absolute())
-        except RuntimeError as error:
-            raise NamingError(f"{kind}: {path}: nobody here has that home folder") from error
-    else:
-        call, path = parse(text), ""
-    if not isinstance(call, Call):
-        raise NamingError(f"benchmark {text!r}: expected one name or call, not a chain")
-    if call.name not in CATALOGUE and not own:
+    call, path = _call_and_path(text)
+    if call.name not in CATALOGUE and not path:
         raise unknown("benchmark", call.name, [*CATALOGUE, "npz:FILE", "folder:DIR"])
-    bound = bind(call, _arguments, "benchmark")
-    benchmark = Benchmark(name=call.name, path=path, **bound)
-    sizes = CATALOGUE[call.name].sizes if call.name in CATALOGUE else ()
-    if sizes and benchmark.size not in sizes and benchmark.size != Benchmark.size:
-        known = ", ".join(map(str, sizes))
-        raise NamingError(f"{call.name}: size: expected one of {known}, got {benchmark.size}")
-    if len(sizes) == 1:  # the default stands for the only size, so that it has one name
-        benchmark = replace(benchmark, size=Benchmark.size)
+    given = Benchmark(call.name, path, **bind(call, Benchmark, "benchmark"))
+    benchmark = replace(given, size=_size(given), groups=_groups(given))
     _within(call.name, "size", benchmark.size, 8, 1024)
     if benchmark.folds:
         _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
@@ -117,25 +82,61 @@ def parse_benchmark(text: str) -> Benchmark:
                 f"{call.name}: folds: expected none, as its official split keeps images of one "
                 "patient, scan or slide on one side, and folds would not"
             )
-    if benchmark.groups is not None and call.name != "folder":
-        raise NamingError(
-            f"{call.name}: groups: expected none, as only a folder says so which images are of one "
-            f"patient (an npz file holds train_groups and test_groups), got {benchmark.groups!r}"
-        )
-    if isinstance(benchmark.groups, str):
-        if benchmark.groups.strip()[:1] in ("", "/", "~"):
-            raise NamingError(  # it is part of a run's id, which no machine's paths may decide
-                f"{call.name}: groups: expected a file by its path from the folder, such as "
-                f"patients.csv or ../patients.csv:id, got {benchmark.groups!r}"
-            )
-        benchmark = replace(benchmark, groups=os.path.normpath(benchmark.groups))
-    if isinstance(benchmark.groups, int):
-        _within(call.name, "groups", benchmark.groups, 0, 9)
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
     _within(call.name, "imbalance", benchmark.imbalance, 1, 10**6)
     return benchmark
+
+
+def _call_and_path(text: str) -> tuple[Call, str]:
+    """The name with its arguments, and of a user's own data their path."""
+    kind, colon, rest = text.strip().partition(":")
+    if not colon or kind not in OWN:
+        call = parse(text)
+        if not isinstance(call, Call):
+            raise NamingError(f"benchmark {text!r}: expected one name or call, not a chain")
+        return call, ""
+    path, arguments = _path_and_arguments(kind, rest)
+    slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
+    if slip and not arguments and not _exists(path) and rest.strip()[-1:] not in "\"'":
+        parse(f"{kind}{path[slip.start() :]}")  # its error tells what cannot be read
+    call = parse(f"{kind}{arguments}")
+    assert isinstance(call, Call)  # a name, and perhaps parentheses
+    try:
+        return call, str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise NamingError(f"{kind}: {path}: nobody here has that home folder") from error
+
+
+def _size(benchmark: Benchmark) -> int:
+    """The size, refused where a set does not have it; the default stands for an only one."""
+    name, size = benchmark.name, benchmark.size
+    sizes = CATALOGUE[name].sizes if name in CATALOGUE else ()
+    if sizes and size not in (*sizes, Benchmark.size):
+        known = ", ".join(map(str, sizes))
+        raise NamingError(f"{name}: size: expected one of {known}, got {size}")
+    return Benchmark.size if len(sizes) == 1 else size
+
+
+def _groups(benchmark: Benchmark) -> int | str | None:
+    """Where the patients of a folder are named, in one spelling."""
+    name, groups = benchmark.name, benchmark.groups
+    if groups is not None and name != "folder":
+        raise NamingError(
+            f"{name}: groups: expected none, as only a folder says so which images are of one "
+            f"patient (an npz file holds train_groups and test_groups), got {groups!r}"
+        )
+    if isinstance(groups, int):
+        _within(name, "groups", groups, 0, 9)
+    if not isinstance(groups, str):
+        return groups
+    if groups.strip()[:1] in ("", "/", "~"):
+        raise NamingError(  # it is part of a run's id, which no machine's paths may decide
+            f"{name}: groups: expected a file by its path from the folder, such as "
+            f"patients.csv or ../patients.csv:id, got {groups!r}"
+        )
+    return os.path.normpath(groups)
 
 
 def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
@@ -217,13 +218,9 @@ def listed(value: Any) -> tuple[str, ...]:
         NamingError: something that names no benchmark.
     """
     found: dict[str, None] = {}
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, list | tuple):
-            found |= dict.fromkeys(listed(each))
-            continue
-        for part in names_in(each) if isinstance(each, str) else [each]:
-            whole = isinstance(part, str) and _own_end(part) == len(part)
-            found |= dict.fromkeys([part] if whole else written_out(part))
+    for text in texts_in(value):
+        for name in names_in(text):
+            found |= dict.fromkeys([name] if _own_end(name) == len(name) else written_out(name))
     return tuple(found)
 
 
