@@ -116,63 +116,85 @@ def _what(data: bytes) -> str:
 
 
 def _decoded(image: Image.Image, size: int) -> tuple[np.ndarray, set[str], int | None]:
-    done = set()
-    if getattr(image, "is_animated", False):  # a format of one page has no such attribute
-        done.add("pages")
+    animated = getattr(image, "is_animated", False)  # a format of one page has no such attribute
     raw, declared = _stored(image)
     tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     image.load()
     _refuse(image, tags)
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
+    done = {"pages"} if animated else set()
     if _is_turned(image):
         image = ImageOps.exif_transpose(image)
         done.add("turned")
-    if image.width != image.height:
-        done.add("squeezed")
-    if image.mode == "CMYK":
-        done.add("cmyk")
-    if 0 in tags.get(EXTRA_SAMPLES, ()):
-        done.add("extra")
-    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma", SRGB_GAMMA)
-    if (profile and not any(name in profile for name in SRGB)) or abs(gamma - SRGB_GAMMA) > 0.01:
-        done.add("profile")
+    done |= _remarks(image, tags)
     peak = None
     if image.mode == "I" or image.mode.startswith("I;16"):
+        image, peak, altered = _shallow(image, tags)
+        done |= altered
+    elif raw.endswith(DEEP):
+        peak = _peak_of_colours(image)
         done.add("deep")
-        deep = np.asarray(image)
-        bits = 12 if tags.get(BITS) == (12,) else 16
-        if bits == 16 and not declared:
-            peak = int(deep.max())
-        clear = deep == image.info.get("transparency", -1)
-        if tags.get(PHOTOMETRIC) == 0:
-            deep = 2**bits - 1 - deep
-            done.add("white is zero")
-        if bits == 12:
-            done.add("12 bits")
-        # Pillow clips 16 bits to 255 where it should scale them.
-        shallow = (deep >> (bits - 8)).astype(np.uint8)
-        if clear.any():
-            shallow[clear] = 0
-            done.update({"ground", "clear"} if clear.all() else {"ground"})
-        image = Image.fromarray(shallow)
-    elif raw.endswith(DEEP):  # of which Pillow hands over the higher byte
-        done.add("deep")
-        if "transparency" in image.info:
-            raise Refused(f"one of its colours of 16 bits is transparent; {ADVICE}")
-        bands = np.asarray(image)
-        if not declared:
-            colours = bands[..., :-1] if image.mode in ("LA", "RGBA") else bands
-            peak = int(colours.max()) << 8
+    picture, ground = _on_black(image, raw)
+    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return pixels, done | ground, None if declared else peak
+
+
+def _remarks(image: Image.Image, tags: dict) -> set[str]:
+    """What is to be told of the image, and of what its file says beyond its pixels."""
+    profile, gamma = image.info.get("icc_profile"), image.info.get("gamma", SRGB_GAMMA)
+    other_profile = profile and not any(name in profile for name in SRGB)
+    told = {
+        "squeezed": image.width != image.height,
+        "cmyk": image.mode == "CMYK",
+        "extra": 0 in tags.get(EXTRA_SAMPLES, ()),
+        "profile": other_profile or abs(gamma - SRGB_GAMMA) > 0.01,
+    }
+    return {key for key, holds in told.items() if holds}
+
+
+def _shallow(image: Image.Image, tags: dict) -> tuple[Image.Image, int | None, set[str]]:
+    """Grey of 12 or 16 bits in 8, its largest value of 16 bits, and what was done."""
+    done = {"deep"}
+    deep = np.asarray(image)
+    bits = 12 if tags.get(BITS) == (12,) else 16
+    peak = int(deep.max()) if bits == 16 else None
+    clear = deep == image.info.get("transparency", -1)
+    if tags.get(PHOTOMETRIC) == 0:
+        deep = 2**bits - 1 - deep
+        done.add("white is zero")
+    if bits == 12:
+        done.add("12 bits")
+    # Pillow clips 16 bits to 255 where it should scale them.
+    shallow = (deep >> (bits - 8)).astype(np.uint8)
+    if clear.any():
+        shallow[clear] = 0
+        done |= {"ground", "clear"} if clear.all() else {"ground"}
+    return Image.fromarray(shallow), peak, done
+
+
+def _peak_of_colours(image: Image.Image) -> int:
+    """The largest value of colours of 16 bits, of which Pillow hands over the higher byte."""
+    if "transparency" in image.info:
+        raise Refused(f"one of its colours of 16 bits is transparent; {ADVICE}")
+    bands = np.asarray(image)
+    colours = bands[..., :-1] if image.mode in ("LA", "RGBA") else bands
+    return int(colours.max()) << 8
+
+
+def _on_black(image: Image.Image, raw: str) -> tuple[Image.Image, set[str]]:
+    """The image, grey or in colours, with what is transparent on black, and whether any is."""
     mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
     alpha = _alpha(image, raw)
     picture = _plain(image, mode)
-    if alpha is not None:
-        low, high = alpha.getextrema()
-        if low != 255:  # what lies under transparency is never seen, so it may not decide either
-            picture = Image.composite(picture, Image.new(mode, picture.size), alpha)
-            done.update({"ground", "clear"} if high == 0 else {"ground"})
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), done, peak
+    if alpha is None:
+        return picture, set()
+    low, high = alpha.getextrema()
+    if low == 255:
+        return picture, set()
+    # What lies under transparency is never seen, so it may not decide either.
+    picture = Image.composite(picture, Image.new(mode, picture.size), alpha)
+    return picture, {"ground", "clear"} if high == 0 else {"ground"}
 
 
 def _stored(image: Image.Image) -> tuple[str, bool]:
