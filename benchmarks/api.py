@@ -123,7 +123,7 @@ def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path
     ``options`` are ``study``, ``published``, ``format`` and ``recompute``.
 
     Raises:
-        UsageError, QuestionError, NoRuns: of ValueError; the message says what is expected.
+        UsageError, StudyError, NoRuns: of ValueError; the message says what is expected.
     """
     from benchmarks.cli import report  # noqa: PLC0415 - loads matplotlib
 

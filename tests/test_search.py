@@ -16,6 +16,7 @@ import pytest
 
 from analysis import runs
 from analysis.report import searches, sentences
+from analysis.studyfile import StudyError
 from benchmarks.cli import main, sweep
 from benchmarks.running.disk import conclude
 from benchmarks.studies import loading, plan, rounds, search
@@ -23,7 +24,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.rounds import Job, Work
-from benchmarks.studies.schema import Asha, Study, StudyError, Tune
+from benchmarks.studies.schema import Asha, Study, Tune
 from benchmarks.studies.search import Ladder, Outcome
 from benchmarks.studies.space import Parameter, parameter
 from methods.naming import NamingError

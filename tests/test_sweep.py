@@ -17,6 +17,7 @@ import pytest
 
 from analysis import question, runs
 from analysis.runs import Status
+from analysis.studyfile import StudyError
 from benchmarks.cli import arguments, main
 from benchmarks.cli.sweep import where_of
 from benchmarks.running import capacity, cleanup, disk, flag, local, worker
@@ -345,7 +346,7 @@ def test_more_than_this_machine_has_is_refused_before_ray_starts(
         asked = replace(healthy, resources=schema.Resources(**resources))
         ray: Any = None
         for workers in (None, 1):
-            with pytest.raises(schema.StudyError, match=part):
+            with pytest.raises(StudyError, match=part):
                 own.start(ray, tmp_path, asked, workers)
 
 
@@ -378,7 +379,7 @@ def test_a_ray_that_others_may_reach_is_refused(healthy: schema.Study, tmp_path:
     ray: Any = FakeRay()
     assert own.start(ray, tmp_path, healthy, 1).workers == 1
     ray = FakeRay("10.0.0.7")
-    with pytest.raises(schema.StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
+    with pytest.raises(StudyError, match=r"listens on 10\.0\.0\.7 instead of 127\.0\.0\.1"):
         own.start(ray, tmp_path, healthy, 1)
 
 
@@ -391,7 +392,7 @@ def test_a_dashboard_says_where_it_is_and_what_it_needs(
     ray: Any = FakeRay()
     asked = replace(healthy, dashboard=True)
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)
-    with pytest.raises(schema.StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
+    with pytest.raises(StudyError, match=r"dashboard: .* pip install 'ray\[default\]'"):
         own.start(ray, tmp_path, asked, 1)
     there = types.ModuleType("ray.dashboard.optional_deps")
     monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", there)
@@ -411,7 +412,7 @@ def test_a_cluster_that_cannot_be_joined_says_why(
     healthy: schema.Study, error: Exception, part: str
 ) -> None:
     ray: Any = FakeRay(error=error)
-    with pytest.raises(schema.StudyError, match=part):
+    with pytest.raises(StudyError, match=part):
         joined.join(ray, "ray://x:1", healthy, None)
 
 
@@ -428,9 +429,9 @@ def test_the_address_is_that_of_the_command_else_of_the_environment_else_of_the_
     assert where_of(command, asked).address == ""
     here = replace(command, executor="local", address="")
     assert where_of(here, asked) == Where("local", "", 2), "which joins no cluster"
-    with pytest.raises(schema.StudyError, match="executor: expected ray for the address x, got"):
+    with pytest.raises(StudyError, match="executor: expected ray for the address x, got"):
         where_of(replace(here, address="x"), asked)
-    with pytest.raises(schema.StudyError, match="wandb: expected --executor ray"):
+    with pytest.raises(StudyError, match="wandb: expected --executor ray"):
         where_of(here, replace(asked, wandb={"project": "mine"}))
 
 
@@ -448,7 +449,7 @@ def test_callbacks_get_what_the_file_says_before_ray_starts(
     monkeypatch.setitem(sys.modules, "ray.air.integrations.wandb", fake)
     assert len(tune.loggers(replace(healthy, wandb={"project": "mine"}))) == 1
     assert given == [{"project": "mine"}]
-    with pytest.raises(schema.StudyError, match=r"wandb: TypeError: .*'projekt'"):
+    with pytest.raises(StudyError, match=r"wandb: TypeError: .*'projekt'"):
         tune.loggers(replace(healthy, wandb={"projekt": "mine"}))
     assert tune.loggers(healthy) == []
 

@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 
 from analysis import plan, question, records
-from analysis.question import QuestionError
 from analysis.report.page import FORMATS, NoRuns, report
 from benchmarks.cli.arguments import (
     PlanCommand,
@@ -24,7 +23,7 @@ def carry_out(command: ReportCommand | PlanCommand) -> int:
     """Do what the command says; the exit code."""
     try:
         return _report(command) if isinstance(command, ReportCommand) else _plan(command)
-    except (NamingError, UsageError, QuestionError, NoRuns, OSError) as error:
+    except (NamingError, UsageError, NoRuns, OSError) as error:
         if command.debug:
             traceback.print_exc()
         print(f"augbench: {error}", file=sys.stderr)
@@ -41,7 +40,7 @@ def write(command: ReportCommand) -> list[Path]:
 
     Raises:
         UsageError, NoRuns: a value that cannot be used; a folder without results.
-        QuestionError: the study file cannot be used.
+        StudyError: the study file cannot be used.
     """
     wanted = [each.strip() for each in command.format.split(",") if each.strip()]
     unknown = [each for each in wanted if each not in FORMATS]

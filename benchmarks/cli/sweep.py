@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from analysis import comparison, question, records, runs
-from analysis.question import FILES, STUDIES, Prediction
+from analysis.question import FILE, STUDIES, Prediction
 from analysis.report import sentences
+from analysis.studyfile import StudyError
 from benchmarks.cli import arguments, results
 from benchmarks.cli.common import read_data
 from benchmarks.data import sources
@@ -60,7 +61,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
         print(f"Study file: {file}", file=sys.stderr)
     asked = loading.load(file, list(chain.from_iterable(command.settings)))
     if command.workers is not None and command.workers < 1:
-        raise schema.StudyError(f"workers: expected 1 or more, got {command.workers}")
+        raise StudyError(f"workers: expected 1 or more, got {command.workers}")
     root = (command.out or asked.out).expanduser().absolute()
     data_root = command.data or asked.data or sources.default_root()
     data_root = data_root.expanduser().absolute()
@@ -76,14 +77,12 @@ def carry_out(command: arguments.SweepCommand) -> int:
     if command.only and not wanted:
         names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
         later = any(table.block.same for table in plan.tables)
-        raise schema.StudyError(
+        raise StudyError(
             f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
             f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
         )
     if len(wanted) > schema.MAX_RUNS:
-        raise schema.StudyError(
-            f"the file names {len(wanted)} runs, expected {schema.MAX_RUNS:,} at most"
-        )
+        raise StudyError(f"the file names {len(wanted)} runs, expected {schema.MAX_RUNS:,} at most")
     if command.dry_run:
         return _dry_run(command, work, ledger, wanted)
     _remember(work)
@@ -100,7 +99,7 @@ def _remember(work: Work) -> None:
     root, name = work.root, work.plan.study.name
     folder = root / STUDIES / name
     folder.mkdir(parents=True, exist_ok=True)
-    own, file = work.whole(), folder / FILES[0]
+    own, file = work.whole(), folder / FILE
     asked = work.plan.study.asked()
     kept = question.read(root, name).predictions if file.is_file() else ()
     text = asked["prediction"].strip()

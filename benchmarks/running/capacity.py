@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.studyfile import StudyError
+
 if TYPE_CHECKING:
     from benchmarks.studies.schema import Study
 
@@ -102,8 +104,6 @@ def here(study: Study, workers: int | None) -> Capacity:
     Raises:
         StudyError: it has not what one run takes, or not the GPUs for so many.
     """
-    from benchmarks.studies.schema import StudyError  # noqa: PLC0415 - loads torch
-
     has, own = cores(), gpus()
     cpus, gpu = takes(study, own > 0)
     if gpu > own:

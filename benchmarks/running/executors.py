@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from analysis.studyfile import StudyError
 from benchmarks.running import local
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
@@ -15,7 +16,7 @@ from benchmarks.running.driver import Outcomes
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round, Work
-from benchmarks.studies.schema import Study, StudyError
+from benchmarks.studies.schema import Study
 
 Name = Literal["local", "ray"]
 

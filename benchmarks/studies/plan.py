@@ -17,6 +17,7 @@ from analysis import blocks, runs
 from analysis.comparison import advised
 from analysis.question import OVER
 from analysis.runs import Training, row_parts
+from analysis.studyfile import StudyError
 from benchmarks.data import splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.names import (
@@ -28,7 +29,7 @@ from benchmarks.data.names import (
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
 from benchmarks.studies.cells import Cell, Row
-from benchmarks.studies.schema import Block, Study, StudyError, protocols_of
+from benchmarks.studies.schema import Block, Study, protocols_of
 from benchmarks.training import models
 from methods.base import Spec
 from methods.naming import (

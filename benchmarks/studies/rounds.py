@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import runs
+from analysis.studyfile import StudyError
 from benchmarks.data import splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.sources import locate
@@ -17,7 +18,7 @@ from benchmarks.data.streams import strata_of
 from benchmarks.studies import cells, search
 from benchmarks.studies.cells import Cell, Row
 from benchmarks.studies.plan import Plan, Table
-from benchmarks.studies.schema import StudyError, Tune
+from benchmarks.studies.schema import Tune
 from benchmarks.studies.search import (
     Ladder,
     Outcome,

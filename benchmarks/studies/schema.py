@@ -8,34 +8,21 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from analysis import runs
-from analysis.question import OVER, comparison
+from analysis.question import OVER, Asked, comparison
 from analysis.runs import CONFIG
 from benchmarks.data.names import (
     listed,
 )
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
-from methods.naming import (
-    NamingError,
-    written_out,
-)
+from methods.naming import written_out
 
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
-
-
-class StudyError(NamingError):
-    """A study file that cannot be used; names the file, the line, and what is allowed there."""
-
-
-def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in value:
-        comparison(entry)
-    return value
 
 
 def _listed(value: Any) -> Any:
@@ -53,7 +40,6 @@ def _seeds(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(listed)]
-Family = Annotated[Names, AfterValidator(_comparisons)]
 Listed = BeforeValidator(_listed)
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
 
@@ -169,17 +155,10 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Study:
-    """What a study file says."""
+class Study(Asked):
+    """What a study file says, beside what it asks."""
 
     name: str
-    question: str = ""
-    family: Family = ()
-    """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
-    margin: float = 0.5
-    """points of accuracy within which two rows count as equal"""
-    prediction: str = ""
-    """written before the first run"""
     blocks: tuple[Block, ...] = ()
     resources: Resources = field(default_factory=Resources)
     workers: int | None = None
@@ -202,13 +181,12 @@ class Study:
     tune: Tune | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {self.workers}")
         for name, least in (("retries", 0), ("checkpoint_every", 1), ("memory_gib", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        if not 0 <= self.margin < math.inf:
-            raise ValueError(f"margin: expected points of 0 or more, got {self.margin}")
         for block in self.blocks if self.tune is not None else ():
             if block.same:
                 raise ValueError("same: expected none beside tune, which has equal passes itself")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis.studyfile import StudyError
 from benchmarks.data import sources, splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.download import DataError
@@ -21,7 +22,7 @@ from benchmarks.running.flag import GO
 from benchmarks.running.on_ray.carried import carry
 from benchmarks.running.problems import said
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.schema import Study, StudyError
+from benchmarks.studies.schema import Study
 from benchmarks.training.errors import first_line
 
 CLIENT = "ray://"

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 
 from analysis import runs
+from analysis.studyfile import StudyError
 from benchmarks.running import capacity, cleanup
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.flag import LOOK_SECONDS, held
-from benchmarks.studies.schema import Study, StudyError
+from benchmarks.studies.schema import Study
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 << 20

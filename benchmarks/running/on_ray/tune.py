@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.studyfile import StudyError
 from benchmarks.running import flag
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
@@ -25,7 +26,7 @@ from benchmarks.running.on_ray.carried import carry
 from benchmarks.running.worker import work
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Job, Round
-from benchmarks.studies.schema import Study, StudyError
+from benchmarks.studies.schema import Study
 from benchmarks.training.errors import Interrupted, first_line
 from benchmarks.training.progress import Gone
 
