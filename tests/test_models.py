@@ -11,13 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training.models import (
-    MODELS,
-    Normalize,
-    Trunk,
-    build,
-    canonical,
-)
+from benchmarks.training.models import build, canonical
+from benchmarks.training.networks import MODELS, Normalize, Trunk
 from methods.base import Model, Spec
 from methods.branches import BranchedNorm, has_branches
 from methods.naming import NamingError
@@ -346,11 +341,11 @@ from functools import cache
 
 import torch
 from torch import nn
-from benchmarks.training import models
+from benchmarks.training import imagenet, models
 from methods.base import Spec
 
-torchvision = models.import_torchvision()
-assert models.import_torchvision() is torchvision, "a second call changes nothing"
+torchvision = imagenet.import_torchvision()
+assert imagenet.import_torchvision() is torchvision, "a second call changes nothing"
 torch.set_num_threads(1)
 asked = []
 

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from benchmarks.training.models import import_torchvision
+from benchmarks.training.imagenet import import_torchvision
 from benchmarks.training.tasks import MultiClass
 from methods import randaugment
 from methods.base import Batch, Spec

@@ -84,7 +84,7 @@ def _line(name: str, text: str, source: str) -> str:
 
 def _models() -> list[tuple[str, str, str]]:
     """Name, first line and source of each model, read from the file: importing it loads torch."""
-    path = Path(__file__).parent.parent / "training" / "models.py"
+    path = Path(__file__).parent.parent / "training" / "networks.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     table = next(

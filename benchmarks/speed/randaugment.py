@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from benchmarks.training import models
+from benchmarks.training.imagenet import import_torchvision
 from benchmarks.training.machine import describe_device
 from methods.base import Batch, Spec
 from methods.randaugment import RandAugment
@@ -85,7 +86,7 @@ def batch_of(x: Tensor) -> Batch:
 
 def pillow(x: Tensor, repeats: int) -> float:
     """Images a second of torchvision's RandAugment, Pillow's images in and tensors out."""
-    models.import_torchvision()
+    import_torchvision()
     from torchvision.transforms import RandAugment as Theirs  # noqa: PLC0415
     from torchvision.transforms.functional import to_tensor  # noqa: PLC0415
 
