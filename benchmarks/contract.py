@@ -28,10 +28,11 @@ from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
 from benchmarks.data.streams import rows_from_tensors
 from benchmarks.training import models
+from benchmarks.training.checks import check_batch
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import Fitted, check_batch, fit
+from benchmarks.training.trainer import Fitted, fit
 from methods.base import Batch, Method
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8

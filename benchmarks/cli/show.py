@@ -30,12 +30,13 @@ from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, m
 from benchmarks.data.streams import chunks, rows_from_tensors, strata_of
 from benchmarks.running.codes import FAILURE, INTERRUPTED
 from benchmarks.training import errors, models, progress
+from benchmarks.training.checks import check_batch, check_fits
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.evaluation import labels_of
 from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import check_batch, check_fits, fit
+from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method
 
 POOL = 512

@@ -12,11 +12,12 @@ from benchmarks.data.seeding import seed_global
 from benchmarks.data.splits import Splits
 from benchmarks.data.streams import training_order
 from benchmarks.training import models
+from benchmarks.training.checks import check_fits
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.machine import describe_device
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import check_fits, train_step
+from benchmarks.training.trainer import train_step
 from methods import build, canonical
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from analysis import runs
 from analysis.runs import Run
 from benchmarks.data.seeding import seed_global
-from benchmarks.data.splits import NotApplicable, Splits
+from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, chunks, rows_of_epoch, training_order
 from benchmarks.training import models
 from benchmarks.training.checkpoint import (
@@ -31,6 +31,7 @@ from benchmarks.training.checkpoint import (
     write_checkpoint,
     write_lines,
 )
+from benchmarks.training.checks import check_batch, check_finite, check_fits
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.errors import Interrupted, TrainingFailed
 from benchmarks.training.evaluation import judge, quick_scores, selection_offered
@@ -43,7 +44,7 @@ from benchmarks.training.machine import (
 from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.schedule import learning_rate, make_optimizer
 from benchmarks.training.tasks import task_of
-from methods.base import Batch, Method, Model, Spec
+from methods.base import Batch, Method, Spec
 from methods.branches import has_branches
 
 CHECK_EVERY = 50
@@ -155,33 +156,6 @@ def _tell_settings(run: Run, progress: Progress) -> None:
     ):
         if on:
             progress.note(f"{run.method}: {name} is on")
-
-
-def check_fits(
-    name: str, method: Method, splits: Splits, network: nn.Module, model_name: str
-) -> None:
-    """Refuse a method that does not work on this task, data or network.
-
-    Raises:
-        NotApplicable: the message is the reason.
-    """
-    needs, spec = method.requires(), splits.spec
-    if "features" in needs and not isinstance(network, Model):
-        raise NotApplicable(
-            f"{name} needs the stages of a methods.base.Model, {model_name} gives logits only"
-        )
-    if "auxiliary_norm" in needs and not has_branches(network):
-        raise NotApplicable(
-            f"{name} needs a second set of batch normalisation, {model_name} has none: take one of "
-            "our networks that has batch normalisation, such as resnet18"
-        )
-    if "image" in needs and spec.kind != "image":
-        raise NotApplicable(f"{name} needs images, the data are {spec.kind}s")
-    reason = method.supports(task_of(splits.kind), spec)
-    if reason:
-        raise NotApplicable(reason)
-    if len(splits.train) < 2:
-        raise NotApplicable(f"{len(splits.train)} training rows; at least 2 are needed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,7 +276,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
         ctx.step += 1
         if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
             since = place // CHECK_EVERY * CHECK_EVERY
-            last = _check_finite(epoch.losses[since:], ctx.epoch, since, epoch.rate)
+            last = check_finite(epoch.losses[since:], ctx.epoch, since, epoch.rate)
             done = sum(len(each) for each in epoch.order[since : place + 1])
             job.progress.advance(done, last)
 
@@ -368,49 +342,6 @@ def _samples(rows: Rows, method: Method, batch: Batch) -> dict[str, np.ndarray]:
 def _pixels(x: Tensor) -> np.ndarray:
     levels = (255 * x.detach().float().clamp(0, 1)).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def check_batch(batch: Batch, spec: Spec, name: str) -> None:
-    """Refuse a batch whose parts do not fit together.
-
-    Raises:
-        TrainingFailed: names the method, the part, its shape and the shape that was expected.
-    """
-    if not isinstance(batch, Batch):
-        raise TrainingFailed(
-            f"{name}: augment returned {type(batch).__name__}, expected a methods.base.Batch"
-        )
-    rows = len(batch.x)
-    expected = {
-        "x": (rows, *spec.shape),
-        "y": (rows, spec.classes),
-        "w": (rows,),
-        "index": (rows,),
-        "logits": (rows, spec.classes),
-    }
-    for part, shape in expected.items():
-        tensor = getattr(batch, part)
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise TrainingFailed(
-                f"{name}: augment returned {part} of shape {tuple(tensor.shape)}, expected {shape}"
-            )
-
-
-def _check_finite(losses: list[Tensor], epoch: int, since: int, rate: float) -> float:
-    """The last of these losses.
-
-    Raises:
-        TrainingFailed: one of them is nan or infinite.
-    """
-    values = torch.stack(losses)
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise TrainingFailed(
-            f"loss is {float(values[first])} at epoch {epoch + 1}, step {since + first + 1}, "
-            f"learning rate {rate:g}"
-        )
-    return float(values[-1])
 
 
 def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:

@@ -1,0 +1,83 @@
+"""What a run is refused or ended for: a method that does not fit, a wrong batch, a loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.data.carving import NotApplicable
+from benchmarks.data.splits import Splits
+from benchmarks.training.errors import TrainingFailed
+from benchmarks.training.tasks import task_of
+from methods.base import Batch, Method, Model, Spec
+from methods.branches import has_branches
+
+
+def check_fits(
+    name: str, method: Method, splits: Splits, network: nn.Module, model_name: str
+) -> None:
+    """Refuse a method that does not work on this task, data or network.
+
+    Raises:
+        NotApplicable: the message is the reason.
+    """
+    needs, spec = method.requires(), splits.spec
+    if "features" in needs and not isinstance(network, Model):
+        raise NotApplicable(
+            f"{name} needs the stages of a methods.base.Model, {model_name} gives logits only"
+        )
+    if "auxiliary_norm" in needs and not has_branches(network):
+        raise NotApplicable(
+            f"{name} needs a second set of batch normalisation, {model_name} has none: take one of "
+            "our networks that has batch normalisation, such as resnet18"
+        )
+    if "image" in needs and spec.kind != "image":
+        raise NotApplicable(f"{name} needs images, the data are {spec.kind}s")
+    reason = method.supports(task_of(splits.kind), spec)
+    if reason:
+        raise NotApplicable(reason)
+    if len(splits.train) < 2:
+        raise NotApplicable(f"{len(splits.train)} training rows; at least 2 are needed")
+
+
+def check_batch(batch: Batch, spec: Spec, name: str) -> None:
+    """Refuse a batch whose parts do not fit together.
+
+    Raises:
+        TrainingFailed: names the method, the part, its shape and the shape that was expected.
+    """
+    if not isinstance(batch, Batch):
+        raise TrainingFailed(
+            f"{name}: augment returned {type(batch).__name__}, expected a methods.base.Batch"
+        )
+    rows = len(batch.x)
+    expected = {
+        "x": (rows, *spec.shape),
+        "y": (rows, spec.classes),
+        "w": (rows,),
+        "index": (rows,),
+        "logits": (rows, spec.classes),
+    }
+    for part, shape in expected.items():
+        tensor = getattr(batch, part)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise TrainingFailed(
+                f"{name}: augment returned {part} of shape {tuple(tensor.shape)}, expected {shape}"
+            )
+
+
+def check_finite(losses: list[Tensor], epoch: int, since: int, rate: float) -> float:
+    """The last of these losses.
+
+    Raises:
+        TrainingFailed: one of them is nan or infinite.
+    """
+    values = torch.stack(losses)
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        raise TrainingFailed(
+            f"loss is {float(values[first])} at epoch {epoch + 1}, step {since + first + 1}, "
+            f"learning rate {rate:g}"
+        )
+    return float(values[-1])
