@@ -60,14 +60,14 @@ def test_compare_on_ray_makes_the_runs_of_processes(
         "compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn(width=0.25)",
         "--methods", "none,flip", "--seeds", "1", "--epochs", "2", "--device", "cpu",
     ]  # fmt: skip
-    tables = {}
+    experiments = {}
     for executor in ("local", "ray"):
         out = tmp_path / executor
         assert main.run([*given, "--executor", executor, "--out", str(out)]) == 0
         shown = capsys.readouterr()
         assert shown.err.count("seed 0: done, ") == 2
-        tables[executor] = [line[:70] for line in shown.out.splitlines()[:12]]
-    assert tables["local"] == tables["ray"]
+        experiments[executor] = [line[:70] for line in shown.out.splitlines()[:12]]
+    assert experiments["local"] == experiments["ray"]
     assert sweeping.numbers(tmp_path / "local") == sweeping.numbers(tmp_path / "ray")
     assert len(list(runs.folders(tmp_path / "ray"))) == 2
 

@@ -46,8 +46,8 @@ def made(folder: Path, text: str = "", *settings: str) -> Study:
 def settings_of(study_: Study, folder: Path) -> dict[str, list[Mapping[str, Any]]]:
     tune = study_.tune
     assert tune is not None
-    (table,) = Plan(study_, folder).tables
-    return {row.method: search.listed(row, table.training, tune) for row in table.rows}
+    (experiment,) = Plan(study_, folder).experiments
+    return {row.method: search.listed(row, experiment.training, tune) for row in experiment.rows}
 
 
 def checked(study_: Study, folder: Path) -> None:
@@ -173,20 +173,20 @@ def test_what_a_search_decides_itself_is_refused_beside_it(tmp_path: Path, key: 
 
 def test_a_trial_is_a_run_like_any_other(tmp_path: Path) -> None:
     study_ = made(tmp_path, "tune: {trials: 3, seeds: 2, final_seeds: 4}\n")
-    (table,) = Plan(study_, tmp_path).tables
-    tune, row = study_.tune, table.rows[2]
+    (experiment,) = Plan(study_, tmp_path).experiments
+    tune, row = study_.tune, experiment.rows[2]
     assert tune is not None
     values = {"learning_rate": 0.005, "saflex.beta": 2.0, "randaugment.m": 5}
-    trial = search.trial_of(table, row, 1, values, tune)
+    trial = search.trial_of(experiment, row, 1, values, tune)
     run = trial.cells[0].run
     assert run.method == "saflex(beta=2.0, upstream=randaugment(m=5))"
     assert run.training.learning_rate == 0.005
     assert run.training.epochs == 9
-    fresh = search.finals(table, row, values, tune)
+    fresh = search.finals(experiment, row, values, tune)
     assert not {cell.run.seed for cell in trial.cells} & {cell.run.seed for cell in fresh}
     assert [cell.run.seed for cell in fresh] == [0, 1, 2, 3]
-    default = search.finals(table, row, {}, tune)
-    plain = [cell for cell in table.cells() if cell.run.method == row.method]
+    default = search.finals(experiment, row, {}, tune)
+    plain = [cell for cell in experiment.cells() if cell.run.method == row.method]
     assert [cell.run.id for cell in default] == [cell.run.id for cell in plain][:4]
 
 
@@ -360,7 +360,7 @@ def test_the_search_finds_a_planted_optimum(tmp_path: Path, asha: str) -> None:
     assert {cell.run.seed for trial in only.trials for cell in trial.cells} == {1000, 1001, 1002}
     searched = [trial.cells[0].recorded["searched"] for trial in only.trials]
     assert searched == [dict(trial.values) for trial in only.trials], "the row as written too"
-    finals = [search.finals(only.table, only.row, v, only.tune) for v in ({}, best.values)]
+    finals = [search.finals(only.experiment, only.row, v, only.tune) for v in ({}, best.values)]
     assert ["searched" in cells[0].recorded for cells in finals] == [False, True]
     again = Work(Plan(study_, tmp_path), root, lambda cell: True)
     left = [

@@ -64,7 +64,9 @@ SEARCH = SMALL.replace("seeds: 2\n", "")
 
 
 def ids(made: Study, root: Path) -> list[str]:
-    return [cell.run.id for table in Plan(made, root).tables for cell in table.cells()]
+    return [
+        cell.run.id for experiment in Plan(made, root).experiments for cell in experiment.cells()
+    ]
 
 
 def test_an_id_does_not_depend_on_what_else_a_study_names(tmp_path: Path) -> None:
@@ -91,10 +93,10 @@ def test_an_id_does_not_depend_on_what_else_a_study_names(tmp_path: Path) -> Non
 def test_a_small_file(tmp_path: Path) -> None:
     made = load(tmp_path, SMALL)
     assert made.name == "some"
-    (table,) = Plan(made, tmp_path).tables
-    assert [row.method for row in table.rows] == ["none", "mixup"]
-    assert table.seeds == (0, 1)
-    assert [(c.run.method, c.run.seed) for c in table.cells()] == [
+    (experiment,) = Plan(made, tmp_path).experiments
+    assert [row.method for row in experiment.rows] == ["none", "mixup"]
+    assert experiment.seeds == (0, 1)
+    assert [(c.run.method, c.run.seed) for c in experiment.cells()] == [
         ("none", 0),
         ("mixup", 0),
         ("none", 1),
@@ -191,7 +193,7 @@ blocks:
   seeds: [7, 9]
 """,
     )
-    one, two, three = Plan(made, tmp_path).tables
+    one, two, three = Plan(made, tmp_path).experiments
     assert (one.model, two.model, three.model) == ("small_cnn", "mlp", "small_cnn")
     assert (one.training.epochs, two.training.epochs, two.training.batch_size) == (4, 4, 64)
     assert [row.method for row in two.rows] == ["none", "crop", "mixup"]
@@ -308,15 +310,15 @@ def test_a_name_is_that_of_a_folder(name: str, tmp_path: Path) -> None:
 def test_a_search_over_a_preset(tmp_path: Path) -> None:
     """A bare word among the arguments is no method whose space is searched."""
     text = SMALL.replace("[none, mixup]", '["saflex(preset=stable, upstream=mixup)"]')
-    (table,) = Plan(load(tmp_path, text), tmp_path).tables
-    found = search.parameters(table.rows[0], table.training, schema.Tune())
+    (experiment,) = Plan(load(tmp_path, text), tmp_path).experiments
+    found = search.parameters(experiment.rows[0], experiment.training, schema.Tune())
     names = {each.key.partition(".")[0] for each in found}
     assert names == {"learning_rate", "weight_decay", "saflex", "mixup"}
 
 
 def test_seeds_follow_the_size_of_the_test_split(tmp_path: Path) -> None:
     text = "benchmarks: [breastmnist, pneumoniamnist]\nmethods: none\nmodels: small_cnn\n"
-    few, many = Plan(load(tmp_path, text), tmp_path).tables
+    few, many = Plan(load(tmp_path, text), tmp_path).experiments
     assert (len(few.seeds), len(many.seeds)) == (30, 10)
 
 
@@ -378,17 +380,17 @@ def test_nothing_of_a_file_is_run(tmp_path: Path) -> None:
 
 def test_settings_go_before_the_file(tmp_path: Path) -> None:
     made = load(tmp_path, SMALL, "training.epochs=3", "seeds=[4, 5]", "methods=[crop]")
-    (table,) = Plan(made, tmp_path).tables
-    assert table.training.epochs == 3
-    assert table.seeds == (4, 5)
-    assert [row.method for row in table.rows] == ["crop"]
+    (experiment,) = Plan(made, tmp_path).experiments
+    assert experiment.training.epochs == 3
+    assert experiment.seeds == (4, 5)
+    assert [row.method for row in experiment.rows] == ["crop"]
     text = SMALL + "blocks:\n- {seeds: 5, training: {epochs: 7}}\n- models: mlp\n"
     for settings, expected in (
         (("seeds=3", "training.epochs=2"), [(3, 2), (3, 2)]),
         (("blocks.0.seeds=3", "blocks.1.training.epochs=2"), [(3, 7), (2, 2)]),
     ):
-        tables = Plan(load(tmp_path, text, *settings), tmp_path).tables
-        assert [(len(each.seeds), each.training.epochs) for each in tables] == expected
+        experiments = Plan(load(tmp_path, text, *settings), tmp_path).experiments
+        assert [(len(each.seeds), each.training.epochs) for each in experiments] == expected
     assert "a number from 0 to 1" in refused(tmp_path, text, "blocks.2.seeds=3")
     assert "no list in which 0" in refused(tmp_path, SMALL, "blocks.0.seeds=3")
     assert "--set seeds=0: blocks.seeds: expected 1 to" in refused(tmp_path, text, "seeds=0")
@@ -437,21 +439,21 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_runs(
     monkeypatch.setitem(sys.modules, "too_small", module)
     text = f"benchmarks: npz:{path}\nmodels: py:too_small:make\nmethods: none\n"
     with pytest.raises(NamingError, match="cannot be built for 1 x 8 x 8 images"):
-        _ = Plan(load(tmp_path, text), tmp_path).tables
+        _ = Plan(load(tmp_path, text), tmp_path).experiments
 
 
 def test_only(tmp_path: Path) -> None:
     made = load(tmp_path, SMALL)
-    (table,) = Plan(made, tmp_path).tables
+    (experiment,) = Plan(made, tmp_path).experiments
 
     def left(pattern: str) -> list[str]:
-        return [label(each) for each in table.cells() if chosen(pattern)(each)]
+        return [label(each) for each in experiment.cells() if chosen(pattern)(each)]
 
     assert len(left("")) == 4
     assert left("mixup, seed 1") == ["digits, small_cnn, equal, mixup, seed 1"]
     assert len(left("none")) == len(left("digits*none")) == 2
     assert left("cifar") == []
-    assert len(left(table.name)) == 4, "a table's name, as it is printed, is that of its runs"
+    assert len(left(experiment.name)) == 4, "a table's name, as it is printed, is that of its runs"
 
 
 def finish(cell: Cell, root: Path, passes: float = 1.0, device: str = "cpu") -> None:
@@ -481,8 +483,8 @@ def test_rows_of_an_equal_budget_are_foreseen(
     assert "More come on top: rows of an equal budget" in dry(path, root, capsys)
     assert main.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
     assert "have a name once their methods are done" in capsys.readouterr().err
-    (table,) = Plan(loading.load(path), tmp_path).tables
-    for cell in table.cells():
+    (experiment,) = Plan(loading.load(path), tmp_path).experiments
+    for cell in experiment.cells():
         finish(cell, root, {"none": 2.0, "head_refit": 5.0}[cell.run.method])
     shown = dry(path, root, capsys)
     assert shown.count("none [passes of head_refit], seed") == 2
@@ -495,8 +497,8 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """Only runs on such a device tell it, and of an interrupted run only the rest counts."""
     text = SMALL + "training: {epochs: 10}\nresources: {gpus: 0}\nworkers: 1\n"
     path, root = write(tmp_path, text), tmp_path / "runs"
-    (table,) = Plan(loading.load(path), tmp_path).tables
-    one, two, three = table.cells()[:3]
+    (experiment,) = Plan(loading.load(path), tmp_path).experiments
+    one, two, three = experiment.cells()[:3]
     finish(one, root, device="cuda")
     assert "No run in" in dry(path, root, capsys)
     finish(two, root)
@@ -519,7 +521,7 @@ def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     for text, done in (("crop wins", 0), ("crop wins", 1), ("mixup wins", 1)):
         plan = Plan(load(tmp_path, SMALL + f"prediction: {text}\n"), tmp_path)
         if done and not any(root.glob("*/result.json")):
-            finish(plan.tables[0].cells()[0], root)
+            finish(plan.experiments[0].cells()[0], root)
         sweep._remember(Work(plan, root, chosen("")))
     asked = question.read(root, "some")
     assert asked.prediction == "crop wins"
@@ -584,8 +586,8 @@ def test_a_thousand_runs_are_looked_at_a_few_times_each(
 
 
 def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
-    (table,) = Plan(load(tmp_path, SMALL), tmp_path).tables
-    none, mixup, other = table.cells()[:3]
+    (experiment,) = Plan(load(tmp_path, SMALL), tmp_path).experiments
+    none, mixup, other = experiment.cells()[:3]
     costs = Costs()
     assert costs.of(none.run) is None
     assert costs.total([(none.run, 0), (mixup.run, 0)]).unknown == 2
@@ -660,24 +662,27 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
     assert made.family
     assert made.margin > 0
     plan = Plan(made, tmp_path)
-    rows = {row.method for table in plan.tables for row in table.rows}
+    rows = {row.method for experiment in plan.experiments for row in experiment.rows}
     plan.check_family()
     for row in rows:
         built, reasons = methods.build(row), set()
-        for table in plan.tables:
-            entry = catalogue.CATALOGUE.get(table.benchmark.name)
-            spec = Spec(rows=2, classes=table.source.classes, shape=table.source.shape)
+        for experiment in plan.experiments:
+            entry = catalogue.CATALOGUE.get(experiment.benchmark.name)
+            spec = Spec(rows=2, classes=experiment.source.classes, shape=experiment.source.shape)
             reasons.add(built.supports(task_of(entry.kind if entry else "multi-class"), spec))
         assert "" in reasons, f"{row} runs nowhere: {reasons}"
     if made.tune is not None:
         from benchmarks.studies.search import listed
 
-        for table in plan.tables:
-            for row in table.rows:
-                assert len(listed(row, table.training, made.tune)) > 1
-    assert sum(len(table.rows) * len(table.seeds) for table in plan.tables) < schema.MAX_RUNS
+        for experiment in plan.experiments:
+            for row in experiment.rows:
+                assert len(listed(row, experiment.training, made.tune)) > 1
+    assert (
+        sum(len(experiment.rows) * len(experiment.seeds) for experiment in plan.experiments)
+        < schema.MAX_RUNS
+    )
     told = {int(count) for count in re.findall(r"\b(\d+) rows (?:of|with)", "\n".join(header))}
-    assert told <= {len(table.rows) for table in plan.tables}
+    assert told <= {len(experiment.rows) for experiment in plan.experiments}
 
 
 def test_studies_are_shipped() -> None:
@@ -696,10 +701,10 @@ def test_studies_are_shipped() -> None:
 
 def test_folds_have_whole_repeats_and_no_search(tmp_path: Path) -> None:
     text = "benchmarks: digits(folds=5)\nmodels: small_cnn(width=0.25)\nmethods: none\n"
-    (table,) = Plan(loading.load(write(tmp_path, text)), tmp_path).tables
-    assert table.seeds == tuple(range(30))
+    (experiment,) = Plan(loading.load(write(tmp_path, text)), tmp_path).experiments
+    assert experiment.seeds == tuple(range(30))
     with pytest.raises(StudyError, match=r"line 4.*whole repeats of 5"):
         loading.load(write(tmp_path, text + "seeds: 7\n"))
     searched = loading.load(write(tmp_path, text + "tune: {trials: 4, seeds: 3, final_seeds: 5}\n"))
     with pytest.raises(NamingError, match=r"tune: .* expected the official split"):
-        _ = Plan(searched, tmp_path).tables
+        _ = Plan(searched, tmp_path).experiments

@@ -133,8 +133,8 @@ def test_the_study_is_left_beside_its_runs(place: Path, swept: tuple[int, str, s
 def test_the_bits_are_those_of_one_process(
     place: Path, swept: tuple[int, str, str], healthy: schema.Study, tmp_path: Path
 ) -> None:
-    (table,) = Plan(healthy, place).tables
-    (cell,) = table.cells()
+    (experiment,) = Plan(healthy, place).experiments
+    (cell,) = experiment.cells()
     disk.execute(cell.run, cell.recorded, tmp_path, Options(data_root=place), cell.benchmark)
     ours, theirs = sweeping.numbers(place / "runs"), sweeping.numbers(tmp_path)
     assert ours[cell.run.id] == theirs[cell.run.id]
@@ -224,8 +224,8 @@ def display(*wanted: Cell, done: int = 0, workers: int = 1, costs: Costs | None 
 
 @pytest.fixture
 def job(healthy: schema.Study, place: Path) -> Job:
-    (table,) = Plan(healthy, place).tables
-    return Job(tuple(table.cells()))
+    (experiment,) = Plan(healthy, place).experiments
+    return Job(tuple(experiment.cells()))
 
 
 def test_a_worker_that_dies_is_replaced_as_often_as_the_file_says(
@@ -498,10 +498,10 @@ def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
 def test_each_run_of_a_trial_shows_its_own_seconds(
     job: Job, healthy: schema.Study, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (table,) = Plan(
+    (experiment,) = Plan(
         replace(healthy, blocks=(replace(healthy.blocks[0], seeds=(0, 1)),)), place
-    ).tables
-    one, other = table.cells()
+    ).experiments
+    one, other = experiment.cells()
     board = display(one, other)
     board.started(one)
     cost = {"charged_seconds": 20.0, "evaluation_seconds": 4.0, "epochs": 3}

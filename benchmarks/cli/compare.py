@@ -43,8 +43,8 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[comparison.Row
         path.parent.mkdir(parents=True, exist_ok=True)  # before hours of runs, not after them
     root = command.out.expanduser().absolute()
     plan = Plan(study, options.data_root)
-    if not any(table.rows for table in plan.tables):
-        raise UsageError("; ".join(reason for _, reason in plan.tables[0].missing))
+    if not any(experiment.rows for experiment in plan.experiments):
+        raise UsageError("; ".join(reason for _, reason in plan.experiments[0].missing))
     ledger = Ledger(root, study.retries, command.retry_failed)
     work = Work(plan, root, lambda cell: True)
 
@@ -66,7 +66,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[comparison.Row
     kept = [row for read in rows for row in read]
     _write(command, kept)
     failed = any(each.result["status"] == "failed" for row in kept for each in row.records)
-    missing = any(table.missing for table in plan.tables)
+    missing = any(experiment.missing for experiment in plan.experiments)
     return FAILURE if problems or failed or missing else 0, kept
 
 

@@ -9,7 +9,7 @@ from benchmarks.running.driver import Outcomes
 from benchmarks.running.problems import Problem
 from benchmarks.studies import cells
 from benchmarks.studies.cells import Row
-from benchmarks.studies.plan import Table
+from benchmarks.studies.plan import Experiment
 from benchmarks.studies.rounds import Work
 
 
@@ -18,25 +18,29 @@ def problems_of(outcomes: Outcomes) -> dict[str, str]:
     return {name: each.text for name, each in outcomes.items() if isinstance(each, Problem)}
 
 
-def tables_of(work: Work, problems: dict[str, str]) -> list[tuple[Table, list[comparison.Row]]]:
+def tables_of(
+    work: Work, problems: dict[str, str]
+) -> list[tuple[Experiment, list[comparison.Row]]]:
     """Each table that has a run which is asked for, with its rows; those of plug-ins that cannot
     be had come last."""
     asked = {cell.run.id for cell in work.cells()}
     shown = []
-    for place, table in enumerate(work.plan.tables):
-        rows = [*table.rows, *work.extra.get(place, [])]
-        read = [_row(table, row, work.root, problems, asked) for row in rows]
+    for place, experiment in enumerate(work.plan.experiments):
+        rows = [*experiment.rows, *work.extra.get(place, [])]
+        read = [_row(experiment, row, work.root, problems, asked) for row in rows]
         read = [each for each in read if each.records or each.reasons]
         if read:
-            read += [comparison.Row(name, "none", (), (reason,)) for name, reason in table.missing]
-            shown.append((table, read))
+            read += [
+                comparison.Row(name, "none", (), (reason,)) for name, reason in experiment.missing
+            ]
+            shown.append((experiment, read))
     return shown
 
 
 def _row(
-    table: Table, row: Row, root: Path, problems: dict[str, str], asked: set[str]
+    experiment: Experiment, row: Row, root: Path, problems: dict[str, str], asked: set[str]
 ) -> comparison.Row:
-    made = [cell for cell in table.cells([row]) if cell.run.id in asked]
+    made = [cell for cell in experiment.cells([row]) if cell.run.id in asked]
     name = row.name if row.dirty else (made[0].run.row if made else row.method)
     upstream = cells.upstream_of(row.method)
     return comparison.row_of(name, upstream, [cell.run for cell in made], root, problems)

@@ -24,10 +24,12 @@ def carry_out(command: arguments.RunCommand) -> int:
         raise UsageError(f"seed: expected 0 or more, got {command.seed}")
     row = cells.parse_row(command.method, protocol_of(command))
     study = study_of(command, command.method, (command.seed,))
-    tables = Plan(study, options.data_root).tables
-    if len(tables) != 1:
-        raise UsageError(f"run: expected one benchmark and one model, got {len(tables)} tables")
-    (cell,) = tables[0].cells([row])
+    experiments = Plan(study, options.data_root).experiments
+    if len(experiments) != 1:
+        raise UsageError(
+            f"run: expected one benchmark and one model, got {len(experiments)} tables"
+        )
+    (cell,) = experiments[0].cells([row])
     root = command.out.expanduser().absolute()
     ledger = Ledger(root, study.retries, command.retry_failed, command.save_model)
     status = ledger.status(cell)

@@ -33,7 +33,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import costs_in
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan, chosen, label
-from benchmarks.studies.rounds import Search, Work
+from benchmarks.studies.rounds import RowSearch, Work
 from benchmarks.studies.schema import Study
 
 MOST_TABLES = 4
@@ -75,8 +75,10 @@ def carry_out(command: arguments.SweepCommand) -> int:
     work.foresee()
     wanted = work.cells()
     if command.only and not wanted:
-        names = sorted({label(cell) for table in plan.tables for cell in table.cells()})
-        later = any(table.block.same for table in plan.tables)
+        names = sorted(
+            {label(cell) for experiment in plan.experiments for cell in experiment.cells()}
+        )
+        later = any(experiment.block.same for experiment in plan.experiments)
         raise StudyError(
             f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
             f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
@@ -144,9 +146,9 @@ def _dry_run(
             left.append((cell.run, ledger.epochs(cell)))
         states[status.state] += 1
         print(f"{cell.run.id}  {label(cell)}: {text}")
-    for table in plan.tables:
-        for name, reason in table.missing:
-            print(f"{table.name}, {name}: not available: {reason}")
+    for experiment in plan.experiments:
+        for name, reason in experiment.missing:
+            print(f"{experiment.name}, {name}: not available: {reason}")
     unnamed = work.unnamed()
     left += [(cell.run, 0) for cell in unnamed]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -155,7 +157,7 @@ def _dry_run(
     print(f"\n{len(wanted) + len(unnamed)} runs: {counted or 'none'}; {len(left)} to do")
     if asked.tune is not None:
         print("The winners' runs on fresh seeds come on top: the search names them.")
-    if any(table.block.same for table in plan.tables) and any(
+    if any(experiment.block.same for experiment in plan.experiments) and any(
         run.budget == "steps" for run, _ in left
     ):
         print(f"More come on top: {EQUAL_BUDGETS}.")
@@ -229,7 +231,9 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
         for cell in wanted
         if cell.run.id in problems or statuses[cell.run.id].state == "failed"
     ]
-    missing = [(f"{t.name}, {name}", reason) for t in plan.tables for name, reason in t.missing]
+    missing = [
+        (f"{t.name}, {name}", reason) for t in plan.experiments for name, reason in t.missing
+    ]
     print(f"\nResults: {ledger.root}")
     memory = _memory(wanted, ledger)
     if memory:
@@ -257,7 +261,7 @@ def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
 def _print_tables(work: Work, problems: dict[str, str]) -> None:
     shown = results.tables_of(work, problems)
     if len(shown) > MOST_TABLES:
-        names = "\n".join(f"  {table.name}" for table, _ in shown)
+        names = "\n".join(f"  {experiment.name}" for experiment, _ in shown)
         print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
         return
     for _, read in shown:
@@ -301,14 +305,14 @@ def _print_searches(work: Work, root: Path) -> None:
     print(f"\nSearch: {folder / 'search.json'}")
 
 
-def _fresh(each: Search, values: search.Values, root: Path) -> tuple[str, dict[str, Any]]:
+def _fresh(each: RowSearch, values: search.Values, root: Path) -> tuple[str, dict[str, Any]]:
     """A setting against the row as written, on seeds that the search has not seen."""
     if not values:
         return "the row as written won", {"difference": 0.0}
     read = [
         records.read(
             runs.folder_of(root, cell.run)
-            for cell in search.finals(each.table, each.row, setting, each.tune)
+            for cell in search.finals(each.experiment, each.row, setting, each.tune)
         )
         for setting in (values, {})
     ]

@@ -1,4 +1,4 @@
-"""From a study to its tables and the cells that they compare. Needs no ray."""
+"""From a study to its experiments and their cells. Needs no ray."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
 
 
 @dataclass(frozen=True, config={"arbitrary_types_allowed": True})
-class Table:
-    """All runs of one benchmark, model and protocol: what one table compares."""
+class Experiment:
+    """Rows over seeds on one benchmark, model and protocol: what one table compares."""
 
     benchmark: Benchmark
     model: str
@@ -128,7 +128,7 @@ def _with_seed(run: runs.Run, seed: int) -> runs.Run:
 
 
 class Plan:
-    """The tables of a study."""
+    """The experiments of a study."""
 
     def __init__(self, study: Study, root: Path) -> None:
         self.study, self.data_root = study, root
@@ -142,10 +142,10 @@ class Plan:
             StudyError: names the row and the nearest one, or what is missing beside it.
         """
         sides: dict[str, set[str]] = {}  # blocks may hold rows of one table between them
-        for table in self.tables:
-            sides.setdefault(table.name, set()).update(self._names(table))
+        for experiment in self.experiments:
+            sides.setdefault(experiment.name, set()).update(self._names(experiment))
         known = set().union(*sides.values())
-        absent = {name for table in self.tables for name, _ in table.missing}
+        absent = {name for experiment in self.experiments for name, _ in experiment.missing}
         for row, base in self.study.pairs():
             for name in filter(None, (row, base)):
                 if name not in known | absent:
@@ -159,18 +159,18 @@ class Plan:
                     told = f"{row} and {base} stand in no table together"
                 raise StudyError(f"family: {told}")
 
-    def _names(self, table: Table) -> set[str]:
+    def _names(self, experiment: Experiment) -> set[str]:
         """The rows that a table has, or will have once those of an equal budget are known."""
-        return {row.name for row in table.rows}.union(
-            *(cells.equal_budget_names(table.rows, kind) for kind in table.block.same)
+        return {row.name for row in experiment.rows}.union(
+            *(cells.equal_budget_names(experiment.rows, kind) for kind in experiment.block.same)
         )
 
     @cached_property
-    def tables(self) -> list[Table]:
+    def experiments(self) -> list[Experiment]:
         """One for each benchmark, model and protocol of each block."""
-        return [table for block in self.study.blocks for table in self._of(block)]
+        return [experiment for block in self.study.blocks for experiment in self._of(block)]
 
-    def _of(self, block: Block) -> Iterator[Table]:
+    def _of(self, block: Block) -> Iterator[Experiment]:
         training = cells.training_of(block.preset, block.training)
         for name, model, protocol in itertools.product(
             block.benchmarks, block.models, protocols_of(block)
@@ -189,7 +189,7 @@ class Plan:
                     "choose a setting would be test rows of other folds"
                 )
             check_seeds(benchmark, seeds)
-            yield Table(
+            yield Experiment(
                 benchmark=benchmark,
                 model=network,
                 protocol=protocol,

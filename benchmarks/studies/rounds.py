@@ -17,7 +17,7 @@ from benchmarks.data.sources import locate
 from benchmarks.data.streams import strata_of
 from benchmarks.studies import cells, search
 from benchmarks.studies.cells import Cell, Row
-from benchmarks.studies.plan import Plan, Table
+from benchmarks.studies.plan import Experiment, Plan
 from benchmarks.studies.schema import Tune
 from benchmarks.studies.search import (
     Ladder,
@@ -52,20 +52,20 @@ class Round:
     ladder: Ladder | None = None
 
 
-class Search:
+class RowSearch:
     """The search of one row of one table."""
 
-    def __init__(self, table: Table, row: Row, tune: Tune) -> None:
-        self.table, self.row, self.tune = table, row, tune
-        self.rungs = search.rungs(tune.asha, table.training.epochs)
-        self.name = f"{table.name}, {row.name}"
+    def __init__(self, experiment: Experiment, row: Row, tune: Tune) -> None:
+        self.experiment, self.row, self.tune = experiment, row, tune
+        self.rungs = search.rungs(tune.asha, experiment.training.epochs)
+        self.name = f"{experiment.name}, {row.name}"
         self.trials: list[Trial] = []
 
     def grow(self, root: Path) -> bool:
         """Add the trials that can be named by now; whether there were any."""
         tune, have = self.tune, len(self.trials)
         if tune.search != "optuna":
-            settings = search.listed(self.row, self.table.training, tune)[have:]
+            settings = search.listed(self.row, self.experiment.training, tune)[have:]
         elif not have:
             settings: list[Values] = [{}]
             settings += self._asked([], min(tune.batch, tune.trials) - 1)
@@ -76,7 +76,7 @@ class Search:
             seen = [(each.values, each.score if each.complete else None) for each in ended]
             settings = self._asked(seen, min(tune.batch, tune.trials - have))
         for values in settings:
-            made = search.trial_of(self.table, self.row, len(self.trials), values, tune)
+            made = search.trial_of(self.experiment, self.row, len(self.trials), values, tune)
             self.trials.append(made)
         return bool(settings)
 
@@ -92,7 +92,7 @@ class Search:
     def _asked(self, seen: list[tuple[Values, float | None]], count: int) -> list[Values]:
         if count < 1:
             return []
-        return search.asked(self.row, self.table.training, self.tune, seen, count)
+        return search.asked(self.row, self.experiment.training, self.tune, seen, count)
 
     def outcomes(self, root: Path) -> list[Outcome]:
         """The trials as they stand on disk."""
@@ -124,31 +124,31 @@ def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
                 "tune.search: optuna is not installed: pip install 'augbench[optuna]', or use "
                 "search: random"
             ) from error
-    for table in plan.tables:
+    for experiment in plan.experiments:
         study = plan.study
-        entry = CATALOGUE.get(table.benchmark.name)
-        size = table.benchmark.size
+        entry = CATALOGUE.get(experiment.benchmark.name)
+        size = experiment.benchmark.size
         if not fetch and entry is not None and None in locate(entry, size, plan.data_root):
             continue
         arrays = splits.arrays_of(
-            table.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
+            experiment.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
         )
         labels, classes = arrays.val_y, len(arrays.classes)
         strata = strata_of(labels, classes)
         counts = [int((strata == k).sum()) for k in range(classes)]
         if labels.ndim > 1:
             counts = [int(count) for count in labels.sum(axis=0)]
-        reason = search.refused(len(labels), min(counts), table.protocol.name, tune)
+        reason = search.refused(len(labels), min(counts), experiment.protocol.name, tune)
         if reason:
-            raise StudyError(f"tune: {table.name}: {reason}")
+            raise StudyError(f"tune: {experiment.name}: {reason}")
 
 
 def _check_grid(plan: Plan, tune: Tune) -> None:
     """Every row has as many trials: the one as written, and points of a grid."""
     sizes = {
-        f"{table.name}, {row.name}": search.grid_size(row, table.training, tune)
-        for table in plan.tables
-        for row in table.rows
+        f"{experiment.name}, {row.name}": search.grid_size(row, experiment.training, tune)
+        for experiment in plan.experiments
+        for row in experiment.rows
     }
     smallest = min(sizes, key=lambda name: sizes[name], default="")
     most = sizes.get(smallest, tune.trials) + 1
@@ -167,7 +167,10 @@ class Work:
         self.plan, self.root, self._only = plan, root, only
         tune = plan.study.tune
         self.searches = [
-            Search(table, row, tune) for table in plan.tables for row in table.rows if tune
+            RowSearch(experiment, row, tune)
+            for experiment in plan.experiments
+            for row in experiment.rows
+            if tune
         ]
         self.extra: dict[int, list[Row]] = {}
         """rows with an equal budget, by the place of their table"""
@@ -177,7 +180,11 @@ class Work:
         if self.searches:
             yield from self._searching()
             return
-        yield Round(self._jobs([cell for table in self.plan.tables for cell in table.cells()]))
+        yield Round(
+            self._jobs(
+                [cell for experiment in self.plan.experiments for cell in experiment.cells()]
+            )
+        )
         more = self._equal_budgets()
         if more:
             yield Round(self._jobs(more))
@@ -201,19 +208,19 @@ class Work:
 
     def _equal_budgets(self) -> list[Cell]:
         """The runs whose budget is that of runs which are done."""
-        asked = any(table.block.same for table in self.plan.tables)
+        asked = any(experiment.block.same for experiment in self.plan.experiments)
         taken = cells.equal_budgets_in(self.root) if asked else ()
         found: list[Cell] = []
-        for place, table in enumerate(self.plan.tables):
-            if not table.block.same:
+        for place, experiment in enumerate(self.plan.experiments):
+            if not experiment.block.same:
                 continue
-            plain = table.cells([row for row in table.rows if not row.dirty])
+            plain = experiment.cells([row for row in experiment.rows if not row.dirty])
             self.extra[place] = [
                 row
-                for kind in table.block.same
+                for kind in experiment.block.same
                 for row in cells.equal_budget_rows(plain, self.root, kind, taken)
             ]
-            found += table.cells(self.extra[place])
+            found += experiment.cells(self.extra[place])
         return found
 
     def _searching(self) -> Iterator[Round]:
@@ -235,9 +242,9 @@ class Work:
         None until every search of the table has ended.
         """
         found: list[int | None] = []
-        for table in (each.table for each in self.searches):
+        for experiment in (each.experiment for each in self.searches):
             pairs = zip(self.searches, outcomes, strict=True)
-            beside = [(each, own) for each, own in pairs if each.table is table]
+            beside = [(each, own) for each, own in pairs if each.experiment is experiment]
             spent = [sum(one.passes for one in own) for _, own in beside]
             ended = all(each.ended(own) for each, own in beside)
             # a row that is skipped takes none
@@ -253,7 +260,7 @@ class Work:
             for each, own, budget in zip(self.searches, outcomes, budgets, strict=True)
             if not ended or each.ended(own)
             for values in finalists(each, own, budget)
-            for cell in search.finals(each.table, each.row, values, each.tune)
+            for cell in search.finals(each.experiment, each.row, values, each.tune)
         ]
 
     def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
@@ -283,11 +290,11 @@ class Work:
             ]
             wanted += self._finals()
         else:
-            wanted = [cell for table in self.plan.tables for cell in table.cells()]
+            wanted = [cell for experiment in self.plan.experiments for cell in experiment.cells()]
             wanted += [
                 cell
                 for place, rows in self.extra.items()
-                for cell in self.plan.tables[place].cells(rows)
+                for cell in self.plan.experiments[place].cells(rows)
             ]
         return list({cell.run.id: cell for cell in wanted}.values())
 
@@ -296,7 +303,7 @@ class Work:
         return [cell for cell in self.whole() if self._only(cell)]
 
 
-def finalists(each: Search, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:
+def finalists(each: RowSearch, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:
     """The settings that run on fresh seeds: as written, the winner, and the one at equal passes.
 
     A search that has not ended has no winner yet.
@@ -312,12 +319,12 @@ def finalists(each: Search, outcomes: Sequence[Outcome], passes: int | None) -> 
     return found
 
 
-def record(each: Search, outcomes: Sequence[Outcome], budget: int | None) -> dict[str, Any]:
+def record(each: RowSearch, outcomes: Sequence[Outcome], budget: int | None) -> dict[str, Any]:
     """What the search of one row found, for search.json."""
     best = search.winner(outcomes) if each.ended(outcomes) else None
     cheap = None if budget is None else search.winner(search.within(outcomes, budget))
     return {
-        "table": each.table.name,
+        "table": each.experiment.name,
         "row": each.row.name,
         "metric": each.tune.metric,
         "seeds": [cell.run.seed for cell in each.trials[0].cells] if each.trials else [],

@@ -17,13 +17,13 @@ from analysis import runs
 from analysis.runs import Training
 from benchmarks.data.seeding import seed_of
 from benchmarks.studies.cells import Cell, Row, plain
-from benchmarks.studies.plan import Table
+from benchmarks.studies.plan import Experiment
 from benchmarks.studies.schema import Asha, Tune
 from benchmarks.studies.space import Parameter, parameter, short
 from methods.naming import Call, Links, NamingError, Value, call_of, parse, render
 from methods.naming import parameters as arguments_of
 
-MIN_SEEDS = 3
+SMALL_SELECT_SEEDS = 3
 """A trial's score is the mean over so many seeds at least, where select is small."""
 FIRST_SEED = 1000
 """Trials run on seeds from here on, so that those from 0 on are fresh for winner and default."""
@@ -193,23 +193,23 @@ def _decoded(each: Parameter, value: Any) -> Any:
     return short(value) if isinstance(value, float) else value
 
 
-def trial_of(table: Table, row: Row, number: int, values: Values, tune: Tune) -> Trial:
+def trial_of(experiment: Experiment, row: Row, number: int, values: Values, tune: Tune) -> Trial:
     """The runs of one setting."""
     seeds = range(FIRST_SEED, FIRST_SEED + tune.seeds)
     # Those of the row as written too: which of them halving has left alone is no chance.
-    return Trial(number, dict(values), tuple(_cells(table, row, values, seeds, searched=True)))
+    return Trial(number, dict(values), tuple(_cells(experiment, row, values, seeds, searched=True)))
 
 
-def finals(table: Table, row: Row, values: Values, tune: Tune) -> list[Cell]:
+def finals(experiment: Experiment, row: Row, values: Values, tune: Tune) -> list[Cell]:
     """The runs of a setting on seeds that the search has not seen."""
-    return _cells(table, row, values, range(tune.final_seeds), searched=bool(values))
+    return _cells(experiment, row, values, range(tune.final_seeds), searched=bool(values))
 
 
 def _cells(
-    table: Table, row: Row, values: Values, seeds: Iterable[int], searched: bool
+    experiment: Experiment, row: Row, values: Values, seeds: Iterable[int], searched: bool
 ) -> list[Cell]:
     """The runs of a setting; those of a search say so, as no plain table may hold them."""
-    make = table.of(*applied(row, table.training, values))
+    make = experiment.of(*applied(row, experiment.training, values))
     made = [make(seed) for seed in seeds]
     if not searched:
         return made
@@ -226,11 +226,11 @@ def refused(rows: int, rarest: int, protocol: str, tune: Tune) -> str:
             "hyper-parameters: search under protocol equal"
         )
     small = rows < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS
-    if small and tune.seeds < MIN_SEEDS:
+    if small and tune.seeds < SMALL_SELECT_SEEDS:
         return (
             f"the select split has {rows} rows, {rarest} of its rarest class (large are "
             f"{MIN_SELECT_ROWS} and {MIN_SELECT_CLASS}): one run's score is mostly noise, so set "
-            f"tune.seeds to {MIN_SEEDS} or more, got {tune.seeds}"
+            f"tune.seeds to {SMALL_SELECT_SEEDS} or more, got {tune.seeds}"
         )
     return ""
 
