@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import tyro
-from tabulate import tabulate
 
 from benchmarks.data.splits import Splits
-from benchmarks.speed.loop import (
-    Loop,
-    clock,
-    described,
-    random_splits,
-)
+from benchmarks.speed import loop
+from benchmarks.speed.loop import Loop
 from methods import build
 from methods.autodo import AutoDO
 from methods.base import Spec
@@ -28,7 +22,7 @@ MILLION = 1_000_000
 
 
 @dataclass
-class Arguments:
+class Arguments(loop.Arguments):
     """Images of random pixels, 28x28x3; their content does not matter here."""
 
     model: str = "resnet18(width=0.25)"
@@ -37,10 +31,6 @@ class Arguments:
     """rows of an inner and of an outer step"""
     meta_batches: int = 3
     """meta rows, in batches: a quarter of the twelve batches of training rows"""
-    repeats: int = 5
-    """rounds, each of twelve steps of every row of the table"""
-    threads: int = 1
-    """CPU threads"""
 
 
 class Way(NamedTuple):
@@ -72,7 +62,15 @@ class Steps(Loop):
             given = [way.arguments, "start=1.0", f"outer_batch={rows}"]
             text = f"autodo({', '.join(filter(None, given))})"
         steps = STEPS * (arguments.repeats + 1)
-        super().__init__(text, arguments.model, splits, rows=rows, steps=steps, epochs=4)
+        super().__init__(
+            text,
+            arguments.model,
+            splits,
+            rows=rows,
+            steps=steps,
+            epochs=4,
+            device=arguments.device,
+        )
 
     def inner(self) -> float:
         """Charged seconds of the next steps."""
@@ -84,15 +82,13 @@ class Steps(Loop):
         """Charged seconds of an outer phase, or of the features of the meta rows in it."""
         self.ctx.forget()
         self.ctx.epoch = 1
-        self.ctx.enter("begin_epoch")
-        self.ctx.clock.switch("outer")
-        if features_alone and isinstance(self.method, AutoDO):
-            self.ctx.model.eval()
-            self.method.meta_features(self.ctx.model, self.ctx)  # type: ignore[arg-type]
-            self.ctx.model.train()
-        elif not features_alone:
-            self.method.begin_epoch(self.ctx)
-        self.ctx.clock.switch("")
+        with self.ctx.charged("begin_epoch"):
+            if features_alone and isinstance(self.method, AutoDO):
+                self.ctx.model.eval()
+                self.method.meta_features(self.ctx.model, self.ctx)  # type: ignore[arg-type]
+                self.ctx.model.train()
+            elif not features_alone:
+                self.method.begin_epoch(self.ctx)
         return self.charged()
 
 
@@ -119,46 +115,39 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     batches = STEPS + arguments.meta_batches
     share = arguments.meta_batches / batches
-    splits = random_splits(batches * arguments.batch_size, classes=10, meta_fraction=share)
+    rows = batches * arguments.batch_size
+    splits = loop.random_splits(rows, classes=10, meta_fraction=share, device=arguments.device)
     loops = {way: Steps(way, splits, arguments) for way in WAYS}
-    for loop in loops.values():  # the first steps allocate
-        loop.inner()
-        loop.outer()
-    times: dict[Way, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
-    for _ in range(arguments.repeats):
-        for way, loop in loops.items():
-            times[way].append((loop.inner(), loop.outer(), loop.outer(features_alone=True)))
+    for each in loops.values():  # the first steps allocate
+        each.inner()
+        each.outer()
+    times = loop.measured(
+        loops,
+        arguments.repeats,
+        lambda each: (each.inner(), each.outer(), each.outer(features_alone=True)),
+    )
     plain = [inner for inner, _, _ in times[WAYS[0]]]
     body = []
-    for way, measured in times.items():
-        inner, outer, reused = (
-            statistics.median(one / base for one, base in zip(column, plain, strict=True))
-            for column in (
-                [each[0] for each in measured],
-                [each[1] for each in measured],
-                [each[1] - each[2] for each in measured],
-            )
+    for way, rounds in times.items():
+        columns = (
+            [inner for inner, _, _ in rounds],
+            [outer for _, outer, _ in rounds],
+            [outer - features for _, outer, features in rounds],
         )
-        rests = way.arguments is None
+        inner, outer, reused = (statistics.median(loop.ratios(column, plain)) for column in columns)
+        phase = [f"{outer:.2f}", f"{reused:.2f}", f"{inner + outer:.2f}"]
         body.append(
             [
                 way.name,
-                f"{1000 * statistics.median(each[0] for each in measured) / STEPS:.0f}",
+                loop.milliseconds(columns[0], STEPS),
                 f"{inner:.2f}",
-                *(["", "", f"{inner:.2f}"] if rests else
-                  [f"{outer:.2f}", f"{reused:.2f}", f"{inner + outer:.2f}"]),
-                "" if way.target is None else f"{way.target:.2f}",
-                "" if way.target is None else ("yes" if outer <= 1.1 * way.target else "no"),
+                *(["", "", f"{inner:.2f}"] if way.arguments is None else phase),
+                *loop.against(outer, way.target),
             ]
-        )  # fmt: skip
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
-        f"{STEPS} batches of training and {arguments.meta_batches} of meta rows, Adam, "
-        f"{described('cpu', arguments.threads, arguments.repeats)}"
-    )
-    headers = ["", "ms a step", "inner", "outer", "without meta", "epoch", "target", "within 10 %"]
-    print(tabulate(body, headers=headers, colalign=("left", *["right"] * 7), disable_numparse=True))
-    print(f"ms: {clock('cpu')} by the run's clock, of an inner step.")
+        )
+    what = f"{STEPS} batches of training and {arguments.meta_batches} of meta rows, Adam"
+    loop.show(what, arguments, ["inner", "outer", "without meta", "epoch"], body)
+    print(f"ms: {loop.clock(arguments.device)} by the run's clock, of an inner step.")
     print("inner, outer: a step as a ratio to a plain step, the features of the meta rows, made")
     print("once a phase, included; without meta: without them; epoch: inner and outer phase.")
     print("target: of an outer step; 1.0 without meta for A,W,S, and 2.2 for an epoch, are others.")

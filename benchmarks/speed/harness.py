@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from analysis.runs import Run, Training
 from benchmarks.data.splits import Splits
+from benchmarks.speed.loop import described
 from benchmarks.training import models
-from benchmarks.training.machine import describe_device
 from benchmarks.training.trainer import fit
 from methods import build
 from methods.base import Spec
@@ -106,11 +106,9 @@ def main() -> None:
         ["harness", statistics.median(one for one, _ in pairs), statistics.median(ratios)],
         ["plain loop", statistics.median(other for _, other in pairs), 1.0],
     ]
-    device = describe_device(torch.device("cpu"))["name"]
     print(
         f"{arguments.model}, 4708 x 28x28x1, batch {arguments.batch_size}, {arguments.epochs} "
-        f"epochs, {arguments.threads} thread(s), {device}, torch {torch.__version__}, "
-        f"n = {arguments.repeats}, medians"
+        f"epochs, {described('cpu', arguments.threads, arguments.repeats)}"
     )
     print(tabulate(body, headers=["", "seconds", "ratio"], floatfmt=".3f"))
     print(f"ratios {min(ratios):.3f} to {max(ratios):.3f}")

@@ -1,11 +1,16 @@
-"""A method's steps as the trainer makes them, for the scripts that time them."""
+"""A method's steps as the trainer makes them, timed in turn, for the scripts that compare them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
 from analysis.runs import Training
 from benchmarks.data.seeding import seed_global
@@ -19,6 +24,26 @@ from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import train_step
 from methods import build, canonical
+
+Key = TypeVar("Key")
+Timed = TypeVar("Timed", bound="Loop")
+Measure = TypeVar("Measure")
+
+
+@dataclass
+class Arguments:
+    """Images of random pixels, 28x28x3; their content does not matter here."""
+
+    model: str = "resnet18"
+    """network"""
+    batch_size: int = 64
+    """rows a step"""
+    repeats: int = 5
+    """rounds, each of some steps of every row of the table"""
+    threads: int = 1
+    """CPU threads"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where network and rows are"""
 
 
 class Loop:
@@ -76,6 +101,50 @@ class Loop:
     def charged(self) -> float:
         """Charged seconds since the last call: the clock stands still in the audit."""
         return sum(self.ctx.clock.take().values())
+
+
+def measured(
+    loops: Mapping[Key, Timed], repeats: int, measure: Callable[[Timed], Measure]
+) -> dict[Key, list[Measure]]:
+    """What ``measure`` says of each loop, in turn, round by round."""
+    found: dict[Key, list[Measure]] = {key: [] for key in loops}
+    for _ in range(repeats):
+        for key, loop in loops.items():
+            found[key].append(measure(loop))
+    return found
+
+
+def ratios(seconds: Sequence[float], plain: Sequence[float]) -> list[float]:
+    """Each as a ratio to that of the same round."""
+    return [one / other for one, other in zip(seconds, plain, strict=True)]
+
+
+def spread(found: Sequence[float]) -> list[str]:
+    """Two columns: the median, and the range."""
+    return [f"{statistics.median(found):.2f}", f"{min(found):.2f}-{max(found):.2f}"]
+
+
+def milliseconds(seconds: Sequence[float], steps: int) -> str:
+    """The median of a step."""
+    return f"{1000 * statistics.median(seconds) / steps:.0f}"
+
+
+def against(ratio: float, target: float | None) -> list[str]:
+    """Two columns: the target, and whether the ratio is within a tenth of it."""
+    if target is None:
+        return ["", ""]
+    return [f"{target:.2f}", "yes" if ratio <= 1.1 * target else "no"]
+
+
+def show(what: str, arguments: Arguments, headers: Sequence[str], body: list[list[str]]) -> None:
+    """Print a table under the day, the setting and the machine."""
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
+        f"{what}, {described(arguments.device, arguments.threads, arguments.repeats)}"
+    )
+    columns = ["", "ms a step", *headers, "target", "within 10 %"]
+    numbers = ("left", *["right"] * (len(columns) - 1))
+    print(tabulate(body, headers=columns, colalign=numbers, disable_numparse=True))
 
 
 def random_splits(train: int, *, classes: int, meta_fraction: float, device: str = "cpu") -> Splits:

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import tyro
-from tabulate import tabulate
 
 from benchmarks.data.splits import Splits
-from benchmarks.speed.loop import (
-    Loop,
-    clock,
-    described,
-    random_splits,
-)
+from benchmarks.speed import loop
+from benchmarks.speed.loop import Loop
 
 CODE = "released code, supervised script: 9.0 by its passes, every row attacked"
 
 
 @dataclass
-class Arguments:
+class Arguments(loop.Arguments):
     """Images of random pixels, 28x28x3; their content does not matter here."""
 
-    model: str = "resnet18"
-    """network"""
-    batch_size: int = 64
-    """rows a step"""
-    repeats: int = 5
-    """rounds, each of some steps of every row of the table"""
     steps: int = 1
     """steps of an epoch"""
-    threads: int = 1
-    """CPU threads"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where network and rows are"""
 
 
 class Way(NamedTuple):
@@ -106,43 +90,31 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads)
     rows = 32 * arguments.batch_size
-    splits = random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
+    splits = loop.random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
     loops = {way: Steps(way, splits, arguments) for way in WAYS}
     counts = {}
-    for way, loop in loops.items():
-        loop.cycle()  # the first steps allocate, and hold an audit
-        counts[way] = loop.count()
-    seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
-    for _ in range(arguments.repeats):
-        for way, loop in loops.items():
-            seconds[way].append(loop.cycle())
+    for way, each in loops.items():
+        each.cycle()  # the first steps allocate, and hold an audit
+        counts[way] = each.count()
+    seconds = loop.measured(loops, arguments.repeats, Steps.cycle)
     plain, body = WAYS[0], []
     for way, counted in counts.items():
         steps = way.epochs * arguments.steps
         passes = [rows / (steps * arguments.batch_size) for rows in counted]
-        pairs = zip(seconds[way], seconds[plain], strict=True)
-        ratios = [one / (way.epochs * other) for one, other in pairs]
-        ratio = statistics.median(ratios)
+        ratios = loop.ratios(seconds[way], [way.epochs * each for each in seconds[plain]])
         body.append(
             [
                 way.name,
-                f"{1000 * statistics.median(seconds[way]) / steps:.0f}",
-                f"{ratio:.2f}",
-                f"{min(ratios):.2f}-{max(ratios):.2f}",
+                loop.milliseconds(seconds[way], steps),
+                *loop.spread(ratios),
                 *(f"{each:.2f}" for each in passes),
                 f"{sum(passes) / 3:.2f}",
-                "" if way.target is None else f"{way.target:.2f}",
-                "" if way.target is None else ("yes" if ratio <= 1.1 * way.target else "no"),
+                *loop.against(statistics.median(ratios), way.target),
             ]
         )
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
-        f"Adam, {described(arguments.device, arguments.threads, arguments.repeats)}"
-    )
-    headers = ["", "ms a step", "ratio", "from-to", "forward", "backward", "trained"]
-    headers += ["bound", "target", "within 10 %"]
-    print(tabulate(body, headers=headers, colalign=("left", *["right"] * 9), disable_numparse=True))
-    print(f"ms: {clock(arguments.device)} by the run's clock (it stands still in the audit).")
+    headers = ["ratio", "from-to", "forward", "backward", "trained", "bound"]
+    loop.show("Adam", arguments, headers, body)
+    print(f"ms: {loop.clock(arguments.device)} by the run's clock (it stands still in the audit).")
     print(
         "forward, backward: passes for each row drawn; trained: rows whose backward pass goes to\n"
         "the weights too, a pass more; bound: their sum over that of the plain step, which is 3.\n"

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import tyro
-from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data.splits import Splits
-from benchmarks.speed.loop import (
-    Loop,
-    clock,
-    described,
-    random_splits,
-)
+from benchmarks.speed import loop
+from benchmarks.speed.loop import Loop
 from methods.saflex import Saflex
 
 CYCLE = 4
@@ -31,21 +25,11 @@ PAPER = (
 
 
 @dataclass
-class Arguments:
+class Arguments(loop.Arguments):
     """Images of random pixels, 28x28x3; their content does not matter here."""
 
-    model: str = "resnet18"
-    """network"""
     upstream: str = "none"
     """what augments the rows, with and without SAFLEX"""
-    batch_size: int = 64
-    """rows a step (B)"""
-    repeats: int = 5
-    """rounds, each of four steps of every row of the table"""
-    threads: int = 1
-    """CPU threads"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where network and rows are"""
 
 
 class Way(NamedTuple):
@@ -109,53 +93,39 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(arguments.threads)
     rows = 32 * arguments.batch_size
-    splits = random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
+    splits = loop.random_splits(rows, classes=2, meta_fraction=0.25, device=arguments.device)
     steps = CYCLE * (arguments.repeats + 2)
     loops = {way: Steps(way, splits, arguments, steps) for way in WAYS}
     counts = {}
-    for way, loop in loops.items():
-        loop.cycle()  # the first steps allocate, and the first one holds an audit
-        counts[way] = loop.count()
-    seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
-    for _ in range(arguments.repeats):
-        for way, loop in loops.items():
-            seconds[way].append(loop.cycle())
-    plain = WAYS[0]
-    body = []
-    for way, loop in loops.items():
+    for way, each in loops.items():
+        each.cycle()  # the first steps allocate, and the first one holds an audit
+        counts[way] = each.count()
+    seconds = loop.measured(loops, arguments.repeats, Steps.cycle)
+    plain, body = WAYS[0], []
+    for way, each in loops.items():
         forward, backward, operations = counts[way]
         passes = [rows / (CYCLE * arguments.batch_size) for rows in (forward, backward)]
-        ratios = [one / other for one, other in zip(seconds[way], seconds[plain], strict=True)]
-        ratio = statistics.median(ratios)
+        ratios = loop.ratios(seconds[way], seconds[plain])
         body.append(
             [
                 way.name,
-                f"{1000 * statistics.median(seconds[way]) / CYCLE:.0f}",
-                f"{ratio:.2f}",
-                f"{min(ratios):.2f}-{max(ratios):.2f}",
+                loop.milliseconds(seconds[way], CYCLE),
+                *loop.spread(ratios),
                 *(f"{each:.2f}" for each in passes),
-                "" if loop.partial else f"{(passes[0] + 2 * passes[1]) / 3:.2f}",
+                "" if each.partial else f"{(passes[0] + 2 * passes[1]) / 3:.2f}",
                 f"{operations / counts[plain][2]:.2f}",
-                "" if way.target is None else f"{way.target:.2f}",
-                "" if way.target is None else ("yes" if ratio <= 1.1 * way.target else "no"),
+                *loop.against(statistics.median(ratios), way.target),
             ]
         )
+    headers = ["ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
+    loop.show(f"upstream {arguments.upstream}, Adam", arguments, headers, body)
     print(
-        f"{time.strftime('%Y-%m-%d')}, {arguments.model}, upstream {arguments.upstream}, 28x28x3, "
-        f"batch {arguments.batch_size} (B), Adam, "
-        f"{described(arguments.device, arguments.threads, arguments.repeats)}"
-    )
-    headers = ["", "ms a step", "ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
-    headers += ["target", "within 10 %"]
-    numbers = ("left", *["right"] * 9)
-    print(tabulate(body, headers=headers, colalign=numbers, disable_numparse=True))
-    print(
-        f"ms: {clock(arguments.device)} by the run's clock (it stands still in the audit), "
+        f"ms: {loop.clock(arguments.device)} by the run's clock (it stands still in the audit), "
         f"of {CYCLE} steps each."
     )
     print(
-        "forward, backward: passes for each row of the plain step, a tangent counted as backward; "
-        "bound: (forward + 2 backward) / 3."
+        "B: rows of a batch; forward, backward: passes for each row of the plain step, a tangent "
+        "counted as backward; bound: (forward + 2 backward) / 3."
     )
     print(
         "fast: a backward pass that ends early counts as whole and a pass of the last stage alone "
