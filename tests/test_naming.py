@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -424,7 +425,7 @@ class TestFiles:
         assert type(from_yaml(value)) is type(expected)
 
 
-IDENTIFIERS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
+IDENTIFIERS = st.text(string.ascii_letters + string.digits + "_", min_size=1, max_size=9).filter(
     lambda name: parse_or_none(name) == Call(name)
 )
 """All names but Python's own words (``class``, ``None``, ...)."""
