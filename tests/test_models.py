@@ -424,14 +424,6 @@ def test_imagenet_weights_make_torchvisions_networks() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_torchvision_is_not_imported_before_it_is_asked_for() -> None:
-    done = python(
-        "import sys, benchmarks.training.models, benchmarks.data.splits, methods.base\n"
-        "assert not {'torchvision', 'kornia', 'ray', 'matplotlib'} & set(sys.modules)\n"
-    )
-    assert done.returncode == 0, done.stderr
-
-
 class TestAuxiliaryNorm:
     """A second set of normalisation layers, beside a network that is else the same."""
 

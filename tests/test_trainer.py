@@ -6,7 +6,7 @@ import math
 import time
 import types
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Watched(Method):
         return self.upstream.augment(batch, ctx)
 
 
+@cache
 def watched(name: str, seed: int = 0) -> Watched:
     method = Watched(methods.build(name))
     fit(a_run(name, seed=seed), splits(Case(1), "meta" in method.requires()), method)
