@@ -369,14 +369,7 @@ def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
         return array, 0
     if array.dtype.kind != "f":
         raise DataError(f"{what}: the type is {array.dtype}, expected uint8 or floats in [0, 1].")
-    bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
-    for start in range(0, len(array), CHUNK):
-        chunk = array[start : start + CHUNK]
-        finite = np.isfinite(chunk)
-        bad += chunk.size - int(finite.sum())
-        low = min(low, chunk.min(initial=math.inf, where=finite))
-        high = max(high, chunk.max(initial=-math.inf, where=finite))
-        outside += int(((chunk < 0) | (chunk > 1)).sum())
+    bad, outside, low, high = _range(array)
     if bad:
         raise DataError(f"{what}: {bad} of {array.size} values are NaN or infinite: remove them.")
     # A value computed in half precision is off by more.
@@ -391,13 +384,31 @@ def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
             f"{what}: the type is {array.dtype} and the set is over the memory budget: store "
             f"uint8 or float32, or raise the budget."
         )
-    if outside and isinstance(array, np.memmap):  # copied on write: only where there is one
-        for row in range(len(array)):
-            if array[row].min() < 0 or array[row].max() > 1:
-                np.clip(array[row], 0, 1, out=array[row])
-    elif outside:
-        array = np.clip(array, 0, 1)
-    return array.astype(np.float32, copy=False), outside
+    clipped = _clipped(array) if outside else array
+    return clipped.astype(np.float32, copy=False), outside
+
+
+def _range(array: np.ndarray) -> tuple[int, int, np.floating, np.floating]:
+    """How many values are not finite, and how many outside of [0, 1]; the least and the largest."""
+    bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
+    for start in range(0, len(array), CHUNK):
+        chunk = array[start : start + CHUNK]
+        finite = np.isfinite(chunk)
+        bad += chunk.size - int(finite.sum())
+        low = min(low, chunk.min(initial=math.inf, where=finite))
+        high = max(high, chunk.max(initial=-math.inf, where=finite))
+        outside += int(((chunk < 0) | (chunk > 1)).sum())
+    return bad, outside, low, high
+
+
+def _clipped(array: np.ndarray) -> np.ndarray:
+    """Values in [0, 1]; a mapped array is copied on write, so only rows that need it."""
+    if not isinstance(array, np.memmap):
+        return np.clip(array, 0, 1)
+    for row in array:
+        if row.min() < 0 or row.max() > 1:
+            np.clip(row, 0, 1, out=row)
+    return array
 
 
 def _digits(value: np.floating) -> str:

@@ -47,25 +47,7 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:
     """The arrays of an npz, its images memory-mapped where they are over the budget."""
     with opened(path) as archive:
-        members = _members(archive)
-        wanted = [f"{s}_{what}" for s in SPLITS for what in ("images", "labels")]
-        missing = [k for k in wanted if k not in members]
-        if missing and not (missing == ["val_images", "val_labels"]):
-            raise DataError(
-                f"{path} lacks {', '.join(missing)}; it has {', '.join(members) or 'no keys'}. "
-                f"Expected train_images, train_labels, test_images, test_labels and, where there "
-                f"is one, the validation split in val_images and val_labels."
-            )
-        wanted = [k for k in wanted if k in members]
-        if with_groups and any(f"{s}_groups" in members for s in SPLITS):
-            keys = [k.replace("images", "groups") for k in wanted if k.endswith("images")]
-            lacking = sorted({*keys} ^ {k for s in SPLITS if (k := f"{s}_groups") in members})
-            if lacking:
-                raise DataError(
-                    f"{path}: {', '.join(lacking)} of {', '.join(keys)} lacks or has no images: "
-                    f"expected groups of every split, or of none."
-                )
-            wanted += keys
+        wanted = _wanted(_members(archive), path, with_groups)
         need = sum(archive.getinfo(f"{k}.npy").file_size for k in wanted)
         if need <= memory_gib * GIB:
             return Raw({k: _member(archive, k, path) for k in wanted}, ())
@@ -82,6 +64,30 @@ def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: b
         f"{memory_gib:g} GiB"
     )
     return Raw(arrays, (note,))
+
+
+def _wanted(members: list[str], path: Path, with_groups: bool) -> list[str]:
+    """The keys that are read, images and labels of every split and perhaps groups."""
+    wanted = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
+    missing = [key for key in wanted if key not in members]
+    if missing and missing != ["val_images", "val_labels"]:
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(members) or 'no keys'}. "
+            f"Expected train_images, train_labels, test_images, test_labels and, where there "
+            f"is one, the validation split in val_images and val_labels."
+        )
+    wanted = [key for key in wanted if key in members]
+    given = {key for split in SPLITS if (key := f"{split}_groups") in members}
+    if not with_groups or not given:
+        return wanted
+    groups = [key.replace("images", "groups") for key in wanted if key.endswith("images")]
+    lacking = sorted({*groups} ^ given)
+    if lacking:
+        raise DataError(
+            f"{path}: {', '.join(lacking)} of {', '.join(groups)} lacks or has no images: "
+            f"expected groups of every split, or of none."
+        )
+    return wanted + groups
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:

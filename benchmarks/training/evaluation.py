@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from analysis import metrics
 from analysis.runs import Run
@@ -58,18 +58,14 @@ def judge(
     }
     if splits.test_groups is not None:
         predictions["test_groups"] = splits.test_groups
-    scores: dict[str, Any] = {}
-    whens: list[tuple[str, dict[str, Tensor] | None]] = [("last", None)]
+    judged = {"last": network}
     if offered and state.best_model is not None:
-        whens.append(("selected", state.best_model))
-    for when, weights in whens:
-        judged = network
-        if weights is not None:
-            judged = copy.deepcopy(network)
-            judged.load_state_dict(weights)
-        scores[when] = {}
+        judged["selected"] = copy.deepcopy(network)
+        judged["selected"].load_state_dict(state.best_model)
+    scores: dict[str, Any] = {when: {} for when in judged}
+    for when, each in judged.items():
         for split, rows in (("select", splits.select), ("test", splits.test)):
-            logits = logits_of(judged, rows)
+            logits = logits_of(each, rows)
             predictions[f"{split}_{when}_logits"] = logits
             targets = predictions[f"{split}_targets"]
             scores[when][split] = metrics.evaluate(logits, targets, splits.kind)
