@@ -1,5 +1,23 @@
-"""One thread, as a run has by default: on more, small work is slower."""
+"""What every test runs under."""
 
+import gc
+import sys
+
+import pytest
 import torch
 
+# One thread, as a run has by default: on more, small work is slower.
 torch.set_num_threads(1)
+known: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def modules_are_not_collected() -> None:
+    """Hide the objects of imported modules and of collected tests from the garbage collector.
+
+    Each run begins with a collection, and to look at all of them takes longer than a short run.
+    """
+    if len(sys.modules) not in known:
+        gc.collect()
+        gc.freeze()
+        known.add(len(sys.modules))
