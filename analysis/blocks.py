@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from analysis.comparison import Row
+from analysis.differences import RowRuns
 from analysis.facts import NONE, ROW, Facts, call_in, put_around, undirty
 from analysis.question import Question
 from analysis.records import Record
@@ -44,7 +44,7 @@ class Column:
     name: str
     benchmark: str
     training: Training
-    rows: Mapping[str, Row]
+    rows: Mapping[str, RowRuns]
 
     @property
     def records(self) -> list[Record]:
@@ -244,7 +244,7 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
         for entry in entries:
             own = [record for row, _, record in part if row == entry.name]
             own.sort(key=lambda record: record.run.seed)
-            rows[entry.name] = Row(entry.name, entry.facts.upstream, tuple(own))
+            rows[entry.name] = RowRuns(entry.name, entry.facts.upstream, tuple(own))
         made.append(Column(name, undirty(part[0][2].run.benchmark)[0], part[0][1], rows))
     return Block(setting, tuple(entries), tuple(made))
 

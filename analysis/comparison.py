@@ -1,156 +1,32 @@
-"""The comparison of rows on one benchmark, as text."""
+"""The comparison of rows on one benchmark, as ``augbench compare`` prints it."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 
-import numpy as np
-from tabulate import tabulate
-
-from analysis.records import ATTACK, Record, read
-from analysis.runs import PRESETS, Run, folder_of
-from analysis.stats import (
-    INFERENCE_SEEDS,
-    Estimated,
-    Interval,
-    crossed,
-    resampled,
-    smallest_detectable,
-    training_interval,
+from analysis.contents import (
+    ATTACKED,
+    ATTACKS,
+    DETECTED,
+    attacks,
+    budgets,
+    cost,
+    detected,
+    difference_cells,
+    patients_told,
 )
-
-POINTS = 100
-WIDTH = 110
-"""Letters a line of the remarks below a table."""
-SMALL_TEST, SMALL_TEST_SEEDS, SEEDS = 500, 30, 10
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row against the first one, in points, paired by seed."""
-
-    estimate: float
-    seeds: int
-    training: Interval | None
-    """None below four seeds: three are a smoke test; with folds, which have no fixed test; and
-    where all seeds differ equally, which tells no variance"""
-    population: Interval | None
-    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, where
-    predictions are equal everywhere, which tells no variance, and with one test patient alone"""
-    detectable: float
-    """Smallest difference found with 80 % power, population; nan where no variance is known."""
-    variances: Estimated | None = None
-    """behind the population interval; None with one seed, and with one test patient alone"""
-    folds: int = 0
-    patients: int = 0
-    """of the test split, whose images are not independent; 0 where nothing is known of them"""
+from analysis.differences import RowRuns, advised, cost_ratio, difference, read_row
+from analysis.numbers import POINTS, mean_sd, number
+from analysis.records import Record
+from analysis.runs import PRESETS
+from analysis.stats import INFERENCE_SEEDS
+from analysis.table import table, text, wrapped
 
 
-@dataclass(frozen=True)
-class Row:
-    """All runs of one row of a table."""
-
-    name: str
-    upstream: str
-    """the row that costs are a ratio to"""
-    records: tuple[Record, ...]
-    reasons: tuple[str, ...] = ()
-    """why runs of this row are missing"""
-
-    def by_seed(self) -> dict[int, Record]:
-        """The runs with metrics."""
-        return {record.run.seed: record for record in self.records if record.done}
-
-
-def row_of(
-    name: str, upstream: str, wanted: Sequence[Run], root: Path, problems: Mapping[str, str]
-) -> Row:
-    """The row of these runs, those that have ended; ``problems`` says by id why others have not."""
-    missing = (run for run in wanted if run.id in problems)
-    reasons = (f"not done, seed {run.seed}: {problems[run.id]}" for run in missing)
-    found = read([folder_of(root, run) for run in wanted])
-    return Row(name, upstream, tuple(found), tuple(reasons))
-
-
-def difference(row: Row, base: Row, metric: str, when: str = "last") -> Difference | None:
-    """``row`` minus ``base`` in points, over the seeds that both have; None where there is none.
-
-    The population interval speaks of other seeds and other test images, or other patients where
-    these are known; the training interval of other seeds on these images (design: two intervals,
-    named).
-    """
-    ours, theirs = row.by_seed(), base.by_seed()
-    seeds = [
-        seed
-        for seed in sorted(ours.keys() & theirs.keys())
-        if not math.isnan(ours[seed].metric(metric, when=when))
-        and not math.isnan(theirs[seed].metric(metric, when=when))
-    ]
-    if not seeds:
-        return None
-    per_seed = np.array(
-        [ours[s].metric(metric, when=when) - theirs[s].metric(metric, when=when) for s in seeds]
-    )
-    estimate = POINTS * float(per_seed.mean())
-    first = ours[seeds[0]]
-    blank = Difference(estimate, len(seeds), None, None, math.nan, patients=first.patients)
-    if len(seeds) < 2:
-        return blank
-    folds = first.folds
-    blank = replace(blank, folds=folds)
-    if folds and set(Counter(seed // folds for seed in seeds).values()) != {folds}:
-        return blank
-    training = None
-    if not folds and len(seeds) >= INFERENCE_SEEDS:
-        training = training_interval(POINTS * per_seed)
-        training = training if training.se > 0 else None
-    if folds:
-        cuts = [ours[s].result["data"]["rows"] for s in (seeds if first.patients else seeds[:1])]
-        test, select = (float(np.mean([cut[name] for cut in cuts])) for name in ("test", "select"))
-        variances = resampled(POINTS * per_seed, folds, test / ((folds - 1) * test - select))
-    elif first.patients == 1:
-        return replace(blank, training=training)
-    else:
-        targets = first.predictions["test_targets"]
-        items = np.stack(
-            [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
-        )
-        variances = crossed(
-            POINTS * items,
-            targets if targets.ndim == 1 else None,
-            clusters=first.predictions.get("test_groups"),
-        )
-    population = variances.interval()
-    if not population.se > 0:
-        return replace(blank, variances=variances)
-    detectable = smallest_detectable(population.se, population.df)
-    made = replace(blank, variances=variances, detectable=detectable)
-    if len(seeds) < INFERENCE_SEEDS:
-        return made
-    return replace(made, training=training, population=population)
-
-
-def cost_ratio(row: Row, base: Row) -> float:
-    """Median over seeds of charged seconds an epoch, as a ratio to ``base``.
-
-    Of a row with an equal budget, which takes epochs of its own, that of whole runs.
-    """
-    ours, theirs = row.by_seed(), base.by_seed()
-    own = any(record.run.budget != "steps" for record in ours.values())
-    key = "charged_seconds" if own else "seconds_per_epoch"
-    ratios = [
-        ours[s].result["cost"][key] / theirs[s].result["cost"][key]
-        for s in ours.keys() & theirs.keys()
-    ]
-    return float(np.median(ratios)) if ratios else math.nan
-
-
-def comparison(rows: Sequence[Row], when: str = "last") -> str:
+def as_text(rows: Sequence[RowRuns], when: str = "last") -> str:
     """The comparison of rows on one benchmark: scores, differences to the first row, costs.
 
     All records are of one benchmark, model, protocol and training.
@@ -168,13 +44,6 @@ def comparison(rows: Sequence[Row], when: str = "last") -> str:
         "\n".join([*_reasons(rows), *map(wrapped, _remarks(rows, done, when))]),
     ]
     return "\n\n".join(block for block in blocks if block)
-
-
-def wrapped(text: str) -> str:
-    """A remark on lines of a width that can be read."""
-    return textwrap.fill(
-        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _heading(done: Sequence[Record], when: str) -> str:
@@ -215,14 +84,12 @@ def _preset(record: Record) -> str:
     return ", ".join([f"preset {name}", *other])
 
 
-def _scores(rows: Sequence[Row], when: str) -> str:
+def _scores(rows: Sequence[RowRuns], when: str) -> str:
     names = {row.name: row for row in rows}
     body = []
     for row in rows:
         records = list(row.by_seed().values())
-        costs = [record.result["cost"] for record in records]
         base = names.get(row.upstream)
-        ratio = cost_ratio(row, base) if base is not None else math.nan
         body.append(
             [
                 row.name,
@@ -231,14 +98,14 @@ def _scores(rows: Sequence[Row], when: str) -> str:
                 mean_sd([POINTS * r.metric("accuracy", when=when) for r in records], 2),
                 mean_sd([r.metric("ece", when=when) for r in records], 3),
                 _select_auc(records, when),
-                number(_median([cost["seconds_per_epoch"] for cost in costs]), 2),
-                number(ratio, 2),
-                number(_median([cost["passes_per_row"] for cost in costs]), 2),
+                cost(row, "seconds_per_epoch", 2),
+                number(cost_ratio(row, base) if base is not None else math.nan, 2),
+                cost(row, "passes_per_row", 2),
             ]
         )
     head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "test ECE ↓", "select AUC ↑",
             "s/epoch ↓", "ratio ↓", "passes/row"]  # fmt: skip
-    return "Mean ± standard deviation over n seeds\n" + grid(head, body)
+    return text(table("scores", "Mean ± standard deviation over n seeds", head, body))
 
 
 def _select_auc(records: Sequence[Record], when: str) -> str:
@@ -247,81 +114,32 @@ def _select_auc(records: Sequence[Record], when: str) -> str:
     return mean_sd([r.metric("auc", "select", when) for r in records], 4)
 
 
-def _differences(rows: Sequence[Row], metric: str, label: str, when: str) -> str:
-    first, body = rows[0], []
-    for row in rows[1:]:
-        found = difference(row, first, metric, when)
-        if found is None:
-            body.append([row.name, 0, "n/a", "n/a", "n/a", "n/a"])
-            continue
-        body.append(
-            [
-                row.name,
-                found.seeds,
-                signed(found.estimate),
-                bounds(found.training),
-                bounds(found.population),
-                number(found.detectable, 2),
-            ]
-        )
-    if not body:
-        return ""
+def _differences(rows: Sequence[RowRuns], metric: str, label: str, when: str) -> str:
+    first = rows[0]
+    body = [[row.name, *difference_cells(difference(row, first, metric, when))] for row in rows[1:]]
     head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
-    return f"Test {label} against {first.name}, in points, paired by seed\n" + grid(head, body)
+    title = f"Test {label} against {first.name}, in points, paired by seed"
+    return text(table(metric, title, head, body)) if body else ""
 
 
-def _detection(rows: Sequence[Row]) -> str:
+def _detection(rows: Sequence[RowRuns]) -> str:
     """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
-    body = []
-    for row in rows:
-        records = [each for each in row.by_seed().values() if each.result.get("detection")]
-        if not records:
-            continue
-        shares = [
-            [POINTS * r.detection(name) for r in records] for name in ("corrected", "spoiled")
-        ]
-        auc = mean_sd([r.detection("weight_auc") for r in records], 3)
-        body.append([row.name, len(records), auc, *(mean_sd(each, 2) for each in shares)])
-    if not body:
-        return ""
-    head = ["", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
-    told = (
+    body = [[row.name, *own] for row in rows if (own := detected(row, 2))]
+    title = (
         "Wrong labels found: AUC, the chance that a mislabelled training row weighs less than a "
         "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
         "spoiled, right ones whose learned label is another class"
     )
-    return f"{wrapped(told)}\n{grid(head, body)}"
+    return text(table("labels-found", wrapped(title), ["", *DETECTED], body)) if body else ""
 
 
-ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
-           "distance", "of noise")  # fmt: skip
-ATTACKED = (
-    "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, mean "
-    "over epochs with an attack and over seeds): selected, of the rows drawn, warm-up included; "
-    "kept and harder by the network that attacked, with its label, which need not be the true one; "
-    "unmoved, left as they were; harder, less likely than the clean row; distance, perceptual, and "
-    "that of uniform noise of the same norm"
-)
-
-
-def attacks(row: Row) -> list[str]:
-    """What became of a row's attacked rows, under ``ATTACKS``; empty where none are made."""
-    records = [each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))]
-    if not records:
-        return []
-    means = [float(np.mean([each.logged(name) for each in records])) for name in ATTACK]
-    shares, distances = means[:5], means[5:]
-    told = [number(POINTS * value, 1) for value in shares]
-    return [str(len(records)), *told, *(number(value, 3) for value in distances)]
-
-
-def _attacks(rows: Sequence[Row]) -> str:
+def _attacks(rows: Sequence[RowRuns]) -> str:
     """What became of attacked rows; empty where no method attacks any."""
-    body = [[row.name, *told] for row in rows if (told := attacks(row))]
-    return f"{wrapped(ATTACKED)}\n{grid(['', *ATTACKS], body)}" if body else ""
+    body = [[row.name, *own] for row in rows if (own := attacks(row))]
+    return text(table("attacked-rows", wrapped(ATTACKED), ["", *ATTACKS], body)) if body else ""
 
 
-def _reasons(rows: Sequence[Row]) -> list[str]:
+def _reasons(rows: Sequence[RowRuns]) -> list[str]:
     lines = []
     for row in rows:
         stated = [
@@ -346,13 +164,7 @@ def _others(count: int) -> str:
     return f" (and {count} more seed{'s' if count > 1 else ''})" if count else ""
 
 
-def advised(test_rows: int, folds: int = 0) -> int:
-    """The seeds that a comparison on so many test rows should have; of folds whole repeats."""
-    count = SMALL_TEST_SEEDS if folds or test_rows < SMALL_TEST else SEEDS
-    return -(-count // folds) * folds if folds else count
-
-
-def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str]:
+def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list[str]:
     counts = [len(row.by_seed()) for row in rows if row.by_seed()]
     test = done[0].result["data"]["rows"]["test"]
     folds = done[0].folds
@@ -412,61 +224,6 @@ def _remarks(rows: Sequence[Row], done: Sequence[Record], when: str) -> list[str
     return [line.replace("..", ".") for line in lines]
 
 
-def patients_told(record: Record) -> list[str]:
-    """What known patients make of the intervals; empty where nothing is known, and over folds."""
-    if not record.patients or record.folds:
-        return []
-    if record.patients == 1:
-        return [
-            "all test images are of one patient, so nothing is inferred of others: there is no "
-            "population interval"
-        ]
-    rows = record.result["data"]["rows"]["test"]
-    return [
-        f"the {rows} test images are of {record.patients} patients, whose images are not "
-        "independent: they are the units of the population interval"
-    ]
-
-
-def budgets(done: Sequence[Record]) -> list[str]:
-    """How long each row with an equal budget trained, and by what that was measured."""
-    lines = []
-    for name, record in {record.run.row: record for record in done}.items():
-        if record.run.budget != "steps":
-            detail = record.recorded.get("budget")
-            epochs = f"{record.run.training.epochs} epochs"
-            lines.append(f"{name}: {epochs}, {detail}." if detail else f"{name}: {epochs}.")
-    return lines
-
-
-def grid(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
-    """A table as text, the first column to the left and the others to the right."""
-    align = ["left", *["right"] * (len(head) - 1)]
-    return tabulate(body, headers=head, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values)) if len(values) else math.nan
-
-
-def mean_sd(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation; one value alone has no deviation."""
-    if not len(values) or any(math.isnan(value) for value in values):
-        return "n/a"
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
-
-
-def number(value: float, digits: int) -> str:
-    """A number with so many digits, where there is one."""
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """Points with their sign."""
-    return f"{value:+.2f}"
-
-
-def bounds(interval: Interval | None) -> str:
-    """The ends of an interval with their signs."""
-    return "–" if interval is None else f"{interval.low:+.2f} to {interval.high:+.2f}"
+Row = RowRuns
+row_of = read_row
+comparison = as_text

@@ -12,12 +12,8 @@ import numpy as np
 
 from analysis import stats
 from analysis.blocks import Block, Column
-from analysis.comparison import (
-    POINTS,
-    Difference,
-    Row,
-    difference,
-)
+from analysis.differences import Difference, RowRuns, difference
+from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 
@@ -197,7 +193,7 @@ def _improvement(column: Column, found: Finding) -> float:
     return stats.probability_of_improvement(ours, theirs)
 
 
-def scores(row: Row, metric: str = HEADLINE, when: str = "last") -> list[float]:
+def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[float]:
     """A metric of each seed in points, where it is defined."""
     values = [POINTS * each.metric(metric, when=when) for each in row.by_seed().values()]
     return [value for value in values if not math.isnan(value)]

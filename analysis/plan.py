@@ -12,11 +12,12 @@ from scipy import special
 
 from analysis import blocks, findings
 from analysis.blocks import Block, Column
-from analysis.comparison import grid, number, wrapped
 from analysis.findings import Finding
+from analysis.numbers import number
 from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Crossed
+from analysis.table import table, text
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9
@@ -241,7 +242,7 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
         "(population interval)"
     )
     remarks = [*_remarks(listed, effect), *_left_out(listed, found)]
-    return "\n".join([head, title, grid(columns, body), *map(wrapped, remarks)])
+    return f"{head}\n{text(table('seeds', title, columns, body, remarks))}"
 
 
 def _points(effect: float) -> str:

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 import methods
 from analysis import blocks, findings, records
 from analysis.blocks import Block
-from analysis.comparison import difference
+from analysis.differences import difference
 from analysis.facts import put_around
 from analysis.findings import Finding, judged
 from analysis.question import Question
@@ -259,14 +259,14 @@ def test_a_cost_is_a_ratio_to_the_upstream_alone_or_to_nothing(tmp_path: Path) -
 
 def made(estimate: float, sd: float, seeds: int = 10) -> Finding:
     """A comparison on 400 images of which each seed and image is off by chance."""
-    from analysis import comparison, stats
+    from analysis import differences, stats
 
     rng = np.random.default_rng(0)
     d = rng.normal(0, sd, (seeds, 400))
     d += estimate - d.mean()
     variances = stats.crossed(d)
     interval = variances.interval() if seeds >= 4 else None
-    one = comparison.Difference(estimate, seeds, interval, interval, 1.0, variances)
+    one = differences.Difference(estimate, seeds, interval, interval, 1.0, variances)
     return Finding("a", "b", "digits", one)
 
 

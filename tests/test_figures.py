@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis import records
-from analysis.comparison import Row, difference
+from analysis.differences import RowRuns, difference
 from analysis.report import figures
 from analysis.report.figures import common_upstream, draw_forest
 from analysis.report.plots import Bar
@@ -17,7 +17,7 @@ from tests.test_tables import record, row
 LONG = "crop(pad=2)+gaussian_noise"
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[Row], **arguments: str) -> list[Bar]:
+def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[RowRuns], **arguments: str) -> list[Bar]:
     """The bars that would be drawn."""
     kept: list[Bar] = []
     monkeypatch.setattr(figures, "forest", lambda bars, **_: kept.extend(bars))
@@ -25,9 +25,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, rows: list[Row], **arguments: str) ->
     return kept
 
 
-def failed(method: str) -> Row:
+def failed(method: str) -> RowRuns:
     one = record(method, 0, 0.5)
-    return Row(method, "none", (replace(one, result={"status": "failed", "reason": "so"}),))
+    return RowRuns(method, "none", (replace(one, result={"status": "failed", "reason": "so"}),))
 
 
 def test_bars_are_the_differences_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_records_hold_a_line_a_run() -> None:
 
 
 def test_records_tell_how_wrong_labels_were_found_where_some_were() -> None:
-    def lines(rows: list[Row]) -> list[dict[str, str]]:
+    def lines(rows: list[RowRuns]) -> list[dict[str, str]]:
         return list(csv.DictReader(records.to_csv((r.name, r.records) for r in rows).splitlines()))
 
     plain = row("none", 3, 0.5)

@@ -12,12 +12,9 @@ import pytest
 import torch
 
 from analysis import blocks, findings, plan, runs
-from analysis.comparison import (
-    POINTS,
-    Row,
-    comparison,
-    difference,
-)
+from analysis.comparison import as_text
+from analysis.differences import RowRuns, difference
+from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.records import Damaged, Record, read
 from analysis.report import sentences, tables
@@ -333,7 +330,7 @@ def rows_with_patients(
     groups: np.ndarray | None,
     seeds: int = 6,
     methods: tuple[str, ...] = ("none", "mixup"),
-) -> list[Row]:
+) -> list[RowRuns]:
     """Made runs of a test split whose rows are of these patients."""
     rows = []
     for place, method in enumerate(methods):
@@ -341,7 +338,7 @@ def rows_with_patients(
         for folder in folders:
             if groups is not None:
                 with_groups(folder, groups)
-        rows.append(Row(method, "none", tuple(read(folders))))
+        rows.append(RowRuns(method, "none", tuple(read(folders))))
     return rows
 
 
@@ -382,14 +379,14 @@ def test_the_population_interval_of_a_table_is_that_of_patients(
 
 def test_a_table_says_once_that_patients_are_the_units(tmp_path: Path) -> None:
     rows = rows_with_patients(tmp_path / "known", GROUPS)
-    text = " ".join(comparison(rows).split())
+    text = " ".join(as_text(rows).split())
     assert "population: other seeds and other patients." in text
     assert text.count("the 60 test images are of 12 patients") == 1
-    blind = " ".join(comparison(rows_with_patients(tmp_path / "blind", None)).split())
+    blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None)).split())
     assert "other seeds and other images." in blind and "patient" not in blind
 
 
-def block_of(rows: list[Row]) -> blocks.Block:
+def block_of(rows: list[RowRuns]) -> blocks.Block:
     (block,) = blocks.split([record for row in rows for record in row.records])
     return block
 
@@ -419,7 +416,7 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     made = difference(rows[1], rows[0], "accuracy")
     assert made is not None and made.population is None and made.variances is None
     assert made.training is not None
-    text = " ".join(comparison(rows).split())
+    text = " ".join(as_text(rows).split())
     assert "all test images are of one patient, so nothing is inferred of others" in text
     block = block_of(rows)
     (found,) = findings.findings(block, Question())

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from analysis import blocks, records
-from analysis.report import formats, published, tables
+from analysis.report import published, tables
+from analysis.table import markdown
 from tests.made import make_run
 
 
@@ -34,7 +35,7 @@ def test_they_stand_beside_the_same_data_and_network_alone(tmp_path: Path) -> No
     saflex = rows["saflex over randaugment [saflex, table 1]"]
     assert [each is not None for each in saflex] == [False, False, True, False]
     table = tables.main_table(block, "accuracy", "accuracy", True, "last")
-    text = formats.markdown(table)
+    text = markdown(table)
     assert "Published numbers, not ours" in text and "95.11 ± 0.14" in text
     assert "epoch: best validation AUC" in text and "copied from lpa3 table 3" in text
 

@@ -368,14 +368,14 @@ def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
             ),
         ),
         (
-            "family: [saflex: {upstream: mixup}, 'none']",
+            "family: ['saflex(upstream=mixup)', none]",
             Question(family=((SAFLEX, ""), ("none", "")), source="study.yaml"),
         ),
         ("prediction: |\n  none wins\n", Question(prediction="none wins", source="study.yaml")),
         ("- a list", "expected a mapping"),
         ("margin: -1", "margin: expected points of 0 or more, got -1"),
         ("margin: [", "study.yaml, line 1, column 10: expected the node content"),
-        ("family: 3", "family: expected a text or one {name"),
+        ("family: 3", "family: expected a text such as"),
         ("family: ['{crop|mixup']", "family: '{crop|mixup': expected a }"),
         ("family: ['saflex(']", "family: cannot read"),
         ("question: 3", "line 1: question: Input should be a valid string, got 3"),
@@ -461,7 +461,7 @@ def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> N
         "Changed on 2026-11-21, after 12 run(s), to: mixup wins" in text
     )
     swept(root, "two", "predictions: [{text: 3, runs: 1}]")
-    with pytest.raises(StudyError, match=r"two/study\.yaml: predictions: expected"):
+    with pytest.raises(StudyError, match=r"two/study\.yaml, line 1: predictions"):
         question.read(root, "two")
 
 

@@ -12,13 +12,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis import metrics, records
-from analysis.comparison import (
-    Row,
-    advised,
-    comparison,
-    cost_ratio,
-    difference,
-)
+from analysis.comparison import as_text
+from analysis.differences import RowRuns, advised, cost_ratio, difference
 from analysis.records import ATTACK, Record
 from analysis.runs import Run
 from analysis.stats import population_interval
@@ -64,9 +59,9 @@ def record(method: str, seed: int, skill: float, **changes: Any) -> Record:
     return made
 
 
-def row(method: str, seeds: int, skill: float) -> Row:
+def row(method: str, seeds: int, skill: float) -> RowRuns:
     records = tuple(record(method, seed, skill) for seed in range(seeds))
-    return Row(method, "none", records)
+    return RowRuns(method, "none", records)
 
 
 def test_difference_is_the_mean_over_paired_seeds_with_the_t_interval() -> None:
@@ -96,7 +91,7 @@ def test_population_interval_pairs_by_image_within_classes() -> None:
 
 def test_equal_predictions_tell_nothing_of_what_could_be_found() -> None:
     base = row("none", 5, 0.5)
-    found = difference(Row("mixup", "none", base.records), base, "accuracy")
+    found = difference(RowRuns("mixup", "none", base.records), base, "accuracy")
     assert found is not None and found.estimate == 0
     assert np.isnan(found.detectable)
 
@@ -105,7 +100,7 @@ def test_only_seeds_of_both_rows_are_paired() -> None:
     base, ours = row("none", 6, 0.5), row("mixup", 4, 1.5)
     found = difference(ours, base, "accuracy")
     assert found is not None and found.seeds == 4
-    fewer = difference(ours, Row("none", "none", base.records[:4]), "accuracy")
+    fewer = difference(ours, RowRuns("none", "none", base.records[:4]), "accuracy")
     assert found == fewer
 
 
@@ -115,7 +110,7 @@ def test_three_seeds_draw_no_inference(seeds: int, shown: bool) -> None:
     found = difference(rows[1], rows[0], "accuracy")
     assert found is not None
     assert (found.training is not None) == (found.population is not None) == shown
-    text = comparison(rows)
+    text = as_text(rows)
     assert ("no inference is drawn" in text) != shown
     assert ("training 95 % CI" in text) and (" to +" in text) == shown
 
@@ -128,9 +123,9 @@ def test_cost_ratio_is_the_median_over_paired_seeds() -> None:
 def test_undefined_metric_is_not_averaged() -> None:
     bad = record("mixup", 0, 1.0)
     bad.result["metrics"]["last"]["test"]["auc"] = None
-    rows = [row("none", 1, 0.5), Row("mixup", "none", (bad,))]
+    rows = [row("none", 1, 0.5), RowRuns("mixup", "none", (bad,))]
     assert difference(rows[1], rows[0], "auc") is None
-    assert "n/a" in comparison(rows)
+    assert "n/a" in as_text(rows)
 
 
 def test_failed_runs_are_shown_once_with_their_reason() -> None:
@@ -138,7 +133,7 @@ def test_failed_runs_are_shown_once_with_their_reason() -> None:
         record("mixup", seed, 1.0, status="failed", reason="loss is nan at epoch 1")
         for seed in range(3)
     )
-    text = comparison([row("none", 3, 0.5), Row("mixup", "none", failed)])
+    text = as_text([row("none", 3, 0.5), RowRuns("mixup", "none", failed)])
     assert text.count("loss is nan at epoch 1") == 1
     assert "mixup: failed, seed 0: loss is nan at epoch 1 (and 2 more seeds)" in text
 
@@ -146,7 +141,7 @@ def test_failed_runs_are_shown_once_with_their_reason() -> None:
 def test_what_a_reader_must_know_stands_below() -> None:
     rows = [row("none", 10, 0.5), row("mixup", 10, 1.5)]
     rows[0].records[0].result["data"]["verified"] = False
-    text = comparison(rows)
+    text = as_text(rows)
     assert "Caveat: the same lesion in train and test." in text
     assert "UNVERIFIED DATA" in text
     assert "10 seeds; 30 are advised for 60 test rows." in text
@@ -159,7 +154,7 @@ def test_heading_tells_what_differs_from_the_preset() -> None:
     training = replace(made.run.training, weight_decay=0.3, precision="bfloat16")
     changed = replace(made, run=replace(made.run, training=training))
     object.__setattr__(changed, "made", made.predictions["test_last_logits"])
-    text = comparison([Row("none", "none", (changed,))])
+    text = as_text([RowRuns("none", "none", (changed,))])
     assert "preset medmnist, weight_decay 0.3, precision bfloat16" in text
 
 
@@ -167,31 +162,31 @@ def test_a_select_auc_of_rows_that_were_trained_on_is_not_shown() -> None:
     rows = [row("none", 2, 0.5), row("head_refit", 2, 1.5)]
     for each in rows[1].records:
         each.result["data"]["select_trained"] = True
-    lines = comparison(rows).splitlines()
+    lines = as_text(rows).splitlines()
     (line,) = [line for line in lines if line.startswith("head_refit") and "±" in line]
     assert "trained on it" in line
 
 
 def test_nothing_done_is_said() -> None:
-    text = comparison([Row("none", "none", (), ("not done, seed 0: no room",))])
+    text = as_text([RowRuns("none", "none", (), ("not done, seed 0: no room",))])
     assert text.startswith("No run") and "no room" in text
 
 
 def test_selected_epoch_where_it_is_not_offered() -> None:
-    text = comparison([row("none", 4, 0.5), row("mixup", 4, 1.5)], "selected")
+    text = as_text([row("none", 4, 0.5), row("mixup", 4, 1.5)], "selected")
     assert "best epoch by select AUC" in text and "n/a" in text
 
 
 def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
     rows = [row("none", 3, 0.5), row("lpa3", 3, 0.6), row("lpa3(warmup=9)", 3, 0.7)]
-    assert "Attacked rows" not in comparison(rows)
+    assert "Attacked rows" not in as_text(rows)
     attacked = dict.fromkeys(ATTACK, 0.5) | {"attack_prediction_kept": 0.875}
     for number, each in enumerate(rows[1].records):  # the first epoch is a warm-up
         later = attacked | {"attack_distance": 0.25 * number}
         each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}, {"log": later}]
     for each in rows[2].records:
         each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}] * 2
-    lines = comparison(rows).split("Attacked rows")[1].splitlines()
+    lines = as_text(rows).split("Attacked rows")[1].splitlines()
     found = [re.split(r"  +", line) for line in lines if line.startswith("lpa3")][:2]
     assert found[0] == ["lpa3", "3", "25.0", "50.0", "87.5", "50.0", "50.0", "0.250", "0.500"]
     assert found[1] == ["lpa3(warmup=9)", "3", "0.0", *["n/a"] * 6]
@@ -202,32 +197,32 @@ def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
 
 def test_a_cost_ratio_needs_the_upstream_in_the_table() -> None:
     upstream = replace(row("saflex(upstream=crop)", 4, 1.5), upstream="crop")
-    shown = comparison([row("none", 4, 0.5), upstream])
+    shown = as_text([row("none", 4, 0.5), upstream])
     (line,) = [each for each in shown.split("\n\n")[1].splitlines() if "saflex" in each]
     assert line.split()[-2:] == ["n/a", "2.00"]
 
 
 def test_the_calibration_error_stands_beside_accuracy() -> None:
     rows = [row("none", 3, 0.5)]
-    line = next(line for line in comparison(rows).splitlines() if line.startswith("none"))
+    line = next(line for line in as_text(rows).splitlines() if line.startswith("none"))
     ece = [each.metric("ece") for each in rows[0].records]
     assert f"{np.mean(ece):.3f} ± {np.std(ece, ddof=1):.3f}" in line
 
 
 def test_how_wrong_labels_were_found_is_told_of_the_rows_that_learned() -> None:
     rows = [row("none", 3, 0.5), row("autodo", 3, 0.6), row("l2rw", 3, 0.7)]
-    assert "Wrong labels found" not in comparison(rows)
+    assert "Wrong labels found" not in as_text(rows)
     for seed, each in enumerate(rows[1].records):
         auc = 0.7 + 0.1 * seed
         each.result["detection"] = {"weight_auc": auc, "corrected": 0.02, "spoiled": 0.0}
     rows[2].records[0].result["detection"] = {"weight_auc": 0.9}
-    lines = comparison(rows).split("Wrong labels found")[1].splitlines()
+    lines = as_text(rows).split("Wrong labels found")[1].splitlines()
     found = [re.split(r"  +", line) for line in lines[5:8]]
     assert found[0] == ["autodo", "3", "0.800 ± 0.100", "2.00 ± 0.00", "0.00 ± 0.00"]
     assert found[1] == ["l2rw", "1", "0.900", "n/a", "n/a"] and found[2] == [""]
 
 
-def folded(method: str, seeds: int, skill: float) -> Row:
+def folded(method: str, seeds: int, skill: float) -> RowRuns:
     made = row(method, seeds, skill)
     for each in made.records:
         each.result["data"] |= {"folds": 5, "rows": {"select": 30, "test": 60}}
@@ -246,7 +241,7 @@ def test_over_folds_the_interval_is_that_of_repeated_cross_validation() -> None:
     se = np.std(values, ddof=1) * np.sqrt(1 / 10 + 60 / 210)
     low, high = scipy_stats.t.interval(0.95, 9, np.mean(values), se)
     assert (made.population.low, made.population.high) == pytest.approx((low, high))
-    shown = comparison([base, ours])
+    shown = as_text([base, ours])
     assert "seed s on fold s mod 5" in shown and "detectable: the smallest" in shown
     assert "other seeds on these test images" not in shown
 
@@ -256,7 +251,7 @@ def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
     made = difference(replace(ours, records=ours.records[:9]), base, "accuracy")
     assert made is not None and made.population is None and made.variances is None
     assert made.seeds == 9 and np.isnan(made.detectable)
-    shown = comparison([base, replace(ours, records=ours.records[:9])])
+    shown = as_text([base, replace(ours, records=ours.records[:9])])
     assert "mixup: a repeat of the 5 folds is not whole, so nothing is inferred." in shown
     assert "none: a repeat" not in shown
     assert "9 seeds; 30 are advised for 60 test rows." in shown

@@ -18,9 +18,10 @@ from analysis.blocks import (
     Column,
     Entry,
 )
-from analysis.comparison import POINTS, Row, difference
+from analysis.differences import RowRuns, difference
 from analysis.facts import NONE, call_in
 from analysis.findings import Finding, mean_ranks, scores
+from analysis.numbers import POINTS
 from analysis.records import Record
 from analysis.report import plots
 from analysis.report.plots import (
@@ -61,7 +62,7 @@ class Figure:
     paths: tuple[Path, ...]
 
 
-def draw_forest(rows: Sequence[Row], path: Path, when: str = "last") -> None:
+def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None:
     """Draw test accuracy of rows on one benchmark, and their differences to the first row.
 
     A long upstream that several rows share is called U.
@@ -102,7 +103,7 @@ def draw_forest(rows: Sequence[Row], path: Path, when: str = "last") -> None:
     )
 
 
-def common_upstream(rows: Sequence[Row]) -> str:
+def common_upstream(rows: Sequence[RowRuns]) -> str:
     """The long upstream that stands in most of the names, or an empty text."""
     names = [row.name for row in rows]
     counts = {
@@ -183,7 +184,7 @@ class _Drawing:
 
     def short(self, names: Sequence[str]) -> tuple[list[str], str]:
         """Names with a long upstream that most share written as U, and what U is."""
-        rows = [Row(each.name, each.facts.upstream, ()) for each in self.block.entries]
+        rows = [RowRuns(each.name, each.facts.upstream, ()) for each in self.block.entries]
         upstream = common_upstream(rows)
         if not upstream:
             return list(names), ""

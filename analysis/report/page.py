@@ -12,24 +12,17 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from analysis import (
-    blocks,
-    findings,
-    question,
-    records,
-    runs,
-)
+from analysis import blocks, findings, question, records, runs, table
 from analysis.blocks import Block
 from analysis.question import Question
 from analysis.report import (
     figures,
-    formats,
     searches,
     sentences,
     tables,
 )
 from analysis.report.figures import Figure
-from analysis.report.formats import Table, markdown_text
+from analysis.table import Table, markdown_text
 
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
@@ -345,7 +338,7 @@ def _apart(made: Sequence[Block]) -> Table:
             ]
         )
     head = ["block", "data sets", *differ, *trainings, "runs"]
-    return formats.table("blocks", "What differs between the blocks", head, rows)
+    return table.table("blocks", "What differs between the blocks", head, rows)
 
 
 SAMPLES = "More of what the rows make of training images is drawn from the data, not from runs:"
@@ -365,15 +358,15 @@ def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
     if "md" in wanted:
         _write(out / "report.md", markdown(whole, out))
         made.append(out / "report.md")
-    writers = {"tex": formats.latex, "csv": formats.comma_separated}
+    writers = {"tex": table.latex, "csv": table.comma_separated}
     for suffix in (each for each in ("tex", "csv") if each in wanted):
         for part in whole.parts:
             place = out / "tables" / part.folder
             place.mkdir(parents=True, exist_ok=True)
-            for table in (*part.main, *part.tables):
-                _write(place / f"{table.name}.{suffix}", writers[suffix](table))
-        for table in (each for made_of, _ in whole.searches for each in made_of):
-            _write(out / "tables" / f"{table.name}.{suffix}", writers[suffix](table))
+            for each in (*part.main, *part.tables):
+                _write(place / f"{each.name}.{suffix}", writers[suffix](each))
+        for each in (each for made_of, _ in whole.searches for each in made_of):
+            _write(out / "tables" / f"{each.name}.{suffix}", writers[suffix](each))
         made.append(out / "tables")
     return list(dict.fromkeys([*made, out / "records.parquet"]))
 
@@ -389,7 +382,7 @@ def html(whole: Report) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
 
     def shown(listed: Sequence[Table]) -> list[Markup]:
-        return [formats.html(each, wide=len(each.head) >= WIDE) for each in listed]
+        return [table.html(each, wide=len(each.head) >= WIDE) for each in listed]
 
     page = {
         **{name: getattr(whole, name) for name in runs.field_names(Report)},
@@ -415,7 +408,7 @@ def html(whole: Report) -> str:
 
 def _seen(value: object) -> object:
     """Text without signs that cannot be seen; what is HTML already was made of such text."""
-    return formats.plain(value) if type(value) is str else value
+    return table.plain(value) if type(value) is str else value
 
 
 def _embedded(figure: Figure) -> dict[str, str]:
@@ -434,15 +427,15 @@ def markdown(whole: Report, out: Path) -> str:
         lines += [f"**{markdown_text(line)}**", ""]
     lines += _list(whole.remarks)
     if whole.apart is not None:
-        lines += [APART.format(count=len(whole.parts)), "", formats.markdown(whole.apart)]
+        lines += [APART.format(count=len(whole.parts)), "", table.markdown(whole.apart)]
     for part in whole.parts:
         lines += [f"## {markdown_text(part.title)}", "", *_list(part.advice)]
-        lines += [formats.markdown(table) for table in part.main]
+        lines += [table.markdown(each) for each in part.main]
         lines += _images(part.figures[:MAIN_FIGURES], out)
         lines += ["### Statistics in words", "", *_list(part.sentences)]
         if part.mechanism:
             lines += ["### Do controls explain the gains?", "", *_list(part.mechanism)]
-        lines += [formats.markdown(table) for table in part.tables]
+        lines += [table.markdown(each) for each in part.tables]
         lines += ["### Protocol and selection", "", *_list(part.protocol)]
         if part.figures[MAIN_FIGURES:]:
             lines += ["### More figures", "", *_images(part.figures[MAIN_FIGURES:], out)]
@@ -452,10 +445,10 @@ def markdown(whole: Report, out: Path) -> str:
             lines += [SAMPLES, "", *_code(*part.samples)]
     for listed, drawn in whole.searches:
         lines += ["## Search of hyper-parameters", ""]
-        lines += [formats.markdown(table) for table in listed] + _images(drawn, out)
+        lines += [table.markdown(each) for each in listed] + _images(drawn, out)
     lines += ["## Runs without a result", ""]
     lines.append(
-        formats.markdown(whole.failures)
+        table.markdown(whole.failures)
         if whole.failures
         else "None: every run has ended with a result.\n"
     )
@@ -482,7 +475,7 @@ def _images(drawn: Sequence[Figure], out: Path) -> list[str]:
 
 def _code(*commands: str) -> list[str]:
     """Commands as a code block whose fence is longer than any in them."""
-    lines = [formats.plain(command) for command in commands]
+    lines = [table.plain(command) for command in commands]
     fence = "```"
     while any(fence in line for line in lines):
         fence += "`"

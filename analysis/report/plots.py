@@ -44,7 +44,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.report.formats import plain
+from analysis.table import plain
 
 CAPTION_WIDTH, CAPTION_SIZE = 19, 6.5
 """Letters a line and points of the text under an image."""

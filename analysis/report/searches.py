@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.comparison import POINTS, number, signed
+from analysis.numbers import POINTS, number, signed
 from analysis.question import STUDIES
 from analysis.report import plots, sentences
 from analysis.report.figures import Figure
-from analysis.report.formats import Group, Table, cells
 from analysis.report.plots import Curve, Panel
 from analysis.studyfile import StudyError
+from analysis.table import Group, Table, cells
 
 FILE = "search.json"
 PREFIX = "search-"

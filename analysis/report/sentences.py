@@ -17,26 +17,13 @@ from analysis.blocks import (
     bare,
     variant,
 )
-from analysis.comparison import (
-    Difference,
-    advised,
-    bounds,
-    difference,
-    number,
-    signed,
-)
+from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE, outer
 from analysis.findings import HEADLINE, Finding, Overall
+from analysis.numbers import bounds, counted, number, p_value, signed
 from analysis.question import Question
 from analysis.records import Record
-from analysis.report.formats import Table, table
-from analysis.report.tables import (
-    DETECTABLE,
-    counted,
-    folds_note,
-    p_value,
-    patients_note,
-)
+from analysis.report.tables import DETECTABLE, folds_note, patients_note
 from analysis.runs import (
     FLAGS,
     OPTIONS,
@@ -45,6 +32,7 @@ from analysis.runs import (
     row_parts,
 )
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
+from analysis.table import Table, table
 from methods.naming import render, with_path
 
 RUNS = "runs"

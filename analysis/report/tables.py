@@ -14,19 +14,18 @@ from analysis.blocks import (
     Entry,
     alike,
 )
-from analysis.comparison import (
+from analysis.contents import (
     ATTACKED,
     ATTACKS,
-    POINTS,
+    DETECTED,
     attacks,
-    bounds,
     budgets,
-    cost_ratio,
-    mean_sd,
-    number,
+    cost,
+    detected,
+    difference_cells,
     patients_told,
-    signed,
 )
+from analysis.differences import cost_ratio
 from analysis.facts import NONE, call_in
 from analysis.findings import (
     Best,
@@ -36,22 +35,22 @@ from analysis.findings import (
     mean_ranks,
     scores,
 )
-from analysis.records import DETECTION, Record, Unread
-from analysis.report import published
-from analysis.report.formats import (
-    Cell,
-    Group,
-    Mark,
-    Table,
-    cells,
-    table,
+from analysis.numbers import (
+    MISSING,
+    bounds,
+    counted,
+    mean_sd,
+    number,
+    p_value,
+    signed,
 )
+from analysis.records import Record, Unread
+from analysis.report import published
 from analysis.stats import INFERENCE_SEEDS
+from analysis.table import Group, Mark, Table, TableCell, cells, table
 from methods.naming import Call, render
 
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
-MISSING = "n/a"
-P_SHOWN = 0.001
 DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
 
 
@@ -62,7 +61,7 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
     usual = {column.name: max(_count(column, each, when) for each in block.entries)
              for column in columns}  # fmt: skip
 
-    def row(entry: Entry) -> tuple[Cell, ...]:
+    def row(entry: Entry) -> tuple[TableCell, ...]:
         counts = [_count(column, entry, when) for column in columns]
         values = []
         for column in columns:
@@ -70,13 +69,13 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
             text = mean_sd(found, 2)
             if found and len(found) < usual[column.name]:
                 text += f" (n = {len(found)})"
-            values.append(Cell(text, _mark(tops[column.name], entry.name)))
+            values.append(TableCell(text, _mark(tops[column.name], entry.name)))
         ratios = [_ratio(column, entry) for column in columns]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
-        cost = number(float(np.median(known)), 2) if known else MISSING
-        return (Cell(entry.name), Cell(counted(counts)), *values, Cell(cost))
+        middle = number(float(np.median(known)), 2) if known else MISSING
+        return (TableCell(entry.name), TableCell(counted(counts)), *values, TableCell(middle))
 
-    def rows(entries: Sequence[Entry]) -> tuple[tuple[Cell, ...], ...]:
+    def rows(entries: Sequence[Entry]) -> tuple[tuple[TableCell, ...], ...]:
         # The last epoch shows what has no result; another epoch is a second look at what has one.
         kept = [e for e in entries if when == "last" or any(_count(c, e, when) for c in columns)]
         return tuple(row(entry) for entry in kept)
@@ -236,24 +235,9 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
     """Every comparison with both intervals, the test and its verdict."""
     rows = []
     for each in found:
-        made = each.difference
+        *told, detectable = difference_cells(each.difference)
         label = f"{each.row} over {each.base}"
-        if made is None:
-            rows.append([label, each.column, 0, *[MISSING] * 5, each.verdict])
-            continue
-        rows.append(
-            [
-                label,
-                each.column,
-                made.seeds,
-                signed(made.estimate),
-                bounds(made.training),
-                bounds(made.population),
-                p_value(each.p),
-                number(made.detectable, 2),
-                each.verdict,
-            ]
-        )
+        rows.append([label, each.column, *told, p_value(each.p), detectable, each.verdict])
     head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
     count = sum(not math.isnan(each.p) for each in found)
@@ -313,23 +297,21 @@ def cost_table(block: Block, name: str) -> Table:
     for column in block.columns:
         for entry in block.entries:
             own = column.rows[entry.name]
-            costs = [record.result["cost"] for record in own.by_seed().values()]
-            if not costs:
-                continue
-            rows.append(
-                [
-                    entry.name,
-                    column.name,
-                    len(costs),
-                    number(_median(costs, "seconds_per_epoch"), 2),
-                    number(_ratio(column, entry), 2),
-                    number(_median(costs, "charged_seconds"), 1),
-                    number(_median(costs, "evaluation_seconds"), 1),
-                    number(_median(costs, "passes_per_row"), 2),
-                    number(_median(costs, "trained_per_drawn"), 2),
-                    number(_median(costs, "memory_mib"), 0),
-                ]
-            )
+            if own.by_seed():
+                rows.append(
+                    [
+                        entry.name,
+                        column.name,
+                        len(own.by_seed()),
+                        cost(own, "seconds_per_epoch", 2),
+                        number(_ratio(column, entry), 2),
+                        cost(own, "charged_seconds", 1),
+                        cost(own, "evaluation_seconds", 1),
+                        cost(own, "passes_per_row", 2),
+                        cost(own, "trained_per_drawn", 2),
+                        cost(own, "memory_mib", 0),
+                    ]
+                )
     head = ["", "data set", "n", "s/epoch ↓", "ratio ↓", "charged s ↓", "evaluation s",
             "passes/row", "trained/drawn", "peak MiB ↓"]  # fmt: skip
     notes = [
@@ -341,28 +323,17 @@ def cost_table(block: Block, name: str) -> Table:
     return table(name, "Costs", head, rows, notes)
 
 
-def _median(costs: Sequence[dict], key: str) -> float:
-    values = [cost[key] for cost in costs if cost.get(key) is not None]
-    return float(np.median(values)) if values else math.nan
-
-
 def detection_table(block: Block, name: str) -> Table | None:
     """How well wrong labels were found; None where none were made or nothing was learned."""
-    rows = []
-    for column in block.columns:
-        for entry in block.entries:
-            own = column.rows[entry.name].by_seed().values()
-            found = [record for record in own if record.result.get("detection")]
-            if found:
-                values = {key: [each.detection(key) for each in found] for key in DETECTION}
-                shares = [[POINTS * value for value in values[key]] for key in DETECTION[1:]]
-                rows.append(
-                    [entry.name, column.name, len(found), mean_sd(values["weight_auc"], 3)]
-                    + [mean_sd(each, 1) for each in shares]
-                )
+    rows = [
+        [entry.name, column.name, *told]
+        for column in block.columns
+        for entry in block.entries
+        if (told := detected(column.rows[entry.name], 1))
+    ]
     if not rows:
         return None
-    head = ["", "data set", "n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓"]
+    head = ["", "data set", *DETECTED]
     note = (
         "AUC by weight: chance that a mislabelled training row weighs less than a right one, ties "
         "half. corrected: mislabelled rows whose learned label is the true class; spoiled: right "
@@ -490,18 +461,3 @@ def versions_table(block: Block, name: str) -> Table:
         values = (f"{value} ({n} runs)" for value, n in counts.items())
         rows.append([LABELS.get(key, key), "; ".join(values)])
     return table(name, "Versions and hardware", ["", "value"], rows)
-
-
-def p_value(p: float) -> str:
-    """A p-value with three digits; below .001 only that."""
-    if math.isnan(p):
-        return MISSING
-    return "< 0.001" if p < P_SHOWN else f"{p:.3f}"
-
-
-def counted(counts: Sequence[int]) -> str:
-    """``10``, or ``1 to 10`` where they differ."""
-    if not counts:
-        return "0"
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"

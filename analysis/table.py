@@ -1,22 +1,24 @@
-"""A table, and text from outside, written as Markdown, LaTeX, CSV and HTML."""
+"""A table, and text from outside, written as plain text, Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup, escape
+from tabulate import tabulate
 
 Mark = Literal["", "best", "tied"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A text and how it is set off: the best of its column bold, those tied with it in italics."""
 
     text: str
@@ -28,7 +30,7 @@ class Group:
     """Rows of a table under a heading of their own, which may be empty."""
 
     heading: str
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def cells(values: Sequence[object]) -> tuple[Cell, ...]:
+def cells(values: Sequence[object]) -> tuple[TableCell, ...]:
     """A row of plain texts."""
-    return tuple(value if isinstance(value, Cell) else Cell(str(value)) for value in values)
+    return tuple(
+        value if isinstance(value, TableCell) else TableCell(str(value)) for value in values
+    )
 
 
 def table(
@@ -128,6 +132,34 @@ def latex_text(text: str) -> str:
     )
 
 
+WIDTH = 110
+"""Letters a line of the remarks below a table."""
+
+
+def wrapped(text: str) -> str:
+    """A remark on lines of a width that can be read."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def text(made: Table) -> str:
+    """The table for a terminal, the first column to the left and the others to the right."""
+    body: list[list[str]] = []
+    for group in made.groups:
+        body += [[group.heading]] if group.heading else []
+        body += [[_in_words(cell) for cell in row] for row in group.rows]
+    align = ["left", *["right"] * (len(made.head) - 1)]
+    grid = tabulate(
+        body, headers=made.head, tablefmt="simple", colalign=align, disable_numparse=True
+    )
+    return "\n".join([made.title, grid, *map(wrapped, made.notes)])
+
+
+def _in_words(cell: TableCell) -> str:
+    return f"{cell.text} ({cell.mark})" if cell.mark else cell.text
+
+
 def markdown(made: Table) -> str:
     """The table in GitHub's Markdown, its remarks as a list below."""
     lines = [f"**{markdown_text(made.title)}**", ""]
@@ -146,7 +178,7 @@ def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
-def _starred(cell: Cell) -> str:
+def _starred(cell: TableCell) -> str:
     stars = {"best": "**", "tied": "*", "": ""}[cell.mark]
     return f"{stars}{markdown_text(cell.text)}{stars}"
 
@@ -189,7 +221,7 @@ def _ampersands(texts: Sequence[str]) -> str:
     return " & ".join(f"{{{text}}}" if text.startswith(acting) else text for text in texts) + r" \\"
 
 
-def _set(cell: Cell) -> str:
+def _set(cell: TableCell) -> str:
     command = {"best": r"\textbf", "tied": r"\textit", "": ""}[cell.mark]
     text = latex_text(cell.text)
     return f"{command}{{{text}}}" if command else text
@@ -200,14 +232,14 @@ def comma_separated(made: Table) -> str:
 
     The column of the rows' names, which has no head elsewhere, has the title of the table.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["group", *(plain(name or made.title) for name in made.head)])
     for group in made.groups:
         for row in group.rows:
-            marked = [f"{c.text} ({c.mark})" if c.mark else c.text for c in row]
+            marked = map(_in_words, row)
             writer.writerow([plain(each) for each in (group.heading, *marked)])
-    return text.getvalue()
+    return file.getvalue()
 
 
 def html(made: Table, wide: bool = False) -> Markup:
@@ -242,7 +274,7 @@ def _shown(text: str) -> Markup:
     return escape(plain(text))
 
 
-def _emphasised(cell: Cell) -> str:
+def _emphasised(cell: TableCell) -> str:
     tag = {"best": "strong", "tied": "em", "": ""}[cell.mark]
     text = str(_shown(cell.text))
     return f"<{tag}>{text}</{tag}>" if tag else text

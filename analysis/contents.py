@@ -1,0 +1,85 @@
+"""What tables say of a row, in ``augbench compare`` and in reports alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.differences import Difference, RowRuns
+from analysis.numbers import MISSING, POINTS, bounds, mean_sd, median, number, signed
+from analysis.records import ATTACK, DETECTION, Record
+
+DETECTED = ("n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓")
+ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
+           "distance", "of noise")  # fmt: skip
+ATTACKED = (
+    "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, mean "
+    "over epochs with an attack and over seeds): selected, of the rows drawn, warm-up included; "
+    "kept and harder by the network that attacked, with its label, which need not be the true one; "
+    "unmoved, left as they were; harder, less likely than the clean row; distance, perceptual, and "
+    "that of uniform noise of the same norm"
+)
+
+
+def difference_cells(made: Difference | None) -> list[object]:
+    """Seeds, difference, both intervals and what could have been detected."""
+    if made is None:
+        return [0, *[MISSING] * 4]
+    intervals = [bounds(made.training), bounds(made.population)]
+    return [made.seeds, signed(made.estimate), *intervals, number(made.detectable, 2)]
+
+
+def detected(row: RowRuns, digits: int) -> list[object]:
+    """What a row learned of corrupted labels, under ``DETECTED``; empty where nothing."""
+    records = [each for each in row.by_seed().values() if each.result.get("detection")]
+    if not records:
+        return []
+    auc, *shares = ([each.detection(name) for each in records] for name in DETECTION)
+    told = [mean_sd([POINTS * value for value in values], digits) for values in shares]
+    return [len(records), mean_sd(auc, 3), *told]
+
+
+def cost(row: RowRuns, name: str, digits: int) -> str:
+    """The median over seeds of a cost."""
+    costs = [record.result["cost"] for record in row.by_seed().values()]
+    return number(median([each[name] for each in costs if each.get(name) is not None]), digits)
+
+
+def attacks(row: RowRuns) -> list[str]:
+    """What became of a row's attacked rows, under ``ATTACKS``; empty where none are made."""
+    records = [each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))]
+    if not records:
+        return []
+    means = [float(np.mean([each.logged(name) for each in records])) for name in ATTACK]
+    shares, distances = means[:5], means[5:]
+    told = [number(POINTS * value, 1) for value in shares]
+    return [str(len(records)), *told, *(number(value, 3) for value in distances)]
+
+
+def patients_told(record: Record) -> list[str]:
+    """What known patients make of the intervals; empty where nothing is known, and over folds."""
+    if not record.patients or record.folds:
+        return []
+    if record.patients == 1:
+        return [
+            "all test images are of one patient, so nothing is inferred of others: there is no "
+            "population interval"
+        ]
+    rows = record.result["data"]["rows"]["test"]
+    return [
+        f"the {rows} test images are of {record.patients} patients, whose images are not "
+        "independent: they are the units of the population interval"
+    ]
+
+
+def budgets(done: Sequence[Record]) -> list[str]:
+    """How long each row with an equal budget trained, and by what that was measured."""
+    lines = []
+    for name, record in {record.run.row: record for record in done}.items():
+        if record.run.budget != "steps":
+            detail = record.recorded.get("budget")
+            epochs = f"{record.run.training.epochs} epochs"
+            lines.append(f"{name}: {epochs}, {detail}." if detail else f"{name}: {epochs}.")
+    return lines

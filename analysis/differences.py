@@ -1,0 +1,152 @@
+"""Rows of runs and the differences between them, with what these tell of other seeds and images."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.numbers import POINTS, median
+from analysis.records import Record, read
+from analysis.runs import Run, folder_of
+from analysis.stats import (
+    INFERENCE_SEEDS,
+    Estimated,
+    Interval,
+    crossed,
+    resampled,
+    smallest_detectable,
+    training_interval,
+)
+
+SMALL_TEST, SMALL_TEST_SEEDS, SEEDS = 500, 30, 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against the first one, in points, paired by seed."""
+
+    estimate: float
+    seeds: int
+    training: Interval | None
+    """None below four seeds: three are a smoke test; with folds, which have no fixed test; and
+    where all seeds differ equally, which tells no variance"""
+    population: Interval | None
+    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, where
+    predictions are equal everywhere, which tells no variance, and with one test patient alone"""
+    detectable: float
+    """Smallest difference found with 80 % power, population; nan where no variance is known."""
+    variances: Estimated | None = None
+    """behind the population interval; None with one seed, and with one test patient alone"""
+    folds: int = 0
+    patients: int = 0
+    """of the test split, whose images are not independent; 0 where nothing is known of them"""
+
+
+@dataclass(frozen=True)
+class RowRuns:
+    """All runs of one row of a table."""
+
+    name: str
+    upstream: str
+    """the row that costs are a ratio to"""
+    records: tuple[Record, ...]
+    reasons: tuple[str, ...] = ()
+    """why runs of this row are missing"""
+
+    def by_seed(self) -> dict[int, Record]:
+        """The runs with metrics."""
+        return {record.run.seed: record for record in self.records if record.done}
+
+
+def read_row(
+    name: str, upstream: str, wanted: Sequence[Run], root: Path, problems: Mapping[str, str]
+) -> RowRuns:
+    """The row of these runs, those that have ended; ``problems`` says by id why others have not."""
+    missing = (run for run in wanted if run.id in problems)
+    reasons = (f"not done, seed {run.seed}: {problems[run.id]}" for run in missing)
+    found = read([folder_of(root, run) for run in wanted])
+    return RowRuns(name, upstream, tuple(found), tuple(reasons))
+
+
+def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> Difference | None:
+    """``row`` minus ``base`` in points, over the seeds that both have; None where there is none.
+
+    The population interval speaks of other seeds and other test images, or other patients where
+    these are known; the training interval of other seeds on these images (design: two intervals,
+    named).
+    """
+    ours, theirs = row.by_seed(), base.by_seed()
+    seeds = [
+        seed
+        for seed in sorted(ours.keys() & theirs.keys())
+        if not math.isnan(ours[seed].metric(metric, when=when))
+        and not math.isnan(theirs[seed].metric(metric, when=when))
+    ]
+    if not seeds:
+        return None
+    per_seed = np.array(
+        [ours[s].metric(metric, when=when) - theirs[s].metric(metric, when=when) for s in seeds]
+    )
+    estimate = POINTS * float(per_seed.mean())
+    first = ours[seeds[0]]
+    blank = Difference(estimate, len(seeds), None, None, math.nan, patients=first.patients)
+    if len(seeds) < 2:
+        return blank
+    folds = first.folds
+    blank = replace(blank, folds=folds)
+    if folds and set(Counter(seed // folds for seed in seeds).values()) != {folds}:
+        return blank
+    training = None
+    if not folds and len(seeds) >= INFERENCE_SEEDS:
+        training = training_interval(POINTS * per_seed)
+        training = training if training.se > 0 else None
+    if folds:
+        cuts = [ours[s].result["data"]["rows"] for s in (seeds if first.patients else seeds[:1])]
+        test, select = (float(np.mean([cut[name] for cut in cuts])) for name in ("test", "select"))
+        variances = resampled(POINTS * per_seed, folds, test / ((folds - 1) * test - select))
+    elif first.patients == 1:
+        return replace(blank, training=training)
+    else:
+        targets = first.predictions["test_targets"]
+        items = np.stack(
+            [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
+        )
+        variances = crossed(
+            POINTS * items,
+            targets if targets.ndim == 1 else None,
+            clusters=first.predictions.get("test_groups"),
+        )
+    population = variances.interval()
+    if not population.se > 0:
+        return replace(blank, variances=variances)
+    detectable = smallest_detectable(population.se, population.df)
+    made = replace(blank, variances=variances, detectable=detectable)
+    if len(seeds) < INFERENCE_SEEDS:
+        return made
+    return replace(made, training=training, population=population)
+
+
+def cost_ratio(row: RowRuns, base: RowRuns) -> float:
+    """Median over seeds of charged seconds an epoch, as a ratio to ``base``.
+
+    Of a row with an equal budget, which takes epochs of its own, that of whole runs.
+    """
+    ours, theirs = row.by_seed(), base.by_seed()
+    own = any(record.run.budget != "steps" for record in ours.values())
+    key = "charged_seconds" if own else "seconds_per_epoch"
+    ratios = [
+        ours[s].result["cost"][key] / theirs[s].result["cost"][key]
+        for s in ours.keys() & theirs.keys()
+    ]
+    return median(ratios)
+
+
+def advised(test_rows: int, folds: int = 0) -> int:
+    """The seeds that a comparison on so many test rows should have; of folds whole repeats."""
+    count = SMALL_TEST_SEEDS if folds or test_rows < SMALL_TEST else SEEDS
+    return -(-count // folds) * folds if folds else count
