@@ -135,9 +135,8 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
     return ready
 
 
-def shapes(make: Callable[[], Method], case: Case) -> None:
+def shapes(ready: Bench) -> None:
     """x, y, w and index fit together, at several sizes; the total weight is kept or explained."""
-    ready = bench(make, case)
     for step, rows in enumerate((BATCH, 5, 2)):
         out = ready.augment(ready.batch(rows, step=step), step=step)
         check_batch(out, ready.ctx.spec, "the method")
@@ -146,9 +145,8 @@ def shapes(make: Callable[[], Method], case: Case) -> None:
         assert bool(known.all()), f"index {out.index.tolist()}: expected -1 or a training row"
 
 
-def ranges(make: Callable[[], Method], case: Case) -> None:
+def ranges(ready: Bench) -> None:
     """Inputs stay in [0, 1], targets are legal, weights are not negative; all is finite."""
-    ready = bench(make, case)
     for step in range(4):
         out = ready.augment(ready.batch(step=step), step=step)
         for name in ("x", "y", "w"):
@@ -159,14 +157,13 @@ def ranges(make: Callable[[], Method], case: Case) -> None:
         assert float(out.w.min()) >= 0, f"a weight is {float(out.w.min())}, expected 0 or more"
         low, high = float(out.y.min()), float(out.y.max())
         assert low >= -1e-6 and high <= 1 + 1e-6, f"y lies in [{low}, {high}], expected [0, 1]"
-        if case.kind != "multi-label":
+        if ready.case.kind != "multi-label":
             error = float((out.y.sum(dim=1) - 1).abs().max())
             assert error < 1e-5, f"rows of y sum to 1 but for {error}"
 
 
-def weights(make: Callable[[], Method], case: Case) -> None:
+def weights(ready: Bench) -> None:
     """Rows that were drawn keep their total weight; only added rows bring weight of their own."""
-    ready = bench(make, case)
     batch = ready.batch()
     out = ready.augment(batch)
     added = len(out.w) - len(batch.w)
@@ -176,9 +173,8 @@ def weights(make: Callable[[], Method], case: Case) -> None:
         assert math.isclose(total, 1, rel_tol=1e-5), f"weights sum to {total}, expected 1"
 
 
-def mutation(make: Callable[[], Method], case: Case) -> None:
+def mutation(ready: Bench) -> None:
     """The incoming batch is not changed in place."""
-    ready = bench(make, case)
     batch = ready.batch()
     before = [part.clone() for part in (batch.x, batch.y, batch.w, batch.index)]
     ready.augment(batch)
@@ -188,12 +184,11 @@ def mutation(make: Callable[[], Method], case: Case) -> None:
         assert torch.equal(part, old), f"augment changed {name} of its input in place"
 
 
-def model_untouched(make: Callable[[], Method], case: Case) -> None:
+def model_untouched(ready: Bench) -> None:
     """``augment`` leaves parameters, requires_grad, training modes and the optimiser alone.
 
     Buffers may move only where the method ran ``ctx.forward``, the trainer's own forward.
     """
-    ready = bench(make, case)
     model, state = ready.ctx.model, ready.ctx.optimizer.state_dict()
     old = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
@@ -224,9 +219,8 @@ def deterministic(make: Callable[[], Method], case: Case) -> None:
         assert torch.equal(getattr(first, name), getattr(second, name)), f"{name} differs"
 
 
-def elsewhere(make: Callable[[], Method], case: Case) -> None:
+def elsewhere(ready: Bench) -> None:
     """Rows with index -1 are taken; a method with state per row passes them through unchanged."""
-    ready = bench(make, case)
     batch = ready.batch(elsewhere=3)
     out = ready.augment(batch)
     check_batch(out, ready.ctx.spec, "the method")
@@ -235,9 +229,8 @@ def elsewhere(make: Callable[[], Method], case: Case) -> None:
     assert bool(torch.isfinite(everything.x).all()), "x is not finite for rows from elsewhere"
 
 
-def gradients(make: Callable[[], Method], case: Case) -> None:
+def gradients(ready: Bench) -> None:
     """The step's loss is finite and gives every parameter a finite gradient."""
-    ready = bench(make, case)
     ctx, method = ready.ctx, ready.method
     out = ready.augment(ready.batch())
     logits = ctx.forward(out.x) if out.logits is None else out.logits
@@ -270,14 +263,20 @@ def state_round_trip(make: Callable[[], Method], case: Case) -> None:
         assert same, f"{name} differs after the state was saved and loaded"
 
 
-def train(make: Callable[[], Method], case: Case, epochs: int = 3, **arguments: object) -> Fitted:
+def train(
+    make: Callable[[], Method],
+    case: Case,
+    epochs: int = 3,
+    batch_size: int = BATCH,
+    **arguments: object,
+) -> Fitted:
     """A short run of the real trainer.
 
     Raises:
         Skipped: the method does not support the case.
     """
     method = make()
-    training = Training(epochs=epochs, batch_size=BATCH)
+    training = Training(epochs=epochs, batch_size=batch_size)
     run = Run(benchmark="contract", data="", model="small_cnn(width=0.25)", method="own",
               training=training)  # fmt: skip
     made = splits(case, "meta" in method.requires())
@@ -289,27 +288,40 @@ def train(make: Callable[[], Method], case: Case, epochs: int = 3, **arguments: 
 
 def trains(make: Callable[[], Method], case: Case) -> None:
     """A short run ends with finite losses and logits, twice bit for bit the same."""
-    one, other = train(make, case), train(make, case)
+    one, other = (train(make, case, batch_size=2 * BATCH) for _ in range(2))
     assert one.state.metric_lines == other.state.metric_lines, "two equal runs differ"
     for name, array in one.predictions.items():
         assert np.array_equal(array, other.predictions[name]), f"{name} differs in two equal runs"
 
 
-CHECKS: dict[str, Callable[[Callable[[], Method], Case], None]] = {
+LOOKS: dict[str, Callable[[Bench], None]] = {
     each.__name__: each
-    for each in (
-        shapes,
-        ranges,
-        weights,
-        mutation,
-        model_untouched,
-        deterministic,
-        elsewhere,
-        gradients,
-        state_round_trip,
-        trains,
-    )
+    for each in (model_untouched, shapes, ranges, weights, mutation, elsewhere, gradients)
 }
+"""Checks of one method that is set up, which any of them leaves fit for the next.
+
+The first is the one that tells what the method's first call changes; the last leaves gradients.
+"""
+
+
+def looks(make: Callable[[], Method], case: Case) -> None:
+    """All LOOKS, at one method that is set up once."""
+    ready = bench(make, case)
+    for look in LOOKS.values():
+        look(ready)
+
+
+def _alone(look: Callable[[Bench], None]) -> Callable[[Callable[[], Method], Case], None]:
+    return lambda make, case: look(bench(make, case))
+
+
+CHECKS: dict[str, Callable[[Callable[[], Method], Case], None]] = {
+    **{name: _alone(look) for name, look in LOOKS.items()},
+    "deterministic": deterministic,
+    "state_round_trip": state_round_trip,
+    "trains": trains,
+}
+"""What a plug-in's author runs; each sets the method up anew."""
 
 
 def check(name: str, make: Callable[[], Method], case: Case) -> str:
