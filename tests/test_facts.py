@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.cli import main
 from benchmarks.data import dataset, facts, sources
 from benchmarks.data.names import Benchmark, parse_benchmark
+from tests.threads import workers_as_threads
 
 SAMPLES = {"train": 30, "val": 9, "test": 12}
 
@@ -153,7 +154,8 @@ def test_they_are_read_before_the_first_run_and_not_again(
 ) -> None:
     setting = ["--benchmark", "digits(rows_per_class=5)", "--model", "small_cnn", "--epochs", "1"]
     compare = ["compare", *setting, "--methods", "none", "--jobs", "1", "--out", str(tmp_path)]
-    assert main.run([*compare, "--seeds", "1"]) == 0
-    assert "Data: digits(rows_per_class=5), multi-class" in capsys.readouterr().err
-    assert main.run([*compare, "--seeds", "2"]) == 0
+    with workers_as_threads():
+        assert main.run([*compare, "--seeds", "1"]) == 0
+        assert "Data: digits(rows_per_class=5), multi-class" in capsys.readouterr().err
+        assert main.run([*compare, "--seeds", "2"]) == 0
     assert "Data:" not in capsys.readouterr().err

@@ -19,6 +19,7 @@ from analysis.report import figures, sentences
 from analysis.report.page import report
 from benchmarks.cli import main
 from tests.made import make_run
+from tests.threads import workers_as_threads
 
 ROOT = Path(__file__).parent.parent
 THEIRS = '''
@@ -133,11 +134,13 @@ def swept(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.path.insert(0, str(theirs))
     methods.registry.cache_clear()
     named = ",".join(list(ROWS)[:6])
-    arguments = ["--benchmark", "digits(noise=0.4)", "--model", "small_cnn(width=0.25)"]
+    arguments = ["--benchmark", "digits(noise=0.4, rows_per_class=20)"]
+    arguments += ["--model", "small_cnn(width=0.25)"]
     arguments += ["--epochs", "2", "--methods", named, "--seeds", "1", "--same", "passes"]
     arguments += ["--controls", "--jobs", "1", "--out", str(out)]
     try:
-        assert main.run(["compare", *arguments]) == 0
+        with workers_as_threads():
+            assert main.run(["compare", *arguments]) == 0
     finally:
         remove()
     return out

@@ -15,6 +15,7 @@ from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
 from benchmarks.studies import loading, shipped
 from methods.naming import NamingError
+from tests.threads import workers_as_threads
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"benchmark": "digits(rows_per_class=5)", "model": "small_cnn(width=0.25)", "epochs": 1}
@@ -24,7 +25,8 @@ SMALL = {"benchmark": "digits(rows_per_class=5)", "model": "small_cnn(width=0.25
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs."""
     out = tmp_path_factory.mktemp("compared") / "runs"
-    frame = augbench.compare(methods=["none", "crop"], seeds=2, jobs=1, out=out, **SMALL)
+    with workers_as_threads():
+        frame = augbench.compare(methods=["none", "crop"], seeds=2, jobs=1, out=out, **SMALL)
     assert list(frame["row"]) == ["none", "none", "crop", "crop"]
     assert list(frame["seed"]) == [0, 1, 0, 1]
     assert list(frame["status"]) == ["done"] * 4
