@@ -44,7 +44,7 @@ def test_readme_method_keeps_the_contract() -> None:
 def test_readme_comparison_runs_as_a_script(tmp_path: Path) -> None:
     (block,) = [block for block in code_blocks() if "augbench.compare" in block]
     script = tmp_path / "script.py"
-    script.write_text(block.replace("epochs=5, seeds=4", "epochs=1, seeds=1, width=0.25"))
+    script.write_text(block.replace("epochs=5, seeds=4", "epochs=1, seeds=1, jobs=1, width=0.25"))
     shown = subprocess.check_output([sys.executable, str(script)], text=True, cwd=tmp_path)
     assert re.search(r"row +\nmixup +0\.\d+ +0\.\d+\nnone +0\.\d+ +0\.\d+\n", shown)
     assert (tmp_path / shown.splitlines()[-1]).name == "report.html"

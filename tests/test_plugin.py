@@ -1,69 +1,79 @@
 """A package of a third party, installed with an entry point: it works, and its faults are told."""
 
+import importlib
 import os
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import methods
+from benchmarks.cli import main
+
 PLUGIN = Path(__file__).parent / "plugin"
+PACKAGE = "augbench_example"
 SETTING = ["--benchmark", "digits", "--model", "small_cnn(width=0.25)", "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip has installed the example package."""
+    """A folder as pip leaves it that has installed the example package."""
     folder = tmp_path_factory.mktemp("site")
-    source = tmp_path_factory.mktemp("source") / "plugin"
-    subprocess.run(["cp", "-r", str(PLUGIN), str(source)], check=True)  # pip builds in the source
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run(
-        [*pip, "--no-build-isolation", "--target", str(folder), str(source)],
-        check=True,
-        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    (folder / PACKAGE).symlink_to(PLUGIN / PACKAGE)
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    told = folder / f"{PACKAGE}-{project['version']}.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
     )
+    points = project["entry-points"][methods.GROUP].items()
+    lines = [f"[{methods.GROUP}]", *(f"{name} = {target}" for name, target in points)]
+    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
-def call(site: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(site), str(PLUGIN.parent.parent)])
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def installed(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package is found in this process, in an empty folder, until the test is over."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(site)
+    methods.registry.cache_clear()
+    yield
+    monkeypatch.undo()
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    methods.registry.cache_clear()
 
 
-def test_listed_with_reasons(site: Path, tmp_path: Path) -> None:
-    shown = call(site, "benchmarks", "list", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    plugins = shown.stdout.partition("Plug-ins\n")[2]
+@pytest.mark.usefixtures("installed")
+def test_listed_with_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["list"]) == 0
+    shown = capsys.readouterr().out
+    plugins = shown.partition("Plug-ins\n")[2]
     assert "brighten           Raise the brightness of each image" in plugins
-    assert shown.stdout.count("\n  none  ") == 1, "a plug-in must not take a built-in name"
+    assert shown.count("\n  none  ") == 1, "a plug-in must not take a built-in name"
 
-    checked = call(site, "benchmarks", "list", "--check", cwd=tmp_path)
-    assert checked.returncode == 1
-    assert "unavailable" in checked.stdout and "libmissing.so" in checked.stdout
-    assert "returned NoMethod, expected a methods.base.Method" in checked.stdout
-    assert "Raise the brightness" in checked.stdout
+    assert main.run(["list", "--check"]) == 1
+    checked = capsys.readouterr().out
+    assert "unavailable" in checked and "libmissing.so" in checked
+    assert "returned NoMethod, expected a methods.base.Method" in checked
+    assert "Raise the brightness" in checked
 
 
-def test_compared_beside_faulty_ones(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("installed")
+def test_compared_beside_faulty_ones(capfd: pytest.CaptureFixture[str]) -> None:
     """The faulty rows are shown with their reasons; the others are not touched by them."""
     rows = (
         "none,brighten(strength=0.1),fails_setup,fails_augment,wrong_shape,fails_file,leaves,"
         "fails_import,fails_init"
     )
-    done = call(
-        site, "benchmarks", "compare", *SETTING, "--methods", rows, "--seeds", "1", cwd=tmp_path
-    )
-    assert done.returncode == 1, done.stderr
-    table = done.stdout
+    once = ["--seeds", "1", "--jobs", "1"]
+    assert main.run(["compare", *SETTING, "--methods", rows, *once]) == 1
+    table, errors = capfd.readouterr()
     assert "fails_setup: failed, seed 0: KeyError: 'no such table'" in table
     assert "fails_augment: failed, seed 0: ZeroDivisionError: division by zero in my" in table
     assert "augment returned y of shape (128, 9), expected (128, 10)" in table
@@ -73,19 +83,36 @@ def test_compared_beside_faulty_ones(site: Path, tmp_path: Path) -> None:
     assert "fails_init: method 'fails_init' cannot be made: SystemExit: 0" in table
     scores = [line for line in table.splitlines() if line.startswith("brighten(strength=0.1)")]
     assert len(scores) == 3 and "n/a" not in scores[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
 
 
-def test_import_error_is_a_message(site: Path, tmp_path: Path) -> None:
-    done = call(site, "benchmarks", "run", *SETTING, "--method", "fails_import", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "method 'fails_import' is unavailable" in done.stderr
-    assert "OSError: libmissing.so" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("installed")
+def test_import_error_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["run", *SETTING, "--method", "fails_import"]) == 2
+    errors = capsys.readouterr().err
+    assert "method 'fails_import' is unavailable" in errors
+    assert "OSError: libmissing.so" in errors
+    assert "Traceback" not in errors
 
 
 def test_authors_own_contract_tests(site: Path, tmp_path: Path) -> None:
-    tests = str(PLUGIN / "test_brighten.py")
-    done = call(site, "pytest", "-q", "-p", "no:cacheprovider", tests, cwd=tmp_path)
+    """As their author runs them: in a process and a folder of their own."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            PLUGIN / "test_brighten.py",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(PLUGIN.parent.parent)])},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout and "skipped" not in done.stdout
