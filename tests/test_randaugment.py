@@ -61,13 +61,23 @@ def torchvision_name(code: int) -> str:
     return {"Autocontrast": "AutoContrast"}.get(name, name)
 
 
-def torchvision_setting(space: str, code: int, step: int, negative: int, size: Any) -> float:
-    made: dict[str, Any] = {
-        "rand": lambda: autoaugment.RandAugment()._augmentation_space(31, size),
-        "wide": lambda: autoaugment.TrivialAugmentWide()._augmentation_space(31),
-        "auto": lambda: autoaugment.AutoAugment()._augmentation_space(10, size),
-    }
-    values, signed = cache(made[space])().get(torchvision_name(code), (torch.tensor(0.0), False))
+@cache
+def torchvision_space(space: str, size: tuple[int, int]) -> dict[str, tuple[Tensor, bool]]:
+    match space:
+        case "rand":
+            return autoaugment.RandAugment()._augmentation_space(31, size)
+        case "wide":
+            return autoaugment.TrivialAugmentWide()._augmentation_space(31)
+        case _:
+            return autoaugment.AutoAugment()._augmentation_space(10, size)
+
+
+@cache
+def torchvision_setting(
+    space: str, code: int, step: int, negative: int, size: tuple[int, int]
+) -> float:
+    known = torchvision_space(space, size)
+    values, signed = known.get(torchvision_name(code), (torch.tensor(0.0), False))
     value = float(values[step]) if values.ndim else 0.0
     return -value if signed and negative else value
 
@@ -187,15 +197,11 @@ class TestOperations:
         drawn = Drawn(torch.full((1, len(cells)), code), step[None], negative[None])
         got = levels(apply(unit(given[which.numpy()]), drawn, *SPACES[space]))
         pictures = [to_pillow(image) for image in given]
-        size = given.shape[-2:]
-        wanted = np.stack(
-            [
-                of_pillow(
-                    pillow_op(pictures[i], code, torchvision_setting(space, code, s, n, size))
-                )
-                for s, n, i in cells
-            ]
-        )
+        size = (given.shape[-2], given.shape[-1])
+        settings = [torchvision_setting(space, code, s, n, size) for s, n, _ in cells]
+        asked = [(i, setting) for (_, _, i), setting in zip(cells, settings, strict=True)]
+        theirs = {(i, each): of_pillow(pillow_op(pictures[i], code, each)) for i, each in {*asked}}
+        wanted = np.stack([theirs[each] for each in asked])
         difference = np.abs(got - wanted.astype(int))
         assert difference.max() <= (0 if code <= ROTATE else 1)
         assert (difference > 0).mean() < 1e-3
