@@ -12,7 +12,8 @@ from PIL import Image
 from benchmarks.cli import main
 from benchmarks.data import dataset, facts, sources
 from benchmarks.data.names import Benchmark, parse_benchmark
-from tests.threads import workers_as_threads
+from benchmarks.running import local
+from tests import sweeping
 
 SAMPLES = {"train": 30, "val": 9, "test": 12}
 
@@ -150,12 +151,12 @@ def test_show_prints_each_set_and_downloads_none(
 
 
 def test_they_are_read_before_the_first_run_and_not_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = ["--benchmark", "digits(rows_per_class=5)", "--model", "small_cnn", "--epochs", "1"]
     compare = ["compare", *setting, "--methods", "none", "--jobs", "1", "--out", str(tmp_path)]
-    with workers_as_threads():
-        assert main.run([*compare, "--seeds", "1"]) == 0
-        assert "Data: digits(rows_per_class=5), multi-class" in capsys.readouterr().err
-        assert main.run([*compare, "--seeds", "2"]) == 0
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+    assert main.run([*compare, "--seeds", "1"]) == 0
+    assert "Data: digits(rows_per_class=5), multi-class" in capsys.readouterr().err
+    assert main.run([*compare, "--seeds", "2"]) == 0
     assert "Data:" not in capsys.readouterr().err

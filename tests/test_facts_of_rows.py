@@ -18,8 +18,9 @@ from analysis.question import Question
 from analysis.report import figures, sentences
 from analysis.report.page import report
 from benchmarks.cli import main
+from benchmarks.running import local
+from tests import sweeping
 from tests.made import make_run
-from tests.threads import workers_as_threads
 
 ROOT = Path(__file__).parent.parent
 THEIRS = '''
@@ -139,7 +140,8 @@ def swept(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments += ["--epochs", "2", "--methods", named, "--seeds", "1", "--same", "passes"]
     arguments += ["--controls", "--jobs", "1", "--out", str(out)]
     try:
-        with workers_as_threads():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
             assert main.run(["compare", *arguments]) == 0
     finally:
         remove()

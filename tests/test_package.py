@@ -13,9 +13,10 @@ import augbench
 from analysis.report.page import NoRuns
 from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
+from benchmarks.running import local
 from benchmarks.studies import loading, shipped
 from methods.naming import NamingError
-from tests.threads import workers_as_threads
+from tests import sweeping
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"benchmark": "digits(rows_per_class=5)", "model": "small_cnn(width=0.25)", "epochs": 1}
@@ -25,7 +26,8 @@ SMALL = {"benchmark": "digits(rows_per_class=5)", "model": "small_cnn(width=0.25
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs."""
     out = tmp_path_factory.mktemp("compared") / "runs"
-    with workers_as_threads():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
         frame = augbench.compare(methods=["none", "crop"], seeds=2, jobs=1, out=out, **SMALL)
     assert list(frame["row"]) == ["none", "none", "crop", "crop"]
     assert list(frame["seed"]) == [0, 1, 0, 1]
