@@ -126,6 +126,7 @@ def test_one_seed_invents_no_interval(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not re.search(r"95 % CI [+-]", text) and "not tested" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
     for epochs in (3, 5):
         for method in ("none", "mixup"):
@@ -141,6 +142,7 @@ def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out" / "tables").iterdir()} == {"1", "2"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
     tmp_path: Path,
 ) -> None:
@@ -172,6 +174,7 @@ def test_recompute_takes_the_stored_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path: Path) -> None:
     for seed in range(4):
         make_run(tmp_path, "mixup", seed, 2.0)
@@ -314,6 +317,7 @@ def test_a_command_that_makes_more_than_these_runs_says_so(tmp_path: Path) -> No
     assert "--seeds 6 --same passes" in line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_of_an_equal_budget_tell_their_epochs_and_the_cost_of_whole_runs(
     tmp_path: Path,
 ) -> None:
@@ -427,6 +431,7 @@ def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Pa
         question.read(tmp_path, "tw")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_of_several_studies_names_them(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     make_run(root, "none")
@@ -449,6 +454,7 @@ predictions:
 """
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     make_run(root, "none")
@@ -491,7 +497,9 @@ def search_row(row: str, *, stopped: bool) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_a_search_has_tables_of_its_own_and_its_runs_no_other(tmp_path: Path) -> None:
+def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     root = tmp_path / "runs"
     mine = [make_run(root, "none", seed).name for seed in range(2)]
     mine += [make_run(root, "mixup", seed).name for seed in range(2)]
@@ -520,11 +528,13 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(tmp_path: Path) ->
     assert "Search of hyper-parameters" in page
     (accuracy,) = re.findall(r"\| mixup \| (\d) \|", text.partition("Test AUC")[0])
     assert accuracy == "2", "the trials are no seeds of the row"
+    request.getfixturevalue("undrawn")
     report(root, tmp_path / "all")
     whole = (tmp_path / "all" / "report.md").read_text(encoding="utf-8")
     assert "9 runs: 9 done." in whole and "cutmix" in whole and "--study NAME" in whole
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> None:
     swept(tmp_path, "some", "margin: 1\n")
     make_run(tmp_path)
@@ -591,6 +601,7 @@ def test_corruptions_are_lined_up_by_their_strength(tmp_path: Path) -> None:
     assert (heading, kind, [level for level, _ in levels]) == ("folder:scans", "noise", [0, 0.2])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_of_a_report_makes_its_runs_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def page(out: Path) -> str:
     return (out / "report.md").read_text(encoding="utf-8").replace("\\", "")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_has_not_ended_is_an_interim_look(tmp_path: Path) -> None:
     root, out = tmp_path / "runs", tmp_path / "out"
     made = [make_run(root, method, seed) for method in ("none", "mixup") for seed in range(4)]
@@ -141,6 +142,7 @@ def test_a_search_without_any_row_on_fresh_seeds_is_reported(kind: str, tmp_path
     assert (tmp_path / "out" / "tables" / f"search-tuned.{kind}").exists() == (kind in "csv tex")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_file_name_that_is_no_utf_8_is_written_as_text(tmp_path: Path) -> None:
     make_run(tmp_path, "none")
     make_run(tmp_path, "mixup", status="failed", reason="no file /data/b\udce9b.npz")
@@ -190,6 +192,7 @@ def changed_run(folder: Path) -> None:
         (changed_run, "recorded is not an object"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_with_any_damaged_file_is_told_and_stops_nothing(
     hurt: Callable[[Path], object], reason: str, tmp_path: Path
 ) -> None:
@@ -282,6 +285,7 @@ def test_a_data_set_on_which_every_run_failed_stays_in_the_table(tmp_path: Path)
     assert row["digits, % ↑"] != "n/a"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_report_leaves_no_table_or_figure_of_the_first(tmp_path: Path) -> None:
     root, out = tmp_path / "runs", tmp_path / "out"
     for seed in range(4):
