@@ -10,9 +10,10 @@ compare: $(STAMP)  ## the quickstart: four augmentations, three seeds, real data
 		--methods none,crop,mixup,cutmix --seeds 3
 
 test: $(STAMP)  ## all tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -q -m "not slow" \
+		-n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
-chaos: $(STAMP)  ## a sweep killed at random moments until every run is done (4 minutes)
+chaos: $(STAMP)  ## a sweep killed at random moments until every run is done (2 minutes)
 	$(BIN)/python -m pytest -q tests/test_chaos.py -k killed_at_random_moments
 
 wheel: $(STAMP)  ## the quickstart and its report from a wheel, outside the checkout (a minute)

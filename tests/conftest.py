@@ -1,16 +1,38 @@
-"""What every test runs under."""
+"""What every test runs under, and in which order."""
 
 import gc
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 
 # One thread, as a run has by default: on more, small work is slower.
 torch.set_num_threads(1)
+LONG = (
+    "test_cli",
+    "test_resume",
+    "test_environment",
+    "test_sweep",
+    "test_report",
+    "test_report_edges",
+    "test_contract",
+    "test_executors",
+    "test_lpa3",
+    "test_trainer",
+    "test_saflex",
+    "test_frozen",
+    "test_show",
+    "test_context",
+    "test_plugin",
+    "test_study",
+)
+"""Files that take long, which come first: two workers then end at about the same time."""
 known: set[int] = set()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +45,3 @@ def modules_are_not_collected() -> None:
         gc.collect()
         gc.freeze()
         known.add(len(sys.modules))
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made from all that they read, and no file of them is drawn."""
-    from analysis.report import plots
-
-    def save(figure: object, paths: Sequence[Path]) -> None:
-        for path in paths:
-            path.write_text("a figure")
-
-    monkeypatch.setattr(plots, "_save", save)
