@@ -18,7 +18,7 @@ from analysis.contents import (
     difference_cells,
     patients_told,
 )
-from analysis.differences import RowRuns, advised, cost_ratio, difference, read_row
+from analysis.differences import RowRuns, advised, cost_ratio, difference
 from analysis.numbers import POINTS, mean_sd, number
 from analysis.records import Record
 from analysis.runs import PRESETS
@@ -222,8 +222,3 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list
     )
     lines.append(f"Hardware: {'; '.join(devices)}.")
     return [line.replace("..", ".") for line in lines]
-
-
-Row = RowRuns
-row_of = read_row
-comparison = as_text

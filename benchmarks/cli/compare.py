@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis import comparison, records, runs
+from analysis import comparison, differences, records, runs
 from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, options_of, read_data, study_of
@@ -25,7 +25,7 @@ def carry_out(command: arguments.CompareCommand) -> int:
     return compare(command)[0]
 
 
-def compare(command: arguments.CompareCommand) -> tuple[int, list[comparison.Row]]:
+def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.RowRuns]]:
     """Do and print the comparison; the exit code, and its rows with what has ended of them."""
     options = options_of(command)
     _check(command)
@@ -61,7 +61,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[comparison.Row
         )
     problems = results.problems_of(outcomes)
     rows = [read for _, read in results.tables_of(work, problems)]
-    print("\n\n\n".join(comparison.comparison(read, command.selection) for read in rows))
+    print("\n\n\n".join(comparison.as_text(read, command.selection) for read in rows))
     print(f"\nResults: {root}")
     kept = [row for read in rows for row in read]
     _write(command, kept)
@@ -88,7 +88,7 @@ def _where(command: arguments.CompareCommand) -> Where:
     return Where(command.executor, "" if address == "local" else address, command.jobs)
 
 
-def _write(command: arguments.CompareCommand, rows: Sequence[comparison.Row]) -> None:
+def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns]) -> None:
     """The files that are asked for beside the tables."""
     if command.records is not None:
         text = records.to_csv((row.name, row.records) for row in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis import comparison
+from analysis import differences
 from benchmarks.running.driver import Outcomes
 from benchmarks.running.problems import Problem
 from benchmarks.studies import cells
@@ -20,7 +20,7 @@ def problems_of(outcomes: Outcomes) -> dict[str, str]:
 
 def tables_of(
     work: Work, problems: dict[str, str]
-) -> list[tuple[Experiment, list[comparison.Row]]]:
+) -> list[tuple[Experiment, list[differences.RowRuns]]]:
     """Each table that has a run which is asked for, with its rows; those of plug-ins that cannot
     be had come last."""
     asked = {cell.run.id for cell in work.cells()}
@@ -31,7 +31,8 @@ def tables_of(
         read = [each for each in read if each.records or each.reasons]
         if read:
             read += [
-                comparison.Row(name, "none", (), (reason,)) for name, reason in experiment.missing
+                differences.RowRuns(name, "none", (), (reason,))
+                for name, reason in experiment.missing
             ]
             shown.append((experiment, read))
     return shown
@@ -39,8 +40,8 @@ def tables_of(
 
 def _row(
     experiment: Experiment, row: Row, root: Path, problems: dict[str, str], asked: set[str]
-) -> comparison.Row:
+) -> differences.RowRuns:
     made = [cell for cell in experiment.cells([row]) if cell.run.id in asked]
     name = row.name if row.dirty else (made[0].run.row if made else row.method)
     upstream = cells.upstream_of(row.method)
-    return comparison.row_of(name, upstream, [cell.run for cell in made], root, problems)
+    return differences.read_row(name, upstream, [cell.run for cell in made], root, problems)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from analysis import comparison, question, records, runs
+from analysis import comparison, differences, question, records, runs
 from analysis.question import FILE, STUDIES, Prediction
 from analysis.report import sentences
 from analysis.studyfile import StudyError
@@ -265,7 +265,7 @@ def _print_tables(work: Work, problems: dict[str, str]) -> None:
         print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
         return
     for _, read in shown:
-        print(f"\n{comparison.comparison(read)}")
+        print(f"\n{comparison.as_text(read)}")
 
 
 def _print_searches(work: Work, root: Path) -> None:
@@ -317,11 +317,11 @@ def _fresh(each: RowSearch, values: search.Values, root: Path) -> tuple[str, dic
         for setting in (values, {})
     ]
     ours, theirs = (
-        comparison.Row(name, "none", tuple(found))
+        differences.RowRuns(name, "none", tuple(found))
         for name, found in zip(("chosen", "as written"), read, strict=True)
     )
     metric = each.tune.metric
-    found = comparison.difference(ours, theirs, metric)
+    found = differences.difference(ours, theirs, metric)
     if found is None:
         return "no run on fresh seeds has ended", {"difference": math.nan}
     text = f"{found.estimate:+.2f} points of test {metric} over {found.seeds} fresh seeds"

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 import methods
 from analysis import blocks, runs
-from analysis.comparison import advised
+from analysis.differences import advised
 from analysis.question import OVER
 from analysis.runs import Training, row_parts
 from analysis.studyfile import StudyError
