@@ -70,7 +70,10 @@ def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Pat
             assert picture.width > 400 and picture.height > 300
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20
     assert drawn["draws"].shape == (3, 2, 28, 28, 1)
+    assert drawn["draws"].min() >= 0 and drawn["draws"].max() <= 1
     assert len(drawn["captions"]) == 3 and all(len(row) == 2 for row in drawn["captions"])
+    texts = [text for row in drawn["captions"] for text in row]
+    assert "$" not in " ".join([*texts, *drawn["labels"], drawn["title"]]), "drawn as mathematics"
     names = [label.partition("\n")[0] for label in drawn["labels"]]
     assert sorted(names) == ["0", "1", "2"], "a row of each class in turn"
 
