@@ -17,6 +17,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Scalar = bool | int | float | str | None
@@ -219,6 +220,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NamingError:
     return NamingError(f"unknown {what} {name!r}{hint or ''} (known: {', '.join(known)})")
 
 
+@cache
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The arguments that the language may set: keyword-only ones, annotations resolved."""
     target = function.__init__ if inspect.isclass(function) else function

@@ -2,6 +2,8 @@
 
 import gc
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,3 +47,15 @@ def modules_are_not_collected() -> None:
         gc.collect()
         gc.freeze()
         known.add(len(sys.modules))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made from all that they read, and no file of them is drawn."""
+    from analysis.report import plots
+
+    def save(figure: object, paths: Sequence[Path]) -> None:
+        for path in paths:
+            path.write_text("a figure")
+
+    monkeypatch.setattr(plots, "_save", save)

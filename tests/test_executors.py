@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,21 +55,28 @@ def test_a_search_with_halving_on_processes(
     assert before == {each: each.stat().st_mtime_ns for each in out.glob("*/result.json")}
 
 
-def test_compare_on_ray_makes_the_runs_of_processes(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_on_ray_makes_the_runs_of_processes(place: Path, tmp_path: Path) -> None:
+    """Each in a process of its own: Ray reads its settings once."""
     given = [
-        "compare", "--benchmark", f"npz:{place / 'small.npz'}", "--model", "small_cnn(width=0.25)",
+        sys.executable, "-m", "benchmarks", "compare", "--model", "small_cnn(width=0.25)",
+        "--benchmark", f"npz:{place / 'small.npz'}",
         "--methods", "none,flip", "--seeds", "1", "--epochs", "2", "--device", "cpu",
     ]  # fmt: skip
-    experiments = {}
+    tables = {}
     for executor in ("local", "ray"):
         out = tmp_path / executor
-        assert main.run([*given, "--executor", executor, "--out", str(out)]) == 0
-        shown = capsys.readouterr()
-        assert shown.err.count("seed 0: done, ") == 2
-        experiments[executor] = [line[:70] for line in shown.out.splitlines()[:12]]
-    assert experiments["local"] == experiments["ray"]
+        done = subprocess.run(
+            [*given, "--executor", executor, "--jobs", "1", "--out", str(out)],
+            env=sweeping.environment(place),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("seed 0: done, ") == 2
+        tables[executor] = [line[:70] for line in done.stdout.splitlines()[:12]]
+    assert tables["local"] == tables["ray"]
     assert sweeping.numbers(tmp_path / "local") == sweeping.numbers(tmp_path / "ray")
     assert len(list(runs.folders(tmp_path / "ray"))) == 2
 
