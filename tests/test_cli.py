@@ -485,6 +485,39 @@ def test_only_what_is_new_is_trained_and_the_table_is_the_same(
     assert {name: after[name] for name in before} == before
 
 
+def test_a_run_may_be_of_one_fold(npz: Path, tmp_path: Path) -> None:
+    """A comparison is of whole repeats; the run is one of those that a comparison makes."""
+    folds = f"npz:{npz}(folds=5)"
+    given = ["--benchmark", folds, *SMALL, "--epochs", "1", "--out", str(tmp_path)]
+    assert main.run(["run", *given, "--seed", "3"]) == 0
+    assert main.run(["compare", *given, "--methods", "none", "--seeds", "1"]) == 2
+
+
+def test_a_network_that_looks_at_numbers_while_it_is_built(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "depths.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make(spec):\n"
+        "    rates = [each.item() for each in torch.linspace(0, 0.1, 2)]\n"
+        "    layers = nn.Dropout(rates[1]), nn.Flatten(), nn.Linear(144, spec.classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = on(npz, tmp_path / "out", "--model", "py:depths:make", epochs=1)
+    assert main.run(["run", *given]) == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_a_missing_first_row_lends_its_place_to_no_other(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = methods.Entry("no_such_module:Method", "plug-in")
+    monkeypatch.setitem(methods.registry(), "absent", entry)
+    given = compare(npz, tmp_path, "--methods", "absent,none,crop", "--seeds", "1", epochs=1)
+    assert main.run(given) == 1
+    assert "Test accuracy against absent" in capsys.readouterr().out
+
+
 PLUGIN = '''
 import torch
 from methods.base import Method

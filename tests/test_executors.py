@@ -1,17 +1,23 @@
 """Two executors behind one interface: the same study on processes of this machine and on Ray."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from analysis import runs
+from analysis.studyfile import StudyError
 from benchmarks.cli import main
-from benchmarks.running import local
+from benchmarks.running import capacity, local
 from benchmarks.running.capacity import Capacity
+from benchmarks.running.disk import Options
+from benchmarks.studies.schema import Block, Resources, Study
 from tests import sweeping
 
 SEARCH = """\
@@ -108,3 +114,32 @@ def test_a_worker_sees_its_gpu_among_those_of_this_process(monkeypatch: pytest.M
     assert local.GPUS not in os.environ
     with local._seeing(None):
         assert local.GPUS not in os.environ
+
+
+def test_a_worker_that_dies_at_a_rung_ends_nothing_else(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send({"epoch": 1, "rung": 1, "score": 0.5})
+    theirs.close()
+    there = local.Processes(Capacity("", 1, 1.0, 0.0, 1), tmp_path, Options())
+    dead: Any = mock.Mock(exitcode=-9)
+    there._workers = [local._Worker(dead, ours, 0, job="0")]
+    driver = mock.Mock()
+    driver.goes_on.return_value = True
+    there._hear(there._workers[0], driver)
+    there._hear(there._workers[0], driver)
+    driver.ended.assert_called_once_with("0", "its process was ended by SIGKILL; out of memory?")
+    assert there._workers == []
+
+
+def test_more_runs_than_cores_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: 2)
+    monkeypatch.setattr(capacity, "gpus", lambda: 1)
+    asked = Study(
+        name="x",
+        blocks=(Block(benchmarks="digits", methods="none"),),  # type: ignore[arg-type]
+        resources=Resources(trials_per_gpu=4),
+    )
+    assert capacity.here(asked, 4).workers == 4
+    assert capacity.here(asked, None).workers == 2
+    with pytest.raises(StudyError, match=r"4 run\(s\) of 0\.25 GPU fit on 1 GPU\(s\), got 5"):
+        capacity.here(asked, 5)

@@ -269,6 +269,25 @@ def test_a_problem_is_told_and_not_recorded(
     assert not list(tmp_path.glob("*/result.json"))
 
 
+def test_what_stops_a_retry_is_not_told_as_the_failure_before(
+    job: Job, healthy: schema.Study, tmp_path: Path
+) -> None:
+    disk.conclude(job.first.run, job.first.recorded, tmp_path, "failed", "the failure before")
+    quiet, there = replace(healthy, tensorboard=False), Capacity("", 1, 1.0, 0.0, 1)
+    for tell, expected in (
+        (lambda driver: driver.reported("t", {"problem": "the disk is full"}), "the disk is full"),
+        (lambda driver: driver.ended("t", "killed"), "killed; the same command goes on"),
+    ):
+        ledger = Ledger(tmp_path, retries=0, retry_failed=True)
+        driver = Driver(Round([job]), ledger, quiet, there, lambda: False)
+        assert driver.offer("t") is not None
+        driver.started("t")
+        tell(driver)
+        outcome = driver.outcomes[job.first.run.id]
+        assert isinstance(outcome, Problem) and outcome.text.startswith(expected)
+        assert ledger.failures(job.first) == []
+
+
 def test_a_trial_that_is_pruned_is_ended_on_disk(
     job: Job, healthy: schema.Study, tmp_path: Path
 ) -> None:

@@ -103,9 +103,12 @@ def study_of(
     methods: str,
     seeds: int | tuple[int, ...] | None,
     jobs: int | None = None,
+    whole: bool = True,
     **more: Any,
 ) -> Study:
     """The study of one block that a command asks for; ``more`` are fields of the block.
+
+    ``whole``: seeds of a benchmark with folds must be whole repeats of them.
 
     Raises:
         NamingError, UsageError: a value that is not allowed; no data have been read.
@@ -131,7 +134,7 @@ def study_of(
     try:
         protocol_of(command)
         block = TypeAdapter(Block).validate_python(given)
-        for _, check in checks(block):
+        for _, check in checks(block, whole):
             with suppress(Unavailable):  # a row of the table that says why
                 check()
         return Study(

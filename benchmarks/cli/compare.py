@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from analysis import comparison, differences, records, runs
 from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
-from benchmarks.cli.common import FIGURES, options_of, read_data, study_of
+from benchmarks.cli.common import FIGURES, device_of, options_of, read_data, study_of
+from benchmarks.data.download import DataError
 from benchmarks.running import executors
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.executors import Where
@@ -17,7 +19,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.rounds import Work
-from methods.naming import split
+from methods.naming import NamingError, split
 
 
 def carry_out(command: arguments.CompareCommand) -> int:
@@ -52,7 +54,14 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         read_data(wanted, ledger, options)
         root.mkdir(parents=True, exist_ok=True)
 
-    outcomes = executors.carry_out(work, ledger, options, _where(command), begin)
+    there = root.exists()
+    try:
+        outcomes = executors.carry_out(work, ledger, options, _where(command), begin)
+    except (NamingError, DataError):  # nothing could be carried out
+        if not there:
+            with suppress(OSError):  # it holds something, or was not made
+                root.rmdir()
+        raise
     if command.same is not None and not any(work.extra.values()):
         print(
             f"No row costs so much more {command.same} than its upstream that it makes an epoch: "
@@ -85,7 +94,10 @@ def _check(command: arguments.CompareCommand) -> None:
 
 def _where(command: arguments.CompareCommand) -> Where:
     address = os.environ.get("RAY_ADDRESS", "") if command.executor == "ray" else ""
-    return Where(command.executor, "" if address == "local" else address, command.jobs)
+    jobs = command.jobs
+    if jobs is None and device_of(command.device) == "mps":  # one GPU, which no capacity tells
+        jobs = 1
+    return Where(command.executor, "" if address == "local" else address, jobs)
 
 
 def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns]) -> None:

@@ -21,8 +21,8 @@ def problems_of(outcomes: Outcomes) -> dict[str, str]:
 def tables_of(
     work: Work, problems: dict[str, str]
 ) -> list[tuple[Experiment, list[differences.RowRuns]]]:
-    """Each table that has a run which is asked for, with its rows; those of plug-ins that cannot
-    be had come last."""
+    """Each table that has a run which is asked for, with its rows, also those whose plug-in cannot
+    be had."""
     asked = {cell.run.id for cell in work.cells()}
     shown = []
     for place, experiment in enumerate(work.plan.experiments):
@@ -30,10 +30,9 @@ def tables_of(
         read = [_row(experiment, row, work.root, problems, asked) for row in rows]
         read = [each for each in read if each.records or each.reasons]
         if read:
-            read += [
-                differences.RowRuns(name, "none", (), (reason,))
-                for name, reason in experiment.missing
-            ]
+            for name, reason in experiment.missing:  # the first row is what others are set beside
+                absent = differences.RowRuns(name, "none", (), (reason,))
+                read.insert(experiment.block.methods.index(name), absent)
             shown.append((experiment, read))
     return shown
 

@@ -23,8 +23,8 @@ def carry_out(command: arguments.RunCommand) -> int:
     if command.seed < 0:
         raise UsageError(f"seed: expected 0 or more, got {command.seed}")
     row = cells.parse_row(command.method, protocol_of(command))
-    study = study_of(command, command.method, (command.seed,))
-    experiments = Plan(study, options.data_root).experiments
+    study = study_of(command, command.method, (command.seed,), whole=False)
+    experiments = Plan(study, options.data_root, whole=False).experiments
     if len(experiments) != 1:
         raise UsageError(
             f"run: expected one benchmark and one model, got {len(experiments)} tables"

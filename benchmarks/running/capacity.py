@@ -118,9 +118,12 @@ def here(study: Study, workers: int | None) -> Capacity:
             f"{has} or less"
         )
     fit = int(has / cpus + 1e-9)
-    if gpu:
-        fit = min(fit, math.floor(1 / gpu + 1e-9) * own if gpu < 1 else int(own / gpu))
-    count = workers or fit
-    if gpu and count > fit:
-        raise StudyError(f"workers: {fit} run(s) of {gpu:g} GPU fit on {own} GPU(s), got {count}")
+    if not gpu:
+        return Capacity("", workers or fit, cpus, gpu, 1)
+    on_gpus = math.floor(1 / gpu + 1e-9) * own if gpu < 1 else int(own / gpu)
+    count = workers or min(fit, on_gpus)
+    if count > on_gpus:
+        raise StudyError(
+            f"workers: {on_gpus} run(s) of {gpu:g} GPU fit on {own} GPU(s), got {count}"
+        )
     return Capacity("", count, cpus, gpu, 1)

@@ -57,6 +57,8 @@ class Driver:
         """the job's place, and the ids of its runs that are to be done"""
         self._running: set[str] = set()
         self._lost: dict[int, int] = {}
+        self._failed: dict[str, int] = {}
+        """of runs that had failed when they were handed out: when, by id"""
 
     @property
     def over(self) -> bool:
@@ -82,6 +84,9 @@ class Driver:
         run = job.first.run
         left = {cell.run.id for cell in job.cells if self.ledger.to_do(cell)}
         self._offered[name] = place, left
+        for cell in job.cells:
+            if self.ledger.status(cell).state == "failed":
+                self._failed[cell.run.id] = self._written(cell)
         return {
             "job": place,
             "runs": sorted(left),
@@ -104,7 +109,7 @@ class Driver:
         for note in told.get("notes", ()):
             self.display.note(note)
         if "problem" in told:
-            self._problem(job, told["problem"])
+            self._problem(name, told["problem"])
         if "epoch" in told:
             self.display.reached(job.first, told["epoch"])
             if self._curves is not None:
@@ -136,7 +141,7 @@ class Driver:
             return
         job, again = self.jobs[place], False
         cells = [c for c in job.cells if c.run.id in left and c.run.id not in self.outcomes]
-        if not death and any(self.ledger.status(cell).state in UNFINISHED for cell in cells):
+        if not death and any(map(self._pending, cells)):
             self._lost[place] = self._lost.get(place, 0) + 1
             again = self._lost[place] <= LOST_WORKERS
             death = "" if again else "its worker was lost too often"
@@ -149,23 +154,36 @@ class Driver:
     def _job(self, name: str) -> Job:
         return self.jobs[self._offered[name][0]]
 
-    def _problem(self, job: Job, text: str) -> None:
+    def _written(self, cell: Cell) -> int:
+        """When the result of a run was written."""
+        return (self.ledger.folder(cell) / "result.json").stat().st_mtime_ns
+
+    def _pending(self, cell: Cell) -> bool:
+        """Whether the run has not ended, or its failure is the one that it was handed out with."""
+        state = self.ledger.status(cell).state
+        if state == "failed" and cell.run.id in self._failed:
+            return self._written(cell) == self._failed[cell.run.id]
+        return state in UNFINISHED
+
+    def _problem(self, name: str, text: str) -> None:
         """It could not be done for a reason that is not the run's; nothing is recorded."""
-        for cell in job.cells:
-            if self.ledger.status(cell).state in UNFINISHED:
+        left = self._offered[name][1]
+        for cell in self._job(name).cells:
+            if cell.run.id in left and self._pending(cell):
                 self._tell(cell, Problem(text))
 
     def _conclude(self, cell: Cell, death: str) -> bool:
         """Tell how a run ended that no worker has any more; whether it is tried once more."""
         status = self.ledger.status(cell)
-        if status.state in UNFINISHED:
+        pending = self._pending(cell)
+        if pending:
             if not death:
                 return True
             if not self.ledger.retries:  # nobody knows whether it is the run's fault
                 self._tell(cell, Problem(f"{death}; {GOES_ON}"))
                 return False
-        if status.state in (*UNFINISHED, "failed"):
-            reason = status.reason if status.state == "failed" else death
+        if pending or status.state == "failed":
+            reason = death if pending else status.reason
             self.ledger.failed(cell, reason)
             if self.ledger.tries_left(cell):
                 self.display.again(cell, reason)

@@ -104,7 +104,9 @@ class Processes:
     def _give(self, driver: Driver) -> None:
         """A job for every worker that has none, as long as there are some."""
         while True:
-            free = next((each for each in self._workers if not each.job), None)
+            free = next(
+                (each for each in self._workers if not each.job and each.process.is_alive()), None
+            )
             if free is None and len(self._workers) >= self.capacity.workers:
                 return
             name = str(self._count)
@@ -121,7 +123,7 @@ class Processes:
     def _hear(self, worker: _Worker, driver: Driver) -> None:
         try:
             told = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the middle of a message
             self._workers.remove(worker)
             worker.connection.close()
             worker.process.join()
@@ -138,7 +140,9 @@ class Processes:
             return
         driver.reported(worker.job, told)
         if "rung" in told:
-            worker.connection.send(driver.goes_on(worker.job, told))
+            going = driver.goes_on(worker.job, told)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it died: seen when it is heard
+                worker.connection.send(going)
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -198,7 +202,7 @@ def serve(connection: Connection, root: Path, packed: bytes) -> None:
         if not going:
             raise Gone
 
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, Gone):
         while True:
             job, wanted = connection.recv()
             end = OVER

@@ -97,6 +97,7 @@ def _leg(
             if not waiting:
                 told.note(f"{label(cell)}: waiting, {held}")
             waiting = True
+            options = replace(options, retry_failed=False)  # what it fails at is not done again
             time.sleep(HELD_SECONDS)
             if ends():
                 raise Interrupted from held

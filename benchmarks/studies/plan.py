@@ -130,8 +130,9 @@ def _with_seed(run: runs.Run, seed: int) -> runs.Run:
 class Plan:
     """The experiments of a study."""
 
-    def __init__(self, study: Study, root: Path) -> None:
-        self.study, self.data_root = study, root
+    def __init__(self, study: Study, root: Path, whole: bool = True) -> None:
+        """``whole``: seeds of a benchmark with folds must be whole repeats of them."""
+        self.study, self.data_root, self._whole = study, root, whole
         self._sources: dict[tuple[object, ...], Source] = {}
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
 
@@ -188,7 +189,8 @@ class Plan:
                     f"tune: {canonical(benchmark)}: expected the official split, as rows that "
                     "choose a setting would be test rows of other folds"
                 )
-            check_seeds(benchmark, seeds)
+            if self._whole:
+                check_seeds(benchmark, seeds)
             yield Experiment(
                 benchmark=benchmark,
                 model=network,
@@ -216,12 +218,13 @@ class Plan:
             self._fits.add(key)
 
 
-def checks(block: Block) -> list[tuple[str, Callable[[], object]]]:
+def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], object]]]:
     """What only the rest of augbench can tell to be wrong, key by key; no data are read.
 
+    ``whole``: seeds of a benchmark with folds must be whole repeats of them.
     A check raises ValueError, of a row whose plug-in cannot be had ``methods.Unavailable``.
     """
-    seeds = block.seeds or ()
+    seeds = block.seeds if block.seeds is not None and whole else ()
     return [
         ("preset", lambda: cells.training_of(block.preset, {})),
         ("training", lambda: cells.training_of(block.preset, block.training)),
@@ -246,7 +249,12 @@ def check_model(model: str, spec: Spec) -> None:
         NamingError: the message holds the reason.
     """
     try:
-        with torch.device("meta"):  # shapes are checked, and nothing is filled with numbers
+        try:
+            with torch.device("meta"):  # shapes are checked, and nothing is filled with numbers
+                models.build(model, spec)
+        except NamingError:
+            raise
+        except Exception:  # one of the user's own may look at numbers while it is built
             models.build(model, spec)
     except NamingError:
         raise
