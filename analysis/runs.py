@@ -301,7 +301,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
         try:
             _acquire(file, wait)
             # The former holder removes the file: a lock on a removed file is nobody's.
-            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            if is_at(file, path):
                 break
         except BaseException:
             file.close()
@@ -317,6 +317,15 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
     finally:
         path.unlink(missing_ok=True)
         file.close()
+
+
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Whether the open file is the one at ``path``, not one removed or replaced meanwhile."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file.fileno()), there)
 
 
 def _acquire(file: IO[str], wait: Callable[[str], None] | None) -> None:

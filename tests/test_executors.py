@@ -61,27 +61,32 @@ def test_a_search_with_halving_on_processes(
     assert before == {each: each.stat().st_mtime_ns for each in out.glob("*/result.json")}
 
 
-def test_compare_on_ray_makes_the_runs_of_processes(place: Path, tmp_path: Path) -> None:
-    """Each in a process of its own: Ray reads its settings once."""
+def test_compare_on_ray_makes_the_runs_of_processes(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray in a process of its own, as it reads its settings once; the other runs here."""
     given = [
-        sys.executable, "-m", "benchmarks", "compare", "--model", "small_cnn(width=0.25)",
-        "--benchmark", f"npz:{place / 'small.npz'}",
-        "--methods", "none,flip", "--seeds", "1", "--epochs", "2", "--device", "cpu",
+        "compare", "--model", "small_cnn(width=0.25)", "--benchmark", f"npz:{place / 'small.npz'}",
+        "--methods", "none,flip", "--seeds", "1", "--epochs", "2", "--device", "cpu", "--jobs", "1",
     ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+        assert main.run([*given, "--out", str(tmp_path / "local")]) == 0
+    here = capsys.readouterr()
+    given += ["--executor", "ray", "--out", str(tmp_path / "ray")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *given],
+        env=sweeping.environment(place),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
     tables = {}
-    for executor in ("local", "ray"):
-        out = tmp_path / executor
-        done = subprocess.run(
-            [*given, "--executor", executor, "--jobs", "1", "--out", str(out)],
-            env=sweeping.environment(place),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("seed 0: done, ") == 2
-        tables[executor] = [line[:70] for line in done.stdout.splitlines()[:12]]
+    for executor, told, table in (("local", here.err, here.out), ("ray", done.stderr, done.stdout)):
+        assert told.count("seed 0: done, ") == 2
+        tables[executor] = [line[:70] for line in table.splitlines()[:12]]
     assert tables["local"] == tables["ray"]
     assert sweeping.numbers(tmp_path / "local") == sweeping.numbers(tmp_path / "ray")
     assert len(list(runs.folders(tmp_path / "ray"))) == 2

@@ -167,6 +167,16 @@ def test_one_works_the_other_says_who_or_waits(tmp_path: Path) -> None:
     assert not (tmp_path / "lock").exists()
 
 
+def test_a_lock_is_of_the_file_that_is_there_now(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        assert runs.is_at(file, path)
+        path.unlink()
+        assert not runs.is_at(file, path)
+        path.touch()
+        assert not runs.is_at(file, path), "another file of the same name"
+
+
 def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     holder = holder_of(tmp_path, 60.0)
     assert holder.pid is not None

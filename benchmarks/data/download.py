@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from analysis.runs import is_at
 from benchmarks.data.catalogue import File
 
 # Some servers answer 403 to urllib's own name and to a bare browser name.
@@ -106,7 +107,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
                 print(f"another process fetches {part.stem}: waiting for it", file=sys.stderr)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             # The holder before us may have renamed or removed the file that we opened.
-            if part.exists() and os.path.samestat(os.fstat(handle.fileno()), part.stat()):
+            if is_at(handle, part):
                 yield handle
                 return
 
