@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.differences import RowRuns
-from analysis.facts import NONE, ROW, Facts, call_in, put_around, undirty
+from analysis.facts import NONE, ROW, Facts, call_in, outer, put_around, undirty
 from analysis.question import Question
 from analysis.records import Record
 from analysis.runs import Training, field_names
@@ -100,6 +100,16 @@ class Block:
         there = (alike(entry, name, self.by_name) for name in entry.facts.bases)
         return next((name for name in there if name and name != entry.name), "")
 
+    def controls_of(self, entry: Entry) -> list[str]:
+        """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
+
+        What trains on other labelled rows, or on meta rows, tells of methods that take meta rows
+        alone.
+        """
+        if not (entry.facts.wraps or entry.facts.needs_meta):
+            return []
+        return [each.name for each in self.controls if _controls(each, entry)]
+
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
         """A row, in each of its variants, and its base; its own baseline where none is named.
 
@@ -118,6 +128,21 @@ class Block:
         made = [pair for row, base in asked for pair in self.contrast(row, base)]
         # A comparison that a family names twice is one test.
         return list(dict.fromkeys(made))
+
+
+def _controls(control: Entry, entry: Entry) -> bool:
+    if len({variant(control.name), variant(entry.name)} - {""}) > 1:
+        return False
+    facts, upstream = control.facts, entry.facts.upstream
+    if facts.budget_of:
+        return control.method == upstream and facts.budget_of == entry.method
+    if entry.method in (control.method, facts.wraps):
+        return True
+    if upstream not in (control.method, facts.wraps):
+        return False
+    if facts.controls == "meta":
+        return entry.facts.needs_meta
+    return outer(entry.method) in facts.controls
 
 
 def split(records: Iterable[Record]) -> list[Block]:

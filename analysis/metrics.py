@@ -21,7 +21,8 @@ Bools = NDArray[np.bool_]
 
 KINDS = ("multi-class", "binary-class", "ordinal-regression", "multi-label")
 BINS = 15
-ITEM_METRICS = ("accuracy", "auc")
+SHOWN = {"accuracy": "accuracy", "auc": "AUC"}
+"""Metrics with a main table, and their names there: ``item_values`` knows the spread of each."""
 
 
 def probabilities(logits: ArrayLike, kind: str) -> Floats:
@@ -132,8 +133,8 @@ def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988.
     """
-    if metric not in ITEM_METRICS:
-        raise ValueError(f"metric {metric!r}: expected one of {', '.join(ITEM_METRICS)}")
+    if metric not in SHOWN:
+        raise ValueError(f"metric {metric!r}: expected one of {', '.join(SHOWN)}")
     z, truth = _checked(logits, targets, kind)
     p = _probabilities(z, kind)
     if metric == "accuracy":

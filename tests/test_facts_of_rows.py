@@ -15,7 +15,7 @@ from analysis import blocks, facts, records, runs
 from analysis.blocks import Block
 from analysis.facts import ROW, Facts
 from analysis.question import Question
-from analysis.report import figures, sentences
+from analysis.report import figures
 from analysis.report.page import report
 from benchmarks.cli import main
 from benchmarks.running import local
@@ -200,8 +200,8 @@ def test_rows_of_others_have_families_and_control_rows(swept: Path) -> None:
     around = f"around(upstream={WEIGHER})"
     own[WEIGHER] |= {around, f"{around}@dirty"}
     for row in (WEIGHER, faster):
-        assert set(sentences.controls_of(block, block.by_name[row])) == beside | own[row]
-    assert sentences.controls_of(block, block.by_name[BASE]) == []
+        assert set(block.controls_of(block.by_name[row])) == beside | own[row]
+    assert block.controls_of(block.by_name[BASE]) == []
 
 
 def test_the_page_needs_neither_the_package_nor_what_the_run_says(

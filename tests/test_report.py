@@ -243,7 +243,7 @@ def test_control_rows_of_a_method(tmp_path: Path) -> None:
     make_run(tmp_path, "none", control="train")
     make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=3)
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    of = {entry.name: set(sentences.controls_of(block, entry)) for entry in block.compared}
+    of = {entry.name: set(block.controls_of(entry)) for entry in block.compared}
     labels = {"head_refit(upstream=mixup)", "mixup@train", "random_label(upstream=mixup)@train"}
     assert of["none"] == of["mixup"] == set()
     assert of[SAFLEX] == labels | {shuffled, f"mixup [passes of {SAFLEX}]"}
@@ -293,7 +293,7 @@ def test_rows_that_differ_in_how_meta_rows_are_cut_keep_family_controls_and_comm
     assert block.contrasts(asked) == [(row, "mixup") for row in rows.values()]
     assert not sentences.unmatched([block], asked)
     for fraction, row in rows.items():
-        own = set(sentences.controls_of(block, block.by_name[row]))
+        own = set(block.controls_of(block.by_name[row]))
         braces = f" {{meta_fraction {fraction:g}}}"
         assert own == {f"mixup@train{braces}", f"{shuffled}{braces}"}
     told = sentences.commands(block, block.columns[0], tmp_path)

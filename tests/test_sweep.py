@@ -182,20 +182,21 @@ def test_again_nothing_is_trained_and_failures_stay_told(
 
 
 def test_retry_failed_does_just_them(
-    place: Path, temporary: Path, swept: tuple[int, str, str]
+    place: Path,
+    temporary: Path,
+    swept: tuple[int, str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the other executor: what one has left to do another does."""
     out = place / "runs"
     done = next(each for each in runs.folders(out) if runs.status_of(each).state == "done")
     before = (done / "result.json").stat().st_mtime_ns
-    process = sweeping.start(
-        *(place / "some.yaml", out, place, "--retry-failed", "--executor", "local"),
-        BROKEN="",
-        TMPDIR=str(temporary),
-    )
-    code, _, errors = sweeping.finish(process)
-    assert code == 0, errors
-    assert "Runs: 3 to do, 1 done" in errors
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+    given = ["sweep", str(place / "some.yaml"), "--retry-failed", "--executor", "local"]
+    assert main.run([*given, "--out", str(out)]) == 0
+    assert "Runs: 3 to do, 1 done" in capsys.readouterr().err
     assert set(sweeping.statuses(out).values()) == {"done"}
     assert (done / "result.json").stat().st_mtime_ns == before
     assert sweeping.left_behind(out, temporary) == []

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from analysis import blocks, findings, question, records, runs, table
 from analysis.blocks import Block
+from analysis.metrics import SHOWN
 from analysis.question import Question
 from analysis.report import (
     figures,
@@ -26,7 +27,7 @@ from analysis.table import Table, markdown_text
 
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
-    "accuracy", "auc", "selected", "differences", "overall", "controls", "cost", "labels-found",
+    *SHOWN, "selected", "differences", "overall", "controls", "cost", "labels-found",
     "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
 """Names of the files of tables, those of searches apart."""
@@ -264,10 +265,7 @@ def _part(
         place = out / "figures" / folder
         place.mkdir(parents=True, exist_ok=True)
         drawn = figures.draw_all(block, found, asked.margin, place, suffixes)
-    main = [
-        tables.main_table(block, metric, metric, with_published, "last")
-        for metric in ("accuracy", "auc")
-    ]
+    main = [tables.main_table(block, metric, metric, with_published, "last") for metric in SHOWN]
     offered = [
         column
         for column in block.columns

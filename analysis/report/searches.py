@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.metrics import SHOWN
 from analysis.numbers import POINTS, number, signed
 from analysis.question import STUDIES
 from analysis.report import plots, sentences
@@ -22,7 +23,6 @@ FILE = "search.json"
 PREFIX = "search-"
 """of the files of its tables and figures"""
 MISSING = "–"
-METRICS = {"auc": "AUC", "accuracy": "accuracy"}
 Row = Mapping[str, Any]
 """A row of a table as the sweep has written it."""
 
@@ -37,7 +37,7 @@ class Search:
     @property
     def metric(self) -> str:
         """What chose, as it is printed."""
-        return METRICS[self.rows[0]["metric"]]
+        return SHOWN[self.rows[0]["metric"]]
 
     @property
     def tables(self) -> dict[str, list[Row]]:

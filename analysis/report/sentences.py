@@ -13,12 +13,11 @@ from analysis.blocks import (
     CUT,
     Block,
     Column,
-    Entry,
     bare,
     variant,
 )
 from analysis.differences import Difference, advised, difference
-from analysis.facts import NONE, outer
+from analysis.facts import NONE
 from analysis.findings import HEADLINE, Finding, Overall
 from analysis.numbers import bounds, counted, number, p_value, signed
 from analysis.question import Question
@@ -178,7 +177,7 @@ def controls(
     family = {(each.row, each.base, each.column): each for each in found}
     for column in block.columns:
         for entry in block.compared:
-            beside = controls_of(block, entry)
+            beside = block.controls_of(entry)
             base = block.baseline(entry) if beside else ""
             gain = _gain(column, entry.name, base, family) if base else ""
             explained = []
@@ -258,31 +257,6 @@ def _explained(control: str, read: str, margin: float) -> str:
         "not tested": "has too few seeds, one test patient, or no whole repeat of folds, to tell",
     }[read]
     return f"the control {control} {told}."
-
-
-def controls_of(block: Block, entry: Entry) -> list[str]:
-    """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
-
-    What trains on other labelled rows, or on meta rows, tells of methods that take meta rows alone.
-    """
-    if not (entry.facts.wraps or entry.facts.needs_meta):
-        return []
-    return [each.name for each in block.controls if _controls(each, entry)]
-
-
-def _controls(control: Entry, entry: Entry) -> bool:
-    if len({variant(control.name), variant(entry.name)} - {""}) > 1:
-        return False
-    facts, upstream = control.facts, entry.facts.upstream
-    if facts.budget_of:
-        return control.method == upstream and facts.budget_of == entry.method
-    if entry.method in (control.method, facts.wraps):
-        return True
-    if upstream not in (control.method, facts.wraps):
-        return False
-    if facts.controls == "meta":
-        return entry.facts.needs_meta
-    return outer(entry.method) in facts.controls
 
 
 def advice(block: Block) -> list[str]:

@@ -35,6 +35,7 @@ from analysis.findings import (
     mean_ranks,
     scores,
 )
+from analysis.metrics import SHOWN
 from analysis.numbers import (
     MISSING,
     bounds,
@@ -50,7 +51,7 @@ from analysis.stats import INFERENCE_SEEDS
 from analysis.table import Group, Mark, Table, TableCell, cells, table
 from methods.naming import Call, render
 
-LABELS = {"accuracy": "accuracy", "auc": "AUC", "type": "device", "name": "hardware"}
+LABELS = {"type": "device", "name": "hardware"}
 DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
 
 
@@ -98,10 +99,10 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
                 "how their epoch was selected differs: no difference to ours is tested."
             )
         else:
-            notes.append(f"No published {LABELS[metric]} of this network on these data sets.")
+            notes.append(f"No published {SHOWN[metric]} of this network on these data sets.")
     head = ["", "n", *(f"{each.name}, % ↑" for each in columns), "cost ratio ↓"]
     return Table(
-        name, f"Test {LABELS[metric]}, %, mean ± standard deviation over n seeds; "
+        name, f"Test {SHOWN[metric]}, %, mean ± standard deviation over n seeds; "
         f"{_epoch(when)}", tuple(head), tuple(groups), tuple(notes),
     )  # fmt: skip
 

@@ -78,17 +78,17 @@ def run(arguments: list[str]) -> int:
             return FAILURE if isinstance(error, OSError) else USAGE
         print("\n".join(told))
         return 0
-    if isinstance(command, ReportCommand | PlanCommand):
-        from benchmarks.cli import report
-
-        return report.carry_out(command)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         return _carry_out(command)
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
-        said = str(stop) or "stopped; what is done is kept"
-        print(f"\naugbench: {said}. The same command goes on from there: {again}", file=sys.stderr)
+        if isinstance(command, ReportCommand | PlanCommand):
+            said = f"stopped. The same command begins anew: {again}"
+        else:
+            kept = str(stop) or "stopped; what is done is kept"
+            said = f"{kept}. The same command goes on from there: {again}"
+        print(f"\naugbench: {said}", file=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -117,8 +117,14 @@ def _carry_out(
     | SweepCommand
     | PredictCommand
     | ShowCommand
-    | DataCommand,
+    | DataCommand
+    | ReportCommand
+    | PlanCommand,
 ) -> int:
+    if isinstance(command, ReportCommand | PlanCommand):
+        from benchmarks.cli import report
+
+        return report.carry_out(command)
     from benchmarks.cli import common  # loads torch, which neither --help nor list needs
 
     try:
