@@ -124,14 +124,14 @@ def test_what_learns_nothing_writes_none(method: str, npz: Path, tmp_path: Path)
 
 
 class Ends(Silent):
-    """Asks the run to stop at the end of an epoch, as Ctrl-C does."""
+    """Asks the run to stop at the end of an epoch."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def epoch(self, number: int, line: dict[str, Any]) -> None:
         if number == self.number:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_interrupted_and_resumed_is_the_same_file(npz: Path, tmp_path: Path) -> None:
