@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from analysis import blocks, findings, question, records, runs, table
+from analysis import blocks, findings, question, records, runs, table, versions
 from analysis.blocks import Block
 from analysis.metrics import SHOWN
 from analysis.question import Question
@@ -86,9 +86,11 @@ def report(
     with_published: bool = False,
     recompute: bool = False,
     study: str = "",
+    all_versions: bool = False,
 ) -> list[Path]:
     """Write the report of the runs in ``root``, or of one study there, into ``out``.
 
+    A row that was run with several versions of its code is shown in the newest, or in all of them.
     Returns the files that a reader opens.
 
     Raises:
@@ -96,10 +98,23 @@ def report(
         StudyError: its study file cannot be used.
     """
     asked = question.read(root, study)
-    found, unread = asked.own(*records.scan(root))
+    found, unread, older = versions.newest(*asked.own(*records.scan(root)), all_versions)
+    command = _again(root, out, with_published, recompute, study, all_versions)
     while any(record.done for record in found):
         try:
-            whole = _made(root, out, wanted, with_published, recompute, study, asked, found, unread)
+            whole = _made(
+                root,
+                out,
+                wanted,
+                with_published,
+                recompute,
+                study,
+                asked,
+                found,
+                unread,
+                older,
+                command,
+            )
         except records.Damaged as damaged:  # found where predictions are read: the rest is told
             (hurt,) = (record for record in found if record.folder == damaged.folder)
             found.remove(hurt)
@@ -122,6 +137,8 @@ def _made(
     asked: Question,
     found: Sequence[records.Record],
     unread: Sequence[records.Unread],
+    older: str,
+    command: str,
 ) -> Report:
     """The report of these runs, whose figures and records are then in ``out``."""
     if recompute:
@@ -148,14 +165,14 @@ def _made(
             *(f"{part.title}. {part.outcome}" for part in parts),
         ],
         remarks=[
-            *_remarks(root, asked, len(found) - len(plain)),
+            *_remarks(root, asked, len(found) - len(plain), older),
             *sentences.unmatched(made, asked),
         ],
         apart=_apart(made) if len(made) > 1 else None,
         parts=parts,
         searches=_searches(root, study, out, suffixes),
         failures=tables.failures_table(found, unread, "failures"),
-        command=_again(root, out, with_published, recompute, study),
+        command=command,
     )
 
 
@@ -207,7 +224,7 @@ def _no_file(root: Path) -> str:
     return "there is no study file beside the runs"
 
 
-def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
+def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
     """Where the question comes from, and which runs no table sets beside others."""
     swept = question.names(root)
     if asked.source:
@@ -224,7 +241,7 @@ def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
         )
     if searched:
         told.append(f"{searched} run(s) of searches are told in the tables of the search alone.")
-    return told
+    return [*told, older] if older else told
 
 
 def _searches(
@@ -242,8 +259,11 @@ def _searches(
     return made
 
 
-def _again(root: Path, out: Path, with_published: bool, recompute: bool, study: str) -> str:
+def _again(
+    root: Path, out: Path, with_published: bool, recompute: bool, study: str, all_versions: bool
+) -> str:
     flags = ["--published"] * with_published + ["--recompute"] * recompute
+    flags += ["--all-versions"] * all_versions
     flags += ["--study", study] if study else []
     return shlex.join(["augbench", "report", str(root), "--out", str(out), *flags])
 

@@ -332,10 +332,7 @@ def caveats(block: Block) -> list[str]:
         told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
     versions = [entry.name for entry in block.entries if variant(entry.name)]
     if versions:
-        told.append(
-            "Rows of one name differ in what stands in braces: "
-            f"{', '.join(versions)}. Where that is a version, keep the runs of one version only."
-        )
+        told.append(f"Rows of one name differ in what stands in braces: {', '.join(versions)}.")
     return list(dict.fromkeys(told))
 
 

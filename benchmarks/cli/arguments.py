@@ -272,6 +272,8 @@ class ReportCommand:
     """which of html, md, tex, csv, separated by commas"""
     recompute: bool = False
     """make all metrics anew from the stored logits"""
+    all_versions: bool = False
+    """also show runs that a newer version of their code has replaced, as rows of their own"""
     debug: bool = False
     """show a traceback with an error"""
 
@@ -293,6 +295,8 @@ class PlanCommand:
     """points of accuracy"""
     power: float = 0.8
     """chance of finding it"""
+    all_versions: bool = False
+    """also take runs that a newer version of their code has replaced, as rows of their own"""
     debug: bool = False
     """show a traceback with an error"""
 

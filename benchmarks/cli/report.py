@@ -7,8 +7,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from analysis import plan, question, records
+from analysis import plan, question, records, versions
 from analysis.report.page import FORMATS, NoRuns, report
+from analysis.table import wrapped
 from benchmarks.cli.arguments import (
     PlanCommand,
     ReportCommand,
@@ -51,7 +52,15 @@ def write(command: ReportCommand) -> list[Path]:
         raise UsageError(f"runs: expected a results folder, got {command.runs}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
-    return report(root, out, wanted, command.published, command.recompute, command.study)
+    return report(
+        root,
+        out,
+        wanted,
+        command.published,
+        command.recompute,
+        command.study,
+        command.all_versions,
+    )
 
 
 def _plan(command: PlanCommand) -> int:
@@ -68,9 +77,11 @@ def _plan(command: PlanCommand) -> int:
     if not root.is_dir():
         raise UsageError(f"runs: expected a results folder or a study file, got {root}")
     asked = question.read(root, study)
-    found, _ = asked.own(*records.scan(root))
+    found, _, older = versions.newest(*asked.own(*records.scan(root)), command.all_versions)
     plain = [record for record in found if not record.searched]
     if not any(record.done for record in plain):
         raise NoRuns(f"{root}: expected runs with results, from which variances can be taken")
     print(plan.plan(plain, asked, command.detect, command.power))
+    if older:
+        print(f"\n{wrapped(older)}")
     return 0
