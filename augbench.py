@@ -124,7 +124,7 @@ def bind() -> None:
         if name not in sys.modules:
             spec = PathFinder.find_spec(name, [str(HERE)])
             if spec is None or spec.loader is None:
-                raise ImportError(f"{HERE / name} is missing: install augbench anew")
+                raise ImportError(f"{HERE / name} is missing: reinstall augbench")
             sys.modules[name] = module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
         elif _folder(sys.modules[name]) != (HERE / name).resolve():

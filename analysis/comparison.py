@@ -186,7 +186,7 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list
     ]
     if min(counts) < INFERENCE_SEEDS:
         lines.append(
-            f"With {min(counts)} seed(s) this is a smoke test and no inference is drawn; {wanted} "
+            f"With {min(counts)} seed(s) this is a smoke test, not evidence; {wanted} "
             "seeds are advised."
         )
     elif min(counts) < wanted:

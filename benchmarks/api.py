@@ -46,7 +46,7 @@ def compare(
 
     Raises:
         UsageError, NamingError: of ValueError; the message says what is expected.
-        DataError: data that cannot be had or used.
+        DataError: data that are missing or cannot be used.
     """
     from benchmarks.cli import compare as comparing  # noqa: PLC0415 - loads torch
 

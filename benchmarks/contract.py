@@ -196,7 +196,7 @@ def model_untouched(ready: Bench) -> None:
     buffers = [buffer.clone() for buffer in model.buffers()]
     out = ready.augment(ready.batch())
     announced = out.logits is None or ready.method.hands_logits
-    assert announced, "augment hands over logits, and hands_logits is False"
+    assert announced, "augment returns logits, and hands_logits is False"
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, old[name]), f"augment changed the parameter {name}"
         assert parameter.grad is None, f"augment left a gradient in {name}"

@@ -156,7 +156,7 @@ class AutoDO(Method):
         if self.upstream is not None and overrides(self.upstream, "losses"):
             return "autodo has a loss of its own, and so has its upstream"
         if self.upstream is not None and self.upstream.hands_logits:
-            return "autodo warps rows before the forward, its upstream hands over logits"
+            return "autodo warps rows before the forward, its upstream returns logits"
         if self.upstream is not None and "features" in self.upstream.requires():
             return (
                 "autodo runs its upstream in the outer phase too, where the network stands still, "
@@ -197,7 +197,7 @@ class AutoDO(Method):
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
-            raise ValueError("the upstream of autodo has used the step's forward")
+            raise ValueError("the upstream of autodo has already used this step's forward")
         known, place = batch.index >= 0, batch.index.clamp_min(0)
         x, y, w = batch.x, batch.y, batch.w
         if self.parts_on["augment"]:
@@ -279,7 +279,7 @@ class AutoDO(Method):
     def meta_features(self, model: Model, ctx: Context) -> tuple[Tensor, Tensor]:
         """What the head reads of all meta rows (M, D) and their targets: exact while frozen."""
         if ctx.meta is None:
-            raise ValueError("autodo learns from meta rows: give the context some")
+            raise ValueError("autodo learns from meta rows: pass some to the context")
         parts = [(_embedded(model, batch.x), batch.y) for batch in ctx.meta.batches(CHUNK)]
         return torch.cat([h for h, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -393,7 +393,9 @@ class AutoDO(Method):
                 raise
             diverges = True
             if not self._warned:
-                warnings.warn(f"{reason}; force=true goes on", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"{reason}; force=true continues anyway", RuntimeWarning, stacklevel=2
+                )
                 self._warned = True
         if self.force:
             ctx.log(series_diverges=float(diverges))

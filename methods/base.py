@@ -364,10 +364,10 @@ class Chain(Method):
             link.begin_epoch(ctx)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Apply the links in order; only the last one may hand over logits."""
+        """Apply the links in order; only the last one may return logits."""
         for link in self._each():
             if batch.logits is not None:
-                raise ValueError("only the last link of a chain may hand over logits")
+                raise ValueError("only the last link of a chain may return logits")
             batch = link.augment(batch, ctx)
         return batch
 

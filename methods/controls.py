@@ -209,9 +209,10 @@ class NormNoise(Method):
 
 
 def _forward_left(name: str, upstream: Method | None) -> str:
-    """A reason where the upstream has used the step's forward, for rows that are not the step's."""
+    """The reason against an upstream that has used the forward already, for rows added to it."""
     if upstream is None or not upstream.hands_logits:
         return ""
     return (
-        f"{name} adds rows to those of its upstream, which has used the step's forward on its own"
+        f"{name} adds rows to those of its upstream, which has already used this step's forward "
+        "on its own"
     )

@@ -80,7 +80,7 @@ def exclusive(task: Task) -> bool:
 
 def single_label(name: str, task: Task) -> str:
     """A reason unless targets are distributions over the classes (the task says what is legal)."""
-    return "" if exclusive(task) else f"{name} needs one label a row, here a row has several"
+    return "" if exclusive(task) else f"{name} needs one label per row, these rows have several"
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -348,7 +348,10 @@ class Lpa3(Method):
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream where nothing is remembered of a row; else one whose rows stay rows."""
         if self.upstream is not None and self.upstream.hands_logits:
-            return "lpa3 adds rows to those of its upstream, which has used the step's forward"
+            return (
+                "lpa3 adds rows to those of its upstream, which has already used this step's "
+                "forward"
+            )
         if self.upstream is not None and self.refresh > 1:
             return (
                 "lpa3(refresh) keeps the perturbation of a row's own pixels, its upstream may "
@@ -402,7 +405,7 @@ class Lpa3(Method):
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
-            raise ValueError("the upstream of lpa3 has used the step's forward")
+            raise ValueError("the upstream of lpa3 has already used this step's forward")
         places, x = self._positives(batch, ctx)
         y = batch.y[places]
         self._added = Added(batch.x[places], x, y)

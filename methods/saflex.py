@@ -328,11 +328,11 @@ class Saflex(Method):
         return super().requires() | ({"features"} if self.stages is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream but one with a loss of its own, and one that has used the step's forward."""
+        """Any upstream but one with a loss of its own, or one that returns logits."""
         if self.upstream is not None and overrides(self.upstream, "losses"):
             return "the scores are of the task's own loss, the upstream has a loss of its own"
         if self.upstream is not None and self.upstream.hands_logits:
-            return "the upstream has used the step's forward (it hands over logits)"
+            return "the upstream has already used this step's forward (it returns logits)"
         return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
@@ -365,7 +365,7 @@ class Saflex(Method):
         if self.upstream is not None:
             part = self.upstream.augment(part, ctx)
         if part.logits is not None:
-            raise ValueError("the upstream of saflex has used the step's forward")
+            raise ValueError("the upstream of saflex has already used this step's forward")
         if self._steps % self.refresh == 0:
             self._tangent = self._direction(len(batch.x), ctx)
         scored = len(part.x)
@@ -451,7 +451,7 @@ class Saflex(Method):
         """A batch of meta rows for training batches of ``rows`` rows."""
         meta = ctx.meta
         if meta is None:
-            raise ValueError("saflex learns from meta rows: give the context some")
+            raise ValueError("saflex learns from meta rows: pass some to the context")
         if isinstance(self.meta_batch, str):
             return meta.draw(len(meta))
         # One row alone has no batch statistics.

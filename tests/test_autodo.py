@@ -643,7 +643,9 @@ class TestOuterPhase:
     def test_without_meta_rows_it_says_what_is_missing(self) -> None:
         desk = Desk()
         desk.ctx.meta = None
-        with pytest.raises(ValueError, match="autodo learns from meta rows: give the context some"):
+        with pytest.raises(
+            ValueError, match="autodo learns from meta rows: pass some to the context"
+        ):
             desk.outer()
 
     def test_shared_has_one_policy_for_all_rows(self, visits: list[Visit]) -> None:
@@ -856,7 +858,9 @@ class TestAugment:
                 return replace(batch, logits=ctx.forward(batch.x))
 
         desk = Desk("autodo", Sly())
-        with pytest.raises(ValueError, match="the upstream of autodo has used the step's forward"):
+        with pytest.raises(
+            ValueError, match="the upstream of autodo has already used this step's forward"
+        ):
             desk.augment(desk.batch())
 
     @pytest.mark.parametrize("logit", [math.log(1 / 3), 0.0, 2.0])
@@ -1086,10 +1090,10 @@ class TestSupports:
             ("gce", "autodo has a loss of its own, and so has its upstream"),
             ("crop+logit_adjustment", "autodo has a loss of its own, and so has its upstream"),
             ("autodo", "autodo has a loss of its own, and so has its upstream"),
-            ("saflex", "autodo warps rows before the forward, its upstream hands over logits"),
+            ("saflex", "autodo warps rows before the forward, its upstream returns logits"),
             (
                 "l2rw(upstream=crop)",
-                "autodo warps rows before the forward, its upstream hands over logits",
+                "autodo warps rows before the forward, its upstream returns logits",
             ),
         ],
     )
@@ -1102,7 +1106,7 @@ class TestSupports:
 
     def test_several_labels_a_row_are_refused(self) -> None:
         reason = build("autodo").supports(MultiLabel(), IMAGES)
-        assert reason == "autodo needs one label a row, here a row has several"
+        assert reason == "autodo needs one label per row, these rows have several"
 
     def test_what_an_upstream_does_not_support_is_told(self) -> None:
         spec = Spec(rows=9, classes=3, shape=(1, 8, 6))
@@ -1202,7 +1206,9 @@ class TestGuards:
                 desk.outer()
         texts = [str(each.message) for each in caught]
         assert len(texts) == told
-        assert all("lambda_max is" in text and "force=true goes on" in text for text in texts)
+        assert all(
+            "lambda_max is" in text and "force=true continues anyway" in text for text in texts
+        )
         assert desk.ctx.take_log()["series_diverges"] == told
         assert all(bool(each.isfinite().all()) for each in desk.method.learned().values())
         if told:
@@ -1519,7 +1525,7 @@ class TestRuns:
         assert limit == pytest.approx(2 / largest, rel=1e-3)
 
     def test_unless_it_is_forced(self, npz: Path, tmp_path: Path) -> None:
-        with pytest.warns(RuntimeWarning, match="force=true goes on"):
+        with pytest.warns(RuntimeWarning, match="force=true continues anyway"):
             folder = carry_out(npz, tmp_path, "autodo(start=1, step=1000, force=true)")
         assert json.loads((folder / "result.json").read_text())["status"] == "done"
         lines = [json.loads(each) for each in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -127,7 +127,7 @@ def test_killed_at_random_moments_every_run_is_done_once_and_bit_for_bit(
         code, _, errors = sweeping.finish(process)
         assert code == (-signal.SIGKILL if target == "driver" else 1), errors
         if target == "raylet":
-            assert "The same command goes on from the checkpoints" in errors
+            assert "Resume from the checkpoints with: " in errors
         process = None
         sweeping.wait_until_clean(out, temporary, LINGER_SECONDS)
     assert len(done) < 9, "the last kill came too late to disturb anything"
@@ -166,13 +166,13 @@ def test_stopped_and_started_again(
     code, _, errors = sweeping.finish(process)
     assert time.monotonic() - begin < STOP_SECONDS
     assert code == 130, errors
-    assert "The same command goes on from there: augbench sweep" in errors
+    assert "Resume with: augbench sweep" in errors
     assert "interrupted" in sweeping.statuses(out).values()
     left = set(sweeping.left_behind(out, temporary))
     assert left == {"checkpoint.pt"}
     code, _, errors = sweeping.finish(sweeping.start(path, out, place, TMPDIR=str(temporary)))
     assert code == 0, errors
-    assert "going on after epoch" in errors
+    assert "resuming after epoch" in errors
     assert sweeping.numbers(out) == sweeping.numbers(undisturbed)
 
 

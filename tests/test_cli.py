@@ -310,8 +310,11 @@ LABELS = arrays()["train_labels"]
 IMAGES = arrays()["train_images"]
 BAD_FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing": (lambda path: None, ("does not exist", "expected an npz file")),
-    "empty": (lambda path: path.write_bytes(b""), ("is no npz file",)),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"train_images": 1})), ("no npz file",)),
+    "empty": (lambda path: path.write_bytes(b""), ("is not an npz file",)),
+    "pickle": (
+        lambda path: path.write_bytes(pickle.dumps({"train_images": 1})),
+        ("not an npz file",),
+    ),
     "truncated": (_truncated, ("is truncated", "download it again")),
     "altered": (_altered, ("train_images is damaged", "CRC")),
     "pickled": (
@@ -593,7 +596,7 @@ def test_no_row_of_equal_budget_where_none_costs_an_epoch_more(
     given = compare(npz, tmp_path, "--methods", "none,head_refit", "--seeds", "1")
     assert main.run([*given, "--same", "passes"]) == 0
     shown = capsys.readouterr()
-    assert "No row costs so much more passes than its upstream" in shown.err
+    assert "No row exceeds its upstream by an epoch of passes" in shown.err
     assert "passes of" not in shown.out
 
 
@@ -822,7 +825,7 @@ def test_a_results_folder_below_a_file(
     for out in (file, file / "below"):
         for command in ("run", "compare"):
             code, text = refused(capsys, [command, *on(npz, out)])
-            assert code == 1 and f"{out}: " in text and "a folder is needed there" in text
+            assert code == 1 and f"{out}: " in text and "expected a directory, found a file" in text
     assert file.read_text() == "mine"
 
 
@@ -995,7 +998,7 @@ def test_ctrl_c_on_compare(
         os.killpg(process.pid, signal.SIGINT)
         shown, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and shown == "" and "Traceback" not in errors
-    again = errors.rpartition("The same command goes on from there: augbench ")[2].strip()
+    again = errors.rpartition("Resume with: augbench ")[2].strip()
     assert shlex.split(again) == given
     wait_for(lambda: group_is_gone(process.pid), 10)
     assert left_behind(tmp_path) == {"checkpoint.pt"}
@@ -1091,7 +1094,7 @@ def test_a_run_is_stopped_and_goes_on(
     assert shlex.join(["augbench", *given]) in shown.err
     assert left_behind(tmp_path) == {"checkpoint.pt"}, "also what no checkpoint was due for"
     assert main.run(given) == 0
-    assert f"going on after epoch 5 of {EPOCHS}" in capsys.readouterr().err
+    assert f"resuming after epoch 5 of {EPOCHS}" in capsys.readouterr().err
     assert numbers(tmp_path).items() <= numbers(undisturbed).items()
     assert left_behind(tmp_path) == set()
 
@@ -1119,7 +1122,7 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(
         patch.setenv("SLOW", SLOW)
         assert main.run(given) == 1
     shown = capsys.readouterr()
-    reason = "its process was ended by SIGKILL; out of memory?; the same command goes on"
+    reason = "its process was ended by SIGKILL; out of memory?; rerun the same command to resume"
     assert f"none, seed 0: not done: {reason}" in shown.err and "crop, seed 0: done" in shown.err
     assert f"none: not done, seed 0: {reason}" in shown.out
     assert re.search(r"^crop +1 +\d\.\d+ ", shown.out, re.M), "the other row is there"
@@ -1167,7 +1170,7 @@ def test_a_reader_of_results_that_is_stopped_begins_anew(
     assert main.run(given) == 130
     again = shlex.join(["augbench", *given])
     told = capsys.readouterr().err
-    assert told == f"\naugbench: stopped. The same command begins anew: {again}\n"
+    assert told == f"\naugbench: stopped. Start again with: {again}\n"
 
 
 @pytest.mark.parametrize("command", ["list", "--help", "run --help"])

@@ -565,7 +565,7 @@ class TestCorruption:
 
     @pytest.mark.parametrize("changes", [{"noise": 0.1}, {"imbalance": 2.0}, {"meta_noise": 0.1}])
     def test_several_labels_a_row_are_refused(self, changes: dict[str, Any]) -> None:
-        with pytest.raises(NotApplicable, match="not defined for several labels"):
+        with pytest.raises(NotApplicable, match="not defined for multi-label data"):
             splits(arrays(multi_label=True), **changes)
 
     def test_nothing_of_the_source_is_changed(self) -> None:
@@ -597,7 +597,7 @@ class TestRowsPerClass:
     def test_reasons(self) -> None:
         with pytest.raises(NotApplicable, match="rows_per_class=26: class 2 has 25 rows"):
             splits(rows_per_class=26)
-        with pytest.raises(NotApplicable, match="not defined for several labels"):
+        with pytest.raises(NotApplicable, match="not defined for multi-label data"):
             splits(arrays(multi_label=True), rows_per_class=5)
 
 

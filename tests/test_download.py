@@ -217,7 +217,7 @@ def test_two_at_once_fetch_it_once(
     for thread in threads:
         thread.join()
     assert len(paths) == 4 and all(map(right, paths)) and len(server.ranges) == 1
-    assert "another process fetches set.npz" in capsys.readouterr().err
+    assert "another process is downloading set.npz" in capsys.readouterr().err
 
 
 def test_a_part_replaced_while_waiting_is_opened_anew(server: Server, tmp_path: Path) -> None:

@@ -1098,12 +1098,15 @@ class TestUpstreams:
             ("lpa3(upstream=mixup)", "its upstream mixes rows: set ratio=1"),
             ("lpa3(upstream=mixup, ratio=1.0)", ""),
             ("lpa3(upstream=crop, preset=fast, refresh=2)", "its upstream may change them"),
-            ("lpa3(upstream=self_distil)", "has used the step's forward"),
+            ("lpa3(upstream=self_distil)", "has already used this step's forward"),
             ("lpa3(upstream=lpa3)", ""),
             ("norm_noise", "needs upstream=lpa3"),
             ("norm_noise(upstream=crop)", "needs upstream=lpa3"),
-            ("norm_noise(upstream=lpa3(auxiliary_norm=true))", "has used the step's forward"),
-            ("saflex(upstream=lpa3(auxiliary_norm=true))", "has used the step's forward"),
+            (
+                "norm_noise(upstream=lpa3(auxiliary_norm=true))",
+                "has already used this step's forward",
+            ),
+            ("saflex(upstream=lpa3(auxiliary_norm=true))", "has already used this step's forward"),
         ],
     )
     def test_are_taken_or_refused_with_the_reason(self, text: str, reason: str) -> None:

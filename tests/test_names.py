@@ -114,7 +114,7 @@ def test_two_readings_that_both_exist_are_asked_for(tmp_path: Path) -> None:
         ("folder:/nowhere(groups='/a/b.csv')", ["groups: expected a file by its path from the"]),
         ("folder:/nowhere(groups='')", ["groups: expected a file by its path", "got ''"]),
         ("folder:/nowhere(groups='~/b.csv')", ["groups: expected a file by its path"]),
-        ("folder:~nobody-here/x", ["nobody here has that home folder"]),
+        ("folder:~nobody-here/x", ["there is no such home directory"]),
         ("folder:/nowhere(groups=-1)", ["groups: expected a number from 0 to 9", "got -1"]),
     ],
 )

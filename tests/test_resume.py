@@ -75,7 +75,7 @@ def test_killed_and_started_again(
     assert runs.status_of(folder).state == "interrupted"
 
     assert main.run([*SETTING, "--out", str(tmp_path)]) == 0
-    assert "going on after epoch" in capsys.readouterr().err
+    assert "resuming after epoch" in capsys.readouterr().err
     for name in ("metrics.jsonl", "predictions.npz"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
     result = json.loads((folder / "result.json").read_text())

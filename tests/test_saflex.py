@@ -1735,9 +1735,9 @@ class TestRefusals:
                 "crop+gce",
                 "the scores are of the task's own loss, the upstream has a loss of its own",
             ),
-            ("saflex", "the upstream has used the step's forward"),
-            ("l2rw(upstream=crop)", "the upstream has used the step's forward"),
-            ("crop+self_distil", "the upstream has used the step's forward"),
+            ("saflex", "the upstream has already used this step's forward"),
+            ("l2rw(upstream=crop)", "the upstream has already used this step's forward"),
+            ("crop+self_distil", "the upstream has already used this step's forward"),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(
@@ -1754,7 +1754,7 @@ class TestRefusals:
 
     def test_what_an_upstream_does_not_support_is_told(self) -> None:
         reason = build("saflex(upstream=balanced)").supports(MultiLabel(), IMAGES)
-        assert reason == "balanced needs one label a row, here a row has several"
+        assert reason == "balanced needs one label per row, these rows have several"
 
     def test_an_upstream_that_hands_over_logits_unannounced_is_refused(self) -> None:
         class Sly(Method):
@@ -1764,7 +1764,9 @@ class TestRefusals:
         method = saflex("saflex", Sly())
         assert method.supports(MultiClass(), IMAGES) == ""
         desk = Desk(method, network())
-        with pytest.raises(ValueError, match="the upstream of saflex has used the step's forward"):
+        with pytest.raises(
+            ValueError, match="the upstream of saflex has already used this step's forward"
+        ):
             desk.augment(desk.batch())
 
     def test_without_meta_rows_it_says_what_is_missing(self) -> None:
@@ -1776,7 +1778,9 @@ class TestRefusals:
         method = build("saflex")
         method.setup(ctx)
         method.begin_epoch(ctx)
-        with pytest.raises(ValueError, match="saflex learns from meta rows: give the context some"):
+        with pytest.raises(
+            ValueError, match="saflex learns from meta rows: pass some to the context"
+        ):
             method.augment(ctx.batch(*rows[0]), ctx)
 
     @pytest.mark.parametrize(

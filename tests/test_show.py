@@ -404,7 +404,7 @@ def test_other_rows_than_the_upstream_s_are_refused(
     mixup = methods.build("mixup")
     monkeypatch.setattr(methods, "build", lambda name: Turned(mixup))
     assert show(tmp_path / "show.png", "--by", "weight") == 2
-    assert "hands over other rows than its upstream gave" in capsys.readouterr().err
+    assert "returns other rows than its upstream did" in capsys.readouterr().err
 
 
 def pool_of(

@@ -366,11 +366,11 @@ BAD = {
     "labels of rank 3": (change(train_labels=lambda y: y[..., None]), "expected .N,., .N, 1."),
     "multi-label values": (
         change(train_labels=lambda y: np.hstack([y, y])),
-        "2 labels a row with values from 0 to 2",
+        "2 labels per row with values from 0 to 2",
     ),
     "labels differ in rank": (
         change(test_labels=lambda y: np.hstack([y, y]) % 2),
-        "as many labels a row",
+        "the same number of labels per row",
     ),
 }
 
@@ -404,10 +404,10 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     for content, message in (
         (whole[: len(whole) // 2], "is truncated"),
         (whole[:-10], "is truncated"),
-        (b"", "is no npz file"),
-        (b"<html>404</html>", "is no npz file"),
-        (b"\x80\x04\x95.", "is no npz file"),
-        (array.getvalue(), "is no npz file"),
+        (b"", "is not an npz file"),
+        (b"<html>404</html>", "is not an npz file"),
+        (b"\x80\x04\x95.", "is not an npz file"),
+        (array.getvalue(), "is not an npz file"),
         (bytes(middle), "train_images is damaged"),
     ):
         path = tmp_path / "bad.npz"

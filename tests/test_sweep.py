@@ -277,7 +277,7 @@ def test_what_stops_a_retry_is_not_told_as_the_failure_before(
     quiet, there = replace(healthy, tensorboard=False), Capacity("", 1, 1.0, 0.0, 1)
     for tell, expected in (
         (lambda driver: driver.reported("t", {"problem": "the disk is full"}), "the disk is full"),
-        (lambda driver: driver.ended("t", "killed"), "killed; the same command goes on"),
+        (lambda driver: driver.ended("t", "killed"), "killed; rerun the same command"),
     ):
         ledger = Ledger(tmp_path, retries=0, retry_failed=True)
         driver = Driver(Round([job]), ledger, quiet, there, lambda: False)
@@ -313,10 +313,10 @@ def test_a_trial_that_is_pruned_is_ended_on_disk(
         ("Failure # 1\nray.exceptions.ActorDiedError: The actor died", "outside", False),
         ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory",
          "memory ran out", False),
-        ("The actor died because its node died. ...", "machine is gone", True),
-        ("The actor is temporarily unavailable: RpcError: Socket closed", "machine is gone", True),
+        ("The actor died because its node died. ...", "machine was lost", True),
+        ("The actor is temporarily unavailable: RpcError: Socket closed", "machine was lost", True),
         ("Traceback\n  File x\nValueError: no such thing\n", "ValueError: no such thing", False),
-        ("", "without a word", False),
+        ("", "without a message", False),
     ],
 )  # fmt: skip
 def test_why_a_worker_is_gone(text: str, reason: str, machine: bool) -> None:

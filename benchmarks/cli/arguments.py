@@ -66,29 +66,29 @@ class Setting:
     threads: int = 1
     """CPU threads of a run; part of its id"""
     oracle_test: bool = False
-    """also record test metrics each epoch, for comparison with papers that chose on them"""
+    """also record test metrics each epoch, to compare with papers that chose epochs on them"""
 
 
 @dataclass(kw_only=True)
 class Place:
-    """Where things lie and how the work is carried out; none of it changes a number."""
+    """Where files are and how the work is run; none of it changes a number."""
 
     out: Path = Path("runs")
     """results folder"""
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one"""
+    """auto: a GPU if there is one"""
     allow_unverified: bool = False
-    """use an official file with another checksum; the result says so"""
+    """accept an official file with a different checksum; the result says so"""
     memory_gib: float = 4.0
     """larger data sets are memory-mapped"""
     checkpoint_every: int = 1
     """epochs between checkpoints"""
     retry_failed: bool = False
-    """do failed runs again"""
+    """run failed runs again"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
@@ -101,16 +101,16 @@ class RunCommand(Setting, Place):
     method: str = "none"
     """a method such as crop+flip+mixup(alpha=0.2), or a control row such as none@train"""
     seed: int = 0
-    """decides initialisation, order and every draw"""
+    """seeds initialisation, order and every draw"""
     save_model: bool = False
     """keep the network for augbench predict"""
     no_wait: bool = False
-    """where another process does this run: say which and stop, instead of waiting for it"""
+    """if another process holds this run, name it and exit instead of waiting"""
 
 
 @dataclass(kw_only=True)
 class CompareCommand(Setting, Place):
-    """Compare methods over seeds, pairwise with the first; what is done is not done again.
+    """Compare methods over several seeds, each with the first; finished runs are reused.
 
     Example: augbench compare --benchmark breastmnist --methods none,crop,mixup --seeds 10
     """
@@ -118,7 +118,7 @@ class CompareCommand(Setting, Place):
     methods: str = "none,crop,mixup,cutmix"
     """rows, separated by commas"""
     seeds: Annotated[int | None, _default("10, with under 500 test rows 30")] = None
-    """number of seeds from 0 on"""
+    """number of seeds, counted from 0"""
     jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
     """runs at a time"""
     executor: Literal["local", "ray"] = "local"
@@ -128,16 +128,16 @@ class CompareCommand(Setting, Place):
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
     """add each method's upstream with as many passes, or as much time"""
     selection: Literal["last", "selected"] = "last"
-    """epoch that is shown: the last, or where it is offered the best by select AUC"""
+    """epoch that is shown: the last, or the best by select AUC where that is offered"""
     records: Annotated[Path | None, _default("none")] = None
     """also write a line for each run to this .csv file"""
     figure: Annotated[Path | None, _default("none")] = None
-    """also draw accuracies and differences into this .png, .pdf or .svg file (one benchmark)"""
+    """also plot accuracies and differences to this .png, .pdf or .svg file (one benchmark)"""
 
 
 @dataclass(kw_only=True)
 class SweepCommand:
-    """Carry out a study file on this machine or on a Ray cluster; what is done is not done again.
+    """Run a study file on this machine or on a Ray cluster; finished runs are skipped.
 
     Example: augbench sweep quickstart --dry-run
     """
@@ -147,17 +147,17 @@ class SweepCommand:
     list: bool = False
     """show the shipped studies and what they cost"""
     init: Annotated[Path | None, _default("none")] = None
-    """write a commented study to begin with into this file"""
+    """write a commented template study to this file"""
     dry_run: bool = False
-    """print every run, what is done, and the time that the rest takes"""
+    """print every run, what is done, and how long the rest takes"""
     only: str = ""
-    """the runs whose name, as the dry run prints it, holds this; * and ? stand for any letters"""
+    """only runs whose name, as printed by the dry run, contains this; * and ? are wildcards"""
     settings: Annotated[
         tuple[tuple[str, ...], ...],
         UseAppendAction,
         arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(default: none)"),
     ] = ()
-    """values that go before those of the file, such as training.epochs=5 seeds=3"""
+    """values that override those of the file, such as training.epochs=5 seeds=3"""
     workers: Annotated[int | None, _default("the file's, else as many as fit")] = None
     """runs at a time"""
     address: str = ""
@@ -169,9 +169,9 @@ class SweepCommand:
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     retry_failed: bool = False
-    """do failed runs again"""
+    """run failed runs again"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
@@ -182,7 +182,7 @@ class ListCommand:
     """
 
     check: bool = False
-    """import every method; exit 1 where one is unavailable"""
+    """import every method; exit 1 if one is unavailable"""
 
 
 @dataclass(kw_only=True)
@@ -199,14 +199,14 @@ class PredictCommand:
     out: Path = Path("predictions.csv")
     """.csv (row, probability of each class) or .npz (probabilities, logits)"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one"""
+    """auto: a GPU if there is one"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
 class ShowCommand:
-    """Draw what a method makes of some training images, as a PNG (or PDF, SVG) grid.
+    """Draw training images as a method augments them, in a PNG, PDF or SVG grid.
 
     Example: augbench show --benchmark pneumoniamnist --method randaugment --out show.png
     """
@@ -216,7 +216,7 @@ class ShowCommand:
     method: str = "none"
     """method, as for run"""
     model: str = "small_cnn"
-    """network, for methods that ask it something"""
+    """network, for methods that need one"""
     epochs: int = 0
     """passes that first train the network under the method, as run does; 0: as initialised"""
     by: Literal["rows", "weight", "class"] = "rows"
@@ -227,13 +227,13 @@ class ShowCommand:
     draws: int = 8
     """by rows: draws of each image, or one where the method adds rows; by weight: images a band"""
     seed: int = 0
-    """decides images, draws and network"""
+    """seeds images, draws and network"""
     out: Path = Path("show.png")
     """file to write: .png, .pdf or .svg"""
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
@@ -244,13 +244,13 @@ class DataCommand:
     """
 
     action: Positional[Literal["list", "fetch", "show", "verify"]]
-    """what to do; show: classes, rows of each split, size, range, duplicates, what was left out"""
-    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch and show want names")] = ()
+    """what to do; show prints classes, rows of each split, size, range, duplicates, omissions"""
+    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch and show need names")] = ()
     """data sets"""
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
@@ -263,24 +263,24 @@ class ReportCommand:
     runs: Positional[Path]
     """results folder; study.yaml in it gives question, family, margin and prediction"""
     study: str = ""
-    """of the studies that augbench sweep has left there, the one whose runs alone are told"""
+    """report only the runs of this study, one that augbench sweep has run there"""
     out: Path = Path("report")
     """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
     published: bool = False
-    """set published numbers beside ours"""
+    """show published numbers beside ours"""
     format: str = "html,md,tex,csv"
     """which of html, md, tex, csv, separated by commas"""
     recompute: bool = False
-    """make all metrics anew from the stored logits"""
+    """recompute all metrics from the stored logits"""
     all_versions: bool = False
     """also show runs that a newer version of their code has replaced, as rows of their own"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 @dataclass(kw_only=True)
 class PlanCommand:
-    """Tell from runs at hand how many seeds, and hours, would show a difference of so many points.
+    """Estimate from finished runs how many seeds, and hours, would show a given difference.
 
     Example: augbench plan runs --detect 1.0
     """
@@ -290,7 +290,7 @@ class PlanCommand:
     out: Path = Path("runs")
     """results folder of the study file"""
     study: str = ""
-    """of the studies that augbench sweep has left there, the one whose runs alone are looked at"""
+    """use only the runs of this study, one that augbench sweep has run there"""
     detect: float = 1.0
     """points of accuracy"""
     power: float = 0.8
@@ -298,7 +298,7 @@ class PlanCommand:
     all_versions: bool = False
     """also take runs that a newer version of their code has replaced, as rows of their own"""
     debug: bool = False
-    """show a traceback with an error"""
+    """show the traceback of an error"""
 
 
 Command = (

@@ -160,7 +160,7 @@ def read_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
     """Read the data of these runs, and tell what they hold unless a run on them is done.
 
     Raises:
-        DataError: they cannot be had; nothing has been written.
+        DataError: they are unavailable; nothing has been written.
     """
     seen = {cell.benchmark for cell in wanted if ledger.status(cell).state == "done"}
     left = dict.fromkeys(cell.benchmark for cell in wanted if ledger.to_do(cell))

@@ -64,8 +64,8 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         raise
     if command.same is not None and not any(work.extra.values()):
         print(
-            f"No row costs so much more {command.same} than its upstream that it makes an epoch: "
-            "none is added.",
+            f"No row exceeds its upstream by an epoch of {command.same}: "
+            "no row of equal budget is added.",
             file=sys.stderr,
         )
     problems = results.problems_of(outcomes)

@@ -84,10 +84,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
         if isinstance(command, ReportCommand | PlanCommand):
-            said = f"stopped. The same command begins anew: {again}"
+            said = f"stopped. Start again with: {again}"
         else:
-            kept = str(stop) or "stopped; what is done is kept"
-            said = f"{kept}. The same command goes on from there: {again}"
+            kept = str(stop) or "stopped; finished work is kept"
+            said = f"{kept}. Resume with: {again}"
         print(f"\naugbench: {said}", file=sys.stderr)
         return INTERRUPTED
     finally:

@@ -101,7 +101,7 @@ def show(
     what the network makes of both. ``weight``: of a pool of augmented rows, ``draws`` with the
     highest and with the lowest weight, and those whose label moved most. ``class``: the learned
     probability and magnitude of each operation, a mean over the training rows of each class. The
-    network, for methods that ask it something, has trained under the method for ``epochs`` epochs,
+    network, for methods that need one, has trained under the method for ``epochs`` epochs,
     as a run does; what is drawn is the epoch after them.
 
     Raises:
@@ -343,7 +343,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
     clean rows of SAFLEX), and rows that it added.
 
     Raises:
-        NotApplicable: the method hands over other rows than its upstream gave.
+        NotApplicable: the method returns other rows than its upstream did.
     """
     watched = _watch(method)
     ctx.enter("show")
@@ -358,7 +358,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
         count = min(part.weighted(len(batch.x)) for part in method.parts())
         count = min(count, 0 if given is None else len(given.x))
         if given is None or not torch.equal(given.index[:count], out.index[:count]):
-            raise NotApplicable(f"{name} hands over other rows than its upstream gave")
+            raise NotApplicable(f"{name} returns other rows than its upstream did")
         old, new = given.w[:count], out.w[:count].detach()
         captions = method.captions()[:count]
         kept.append(

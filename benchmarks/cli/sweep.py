@@ -40,7 +40,7 @@ MOST_TABLES = 4
 """More are not printed at once."""
 STATES = {
     "done": "done",
-    "interrupted": "to do, goes on from its checkpoint",
+    "interrupted": "to do, resumes from its checkpoint",
     "new": "to do",
     "failed": "failed",
     "skipped": "skipped",
@@ -138,7 +138,7 @@ def _dry_run(
         status = ledger.status(cell)
         text = STATES[status.state]
         if status.state == "failed" and ledger.to_do(cell):
-            text = "to do, tried again after: "
+            text = "to do, retry after: "
             text += status.reason
         elif status.reason:
             text += f": {status.reason}"
@@ -244,7 +244,7 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
     for name, reason in [*bad, *missing]:
         print(f"not done: {name}: {reason}", file=sys.stderr)
     if any(statuses[cell.run.id].state == "failed" for cell in wanted):
-        print("Failed runs are done again with --retry-failed.", file=sys.stderr)
+        print("Run failed runs again with --retry-failed.", file=sys.stderr)
     return FAILURE if bad or missing else 0
 
 

@@ -151,7 +151,7 @@ def _refuse_unlike_splits(
         if y.shape[1:] != first_y.shape[1:]:
             raise DataError(
                 f"{path}: {split}_labels have the shape {y.shape}, train_labels "
-                f"{first_y.shape}: expected as many labels a row in every split."
+                f"{first_y.shape}: expected the same number of labels per row in every split."
             )
 
 
@@ -332,7 +332,7 @@ def _classes(
     y = pieces["train_y"]
     if y.ndim == 2:
         if names is not None and len(names) != y.shape[1]:
-            raise DataError(f"{path}: {y.shape[1]} labels a row, expected {len(names)}.")
+            raise DataError(f"{path}: {y.shape[1]} labels per row, expected {len(names)}.")
         return names or tuple(map(str, range(y.shape[1])))
     if names is None:
         limit, why = int(y.max()) + 1, "the largest of train_labels"
@@ -430,8 +430,8 @@ def checked_labels(array: np.ndarray, what: str) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] > 1:
         if low < 0 or high > 1:
             raise DataError(
-                f"{what}: {array.shape[1]} labels a row with values from {low} to {high}, expected "
-                f"0 and 1."
+                f"{what}: {array.shape[1]} labels per row with values from {low} to {high}, "
+                f"expected 0 and 1."
             )
         return array.astype(np.uint8)
     if low < 0 or high > np.iinfo(np.uint16).max:

@@ -49,7 +49,7 @@ def fetch(
     `timeout` is in seconds and holds for connecting and for each read; `retries` counts attempts in
     a row that brought nothing new.
 
-    Raises DataError where the file cannot be had (its text says how to get it by hand), where its
+    Raises DataError where the file is unavailable (its text says how to get it by hand), where its
     MD5 is wrong (the part is removed), where a different file has its name, and on a full disk.
     """
     target = folder / file.name
@@ -104,7 +104,9 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process fetches {part.stem}: waiting for it", file=sys.stderr)
+                print(
+                    f"another process is downloading {part.stem}: waiting for it", file=sys.stderr
+                )
                 fcntl.flock(handle, fcntl.LOCK_EX)
             # The holder before us may have renamed or removed the file that we opened.
             if is_at(handle, part):
@@ -140,7 +142,7 @@ def _complete(
                     f"{file.name} could not be downloaded: {cause}{kept}. {by_hand(file, folder)}"
                 ) from error
             pause = min(BACKOFF * 2 ** max(attempt - 1, 0), LONGEST_WAIT)
-            print(f"{file.name}: {cause}; trying again in {pause:.0f} s", file=sys.stderr)
+            print(f"{file.name}: {cause}; retrying in {pause:.0f} s", file=sys.stderr)
             time.sleep(pause)
     if got != file.md5:
         size = os.fstat(handle.fileno()).st_size
@@ -182,7 +184,9 @@ def _transfer(handle: BinaryIO, file: File, timeout: float, progress: bool) -> s
             handle.truncate(0)
             digest, start = hashlib.md5(usedforsecurity=False), 0
             if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-                raise ConnectionError("the server sent another range than asked: starting over")
+                raise ConnectionError(
+                    "the server sent a different range than requested: starting over"
+                )
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         with tqdm(
@@ -223,7 +227,7 @@ def _digest(handle: BinaryIO) -> "hashlib._Hash":
 
 
 class DataError(Exception):
-    """Data that cannot be had or cannot be used; the text says what was got and what to do."""
+    """Data that are missing or cannot be used; the text says what was got and what to do."""
 
 
 class _WriteError(Exception):

@@ -28,7 +28,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     name = canonical(benchmark)
     shown = with_path(name, benchmark.path) if benchmark.path else name
     large = brief and arrays.nbytes > GIB
-    twice = "not looked for, in over 1 GiB of images" if large else "; ".join(duplicates(arrays))
+    twice = "not checked: over 1 GiB of images" if large else "; ".join(duplicates(arrays))
     told = [
         f"Data: {shown}, {arrays.kind}, {len(arrays.classes)} classes",
         f"  images: {_pixels(arrays, benchmark)}{'' if large else _range(arrays)}",

@@ -37,7 +37,7 @@ class Folder:
 
 
 def read(path: Path, size: int, groups: int | str | None) -> Folder:
-    """The images of a folder, one folder a class, below train/, test/ and perhaps val/, or not.
+    """The images of a folder, one folder per class, below train/, test/ and perhaps val/, or not.
 
     `groups` says where the patients are named: a level of folders below the classes (1 the first),
     or FILE.csv or FILE.csv:COLUMN; 0 and None say nothing of them.
@@ -46,7 +46,9 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
     """
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
-        raise DataError(f"{shown(path)} {what}: expected one folder a class, or train/ and test/.")
+        raise DataError(
+            f"{shown(path)} {what}: expected one folder per class, or train/ and test/."
+        )
     if size < 1:
         raise DataError(f"size is {size}, expected the edge of the images in pixels.")
     walk = Walk(path)

@@ -106,7 +106,7 @@ def _call_and_path(text: str) -> tuple[Call, str]:
     try:
         return call, str(Path(path).expanduser().absolute())
     except RuntimeError as error:
-        raise NamingError(f"{kind}: {path}: nobody here has that home folder") from error
+        raise NamingError(f"{kind}: {path}: there is no such home directory") from error
 
 
 def _size(benchmark: Benchmark) -> int:

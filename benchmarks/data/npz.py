@@ -107,7 +107,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except DAMAGED as error:
         with path.open("rb") as handle:
             cut = handle.read(4) == b"PK\x03\x04"
-        what = "is truncated" if cut else "is no npz file (no zip archive)"
+        what = "is truncated" if cut else "is not an npz file (not a zip archive)"
         raise DataError(
             f"{path} {what}: {error}. Copy or download it again; numpy.savez_compressed writes one."
         ) from error

@@ -49,7 +49,7 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
         if of_cell.setdefault(key, group) != group:
             raise DataError(
                 f"{shown(path)}, line {line}: {cell!r} is of {group!r}, and above of "
-                f"{of_cell[key]!r}: expected one group an image."
+                f"{of_cell[key]!r}: expected one group per image."
             )
     # An image may be named by its path or the end of it, with or without the format, where no
     # other image is meant by that.

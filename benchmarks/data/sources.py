@@ -222,7 +222,7 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
 
 
 def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> Arrays:
-    """Images in one folder a class, below train/, test/ and perhaps val/, or below `path`."""
+    """Images in one folder per class, below train/, test/ and perhaps val/, or below `path`."""
     from benchmarks.data.folders import read  # noqa: PLC0415
 
     folder = read(path, size, groups)

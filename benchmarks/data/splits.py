@@ -243,7 +243,7 @@ def _pool(
     labels = arrays.train_y[kept]
     groups = None if arrays.train_groups is None else arrays.train_groups[kept]
     if benchmark.corrupts and labels.ndim > 1:
-        raise NotApplicable("label noise and imbalance are not defined for several labels a row")
+        raise NotApplicable("label noise and imbalance are not defined for multi-label data")
     if benchmark.corrupts and protocol.crossfit > 1:
         raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
     strata = strata_of(labels, classes)
@@ -316,7 +316,7 @@ def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:
     if not rows_per_class:
         return np.arange(len(arrays.train_y))
     if arrays.train_y.ndim > 1:
-        raise NotApplicable("rows_per_class is not defined for several labels a row")
+        raise NotApplicable("rows_per_class is not defined for multi-label data")
     rng = np.random.default_rng(seed_of(0, "rows per class"))
     counts = np.bincount(arrays.train_y, minlength=len(arrays.classes))
     if counts.min() < rows_per_class:

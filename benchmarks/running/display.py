@@ -61,7 +61,7 @@ class Display:
 
     def again(self, cell: Cell, reason: str) -> None:
         """The run failed and is tried once more."""
-        self.note(f"{label(cell)}: tried again after: {reason}")
+        self.note(f"{label(cell)}: retrying after: {reason}")
 
     def ended(self, cell: Cell, outcome: Status | Problem, result: dict[str, Any] | None) -> None:
         """The run ended, one way or the other."""

@@ -208,4 +208,4 @@ def stopped(work: Round, ledger: Ledger) -> str:
     kept = sum(
         ledger.status(cell).state == "interrupted" for job in work.jobs for cell in job.cells
     )
-    return f"stopped; {kept} run(s) stand at their checkpoints"
+    return f"stopped; {kept} run(s) have a checkpoint"

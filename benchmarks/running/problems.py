@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-GOES_ON = "the same command goes on from its checkpoint"
-NO_ROOM = "free some space, then the same command goes on from the last checkpoint"
-IN_THE_WAY = "a folder is needed there, and a file is in its way"
+GOES_ON = "rerun the same command to resume from its checkpoint"
+NO_ROOM = "free some space, then rerun the same command to resume from the last checkpoint"
+IN_THE_WAY = "expected a directory, found a file"
 CLOSED = "choose another folder with --out"
 HINTS = {
     errno.ENOSPC: NO_ROOM,

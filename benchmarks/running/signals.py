@@ -27,7 +27,7 @@ def heard(act: Callable[[], None]) -> Iterator[Callable[[], bool]]:
             signal.signal(each, signal.default_int_handler)
         stopping = True
         act()
-        print("\naugbench: stopping, the runs write their checkpoints", file=sys.stderr)
+        print("\naugbench: stopping; runs are writing their checkpoints", file=sys.stderr)
 
     for each in ASKED:
         signal.signal(each, ask)

@@ -89,7 +89,7 @@ class Experiment:
     source: Source
     block: Block
     missing: tuple[tuple[str, str], ...] = ()
-    """rows whose plug-in cannot be had, with the reason"""
+    """rows whose plug-in is unavailable, with the reason"""
 
     @property
     def name(self) -> str:
@@ -222,7 +222,7 @@ def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], obj
     """What only the rest of augbench can tell to be wrong, key by key; no data are read.
 
     ``whole``: seeds of a benchmark with folds must be whole repeats of them.
-    A check raises ValueError, of a row whose plug-in cannot be had ``methods.Unavailable``.
+    A check raises ValueError, of a row whose plug-in is unavailable ``methods.Unavailable``.
     """
     seeds = block.seeds if block.seeds is not None and whole else ()
     return [
@@ -266,7 +266,7 @@ def check_model(model: str, spec: Spec) -> None:
 
 
 def rows_of(names: Sequence[str], protocol: Protocol) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The rows, and those whose plug-in cannot be had, with the reason."""
+    """The rows, and those whose plug-in is unavailable, with the reason."""
     rows: list[Row] = []
     missing = []
     for name in names:

@@ -68,14 +68,14 @@ def restore(
     except OSError as error:
         raise runs.StorageError(error.errno, error.strerror, str(path)) from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        progress.note(f"{path} cannot be read ({first_line(error)}); the run starts again")
+        progress.note(f"{path} cannot be read ({first_line(error)}); the run starts over")
         return State()
     state = State(**content["state"])
     ctx.model.load_state_dict(content["model"])
     ctx.optimizer.load_state_dict(content["optimizer"])
     method.load_state_dict(content["method"])
     state.resumed += 1
-    progress.note(f"{name}: going on after epoch {state.epoch} of {ctx.epochs}")
+    progress.note(f"{name}: resuming after epoch {state.epoch} of {ctx.epochs}")
     return state
 
 

@@ -105,7 +105,7 @@ class TrainingContext:
             RuntimeError: called a second time in a step.
         """
         if self._forwarded:
-            raise RuntimeError("ctx.forward was called twice in one step; hand over its logits")
+            raise RuntimeError("ctx.forward was called twice in one step; return its logits")
         self._forwarded = True
         phase = self.clock.switch("forward")
         self._seed_global("forward")

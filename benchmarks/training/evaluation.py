@@ -36,7 +36,7 @@ def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
     else:
         rarest = int(labels.sum(axis=0).min())
     if splits.select_trained:
-        return False, "rows of the select split trained something"
+        return False, "rows of the select split were used for training"
     if len(labels) < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS:
         return False, (
             f"the select split has {len(labels)} rows, {rarest} of its rarest class; "

@@ -101,7 +101,7 @@ def watched() -> Iterator[None]:
                 again = shlex.join(["augbench", *sys.argv[1:]])
                 print(
                     "\naugbench: Ray's processes on this machine were ended from outside; out of "
-                    f"memory? The same command goes on from the checkpoints: {again}",
+                    f"memory? Resume from the checkpoints with: {again}",
                     file=sys.stderr,
                     flush=True,
                 )

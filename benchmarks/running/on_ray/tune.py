@@ -220,13 +220,13 @@ def death(text: str) -> tuple[str, bool]:
     """Why a worker is gone, from what Ray wrote of it, and whether its whole machine is."""
     lower = text.lower()
     if any(sign in lower for sign in LOST_MACHINE):
-        return "its machine is gone", True
+        return "its machine was lost", True
     if "memory pressure" in lower or "outofmemoryerror" in lower:
         return "its process was ended because memory ran out, use fewer workers", False
     if "worker died" in lower or "actordiederror" in lower or "actor died" in lower:
         return "its process was ended from outside; out of memory?", False
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "its process ended without a word", False
+    return lines[-1] if lines else "its process ended without a message", False
 
 
 def loggers(study: Study) -> list[Any]:
