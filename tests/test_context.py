@@ -1,9 +1,4 @@
-"""A method in a training loop of one's own, as the README shows it, and what a context promises."""
-
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""A method in your own training loop, and what a context promises."""
 
 import pytest
 import torch
@@ -11,43 +6,6 @@ from torch import nn
 
 import methods
 from benchmarks.training.context import own_loop
-
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-
-
-def code_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def test_readme_loop_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = [block for block in code_blocks() if "own_loop" in block]
-    torch.manual_seed(0)
-    exec(block, {})
-    accuracy = float(capsys.readouterr().out.strip().rpartition(" ")[2])
-    assert accuracy > 0.85
-
-
-def test_readme_method_keeps_the_contract() -> None:
-    (block,) = [block for block in code_blocks() if "class Invert" in block]
-    scope: dict[str, object] = {}
-    exec(block, scope)
-    from benchmarks.contract import CASES, CHECKS, check
-    from methods.base import Method
-
-    made = scope["Invert"]
-    assert isinstance(made, type) and issubclass(made, Method)
-    for case in CASES:
-        for name in CHECKS:
-            assert check(name, made, case) == ""
-
-
-def test_readme_comparison_runs_as_a_script(tmp_path: Path) -> None:
-    (block,) = [block for block in code_blocks() if "augbench.compare" in block]
-    script = tmp_path / "script.py"
-    script.write_text(block.replace("epochs=5, seeds=4", "epochs=1, seeds=1, jobs=1, width=0.25"))
-    shown = subprocess.check_output([sys.executable, str(script)], text=True, cwd=tmp_path)
-    assert re.search(r"row +\nmixup +0\.\d+ +0\.\d+\nnone +0\.\d+ +0\.\d+\n", shown)
-    assert (tmp_path / shown.splitlines()[-1]).name == "report.html"
 
 
 def loaders(rows: int = 24) -> list[tuple[torch.Tensor, torch.Tensor]]:

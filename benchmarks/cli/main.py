@@ -9,6 +9,7 @@ import sys
 import traceback
 from importlib.metadata import version
 from io import TextIOWrapper
+from typing import Any
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
@@ -46,6 +47,22 @@ def main() -> None:
         sys.exit(FAILURE)
 
 
+def read(arguments: list[str]) -> Any:
+    """The command that a command line asks for.
+
+    Raises:
+        SystemExit: help was asked for, or the arguments cannot be read (code 2).
+    """
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="augbench",
+        description="Compare learnable augmentation methods under equal conditions. "
+        "--version, alone, prints the version.",
+        args=arguments,
+        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+    )
+
+
 def run(arguments: list[str]) -> int:
     """Carry out a command line; its exit code: 0, 1 (something failed), 2 (usage) or 130.
 
@@ -56,14 +73,7 @@ def run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"augbench {version('augbench')}")
         return 0
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        prog="augbench",
-        description="Compare learnable augmentation methods under equal conditions. "
-        "--version, alone, prints the version.",
-        args=arguments,
-        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
-    )
+    command = read(arguments)
     if isinstance(command, ListCommand):
         from benchmarks.cli import listing
 

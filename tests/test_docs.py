@@ -1,0 +1,240 @@
+"""Every command, study and snippet of README and docs is read by what would read it in earnest."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import methods
+from benchmarks.cli import arguments, main
+from benchmarks.cli.common import study_of
+from benchmarks.contract import CASES, CHECKS, check
+from benchmarks.data.names import parse_benchmark
+from benchmarks.studies import loading, shipped
+from benchmarks.studies.plan import Plan, chosen
+from benchmarks.training import models
+from methods.base import Method, Spec
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "ray_configs/README.md"]
+PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
+EXTENDING = "docs/extending.md"
+SHELL = r"""
+augbench() { printf '%s\0' "$@"; printf '\n\0'; }
+command_not_found_handle() {
+    while [ $# -gt 0 ] && [ "$1" != augbench ]; do shift; done
+    [ $# -gt 0 ] && "$@"
+    true
+}
+"""
+"""Prints the arguments of each call of augbench, also behind another command, and runs nothing."""
+
+
+@cache
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+@cache
+def blocks(page: str, *kinds: str) -> tuple[str, ...]:
+    found = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", text(page), re.DOTALL | re.MULTILINE)
+    return tuple(content for kind, content in found if kind in kinds)
+
+
+def prose(page: str) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", text(page), flags=re.DOTALL | re.MULTILINE)
+
+
+@cache
+def commands(page: str) -> list[list[str]]:
+    """The command lines of a page: those of its blocks, and those within its sentences."""
+    # a verb alone is a word, not a command line
+    inline = [
+        " ".join(each.split()) for each in re.findall(r"`(augbench \w+ [^`|]*)`", prose(page))
+    ]
+    inline = [each for each in inline if not re.search(r"\b[A-Z]{3,}\b|\.\.\.", each)]
+    script = "\n".join([*blocks(page, "sh", "bash"), *inline])
+    told = subprocess.run(
+        [shutil.which("bash") or "bash", "-c", SHELL + script],
+        env={"PATH": "/nonexistent", "HOME": "/home/you"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *calls, rest = told.stdout.split("\n\0")
+    assert not rest
+    return [call.rstrip("\0").split("\0") for call in calls]
+
+
+def checked(given: list[str]) -> None:
+    """Read a command line as augbench does, with every name in it."""
+    command = main.read(given)
+    match command:
+        case arguments.RunCommand():
+            study_of(command, command.method, (command.seed,), whole=False)
+        case arguments.CompareCommand():
+            same = command.same or ()
+            study_of(command, command.methods, command.seeds, controls=command.controls, same=same)
+        case arguments.SweepCommand(file=Path() as file):
+            found = shipped.find(file)
+            assert found.is_file() or file.suffix == ".yaml"
+            if found.is_file():
+                settings = [setting for each in command.settings for setting in each]
+                study = loading.load(found, settings)
+                if command.only:
+                    study = loading.load(found, [*settings, "seeds=1"])
+                    wanted = chosen(command.only)
+                    cells = [e.cells() for e in Plan(study, Path("data")).experiments]
+                    assert any(wanted(cell) for each in cells for cell in each), command.only
+        case arguments.PlanCommand() | arguments.ReportCommand():
+            assert command.study in {"", "study", *shipped.names()}
+        case arguments.ShowCommand():
+            parse_benchmark(command.benchmark)
+            methods.canonical(command.method)
+            models.canonical(command.model)
+        case arguments.DataCommand():
+            for name in command.names:
+                parse_benchmark(name)
+        case _:
+            pass
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of somebody who has written the files that the docs show, and installed them."""
+    for page in (EXTENDING, "README.md"):
+        for block in blocks(page, "python"):
+            if named := re.match(r"# (\w+\.py)\n", block):
+                (tmp_path / named[1]).write_text(block)
+    (block,) = blocks(EXTENDING, "toml")
+    points = tomllib.loads(block)["project"]["entry-points"]
+    told = tmp_path / "yours-1.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: yours\nVersion: 1\n")
+    lines = [
+        line
+        for group, named in points.items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in named.items()))
+    ]
+    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    methods.registry.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+    importlib.invalidate_caches()
+    methods.registry.cache_clear()
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_can_be_read(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in commands(page):
+        try:
+            checked(given)
+        except (SystemExit, ValueError) as error:
+            pytest.fail(f"augbench {given}: {error} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        file, _, heading = link.partition("#")
+        if "://" in file:
+            continue
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if heading:
+            assert heading in headings(target), link
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in found}
+
+
+STUDIES = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize(("page", "block"), STUDIES, ids=[page for page, _ in STUDIES])
+def test_studies_can_be_loaded(page: str, block: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(block)
+    study = loading.load(file)
+    if study.family:
+        Plan(study, tmp_path).check_family()
+
+
+SNIPPETS = [(page, block) for page in PAGES for block in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "block"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
+def test_snippets_import_what_is_there(page: str, block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module != "my_package":
+            module = importlib.import_module(node.module or "")
+            for name in node.names:
+                assert hasattr(module, name.name), name.name
+
+
+def snippet(page: str, holds: str) -> str:
+    (found,) = [block for block in blocks(page, "python") if holds in block]
+    return found
+
+
+def test_the_loop_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    exec(snippet(EXTENDING, "own_loop"), {})
+    accuracy = float(capsys.readouterr().out.strip().rpartition(" ")[2])
+    assert accuracy > 0.85
+
+
+def test_the_method_keeps_the_contract() -> None:
+    scope: dict[str, Any] = {}
+    exec(snippet(EXTENDING, "class Invert"), scope)
+    made = scope["Invert"]
+    assert issubclass(made, Method)
+    for case in CASES:
+        for name in CHECKS:
+            assert check(name, made, case) == ""
+
+
+@pytest.mark.usefixtures("reader")
+def test_the_network_is_built() -> None:
+    network = models.build("py:my_networks:small", Spec(4, 3, (1, 8, 8)))
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_the_comparison_runs_as_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    block = snippet(EXTENDING, "augbench.compare")
+    script.write_text(block.replace("epochs=5, seeds=4", "epochs=1, seeds=1, jobs=1, width=0.25"))
+    shown = subprocess.check_output([sys.executable, str(script)], text=True, cwd=tmp_path)
+    assert re.search(r"row +\nmixup +0\.\d+ +0\.\d+\nnone +0\.\d+ +0\.\d+\n", shown)
+    assert (tmp_path / shown.splitlines()[-1]).name == "report.html"
+
+
+def test_your_own_arrays_give_an_accuracy() -> None:
+    scope: dict[str, Any] = {}
+    exec(snippet(EXTENDING, "Splits.from_arrays"), scope)
+    rng = np.random.default_rng(0)
+
+    def part(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return rng.integers(0, 256, (rows, 28, 28), np.uint8), np.arange(rows) % 2
+
+    assert 0 <= scope["accuracy"](part(32), part(8), part(8)) <= 1
