@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -171,6 +171,7 @@ class Unread(NamedTuple):
     folder: Path
     reason: str
     run: Run | None = None
+    state: Literal["interrupted", "unreadable", "copy"] = "unreadable"
 
 
 def scan(root: Path) -> tuple[list[Record], list[Unread]]:
@@ -208,14 +209,14 @@ def _without_copies(found: list[Record], unread: list[Unread]) -> tuple[list[Rec
         return run is not None and kept[run.id] != folder
 
     told = [
-        each._replace(reason=f"a copy of {kept[each.run.id].name}")
+        each._replace(reason=f"a copy of {kept[each.run.id].name}", state="copy")
         if each.run is not None and copied(each.run, each.folder)
         else each
         for each in unread
     ]
     own = [each for each in found if not copied(each.run, each.folder)]
     told += [
-        Unread(each.folder, f"a copy of {kept[each.run.id].name}")
+        Unread(each.folder, f"a copy of {kept[each.run.id].name}", each.run, "copy")
         for each in found
         if copied(each.run, each.folder)
     ]
@@ -264,7 +265,8 @@ def _unended(folder: Path) -> Unread:
         return Unread(folder, "it has not ended")
     lines = folder / "metrics.jsonl"
     ended = lines.read_text(encoding="utf-8").count("\n") if lines.is_file() else 0
-    return Unread(folder, f"it has not ended ({ended} of {run.training.epochs} epochs)", run)
+    reason = f"it has not ended ({ended} of {run.training.epochs} epochs)"
+    return Unread(folder, reason, run, "interrupted")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -288,7 +288,8 @@ class Held(RuntimeError):
 
 @contextmanager
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the run's directory; the kernel frees the lock of a process that died.
+    """Hold the run's directory, made where it is missing; the kernel frees the lock of a process
+    that died.
 
     With ``wait``, it is called once with the holder's name and the lock is waited for.
 
@@ -297,6 +298,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
     """
     path = folder / "lock"
     while True:
+        folder.mkdir(parents=True, exist_ok=True)  # the former holder may have deleted it
         file = path.open("a+", encoding="utf-8")
         try:
             _acquire(file, wait)
@@ -308,15 +310,72 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
             raise
         file.close()
     try:
-        file.seek(0)
-        file.truncate()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        with suppress(OSError):  # on a full disk, where runs are deleted, nobody is told who holds
+            file.truncate(0)
+            os.write(file.fileno(), holder.encode())
         yield
     finally:
         path.unlink(missing_ok=True)
         file.close()
+
+
+def holder_of(folder: Path) -> str:
+    """The living process that holds a run's directory; empty where none does."""
+    try:
+        with (folder / "lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return ""
+    except BlockingIOError:
+        return _holder_in(folder / "lock")
+    return ""
+
+
+def _holder_in(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    return ""  # it has ended meanwhile
+
+
+class Extent(NamedTuple):
+    """What the files of a run take, and when one of them was last written."""
+
+    size: int
+    """bytes"""
+    changed: float
+    """seconds since 1970"""
+
+
+def extent_of(folder: Path) -> Extent:
+    """The extent of a run's directory, its lock apart."""
+    with os.scandir(folder) as found:
+        files = [each.stat(follow_symlinks=False) for each in found if each.name != "lock"]
+    sizes = (each.st_size for each in files)
+    return Extent(sum(sizes), max((each.st_mtime for each in files), default=0.0))
+
+
+def delete(folder: Path, expected: Extent) -> None:
+    """Delete a run's directory unless it has changed.
+
+    Cut short, it leaves a run that has not ended, which can be carried out or deleted again:
+    result.json goes first, and run.json last.
+
+    Raises:
+        Held: a living process works on it.
+        OSError: it has changed, holds directories, or a file cannot be deleted.
+    """
+    first, last = "result.json", "run.json"
+    with locked(folder):
+        if extent_of(folder) != expected:
+            raise OSError(f"{folder} has changed in the meantime")
+        paths = [path for path in folder.iterdir() if path.name not in (first, last, "lock")]
+        if folders := [path for path in paths if path.is_dir() and not path.is_symlink()]:
+            raise OSError(f"expected files alone, got the directory {folders[0]}")
+        for path in (folder / first, *paths, folder / last):
+            path.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def is_at(file: IO[Any], path: Path) -> bool:

@@ -7,7 +7,6 @@ no run of the newest code on a data set keeps its runs there: they have not been
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.records import Record, Unread
-from analysis.runs import Run
+from analysis.runs import Run, field_names
+
+ROW = tuple(name for name in field_names(Run) if name not in ("seed", "versions", "training"))
+"""Fields of a run that tell rows apart, their training aside."""
 
 
 class Newest(NamedTuple):
@@ -30,8 +32,8 @@ class Newest(NamedTuple):
 
 class _Made(NamedTuple):
     folder: Path
-    row: str
-    version: str
+    row: tuple[object, ...]
+    version: tuple[object, ...]
     ended: bool
     when: tuple[float, float]
 
@@ -61,7 +63,7 @@ def outdated(found: Sequence[Record], unread: Sequence[Unread]) -> set[Path]:
     epochs = {each.run.id: each.run.training.epochs for each in found}
     made = [_ended(each, epochs) for each in found]
     made += [_unended(each, each.run) for each in unread if each.run is not None]
-    latest: dict[str, _Made] = {}
+    latest: dict[tuple[object, ...], _Made] = {}
     for each in sorted(made, key=lambda each: (each.ended, each.when)):
         latest[each.row] = each
     return {
@@ -91,9 +93,9 @@ def _unended(unread: Unread, run: Run) -> _Made:
 def _made(
     run: Run, folder: Path, budget: int | None, ended: bool, when: tuple[float, float]
 ) -> _Made:
-    epochs = run.training.epochs
-    row = replace(
-        run, seed=0, versions={}, training=replace(run.training, epochs=budget or epochs)
-    ).id
-    version = json.dumps([run.versions, epochs if budget else 0], sort_keys=True)
-    return _Made(folder, row, version, ended, when)
+    row = tuple(getattr(run, name) for name in ROW)
+    training, versions = run.training, tuple(sorted(run.versions.items()))
+    if budget is None:
+        return _Made(folder, (*row, training), (*versions,), ended, when)
+    base = replace(training, epochs=budget)
+    return _Made(folder, (*row, base), (*versions, training.epochs), ended, when)

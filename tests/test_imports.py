@@ -167,6 +167,7 @@ def test_torchvision_is_never_imported_at_import_time(module: str) -> None:
         ("benchmarks.cli.listing", ("torch", "sklearn", "scipy")),
         ("analysis.comparison", ("torch", "ray", "matplotlib", "torchvision")),
         ("benchmarks.cli.report", ("torch", "ray", "torchvision", "kornia")),
+        ("benchmarks.cli.runs", ("torch", "ray", "pandas", "matplotlib", "sklearn", "scipy")),
         (
             "benchmarks.running.disk",
             ("torchvision", "ray", "pandas", "matplotlib", "kornia", "sklearn"),

@@ -301,6 +301,36 @@ class PlanCommand:
     """show the traceback of an error"""
 
 
+@dataclass(kw_only=True)
+class RunsCommand:
+    """List the runs of a results folder by row and state, with their size, or delete some of them.
+
+    Example: augbench runs --where state=failed,benchmark=digits --where older=30d --delete
+    """
+
+    folder: Positional[Path] = Path("runs")
+    """results folder"""
+    where: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(metavar="KEY=VALUE,...", help_behavior_hint="(default: all)"),
+    ] = ()
+    """the runs that match, by benchmark, model, row, protocol, seed, id, state (done, failed,
+    skipped, stopped, interrupted, running, unreadable, copy), version (newest, outdated), searched
+    (yes, no) and older (30d, 12h): every key must match, of several values of a key one; * and ?
+    stand for any letters"""
+    each: bool = False
+    """a line for each run, with its id and why it failed"""
+    format: Literal["text", "csv", "json"] = "text"
+    """csv and json give bytes, and whole times"""
+    delete: bool = False
+    """delete the runs that --where names, but none that a process works on; asks first"""
+    yes: bool = False
+    """delete without asking"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
 Command = (
     Annotated[ListCommand, subcommand("list")]
     | Annotated[RunCommand, subcommand("run")]
@@ -310,6 +340,7 @@ Command = (
     | Annotated[ShowCommand, subcommand("show")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[PlanCommand, subcommand("plan")]
+    | Annotated[RunsCommand, subcommand("runs")]
     | Annotated[DataCommand, subcommand("data")]
 )
 

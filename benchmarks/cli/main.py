@@ -23,6 +23,7 @@ from benchmarks.cli.arguments import (
     PredictCommand,
     ReportCommand,
     RunCommand,
+    RunsCommand,
     ShowCommand,
     SweepCommand,
     UsageError,
@@ -129,12 +130,17 @@ def _carry_out(
     | ShowCommand
     | DataCommand
     | ReportCommand
-    | PlanCommand,
+    | PlanCommand
+    | RunsCommand,
 ) -> int:
     if isinstance(command, ReportCommand | PlanCommand):
         from benchmarks.cli import report
 
         return report.carry_out(command)
+    if isinstance(command, RunsCommand):
+        from benchmarks.cli import runs
+
+        return runs.carry_out(command)
     from benchmarks.cli import common  # loads torch, which neither --help nor list needs
 
     try:

@@ -66,7 +66,6 @@ def execute(
     status = runs.status_of(folder)
     if _ended(status, folder, options):
         return status
-    folder.mkdir(parents=True, exist_ok=True)
 
     def say_who(holder: str) -> None:
         progress.note(f"{run.row}, seed {run.seed}: waiting, held by {holder}")
@@ -118,7 +117,6 @@ def conclude(
         runs.Held: a process works on it.
     """
     folder = runs.folder_of(root, run)
-    folder.mkdir(parents=True, exist_ok=True)
     with runs.locked(folder):
         status = runs.status_of(folder)
         if status.state not in UNFINISHED:
