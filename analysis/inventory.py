@@ -54,7 +54,9 @@ def items(root: Path) -> list[Item]:
     found, unread = records.scan(root)
     old = versions.outdated(found, unread)
 
-    def item(folder: Path, run: Run | None, recorded: Any, state: str, reason: str) -> Item:
+    def item(
+        folder: Path, run: Run | None, recorded: Mapping[str, Any], state: str, reason: str
+    ) -> Item:
         name, path = run.benchmark if run else UNKNOWN, recorded.get("path")
         holder = runs.holder_of(folder)
         return Item(
@@ -69,12 +71,11 @@ def items(root: Path) -> list[Item]:
         )
 
     made = []
-    for one in found:
-        status, reason = one.result["status"], one.result.get("reason", "")
-        made.append(item(one.folder, one.run, one.recorded, status, reason))
+    for each in found:
+        status, reason = each.result["status"], each.result.get("reason", "")
+        made.append(item(each.folder, each.run, each.recorded, status, reason))
     for each in unread:
-        recorded = runs.read_run(each.folder)[1] if each.run is not None else {}
-        made.append(item(each.folder, each.run, recorded, each.state, each.reason))
+        made.append(item(each.folder, each.run, each.recorded, each.state, each.reason))
     return sorted(made, key=lambda each: each.folder)
 
 

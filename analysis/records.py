@@ -6,10 +6,11 @@ import csv
 import io
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
@@ -172,6 +173,7 @@ class Unread(NamedTuple):
     reason: str
     run: Run | None = None
     state: Literal["interrupted", "unreadable", "copy"] = "unreadable"
+    recorded: Mapping[str, Any] = MappingProxyType({})
 
 
 def scan(root: Path) -> tuple[list[Record], list[Unread]]:
@@ -192,7 +194,7 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
             unread.append(_unended(folder))
         elif missing := _missing(own[0]):
             reason = f"result.json is not a result of this version ({missing} is missing)"
-            unread.append(Unread(folder, reason, own[0].run))
+            unread.append(Unread(folder, reason, own[0].run, recorded=own[0].recorded))
         else:
             found += own
     return _without_copies(found, unread)
@@ -216,7 +218,7 @@ def _without_copies(found: list[Record], unread: list[Unread]) -> tuple[list[Rec
     ]
     own = [each for each in found if not copied(each.run, each.folder)]
     told += [
-        Unread(each.folder, f"a copy of {kept[each.run.id].name}", each.run, "copy")
+        Unread(each.folder, f"a copy of {kept[each.run.id].name}", each.run, "copy", each.recorded)
         for each in found
         if copied(each.run, each.folder)
     ]
@@ -256,17 +258,19 @@ def _missing(record: Record) -> str:
 
 def _unended(folder: Path) -> Unread:
     try:
-        run, _ = runs.read_run(folder)
+        run, recorded = runs.read_run(folder)
     except UNREADABLE:
-        run = None
+        run, recorded = None, {}
     if (folder / "result.json").exists():
-        return Unread(folder, "result.json, or a file that it names, was cut short", run)
+        return Unread(
+            folder, "result.json, or a file that it names, was cut short", run, recorded=recorded
+        )
     if run is None:
         return Unread(folder, "it has not ended")
     lines = folder / "metrics.jsonl"
     ended = lines.read_text(encoding="utf-8").count("\n") if lines.is_file() else 0
     reason = f"it has not ended ({ended} of {run.training.epochs} epochs)"
-    return Unread(folder, reason, run, "interrupted")
+    return Unread(folder, reason, run, "interrupted", recorded)
 
 
 def _first_line(error: Exception) -> str:

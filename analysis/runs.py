@@ -349,9 +349,13 @@ class Extent(NamedTuple):
 
 
 def extent_of(folder: Path) -> Extent:
-    """The extent of a run's directory, its lock apart."""
-    with os.scandir(folder) as found:
-        files = [each.stat(follow_symlinks=False) for each in found if each.name != "lock"]
+    """The extent of a run's directory, its lock apart; what is deleted meanwhile does not count."""
+    files: list[os.stat_result] = []
+    with suppress(FileNotFoundError), os.scandir(folder) as found:
+        for each in found:
+            if each.name != "lock":
+                with suppress(FileNotFoundError):
+                    files.append(each.stat(follow_symlinks=False))
     sizes = (each.st_size for each in files)
     return Extent(sum(sizes), max((each.st_mtime for each in files), default=0.0))
 

@@ -47,10 +47,7 @@ def newest(found: Sequence[Record], unread: Sequence[Unread], keep_all: bool = F
     note = ""
     if left:
         rows = ", ".join(f"{row} ({count})" for row, count in sorted(left.items()))
-        note = (
-            f"{left.total()} run(s) of older versions are left out: {rows}. "
-            "--all-versions shows them."
-        )
+        note = f"Runs of older versions are left out: {rows}. --all-versions shows them."
     return Newest(
         [each for each in found if each.folder not in old],
         [each for each in unread if each.folder not in old],
@@ -61,8 +58,8 @@ def newest(found: Sequence[Record], unread: Sequence[Unread], keep_all: bool = F
 def outdated(found: Sequence[Record], unread: Sequence[Unread]) -> set[Path]:
     """The directories of the runs that a newer version of their row has replaced."""
     epochs = {each.run.id: each.run.training.epochs for each in found}
-    made = [_ended(each, epochs) for each in found]
-    made += [_unended(each, each.run) for each in unread if each.run is not None]
+    made = [_made(each, each.run, epochs, each.result.get("finished", "")) for each in found]
+    made += [_made(each, each.run, epochs) for each in unread if each.run is not None]
     latest: dict[tuple[object, ...], _Made] = {}
     for each in sorted(made, key=lambda each: (each.ended, each.when)):
         latest[each.row] = each
@@ -73,29 +70,26 @@ def outdated(found: Sequence[Record], unread: Sequence[Unread]) -> set[Path]:
     }
 
 
-def _ended(record: Record, epochs: dict[str, int]) -> _Made:
-    run, file = record.run, record.folder / "result.json"
-    # The epochs of an equal budget follow from the version of the method whose budget it is.
-    budget = None if run.budget == "steps" else epochs.get(record.recorded.get("of") or "")
-    changed = file.stat().st_mtime
-    try:
-        when = datetime.fromisoformat(record.result["finished"]).timestamp()
-    except (KeyError, TypeError, ValueError):  # not recorded
-        when = changed
-    return _made(run, record.folder, budget, True, (when, changed))
-
-
-def _unended(unread: Unread, run: Run) -> _Made:
-    begun = (unread.folder / "run.json").stat().st_mtime
-    return _made(run, unread.folder, None, False, (begun, begun))
-
-
 def _made(
-    run: Run, folder: Path, budget: int | None, ended: bool, when: tuple[float, float]
+    record: Record | Unread, run: Run, epochs: dict[str, int], finished: str | None = None
 ) -> _Made:
+    """``finished`` is the time that a result tells, of a run that has ended; it may be empty."""
+    ended = finished is not None
+    changed = _changed(record.folder / ("result.json" if ended else "run.json"))
+    try:
+        when = datetime.fromisoformat(finished or "").timestamp()
+    except (TypeError, ValueError):  # not recorded
+        when = changed
     row = tuple(getattr(run, name) for name in ROW)
-    training, versions = run.training, tuple(sorted(run.versions.items()))
-    if budget is None:
-        return _Made(folder, (*row, training), (*versions,), ended, when)
-    base = replace(training, epochs=budget)
-    return _Made(folder, (*row, base), (*versions, training.epochs), ended, when)
+    training, version = run.training, tuple(sorted(run.versions.items()))
+    base = None if run.budget == "steps" else epochs.get(record.recorded.get("of") or "")
+    if base is not None:  # an equal budget follows from the version of the method that has it
+        training, version = replace(training, epochs=base), (*version, training.epochs)
+    return _Made(record.folder, (*row, training), version, ended, (when, changed))
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # deleted meanwhile
+        return 0.0

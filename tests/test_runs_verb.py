@@ -1,5 +1,6 @@
 """``augbench runs``: what it lists, chooses and deletes."""
 
+import contextlib
 import csv
 import io
 import json
@@ -387,3 +388,20 @@ def test_only_a_living_process_holds_a_run(tmp_path: Path) -> None:
     with runs.locked(folder):
         assert runs.holder_of(folder).startswith(f"process {os.getpid()} on ")
     assert runs.holder_of(folder) == "" and not (folder / "lock").exists()
+
+
+def test_files_that_go_while_they_are_listed_do_not_count(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, scandir = folder_of(root, "row=none,seed=5"), os.scandir
+
+    def deleting(path: Path) -> object:
+        found = list(scandir(path))
+        if path == gone:
+            (gone / "metrics.jsonl").unlink(missing_ok=True)
+        return contextlib.nullcontext(found)
+
+    size = runs.extent_of(gone).size - (gone / "metrics.jsonl").stat().st_size
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert runs.extent_of(gone).size == size
+    assert runs.extent_of(root / "deleted") == (0, 0.0)
