@@ -180,17 +180,18 @@ def matches(text: str, patterns: Iterable[str]) -> bool:
 
 def settings(found: Sequence[Item]) -> dict[str, str]:
     """By id what sets a run apart from others of its benchmark, network and row, seed and version
-    aside: ``protocol paper, epochs 3``."""
-    told = {each.id: _setting(each.run) for each in found if each.run is not None}
+    aside: ``protocol paper, epochs 3``; of trials of a search nothing."""
+    plain = [each for each in found if not each.searched]
+    told = {each.id: _setting(each.run) for each in plain if each.run is not None}
     values: dict[tuple[str, ...], dict[str, set[str]]] = {}
-    for each in found:
+    for each in plain:
         for name, value in told.get(each.id, {}).items():
             values.setdefault(_name(each), {}).setdefault(name, set()).add(value)
     return {
         each.id: ", ".join(
             f"{name} {value}"
             for name, value in told.get(each.id, {}).items()
-            if len(values[_name(each)][name]) > 1 and not each.searched
+            if len(values[_name(each)][name]) > 1
         )
         for each in found
     }

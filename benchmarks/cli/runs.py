@@ -32,6 +32,8 @@ def carry_out(command: RunsCommand) -> int:
     """Do what the command says; the exit code."""
     try:
         return _carry_out(command)
+    except BrokenPipeError:
+        raise
     except (NamingError, UsageError, OSError) as error:
         if command.debug:
             traceback.print_exc()
@@ -73,6 +75,7 @@ def _carry_out(command: RunsCommand) -> int:
         states = Counter(each.state for each in chosen)
         told = ", ".join(f"{states[state]} {state}" for state in inventory.STATES if states[state])
         print(f"\n{_counted(chosen)}: {told}")
+    sys.stdout.flush()
     return _delete(root, chosen, command.yes) if command.delete else 0
 
 
