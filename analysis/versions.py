@@ -38,8 +38,13 @@ class _Made(NamedTuple):
     when: tuple[float, float]
 
 
-def newest(found: Sequence[Record], unread: Sequence[Unread], keep_all: bool = False) -> Newest:
-    """The runs of the newest version of each row, or all of them."""
+def newest(
+    found: Sequence[Record],
+    unread: Sequence[Unread],
+    keep_all: bool = False,
+    option: str = "--all-versions",
+) -> Newest:
+    """The runs of the newest version of each row, or all of them, which ``option`` asks for."""
     old = set() if keep_all else outdated(found, unread)
     left = Counter(
         each.run.row for each in (*found, *unread) if each.run is not None and each.folder in old
@@ -47,7 +52,7 @@ def newest(found: Sequence[Record], unread: Sequence[Unread], keep_all: bool = F
     note = ""
     if left:
         rows = ", ".join(f"{row} ({count})" for row, count in sorted(left.items()))
-        note = f"Runs of older versions are left out: {rows}. --all-versions shows them."
+        note = f"Runs of older versions are left out: {rows}. {option} shows them."
     return Newest(
         [each for each in found if each.folder not in old],
         [each for each in unread if each.folder not in old],

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from analysis import question
+from analysis import question, versions
 from analysis import records as reading
 from benchmarks.cli.arguments import (
     CompareCommand,
@@ -84,8 +84,13 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
     return _lines(found, "run")
 
 
-def records(*folders: str | Path, each: Literal["metric", "run"] = "metric") -> DataFrame:
+def records(
+    *folders: str | Path, each: Literal["metric", "run"] = "metric", all_versions: bool = False
+) -> DataFrame:
     """The runs that lie in results folders, each run once.
+
+    A row that was run with several versions of its code is given in the newest, as reports show it;
+    ``all_versions`` gives all of them, told apart by ``code``.
 
     ``each="metric"`` gives a line for each metric of each run, as ``records.parquet`` of a report:
     ``when`` (last, selected), ``split`` (select, test), ``metric``, ``class`` (of a recall, else
@@ -93,7 +98,8 @@ def records(*folders: str | Path, each: Literal["metric", "run"] = "metric") -> 
     run: ``benchmark``, ``model``, ``protocol``, ``row``, ``seed``, ``id``, ``status``, ``reason``,
     its test metrics at the last epoch (``accuracy``, ``auc``, ...), then all else.
 
-    A folder without a result that can be read is told on standard error.
+    A folder without a result that can be read, and runs of older versions that are left out, are
+    told on standard error.
 
     Raises:
         UsageError: a folder does not exist, or none of them holds a run with a result.
@@ -114,13 +120,16 @@ def records(*folders: str | Path, each: Literal["metric", "run"] = "metric") -> 
     if not found:
         shown = ", ".join(map(str, folders)) or "none"
         raise UsageError(f"records: expected folders that hold runs with results, got {shown}")
-    return _lines(found.values(), each)
+    kept, _, older = versions.newest(list(found.values()), (), all_versions, "all_versions=True")
+    if older:
+        print(older, file=sys.stderr)
+    return _lines(kept, each)
 
 
 def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path:
     """Write the page on a results folder, as ``augbench report`` does; the path of the page.
 
-    ``options`` are ``study``, ``published``, ``format`` and ``recompute``.
+    ``options`` are ``study``, ``published``, ``format``, ``recompute`` and ``all_versions``.
 
     Raises:
         UsageError, StudyError, NoRuns: of ValueError; the message says what is expected.

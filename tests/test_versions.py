@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import augbench
 from analysis import records, versions
 from benchmarks.cli.main import run as cli
 from tests.made import make_run
@@ -21,9 +22,9 @@ def at(hour: int) -> dict[str, str]:
     return {"finished": f"2026-10-01T{hour:02}:00:00+0000"}
 
 
-def kept(root: Path, **options: bool) -> list[tuple[str, int, int]]:
+def kept(root: Path, keep_all: bool = False) -> list[tuple[str, int, int]]:
     """Row, seed and version of the runs that are left, ended or not."""
-    found, unread, _ = versions.newest(*records.scan(root), **options)
+    found, unread, _ = versions.newest(*records.scan(root), keep_all)
     cells = [each.run for each in (*found, *unread) if each.run is not None]
     return sorted((run.row, run.seed, run.versions.get("mine.Mine", 0)) for run in cells)
 
@@ -156,3 +157,17 @@ def test_report_and_plan_show_the_newest_unless_told(
     assert cli(["plan", str(root), "--all-versions"]) == 0
     shown = capsys.readouterr().out
     assert "{version of mine.Mine 111}" in shown and "older versions" not in shown
+
+
+def test_data_frames_hold_the_newest_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hour, code in ((1, OLD), (2, NEW)):
+        make_run(tmp_path / str(hour), MINE, versions=code, result=at(hour))
+    folders = (tmp_path / "1", tmp_path / "2")
+    (code,) = augbench.records(*folders, each="run")["code"]
+    assert "222" in code
+    told = f"Runs of older versions are left out: {MINE} (1). all_versions=True shows them.\n"
+    assert capsys.readouterr().err == told
+    assert len(augbench.records(*folders, each="run", all_versions=True)) == 2
+    assert capsys.readouterr().err == ""
