@@ -1,5 +1,4 @@
-"""Every run in a results folder with its state, its version and what it takes, and a choice of
-them."""
+"""Every run in a results folder: its state, version and size, and which runs conditions select."""
 
 from __future__ import annotations
 
@@ -101,13 +100,13 @@ UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Choice(NamedTuple):
-    """Which runs are meant: of each key one of the values, and not changed for so long."""
+    """Conditions: each key has one of these values, and nothing was written for so long."""
 
     values: Mapping[str, Sequence[str]]
     seconds: float
 
     def of(self, found: Iterable[Item]) -> list[Item]:
-        """The runs that are meant."""
+        """The runs that meet all conditions."""
         before = time.time() - self.seconds
         return [
             each
@@ -131,10 +130,10 @@ SHOWN = 10
 
 
 def choice(texts: Iterable[str]) -> Choice:
-    """The runs that ``KEY=VALUE`` names, several with commas between them.
+    """The conditions in texts such as ``state=failed,older=30d``.
 
     Raises:
-        NamingError: no such form, an unknown key, or a value that its key cannot have.
+        NamingError: not of the form KEY=VALUE, an unknown key, or a value that the key cannot have.
     """
     values: dict[str, list[str]] = {}
     seconds = 0.0

@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> int:
         return _carry_out(command)
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
-        if isinstance(command, ReportCommand | PlanCommand):
+        if isinstance(command, ReportCommand | PlanCommand | RunsCommand) and not str(stop):
             said = f"stopped. Start again with: {again}"
         else:
             kept = str(stop) or "stopped; finished work is kept"
