@@ -239,12 +239,13 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert (
         code == 2
         and "rum" in text
-        and "list, run, compare, sweep, predict, show, report, plan, data" in text
+        and "list, run, compare, sweep, predict, show, report, plan, runs, data" in text
     )
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "run", "compare", "sweep", "predict", "show", "report", "plan", "data"]
+    "command",
+    ["list", "run", "compare", "sweep", "predict", "show", "report", "plan", "runs", "data"],
 )
 def test_help_shows_types_defaults_and_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -322,9 +322,9 @@ class RunsCommand:
     each: bool = False
     """a line for each run, with its id and why it failed"""
     format: Literal["text", "csv", "json"] = "text"
-    """csv and json give bytes, and whole times"""
+    """csv and json give sizes in bytes"""
     delete: bool = False
-    """delete the runs that --where names, but none that a process works on; asks first"""
+    """delete the runs that match, except those that are running; asks first"""
     yes: bool = False
     """delete without asking"""
     debug: bool = False
