@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from analysis import labels
 from analysis.differences import RowRuns
 from analysis.facts import NONE, ROW, Facts, call_in, outer, put_around, undirty
+from analysis.labels import VARIANT, Labels
 from analysis.question import Question
 from analysis.records import Record
 from analysis.runs import Training, field_names
 from methods.naming import with_path
 
 CORRUPTIONS = ("noise", "imbalance")
-VARIANT = " {"
-"""Between the name of a row and what sets it apart from others of that name, in braces."""
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
 """How meta rows are cut from the pool, with what runs have for which nothing is cut."""
 
@@ -28,6 +28,9 @@ class Entry:
     """A row of a block's tables: one method, the same on every data set."""
 
     name: str
+    """how tables call it: its label, without one as ``row``"""
+    row: str
+    """its name as runs have it, and in braces what sets it apart from others of that name"""
     method: str
     facts: Facts
 
@@ -42,9 +45,13 @@ class Column:
     """The runs of a block on one data set, row by row."""
 
     name: str
+    """how tables call it: its label, without one as ``key``"""
+    key: str
+    """the benchmark, of a user's own data with the name of the file"""
     benchmark: str
     training: Training
     rows: Mapping[str, RowRuns]
+    """by the names of the entries"""
 
     @property
     def records(self) -> list[Record]:
@@ -77,6 +84,11 @@ class Block:
         """The rows by name."""
         return {entry.name: entry for entry in self.entries}
 
+    @cached_property
+    def by_row(self) -> dict[str, Entry]:
+        """The rows by their names as runs have them."""
+        return {entry.row: entry for entry in self.entries}
+
     @property
     def compared(self) -> list[Entry]:
         """The rows that are no controls."""
@@ -97,8 +109,15 @@ class Block:
 
         For a method its upstream alone, for an upstream ``none``.
         """
-        there = (alike(entry, name, self.by_name) for name in entry.facts.bases)
+        there = (self.beside(entry, row) for row in entry.facts.bases)
         return next((name for name in there if name and name != entry.name), "")
+
+    def beside(self, entry: Entry, row: str) -> str:
+        """The name of a row that an entry is set beside, in the entry's own variant where there is
+        one; empty where there is no such row."""
+        own = f"{row}{VARIANT}{variant(entry.row)}"
+        found = (self.by_row[each].name for each in (own, row) if each in self.by_row)
+        return next(found, "")
 
     def controls_of(self, entry: Entry) -> list[str]:
         """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
@@ -117,21 +136,42 @@ class Block:
         """
         made = []
         for entry in self.entries:
-            if row in (entry.name, bare(entry.name)):
-                own = alike(entry, base, self.by_name) if base else self.baseline(entry)
+            if row in (entry.row, bare(entry.row)):
+                own = self.beside(entry, base) if base else self.baseline(entry)
                 made.append((entry.name, own))
         return [(one, other) for one, other in made if other and other != one]
 
     def contrasts(self, question: Question) -> list[tuple[str, str]]:
         """The comparisons of the study that this block can make, or those of every method."""
-        asked = question.family or [(entry.name, "") for entry in self.compared]
+        asked = question.family or [(entry.row, "") for entry in self.compared]
         made = [pair for row, base in asked for pair in self.contrast(row, base)]
         # A comparison that a family names twice is one test.
         return list(dict.fromkeys(made))
 
+    def chosen(
+        self, rows: Sequence[tuple[Entry, str]], columns: Sequence[tuple[Column, str]]
+    ) -> Block:
+        """These rows and data sets alone, in this order and under these names.
+
+        Raises:
+            NamingError: two rows, or two data sets, have one name.
+        """
+        labels.check((name, entry.row) for entry, name in rows)
+        labels.check((name, column.key) for column, name in columns)
+        made = [
+            replace(
+                column,
+                name=name,
+                rows={new: replace(column.rows[entry.name], name=new) for entry, new in rows},
+            )
+            for column, name in columns
+        ]
+        entries = tuple(replace(entry, name=name) for entry, name in rows)
+        return Block(self.setting, entries, tuple(made))
+
 
 def _controls(control: Entry, entry: Entry) -> bool:
-    if len({variant(control.name), variant(entry.name)} - {""}) > 1:
+    if len({variant(control.row), variant(entry.row)} - {""}) > 1:
         return False
     facts, upstream = control.facts, entry.facts.upstream
     if facts.budget_of:
@@ -145,14 +185,21 @@ def _controls(control: Entry, entry: Entry) -> bool:
     return outer(entry.method) in facts.controls
 
 
-def split(records: Iterable[Record]) -> list[Block]:
+def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:
     """Blocks whose runs may be compared, in the order of their settings.
+
+    ``given`` are labels beside those that methods declare.
 
     Runs of another network, protocol, thread count, device type or code are another block. Data
     sets may be trained differently from each other, but where one data set was trained in two
     ways, each way is a block.
+
+    Raises:
+        NamingError: two rows or data sets of a block have one label.
     """
     records = list(records)
+    given = given or {}
+    known = labels.all_labels(records, given)
     by_id = {record.run.id: record for record in records}
     groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
     for record in records:
@@ -161,7 +208,10 @@ def split(records: Iterable[Record]) -> list[Block]:
     for shared, members in groups.items():
         for machine, same in _by_machine(members).items():
             for part in _by_training(same, by_id):
-                found.append(_block({**dict(shared), **dict(machine)}, part))
+                block = _block({**dict(shared), **dict(machine)}, part)
+                rows = [(entry, labels.label_of(entry.row, known)) for entry in block.entries]
+                columns = [(column, given.get(column.key, column.key)) for column in block.columns]
+                found.append(block.chosen(rows, columns))
     return sorted(found, key=lambda block: (tuple(block.setting.values()), _first(block)))
 
 
@@ -242,11 +292,12 @@ def _base_training(
 
 def _column_name(record: Record) -> str:
     """The benchmark, and of a user's own file its name; dirty meta rows make no other one."""
-    name, _ = undirty(record.run.benchmark)
-    path = record.recorded.get("path")
-    if not path:
-        return name
-    return with_path(name, Path(path).name)
+    return column_key(undirty(record.run.benchmark)[0], record.recorded.get("path") or "")
+
+
+def column_key(benchmark: str, path: str) -> str:
+    """A data set by its name, and where it is a user's own by that of its file."""
+    return with_path(benchmark, Path(path).name) if path else benchmark
 
 
 def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Record]]) -> Block:
@@ -261,7 +312,7 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
         members.setdefault(name, []).append(record)
     entries = sorted(
         (_entry(name, own) for name, own in members.items()),
-        key=lambda entry: (entry.control, bool(entry.facts.wraps), entry.name != NONE, entry.name),
+        key=lambda entry: (entry.control, bool(entry.facts.wraps), entry.row != NONE, entry.row),
     )
     made = []
     for name, part in sorted(columns.items()):
@@ -270,7 +321,8 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
             own = [record for row, _, record in part if row == entry.name]
             own.sort(key=lambda record: record.run.seed)
             rows[entry.name] = RowRuns(entry.name, entry.facts.upstream, tuple(own))
-        made.append(Column(name, undirty(part[0][2].run.benchmark)[0], part[0][1], rows))
+        benchmark = undirty(part[0][2].run.benchmark)[0]
+        made.append(Column(name, name, benchmark, part[0][1], rows))
     return Block(setting, tuple(entries), tuple(made))
 
 
@@ -347,7 +399,7 @@ def _entry(name: str, records: Sequence[Record]) -> Entry:
     """The row of these runs; those that say themselves what they are know best."""
     first = next((each for each in records if ROW in each.recorded), records[0])
     meta = any(each.facts.needs_meta for each in records)
-    return Entry(name, first.run.method, replace(first.facts, needs_meta=meta))
+    return Entry(name, name, first.run.method, replace(first.facts, needs_meta=meta))
 
 
 def bare(name: str) -> str:
@@ -358,12 +410,6 @@ def bare(name: str) -> str:
 def variant(name: str) -> str:
     """What sets a row apart from others of its name; empty where nothing does."""
     return name.partition(VARIANT)[2]
-
-
-def alike(entry: Entry, name: str, there: Container[str]) -> str:
-    """The row of a name that a row is set beside, in its own variant where there is one."""
-    own = f"{name}{VARIANT}{variant(entry.name)}"
-    return next((each for each in (own, name) if each in there), "")
 
 
 def bases(method: str) -> tuple[str, ...]:

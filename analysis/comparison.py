@@ -19,6 +19,7 @@ from analysis.contents import (
     patients_told,
 )
 from analysis.differences import RowRuns, advised, cost_ratio, difference
+from analysis.labels import Labels, labelled, legend
 from analysis.numbers import POINTS, mean_sd, number
 from analysis.records import Record
 from analysis.runs import PRESETS
@@ -26,14 +27,20 @@ from analysis.stats import INFERENCE_SEEDS
 from analysis.table import table, text, wrapped
 
 
-def as_text(rows: Sequence[RowRuns], when: str = "last") -> str:
+def as_text(rows: Sequence[RowRuns], when: str = "last", labels: Labels | None = None) -> str:
     """The comparison of rows on one benchmark: scores, differences to the first row, costs.
 
-    All records are of one benchmark, model, protocol and training.
+    All records are of one benchmark, model, protocol and training. ``labels`` are those of rows,
+    beside those that methods declare.
+
+    Raises:
+        NamingError: two rows have one label.
     """
+    full, rows = rows, labelled(rows, labels or {})
     done = [record for row in rows for record in row.records if record.done]
     if not done:
         return "No run has ended with a result.\n" + "\n".join(_reasons(rows))
+    names = legend((row.name, one.name) for row, one in zip(rows, full, strict=True))
     blocks = [
         _heading(done, when),
         _scores(rows, when),
@@ -41,7 +48,7 @@ def as_text(rows: Sequence[RowRuns], when: str = "last") -> str:
         _differences(rows, "auc", "AUC", when),
         _detection(rows),
         _attacks(rows),
-        "\n".join([*_reasons(rows), *map(wrapped, _remarks(rows, done, when))]),
+        "\n".join([*_reasons(rows), *map(wrapped, [*names, *_remarks(rows, done, when)])]),
     ]
     return "\n\n".join(block for block in blocks if block)
 
@@ -197,7 +204,7 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list
                 f"{row.name}: a repeat of the {folds} folds is not whole, so nothing is inferred."
             )
     lines += [f"Patients: {told}." for told in patients_told(done[0])]
-    lines += budgets(done)
+    lines += budgets(rows)
     if when == "selected":
         choices = [record.result.get("selection", {}) for record in done]
         lines += sorted(

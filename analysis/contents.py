@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -74,12 +74,13 @@ def patients_told(record: Record) -> list[str]:
     ]
 
 
-def budgets(done: Sequence[Record]) -> list[str]:
+def budgets(rows: Iterable[RowRuns]) -> list[str]:
     """How long each row with an equal budget trained, and by what that was measured."""
     lines = []
-    for name, record in {record.run.row: record for record in done}.items():
-        if record.run.budget != "steps":
+    for row in rows:
+        record = next((each for each in row.records if each.done), None)
+        if record is not None and record.run.budget != "steps":
             detail = record.recorded.get("budget")
             epochs = f"{record.run.training.epochs} epochs"
-            lines.append(f"{name}: {epochs}, {detail}." if detail else f"{name}: {epochs}.")
+            lines.append(f"{row.name}: {epochs}, {detail}." if detail else f"{row.name}: {epochs}.")
     return lines

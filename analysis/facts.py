@@ -40,6 +40,8 @@ class Facts:
     """whether meta rows carry the label noise of the training rows"""
     budget_of: str = ""
     """the method whose passes or time it has; empty where steps are equal"""
+    label: str = ""
+    """of its method, where that declares one"""
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -50,7 +52,9 @@ class Facts:
         return (self.wraps, self.upstream, NONE) if self.wraps else (NONE,)
 
 
-def facts_of(run: Run, takes: Takes, controls: Controls, needs_meta: bool) -> Facts:
+def facts_of(
+    run: Run, takes: Takes, controls: Controls, needs_meta: bool, label: str = ""
+) -> Facts:
     """The facts of a run whose method declares so much."""
     wraps, inner = put_around(run.method, takes)
     dirty, budget_of = undirty(run.benchmark)[1], run.budget.partition(" of ")[2]
@@ -64,6 +68,7 @@ def facts_of(run: Run, takes: Takes, controls: Controls, needs_meta: bool) -> Fa
         needs_meta=needs_meta,
         dirty=dirty,
         budget_of=budget_of,
+        label=label,
     )
 
 

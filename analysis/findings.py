@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -111,13 +111,16 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
 def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list[Overall], str]:
     """The comparisons over all data sets, and why there is no test over them; needs two sets."""
     pairs = list(dict.fromkeys((each.row, each.base) for each in found))
+    columns = {column.name: column for column in block.columns}
+    data_sets = {name: data_set(column.key) for name, column in columns.items()}
     groups = {
-        pair: _grouped([each for each in found if (each.row, each.base) == pair]) for pair in pairs
+        pair: _grouped([each for each in found if (each.row, each.base) == pair], data_sets)
+        for pair in pairs
     }
     groups = {pair: kept for pair, kept in groups.items() if len(kept) > 1}
     if not groups:
         return [], "the comparisons share fewer than two data sets"
-    sets = {tuple(data_set(group[0].column) for group in kept) for kept in groups.values()}
+    sets = {tuple(data_sets[group[0].column] for group in kept) for kept in groups.values()}
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
@@ -131,7 +134,6 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     for place, ((row, base), kept) in enumerate(groups.items()):
         estimates = [_mean(group) for group in kept]
         wins, ties, losses = stats.win_tie_loss(estimates, margin)
-        columns = {column.name: column for column in block.columns}
         chances = [
             np.mean([_improvement(columns[each.column], each) for each in group]) for group in kept
         ]
@@ -153,17 +155,17 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     return made, reason
 
 
-def _grouped(found: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings of one comparison by data set."""
+def _grouped(found: Sequence[Finding], data_sets: Mapping[str, str]) -> list[list[Finding]]:
+    """Findings of one comparison by data set, which is told of each column."""
     groups: dict[str, list[Finding]] = {}
     for each in found:
         if each.difference is not None:
-            groups.setdefault(data_set(each.column), []).append(each)
+            groups.setdefault(data_sets[each.column], []).append(each)
     return list(groups.values())
 
 
 def data_set(column: str) -> str:
-    """What counts as one data set: sizes and corruptions of one have the same test images."""
+    """What counts as one data set, of a column's key: sizes and corruptions share test images."""
     name, data = re.fullmatch(r"(.*?)( \[data \w+\])?", column, re.DOTALL).groups()  # type: ignore[union-attr]
     base = re.sub(r"\([^()]*\)$", "", name)
     if base in SAME_SCANS:
@@ -251,7 +253,7 @@ def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
     }
     groups: dict[str, list[int]] = {}
     for place, column in enumerate(columns):
-        groups.setdefault(data_set(column.name), []).append(place)
+        groups.setdefault(data_set(column.key), []).append(place)
     if len(whole) < 2 or len(groups) < 2:
         return None
     merged = [

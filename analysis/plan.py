@@ -206,7 +206,7 @@ def _seconds(column: Column, names: Sequence[str]) -> float:
 def plan(found: Sequence[Record], question: Question, effect: float, wanted: float) -> str:
     """The seeds and hours that each comparison needs to show ``effect`` points, as text."""
     texts = []
-    for block in blocks.split(found):
+    for block in blocks.split(found, question.labels):
         if block.done:
             texts.append(_of_block(block, question, effect, wanted))
     return "\n\n\n".join(texts)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass as checked
 
-from analysis import studyfile
+from analysis import labels, studyfile
 from analysis.records import Record, Unread
 from analysis.runs import CONFIG, field_names, folders, row_name, row_parts
 from analysis.studyfile import StudyError
-from methods.naming import Call, Links, call_of, nearest, parse, render, written_out
+from methods.naming import Call, Links, NamingError, call_of, nearest, parse, render, written_out
 
 FILE = "study.yaml"
 STUDIES = "studies"
@@ -35,7 +35,16 @@ def _comparisons(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _distinct(value: dict[str, str]) -> dict[str, str]:
+    for name, label in value.items():
+        if not label.strip():
+            raise ValueError(f"expected a label for {name}, got none")
+    labels.check(((label.strip(), name) for name, label in value.items()), where="")
+    return {name.strip(): label.strip() for name, label in value.items()}
+
+
 Family = Annotated[tuple[str, ...], BeforeValidator(written_out), AfterValidator(_comparisons)]
+ByName = Annotated[dict[str, str], AfterValidator(_distinct)]
 
 
 @checked(frozen=True, kw_only=True, config=CONFIG)
@@ -49,6 +58,8 @@ class Asked:
     """points of accuracy within which two rows count as equal"""
     prediction: str = ""
     """written before the first run"""
+    labels: ByName = field(default_factory=dict)
+    """short names of rows and benchmarks, for tables and figures"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < math.inf:
@@ -97,6 +108,8 @@ class Question:
     """ids of the runs that are the study's own; empty: all that are there"""
     predictions: tuple[Prediction, ...] = ()
     """the prediction with its date, and what the file said later"""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """short names of rows and data sets, by the names that runs have"""
 
     @property
     def predicted(self) -> str:
@@ -184,6 +197,7 @@ def read(root: Path, study: str = "") -> Question:
         margin=kept.margin,
         prediction=first.strip(),
         predictions=kept.predictions,
+        labels={_named(name): label for name, label in kept.labels.items()},
         source=str(path.relative_to(root)),
         runs=ids,
     )
@@ -197,6 +211,14 @@ def comparison(entry: str) -> tuple[str, str]:
     """
     row, over, base = entry.partition(OVER)
     return written(row), written(base) if over else ""
+
+
+def _named(name: str) -> str:
+    """A row or a benchmark as runs have it; one with the path of a user's file as it is."""
+    try:
+        return written(name)
+    except NamingError:
+        return name
 
 
 def written(row: str) -> str:

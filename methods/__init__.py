@@ -205,6 +205,28 @@ def _build(expression: Call | Links) -> Method:
     return method
 
 
+def label(text: str) -> str:
+    """A method's name with the short names that classes have; empty where none has one.
+
+    Raises:
+        NamingError: an unknown name, argument or preset, or a value that is not allowed.
+    """
+    expression = _canonical(parse(text))
+    labelled = render(_labelled(expression))
+    return labelled if labelled != render(expression) else ""
+
+
+def _labelled(expression: Call | Links) -> Call | Links:
+    if isinstance(expression, Links):
+        return Links(tuple(Call(render(_labelled(call))) for call in expression.calls))
+    name = getattr(load(expression.name), "short_name", "") or expression.name
+    inner = {
+        key: _labelled(value) if isinstance(value, Call | Links) else value
+        for key, value in expression.arguments
+    }
+    return Call(name, tuple(inner.items()))
+
+
 def versions(text: str) -> dict[str, int]:
     """Version of every class along the chain and hash of every preset, by name.
 

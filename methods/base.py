@@ -207,6 +207,8 @@ class Method(nn.Module, ABC):
     """Search space of the hyper-parameters."""
     source: ClassVar[str] = ""
     """Authors, title, venue and arXiv number."""
+    short_name: ClassVar[str] = ""
+    """Its label: stands for its name in tables and figures, which tell the name beside it."""
     version: ClassVar[int] = 1
     """Raised whenever the method's numbers change; part of a run's id."""
     operations: ClassVar[tuple[str, ...]] = ()

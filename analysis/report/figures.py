@@ -21,6 +21,7 @@ from analysis.blocks import (
 from analysis.differences import RowRuns, difference
 from analysis.facts import NONE, call_in
 from analysis.findings import Finding, mean_ranks, scores
+from analysis.labels import labelled
 from analysis.numbers import POINTS
 from analysis.records import Record
 from analysis.report import plots
@@ -65,11 +66,13 @@ class Figure:
 def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None:
     """Draw test accuracy of rows on one benchmark, and their differences to the first row.
 
-    A long upstream that several rows share is called U.
+    A long upstream that several rows share is called U; rows whose method declares a label stand
+    under it.
 
     Raises:
         ValueError: no run has ended with a result.
     """
+    rows = labelled(rows, {})
     done = [record for row in rows for record in row.records if record.done]
     if not done:
         raise ValueError("no run has ended with a result")
@@ -156,7 +159,7 @@ class _Drawing:
         }
         if len(there) <= MOST:
             return list(there), ""
-        wanted = sorted(there, key=lambda e: (e.name != NONE, e.name not in kept, -there[e]))[:MOST]
+        wanted = sorted(there, key=lambda e: (e.row != NONE, e.name not in kept, -there[e]))[:MOST]
         what = "none, then those that no other beats in both, then" if kept else "none, then"
         return (
             [entry for entry in there if entry in wanted],
@@ -448,6 +451,7 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
 
 def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[float, Column]]]]:
     """Data sets that differ in one corruption alone: heading, its name, and a column a level."""
+    names = {column.key: column.name for column in columns}
     for parameter in CORRUPTIONS:
         groups: dict[str, list[tuple[float, Column]]] = {}
         for column in columns:
@@ -460,9 +464,9 @@ def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[
             # The name of a user's own data set has its file before the arguments.
             written = column.benchmark.removeprefix(call.name)
             kept = rest.removeprefix(call.name)
-            own = column.name.replace(written, kept) if written else column.name
+            own = column.key.replace(written, kept) if written else column.key
             if isinstance(level, int | float):
-                groups.setdefault(own, []).append((float(level), column))
+                groups.setdefault(names.get(own, own), []).append((float(level), column))
         for heading, levels in groups.items():
             if len(levels) > 1:
                 yield heading, parameter, sorted(levels, key=lambda each: each[0])
@@ -591,7 +595,7 @@ def _samples(drawing: _Drawing, paths: Paths) -> Told:
     for entry in drawing.shown()[0]:
         stored = (r.arrays("samples.npz") for r in column.rows[entry.name].by_seed().values())
         arrays = next((each for each in stored if each), None)
-        if arrays is None or entry.name == NONE:
+        if arrays is None or entry.row == NONE:
             continue
         pairs = np.stack([arrays["drawn"], arrays["trained"]], axis=1) / 255
         captions = ["drawn", "trained on"] * len(pairs)

@@ -27,7 +27,7 @@ from analysis.table import Table, markdown_text
 
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
-    *SHOWN, "selected", "differences", "overall", "controls", "cost", "labels-found",
+    *SHOWN, "selected", "names", "differences", "overall", "controls", "cost", "labels-found",
     "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
 """Names of the files of tables, those of searches apart."""
@@ -148,7 +148,7 @@ def _made(
     records.frame(found).to_parquet(out / "records.parquet")
     suffixes = _figures_wanted(wanted)
     plain = [record for record in found if not record.searched]
-    made = [block for block in blocks.split(plain) if block.done]
+    made = [block for block in blocks.split(plain, asked.labels) if block.done]
     parts = [
         _part(
             root, block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published
@@ -295,6 +295,7 @@ def _part(
         chosen = replace(block, columns=tuple(offered))
         main.append(tables.main_table(chosen, "accuracy", "selected", False, "selected"))
     more = [
+        tables.names_table(block, "names"),
         tables.differences_table(found, "differences", asked.margin) if found else None,
         tables.overall_table(block.columns, over, reason, "overall", asked.margin)
         if over

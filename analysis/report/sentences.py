@@ -191,7 +191,7 @@ def controls(
                      signed(made.estimate), bounds(made.population), number(made.detectable, 2),
                      read]
                 )  # fmt: skip
-                if not bare(control).endswith("@dirty"):
+                if not block.by_name[control].facts.dirty:
                     explained.append(_explained(control, read, margin))
             if gain:
                 none = ["no control that could explain it has a result."]
@@ -330,7 +330,7 @@ def caveats(block: Block) -> list[str]:
     machines = {record.result["device"]["name"] for record in block.done}
     if len(machines) > 1:
         told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
-    versions = [entry.name for entry in block.entries if variant(entry.name)]
+    versions = [entry.name for entry in block.entries if variant(entry.row)]
     if versions:
         told.append(f"Rows of one name differ in what stands in braces: {', '.join(versions)}.")
     return list(dict.fromkeys(told))
@@ -379,9 +379,9 @@ def _command(
 ) -> list[str]:
     run, ids = own[0].run, {record.run.id for record in own}
     names = [
-        bare(name)
-        for name, row in column.rows.items()
-        if any(record.run.id in ids for record in row.records)
+        bare(entry.row)
+        for entry in block.entries
+        if any(record.run.id in ids for record in column.rows[entry.name].records)
     ]
     steps = [name for name in names if not row_parts(name)[2]]
     numbers = sorted({record.run.seed for record in own})

@@ -12,7 +12,6 @@ from analysis.blocks import (
     Block,
     Column,
     Entry,
-    alike,
 )
 from analysis.contents import (
     ATTACKED,
@@ -71,7 +70,7 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
             if found and len(found) < usual[column.name]:
                 text += f" (n = {len(found)})"
             values.append(TableCell(text, _mark(tops[column.name], entry.name)))
-        ratios = [_ratio(column, entry) for column in columns]
+        ratios = [_ratio(block, column, entry) for column in columns]
         known = [ratio for ratio in ratios if not math.isnan(ratio)]
         middle = number(float(np.median(known)), 2) if known else MISSING
         return (TableCell(entry.name), TableCell(counted(counts)), *values, TableCell(middle))
@@ -130,9 +129,9 @@ def _mark(found: Best | None, name: str) -> Mark:
     return "best" if name == found.top else "tied" if name in found.tied else ""
 
 
-def _ratio(column: Column, entry: Entry) -> float:
+def _ratio(block: Block, column: Column, entry: Entry) -> float:
     """The cost as a ratio to the upstream alone; nan where that was not run."""
-    base = alike(entry, entry.facts.upstream, column.rows)
+    base = block.beside(entry, entry.facts.upstream)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
 
 
@@ -174,7 +173,9 @@ def _main_notes(
         "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
         "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
     )
-    notes += [f"{column.name}: {text}" for column in columns for text in budgets(column.done)]
+    notes += [
+        f"{column.name}: {text}" for column in columns for text in budgets(column.rows.values())
+    ]
     alike: dict[str, list[str]] = {}
     for column in columns:
         alike.setdefault(training_text(column), []).append(column.name)
@@ -211,6 +212,14 @@ def _untested(block: Block, column: Column, found: Best) -> str:
     there = {entry.name for entry in block.compared if _count(column, entry, "last")}
     every = found.untested == there - {found.top}
     return "every other row" if every else ", ".join(sorted(found.untested))
+
+
+def names_table(block: Block, name: str) -> Table | None:
+    """The full names behind labels; None where there are no labels."""
+    pairs = [(entry.name, entry.row) for entry in block.entries]
+    pairs += [(column.name, column.key) for column in block.columns]
+    rows = [pair for pair in pairs if len(set(pair)) > 1]
+    return table(name, "Names in full", ["", "in full"], rows) if rows else None
 
 
 def training_text(column: Column) -> str:
@@ -305,7 +314,7 @@ def cost_table(block: Block, name: str) -> Table:
                         column.name,
                         len(own.by_seed()),
                         cost(own, "seconds_per_epoch", 2),
-                        number(_ratio(column, entry), 2),
+                        number(_ratio(block, column, entry), 2),
                         cost(own, "charged_seconds", 1),
                         cost(own, "evaluation_seconds", 1),
                         cost(own, "passes_per_row", 2),
@@ -369,7 +378,7 @@ def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, 
 
 def _call(entry: Entry) -> Call | None:
     # Control rows, other budgets and other versions differ in more than an argument.
-    return call_in(entry.method) if entry.name == entry.method else None
+    return call_in(entry.method) if entry.row == entry.method else None
 
 
 def _text(value: object) -> str:

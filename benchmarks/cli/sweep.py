@@ -67,6 +67,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     data_root = data_root.expanduser().absolute()
     plan = Plan(asked, data_root)
     plan.check_family()
+    plan.check_labels()
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
     where_of(command, asked)
@@ -265,7 +266,7 @@ def _print_tables(work: Work, problems: dict[str, str]) -> None:
         print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
         return
     for _, read in shown:
-        print(f"\n{comparison.as_text(read)}")
+        print(f"\n{comparison.as_text(read, labels=work.plan.study.labelled())}")
 
 
 def _print_searches(work: Work, root: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Literal, cast, get_args
 
 import methods
 from analysis import facts, runs
+from analysis.blocks import column_key
 from analysis.runs import Run, Training
-from benchmarks.data.names import Benchmark, canonical
+from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol
 from benchmarks.training import models
 from methods.naming import Call, NamingError, call_of, parse, render, split, unknown
@@ -100,6 +101,19 @@ def row_name(text: str) -> str:
         return runs.row_name(methods.canonical(method), control, budget)
     except methods.Unavailable:  # a row of the table that says why
         return text
+
+
+def label_key(text: str) -> str:
+    """The row, or the data set, that a key of ``labels`` stands for, as tables are asked for it.
+
+    Raises:
+        NamingError: neither a benchmark nor a row.
+    """
+    try:
+        benchmark = parse_benchmark(text)
+    except NamingError:
+        return row_name(text)
+    return column_key(canonical(benchmark), benchmark.path)
 
 
 def model_name(text: str, width: float | None) -> str:
@@ -209,7 +223,9 @@ def make_cell(
         oracle_test=oracle_test,
         versions=versions,
     )
-    told = facts.facts_of(run, methods.takes_upstream, method.controls, needs_meta)
+    told = facts.facts_of(
+        run, methods.takes_upstream, method.controls, needs_meta, methods.label(row.method)
+    )
     recorded = {
         "preset": preset,
         "path": benchmark.path,

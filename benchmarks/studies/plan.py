@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 import methods
 from analysis import blocks, runs
+from analysis.blocks import column_key
 from analysis.differences import advised
 from analysis.question import OVER
 from analysis.runs import Training, row_parts
@@ -159,6 +160,23 @@ class Plan:
                 if base:
                     told = f"{row} and {base} stand in no table together"
                 raise StudyError(f"family: {told}")
+
+    def check_labels(self) -> None:
+        """Refuse a label for what no table of the study has.
+
+        Raises:
+            StudyError: names it and the nearest row or data set.
+        """
+        known: set[str] = set()
+        for each in self.experiments:
+            known |= {column_key(canonical(each.benchmark), each.benchmark.path)}
+            known |= self._names(each) | {name for name, _ in each.missing}
+        try:
+            for name in self.study.labelled():
+                if name not in known:
+                    raise unknown("row or data set", name, known)
+        except NamingError as error:
+            raise StudyError(f"labels: {error}") from error
 
     def _names(self, experiment: Experiment) -> set[str]:
         """The rows that a table has, or will have once those of an equal budget are known."""

@@ -19,7 +19,7 @@ from benchmarks.data.names import (
 )
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
-from methods.naming import written_out
+from methods.naming import NamingError, written_out
 
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
@@ -208,6 +208,20 @@ class Study(Asked):
         found = [comparison(entry) for entry in self.family]
         return [(cells.row_name(row), base and cells.row_name(base)) for row, base in found]
 
+    def labelled(self) -> dict[str, str]:
+        """The labels by the names that runs have.
+
+        Raises:
+            NamingError: a name is no row and no benchmark, or stands there in two spellings.
+        """
+        found: dict[str, str] = {}
+        for name, label in self.labels.items():
+            key = cells.label_key(name)
+            if key in found:
+                raise NamingError(f"expected one label for {key}, got {found[key]!r} and {label!r}")
+            found[key] = label
+        return found
+
     def asked(self) -> dict[str, Any]:
         """What the study asks, as a report reads it."""
         return {
@@ -215,6 +229,7 @@ class Study(Asked):
             "family": [OVER.join(filter(None, each)) for each in self.pairs()],
             "margin": self.margin,
             "prediction": self.prediction,
+            **({"labels": self.labelled()} if self.labels else {}),
         }
 
 
