@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import re
+import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from analysis.contents import (
     ATTACKED,
@@ -19,19 +20,36 @@ from analysis.contents import (
     patients_told,
 )
 from analysis.differences import RowRuns, advised, cost_ratio, difference
+from analysis.findings import Finding, of_rows
 from analysis.labels import Labels, labelled, legend
-from analysis.numbers import POINTS, mean_sd, number
+from analysis.metrics import SHOWN
+from analysis.numbers import MISSING, POINTS, estimated, mean_sd, number, p_value
+from analysis.question import MARGIN
 from analysis.records import Record
 from analysis.runs import PRESETS
-from analysis.stats import INFERENCE_SEEDS
-from analysis.table import table, text, wrapped
+from analysis.stats import FEW_SEEDS, INFERENCE_SEEDS
+from analysis.table import WIDTH, table, text, wrapped
+
+NAMES = 24
+"""Letters to which the names of rows are folded where a table would be too wide."""
+LONG = 30
+"""Letters from which on a name is not told again in a footnote."""
+INDENT = 11
+"""of what the lines above the table say"""
 
 
-def as_text(rows: Sequence[RowRuns], when: str = "last", labels: Labels | None = None) -> str:
-    """The comparison of rows on one benchmark: scores, differences to the first row, costs.
+def as_text(
+    rows: Sequence[RowRuns],
+    when: str = "last",
+    margin: float = MARGIN,
+    verbose: bool = False,
+    labels: Labels | None = None,
+) -> str:
+    """The comparison of rows on one benchmark: scores, differences, verdicts and costs.
 
-    All records are of one benchmark, model, protocol and training. ``labels`` are those of rows,
-    beside those that methods declare.
+    All records are of one benchmark, model, protocol and training. ``margin``, in points: what
+    counts as equivalent. ``verbose`` adds all that a report says of these rows. ``labels`` are
+    those of rows, beside those that methods declare.
 
     Raises:
         NamingError: two rows have one label.
@@ -41,22 +59,30 @@ def as_text(rows: Sequence[RowRuns], when: str = "last", labels: Labels | None =
     if not done:
         return "No run has ended with a result.\n" + "\n".join(_reasons(rows))
     names = legend((row.name, one.name) for row, one in zip(rows, full, strict=True))
-    blocks = [
-        _heading(done, when),
-        _scores(rows, when),
-        _differences(rows, "accuracy", "accuracy", when),
-        _differences(rows, "auc", "AUC", when),
-        _detection(rows),
-        _attacks(rows),
-        "\n".join([*_reasons(rows), *map(wrapped, [*names, *_remarks(rows, done, when)])]),
+    shown = {one.name: row.name for row, one in zip(rows, full, strict=True)}
+    found = [
+        replace(each, row=shown[each.row], base=shown[each.base])
+        for each in of_rows(full, margin, when)
     ]
+    blocks = [
+        _heading(rows, done, when),
+        "\n".join([_scores(rows, found, when), *_footnotes(found, done, margin)]),
+        "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
+    ]
+    if verbose:
+        blocks += [
+            _more(rows, when),
+            *(_differences(rows, found, metric, when) for metric in SHOWN),
+            _detection(rows),
+            _attacks(rows),
+            "\n".join(map(wrapped, _remarks(rows, done))),
+        ]
     return "\n\n".join(block for block in blocks if block)
 
 
-def _heading(done: Sequence[Record], when: str) -> str:
+def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
     record = done[0]
-    run, training = record.run, record.run.training
-    rows = record.result["data"]["rows"]
+    run, training, data = record.run, record.run.training, record.result["data"]
     optimiser = (
         f"{training.optimizer} {training.learning_rate:g}, batch {training.batch_size}, "
         f"{training.schedule}, {training.epochs} epochs ({_preset(record)})"
@@ -69,15 +95,34 @@ def _heading(done: Sequence[Record], when: str) -> str:
         protocol += f" ({f'crossfit {cut[0].crossfit}' if cut[0].crossfit > 1 else share})"
     path = record.recorded.get("path")
     name = f"{run.benchmark} {path}" if path else run.benchmark
+    devices = {f"{r.result['device']['name']}, {_threads(r.run.threads)} a run" for r in done}
+    lines = [
+        f"Benchmark  {name}: {data['rows']['select']} select and {data['rows']['test']} test rows, "
+        f"{len(data['classes'])} classes",
+        f"Model      {run.model}, {record.result['parameters']:,} parameters",
+        f"Training   {optimiser}",
+        f"Protocol   {protocol}; {epoch}; equal steps unless a row says otherwise",
+        f"Hardware   {'; '.join(sorted(devices))}",
+        *(f"Seeds      {told}" for told in _seeds(rows, record)),
+        *(f"Patients   {told}" for told in patients_told(record)),
+        *(f"Selection  {told}" for told in _not_offered(done, when)),
+        *(f"Labels     {told}" for told in _corrupted(record)),
+        *(f"Caveat     {told}" for told in data["caveats"]),
+        *(f"Data       {told}" for told in data["notes"]),
+    ]
+    if not all(each.result["data"]["verified"] for each in done):
+        lines.append("Data       UNVERIFIED DATA: the file differs from the official one")
     return "\n".join(
-        [
-            f"Benchmark  {name}: {rows['select']} select and {rows['test']} test rows, "
-            f"{len(record.result['data']['classes'])} classes",
-            f"Model      {run.model}, {record.result['parameters']:,} parameters",
-            f"Training   {optimiser}",
-            f"Protocol   {protocol}; {epoch}; equal steps unless a row says otherwise",
-        ]
-    )
+        textwrap.fill(
+            line, WIDTH, subsequent_indent=" " * INDENT, break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )  # fmt: skip
+
+
+def _threads(count: int) -> str:
+    return "1 CPU thread" if count == 1 else f"{count} CPU threads"
 
 
 def _preset(record: Record) -> str:
@@ -91,59 +136,125 @@ def _preset(record: Record) -> str:
     return ", ".join([f"preset {name}", *other])
 
 
-def _scores(rows: Sequence[RowRuns], when: str) -> str:
-    names = {row.name: row for row in rows}
+def _seeds(rows: Sequence[RowRuns], record: Record) -> list[str]:
+    """That there are fewer seeds than are advised; empty where there are as many."""
+    fewest = min(len(row.by_seed()) for row in rows if row.by_seed())
+    test = record.result["data"]["rows"]["test"]
+    wanted = advised(test, record.folds)
+    if fewest >= wanted:
+        return []
+    start = "" if fewest >= INFERENCE_SEEDS else f"; intervals start at {INFERENCE_SEEDS}"
+    return [f"{fewest}{start}; {wanted} are advised for {test} test rows"]
+
+
+def _not_offered(done: Sequence[Record], when: str) -> list[str]:
+    if when != "selected":
+        return []
+    reasons = {record.result.get("selection", {}).get("reason") for record in done}
+    return sorted(f"not offered, {reason}" for reason in reasons if reason)
+
+
+def _corrupted(record: Record) -> list[str]:
+    corruption = record.result["data"]["corruption"]
+    if corruption is None:
+        return []
+    counts = corruption["rows_of_each_class_before_noise"]
+    empty = ", ".join(str(place) for place, count in enumerate(counts) if not count)
+    return [
+        f"{100 * corruption['noise_effective']:.1f} % of the training labels are wrong (asked for "
+        f"{100 * corruption['noise_requested']:g} %)",
+        *([f"no training row is left of class {empty}"] if empty else []),
+    ]
+
+
+def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str) -> str:
+    """The table: each row with its scores, its difference to its base, verdict and cost."""
+    names, against = {row.name: row for row in rows}, {each.row: each for each in found}
     body = []
     for row in rows:
-        records = list(row.by_seed().values())
-        base = names.get(row.upstream)
-        body.append(
-            [
-                row.name,
-                len(records),
-                mean_sd([r.metric("auc", when=when) for r in records], 4),
-                mean_sd([POINTS * r.metric("accuracy", when=when) for r in records], 2),
-                mean_sd([r.metric("ece", when=when) for r in records], 3),
-                _select_auc(records, when),
-                cost(row, "seconds_per_epoch", 2),
-                number(cost_ratio(row, base) if base is not None else math.nan, 2),
-                cost(row, "passes_per_row", 2),
-            ]
-        )
-    head = ["", "n", "test AUC ↑", "test accuracy, % ↑", "test ECE ↓", "select AUC ↑",
-            "s/epoch ↓", "ratio ↓", "passes/row"]  # fmt: skip
-    return text(table("scores", "Mean ± standard deviation over n seeds", head, body))
+        records, base = list(row.by_seed().values()), names.get(row.upstream)
+        scores = [
+            mean_sd([POINTS * each.metric(metric, when=when) for each in records], 2)
+            for metric in SHOWN
+        ]
+        ratio = number(cost_ratio(row, base) if base is not None else math.nan, 2)
+        body.append([row.name, str(len(records)), *scores, *_judged(against.get(row.name)), ratio])
+    head = ["", "n", *(f"{name}, %" for name in SHOWN.values()), "difference [95 % CI]",
+            "verdict", "cost"]  # fmt: skip
+    which = "last epoch" if when == "last" else "best epoch by select AUC"
+    title = f"Test scores, {which}: mean ± standard deviation over n seeds"
+    return _fitting(title, head, body)
 
 
-def _select_auc(records: Sequence[Record], when: str) -> str:
-    if any(r.result["data"].get("select_trained") for r in records):
-        return "trained on it"
-    return mean_sd([r.metric("auc", "select", when) for r in records], 4)
+def _judged(found: Finding | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    made = found.difference
+    if made is None:
+        return MISSING, found.told
+    return estimated(made.estimate, made.interval), found.told
 
 
-def _differences(rows: Sequence[RowRuns], metric: str, label: str, when: str) -> str:
-    first = rows[0]
-    body = [[row.name, *difference_cells(difference(row, first, metric, when))] for row in rows[1:]]
-    head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
-    title = f"Test {label} against {first.name}, in points, paired by seed"
-    return text(table(metric, title, head, body)) if body else ""
+def _fitting(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """The table as text; one that is too wide has verdicts, and then names, on several lines."""
+
+    def over(made: str) -> int:
+        return max(map(len, made.splitlines())) - WIDTH
+
+    def written() -> str:
+        return text(table("scores", title, head, body))
+
+    if over(written()) > 0:
+        body = [[*row[:-2], row[-2].replace(" (", "\n("), row[-1]] for row in body]
+    if (beyond := over(written())) > 0:
+        width = max(NAMES, max(len(row[0]) for row in body) - beyond)
+        body = [[folded(row[0], width), *row[1:]] for row in body]
+    return written()
 
 
-def _detection(rows: Sequence[RowRuns]) -> str:
-    """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
-    body = [[row.name, *own] for row in rows if (own := detected(row, 2))]
-    title = (
-        "Wrong labels found: AUC, the chance that a mislabelled training row weighs less than a "
-        "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
-        "spoiled, right ones whose learned label is another class"
-    )
-    return text(table("labels-found", wrapped(title), ["", *DETECTED], body)) if body else ""
+def folded(name: str, width: int) -> str:
+    """A row's name on lines of this width, broken where a reader would break it."""
+    pieces = re.findall(r".+?(?:[ +]|$)", name)
+    lines = [""]
+    for piece in pieces if max(map(len, pieces)) <= width else re.findall(r".+?(?:[ +(]|$)", name):
+        if lines[-1].strip() and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("  ")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _attacks(rows: Sequence[RowRuns]) -> str:
-    """What became of attacked rows; empty where no method attacks any."""
-    body = [[row.name, *own] for row in rows if (own := attacks(row))]
-    return text(table("attacked-rows", wrapped(ATTACKED), ["", *ATTACKS], body)) if body else ""
+def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) -> list[str]:
+    """What the columns are, in three lines."""
+    folds, patients = done[0].folds, done[0].patients
+    over = "other seeds and test images"
+    if folds:
+        over = f"repeated {folds}-fold cross-validation"
+    elif patients:
+        over = "other seeds alone" if patients == 1 else "other seeds and patients"
+    lines = []
+    if found:
+        lines.append(f"difference: points of accuracy over {_bases(found)}; 95 % CI: {over}.")
+    tested = [each for each in found if each.verdict != "not tested"]
+    if tested:
+        level = "5 % level" + (f" after Holm over {len(tested)} rows" if len(tested) > 1 else "")
+        few = f"; few seeds: under {FEW_SEEDS}" if any(" (" in each.told for each in tested) else ""
+        lines.append(f"verdict: {level}; equivalent: within {margin:g} points{few}.")
+    elif found:
+        lines.append(f"verdict: from {INFERENCE_SEEDS} seeds on.")
+    return [
+        *lines,
+        "cost: training time relative to the upstream alone. Definitions: docs/reports.md; more: "
+        "--verbose.",
+    ]
+
+
+def _bases(found: Sequence[Finding]) -> str:
+    """What differences are to."""
+    bases = list(dict.fromkeys(each.base for each in found))
+    if len(bases) > 1:
+        alone = {each.base for each in found if each.fallback}
+        return f"the upstream (or {next(iter(alone), 'none')})"
+    return bases[0] if len(bases[0]) <= LONG else "the row without one"
 
 
 def _reasons(rows: Sequence[RowRuns]) -> list[str]:
@@ -171,11 +282,76 @@ def _others(count: int) -> str:
     return f" (and {count} more seed{'s' if count > 1 else ''})" if count else ""
 
 
-def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list[str]:
-    counts = [len(row.by_seed()) for row in rows if row.by_seed()]
-    test = done[0].result["data"]["rows"]["test"]
+def _not_tested(found: Sequence[Finding]) -> list[str]:
+    """Why rows have no verdict, where neither their number of seeds nor the heading says so."""
+    made = [(each.row, each.difference) for each in found if each.difference is not None]
+    return [
+        f"{name}: not tested, as {each.untested}"
+        for name, each in made
+        if each.untested and each.seeds >= INFERENCE_SEEDS and each.patients != 1
+    ]
+
+
+def _more(rows: Sequence[RowRuns], when: str) -> str:
+    body = []
+    for row in rows:
+        records = list(row.by_seed().values())
+        body.append(
+            [
+                row.name,
+                mean_sd([each.metric("ece", when=when) for each in records], 3),
+                _select_auc(records, when),
+                cost(row, "seconds_per_epoch", 2),
+                cost(row, "passes_per_row", 2),
+            ]
+        )
+    head = ["", "test ECE ↓", "select AUC, % ↑", "s/epoch ↓", "passes/row"]
+    return text(table("more", "Calibration, selection and cost", head, body))
+
+
+def _select_auc(records: Sequence[Record], when: str) -> str:
+    if any(r.result["data"].get("select_trained") for r in records):
+        return "trained on it"
+    return mean_sd([POINTS * r.metric("auc", "select", when) for r in records], 2)
+
+
+def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str, when: str) -> str:
+    """Each difference with both intervals; p-values of the metric that verdicts are of."""
+    names = {row.name: row for row in rows}
+    headline = metric == next(iter(SHOWN))
+    body = []
+    for each in found:
+        made = each.difference if headline else difference(
+            names[each.row], names[each.base], metric, when
+        )  # fmt: skip
+        told = [f"{each.row} over {each.base}", *difference_cells(made)]
+        body.append([*told, p_value(each.p)] if headline else told)
+    head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
+    head += ["p (Holm)"] if headline else []
+    title = f"Differences in test {SHOWN[metric]}, in points, paired by seed"
+    return text(table(metric, title, head, body)) if body else ""
+
+
+def _detection(rows: Sequence[RowRuns]) -> str:
+    """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
+    body = [[row.name, *own] for row in rows if (own := detected(row, 2))]
+    title = (
+        "Wrong labels found: AUC, the chance that a mislabelled training row weighs less than a "
+        "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
+        "spoiled, right ones whose learned label is another class"
+    )
+    return text(table("labels-found", wrapped(title), ["", *DETECTED], body)) if body else ""
+
+
+def _attacks(rows: Sequence[RowRuns]) -> str:
+    """What became of attacked rows; empty where no method attacks any."""
+    body = [[row.name, *own] for row in rows if (own := attacks(row))]
+    return text(table("attacked-rows", wrapped(ATTACKED), ["", *ATTACKS], body)) if body else ""
+
+
+def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:
+    """What the words of the further tables mean, and how long equal budgets took."""
     folds = done[0].folds
-    wanted = advised(test, folds)
     intervals = (
         f"population: repeated {folds}-fold cross-validation, seed s on fold s mod {folds}, so "
         "that no test images are fixed (interval of Nadeau and Bengio, 2003)."
@@ -187,45 +363,15 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> list
         f"{intervals} detectable: the smallest true difference found with 80 % power "
         "(population). Intervals are not corrected for the number of rows.",
         "s/epoch: charged seconds (augmentation, outer steps, forward, backward; on a CPU its own "
-        "seconds), without evaluation, median; ratio: to the same upstream without the method, "
-        "with an equal budget of whole runs. passes/row: forward plus backward passes for each row "
-        "drawn.",
+        "seconds), without evaluation, median; cost: their ratio to the same upstream without the "
+        "method, with an equal budget of whole runs. passes/row: forward plus backward passes for "
+        "each row drawn.",
+        *budgets(rows),
     ]
-    if min(counts) < INFERENCE_SEEDS:
-        lines.append(
-            f"With {min(counts)} seed(s) this is a smoke test, not evidence; {wanted} "
-            "seeds are advised."
-        )
-    elif min(counts) < wanted:
-        lines.append(f"{min(counts)} seeds; {wanted} are advised for {test} test rows.")
-    for row in rows if folds else ():
-        if set(Counter(seed // folds for seed in row.by_seed()).values()) - {folds}:
-            lines.append(
-                f"{row.name}: a repeat of the {folds} folds is not whole, so nothing is inferred."
-            )
-    lines += [f"Patients: {told}." for told in patients_told(done[0])]
-    lines += budgets(rows)
-    if when == "selected":
-        choices = [record.result.get("selection", {}) for record in done]
-        lines += sorted(
-            {f"selected: not offered, {each['reason']}." for each in choices if each.get("reason")}
-        )
     corruption = done[0].result["data"]["corruption"]
     if corruption is not None:
-        lines.append(
-            f"Corrupted: {100 * corruption['noise_effective']:.1f} % of the training labels really "
-            f"differ (asked for {100 * corruption['noise_requested']:g} %); rows of each class "
-            f"before noise {corruption['rows_of_each_class_before_noise']} (seed "
-            f"{done[0].run.seed})."
-        )
         counts = corruption["rows_of_each_class_before_noise"]
-        lines += [f"Class {k} has no training row left." for k, n in enumerate(counts) if not n]
-    lines += [f"Caveat: {text}." for text in done[0].result["data"]["caveats"]]
-    lines += [f"Data: {text}." for text in done[0].result["data"]["notes"]]
-    if not all(record.result["data"]["verified"] for record in done):
-        lines.append("UNVERIFIED DATA: the file differs from the official one.")
-    devices = sorted(
-        {f"{r.result['device']['name']}, {r.run.threads} CPU thread(s) a run" for r in done}
-    )
-    lines.append(f"Hardware: {'; '.join(devices)}.")
-    return [line.replace("..", ".") for line in lines]
+        lines.append(
+            f"Training rows of each class before noise {counts} (seed {done[0].run.seed})."
+        )
+    return lines

@@ -14,6 +14,7 @@ from analysis.numbers import POINTS, median
 from analysis.records import Record, read
 from analysis.runs import Run, folder_of
 from analysis.stats import (
+    FEW_SEEDS,
     INFERENCE_SEEDS,
     Estimated,
     Interval,
@@ -33,11 +34,12 @@ class Difference:
     estimate: float
     seeds: int
     training: Interval | None
-    """None below four seeds: three are a smoke test; with folds, which have no fixed test; and
-    where all seeds differ equally, which tells no variance"""
+    """None below three seeds; with folds, which have no fixed test; and where all seeds differ
+    equally, which tells no variance"""
     population: Interval | None
-    """over folds that of Nadeau and Bengio; None where a repeat of the folds is not whole, where
-    predictions are equal everywhere, which tells no variance, and with one test patient alone"""
+    """over folds that of Nadeau and Bengio; None below three seeds, where a repeat of the folds is
+    not whole, where predictions are equal everywhere, which tells no variance, and with one test
+    patient alone"""
     detectable: float
     """Smallest difference found with 80 % power, population; nan where no variance is known."""
     variances: Estimated | None = None
@@ -45,6 +47,29 @@ class Difference:
     folds: int = 0
     patients: int = 0
     """of the test split, whose images are not independent; 0 where nothing is known of them"""
+
+    @property
+    def interval(self) -> Interval | None:
+        """The one that leads: population, else training."""
+        return self.population or self.training
+
+    @property
+    def few(self) -> bool:
+        """Whether a verdict is one of few seeds."""
+        return self.seeds < FEW_SEEDS
+
+    @property
+    def untested(self) -> str:
+        """Why there is no population interval; empty where there is one."""
+        if self.population is not None:
+            return ""
+        if self.variances is not None and not self.variances.se > 0:
+            return "their predictions differ nowhere, or by the same everywhere"
+        if self.seeds < INFERENCE_SEEDS:
+            return f"there are fewer than {INFERENCE_SEEDS} seeds"
+        if self.patients == 1:
+            return "all test images are of one patient"
+        return f"a repeat of the {self.folds} folds is not whole"
 
 
 @dataclass(frozen=True)

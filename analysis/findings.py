@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from analysis import stats
-from analysis.blocks import Block, Column
+from analysis.blocks import Block, Column, bases
 from analysis.differences import Difference, RowRuns, difference
+from analysis.facts import NONE
 from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
@@ -39,6 +40,14 @@ class Finding:
     p_within: float = math.nan
     """of a difference within the margin, adjusted likewise"""
     verdict: Verdict = "not tested"
+    fallback: bool = False
+    """whether the row's own base is not there, and another row stands in its place"""
+
+    @property
+    def told(self) -> str:
+        """The verdict in a word, and whether it is one of few seeds."""
+        few = self.verdict != "not tested" and self.difference is not None and self.difference.few
+        return f"{self.verdict} (few seeds)" if few else self.verdict
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,35 @@ def findings(block: Block, question: Question) -> list[Finding]:
     return judged(found, question.margin)
 
 
+def of_rows(rows: Sequence[RowRuns], margin: float, when: str = "last") -> list[Finding]:
+    """The rows of a table on one data set, each against its base; they are a family of their own.
+
+    The base is what a row is put around, of an upstream ``none``. Where that is not in the table it
+    is the first row of which the same holds, and ``none`` has none.
+    """
+    names = {row.name: row for row in rows}
+    own = {row.name: _own_base(row, names) for row in rows}
+    first = next(name for name, base in own.items() if not base)
+    found = []
+    for row in rows:
+        base = own[row.name] or first
+        if row.name not in (base, NONE):
+            made = difference(row, names[base], HEADLINE, when)
+            column = next((each.run.benchmark for each in row.records), "")
+            found.append(Finding(row.name, base, column, made, fallback=not own[row.name]))
+    return judged(found, margin)
+
+
+def _own_base(row: RowRuns, there: Container[str]) -> str:
+    known = row.records[0].facts.bases if row.records else bases(row.name)
+    return next((name for name in known if name in there and name != row.name), "")
+
+
 def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
     """The findings with p-values adjusted over all that can be tested, and their verdicts.
 
     better, worse: different from 0 after Holm. equivalent: within the margin after Holm, be it
-    different from 0 or not. undecided: neither. not tested: fewer than four seeds, a repeat of
-    folds that is not whole, one test patient alone, or equal predictions.
+    different from 0 or not. undecided: neither. not tested: what ``Difference.untested`` says.
     """
     tested = [
         (place, each.difference.variances)
@@ -124,8 +156,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
-            f"with fewer than {INFERENCE_SEEDS} seeds, no whole repeat of folds, one test patient, "
-            "or equal predictions, somewhere nothing is inferred"
+            f"some comparison is not tested (fewer than {INFERENCE_SEEDS} seeds, a repeat of folds "
+            "that is not whole, one test patient, or equal predictions)"
         )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
@@ -204,7 +236,7 @@ def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[flo
 class Best(NamedTuple):
     """The row of the highest mean of a column, empty where none has a result, and the others.
 
-    Where rows have four seeds, it is one of these.
+    Where rows have three seeds, it is one of these.
     """
 
     top: str
@@ -212,7 +244,7 @@ class Best(NamedTuple):
     """not told apart from it, corrected for every pair of the tested rows of the column: which row
     is the top one depends on the same numbers"""
     untested: frozenset[str]
-    """fewer than four seeds in common with it, or one test patient: neither tied nor told apart"""
+    """fewer than three seeds in common with it, or one test patient: neither tied nor not"""
     detectable: tuple[float, ...] = ()
     """the smallest difference to it that would have been found, of each row that was tested"""
 
@@ -240,7 +272,7 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
 
 
 def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
-    """Names, ranks and number of the data sets with results, of rows with four seeds on each."""
+    """Names, ranks and number of the data sets with results, of rows with three seeds on each."""
     columns = [column for column in block.columns if column.done]
     found = {
         entry.name: [scores(column.rows[entry.name]) for column in columns]

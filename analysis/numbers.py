@@ -37,6 +37,12 @@ def bounds(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval.low:+.2f} to {interval.high:+.2f}"
 
 
+def estimated(value: float, interval: Interval | None) -> str:
+    """``-8.92 [-10.05, -7.80]``: an estimate with its interval, where there is one."""
+    ends = "" if interval is None else f" [{signed(interval.low)}, {signed(interval.high)}]"
+    return signed(value) + ends
+
+
 def p_value(p: float) -> str:
     """A p-value with three digits; below .001 only that."""
     if math.isnan(p):

@@ -92,7 +92,7 @@ def assured(variances: Crossed, seeds: int, effect: float, level: float) -> floa
 
 
 def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int | None:
-    """The fewest seeds, from four to a thousand, with which an effect is found; None: too few."""
+    """The fewest seeds, from three to a thousand, with which an effect is found; None: too few."""
     if assured(variances, MOST_SEEDS, effect, level) < wanted:
         return None
     low, high = INFERENCE_SEEDS - 1, MOST_SEEDS

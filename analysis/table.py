@@ -9,10 +9,10 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from markupsafe import Markup, escape
-from tabulate import tabulate
 
 Mark = Literal["", "best", "tied"]
 
@@ -132,8 +132,8 @@ def latex_text(text: str) -> str:
     )
 
 
-WIDTH = 110
-"""Letters a line of the remarks below a table."""
+WIDTH = 100
+"""Letters a line of what a terminal shows."""
 
 
 def wrapped(text: str) -> str:
@@ -149,11 +149,23 @@ def text(made: Table) -> str:
     for group in made.groups:
         body += [[group.heading]] if group.heading else []
         body += [[_in_words(cell) for cell in row] for row in group.rows]
-    align = ["left", *["right"] * (len(made.head) - 1)]
-    grid = tabulate(
-        body, headers=made.head, tablefmt="simple", colalign=align, disable_numparse=True
-    )
-    return "\n".join([made.title, grid, *map(wrapped, made.notes)])
+    return "\n".join([made.title, *_grid(made.head, body), *map(wrapped, made.notes)])
+
+
+def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns that are as wide as need be; a cell may have several lines."""
+    full = [[*row, *[""] * (len(head) - len(row))] for row in (head, *body)]
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n"))
+        for column in zip(*full, strict=True)
+    ]
+    lines = []
+    for row in full:
+        for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            first, *others = zip(parts, widths, strict=True)
+            texts = [first[0].ljust(first[1]), *(part.rjust(width) for part, width in others)]
+            lines.append("  ".join(texts).rstrip())
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
 def _in_words(cell: TableCell) -> str:

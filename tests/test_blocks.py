@@ -265,13 +265,13 @@ def made(estimate: float, sd: float, seeds: int = 10) -> Finding:
     d = rng.normal(0, sd, (seeds, 400))
     d += estimate - d.mean()
     variances = stats.crossed(d)
-    interval = variances.interval() if seeds >= 4 else None
+    interval = variances.interval() if seeds >= 3 else None
     one = differences.Difference(estimate, seeds, interval, interval, 1.0, variances)
     return Finding("a", "b", "digits", one)
 
 
 def test_verdicts() -> None:
-    few = made(5, 1, seeds=3)
+    few = made(5, 1, seeds=2)
     listed = [made(2, 5), made(-2, 5), made(0.1, 0.5), made(0.4, 30), made(0.45, 0.05), few]
     got = judged(listed, 0.5)
     expected = ["better", "worse", "equivalent", "undecided", "equivalent", "not tested"]
@@ -280,6 +280,15 @@ def test_verdicts() -> None:
     assert got[4].p < 0.05 and np.isnan(got[5].p)
     missing = replace(few, difference=None)
     assert judged([missing], 0.5) == [missing]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [(2, "not tested"), (3, "better (few seeds)"), (9, "better (few seeds)"), (10, "better")],
+)
+def test_a_verdict_of_few_seeds_says_so(seeds: int, told: str) -> None:
+    (got,) = judged([made(5, 1, seeds)], 0.5)
+    assert got.told == told
 
 
 def test_over_data_sets(tmp_path: Path) -> None:
@@ -308,10 +317,10 @@ def test_over_data_sets(tmp_path: Path) -> None:
 
 
 def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path) -> None:
-    """Eight data sets would do for Wilcoxon's test and for ranks: three seeds do not."""
+    """Eight data sets would do for Wilcoxon's test and for ranks: two seeds do not."""
     for number in range(8):
         for method, skill in (("none", 0.2), ("mixup", 3.0), ("crop", 3.0)):
-            for seed in range(3 if method == "mixup" else 4):
+            for seed in range(2 if method == "mixup" else 4):
                 make_run(tmp_path, method, seed, skill, benchmark=f"npz{number}")
         make_run(tmp_path, "flip", benchmark=f"npz{number}")
     make_run(tmp_path, "none", benchmark="nothing", status="failed", reason="no room")
@@ -320,8 +329,8 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     over, reason = findings.overall(block, findings.findings(block, asked), 0.5)
     assert len(over) == 2 and all(np.isnan(each.p) for each in over)
     assert reason == (
-        "with fewer than 4 seeds, no whole repeat of folds, one test patient, or equal "
-        "predictions, somewhere nothing is inferred"
+        "some comparison is not tested (fewer than 3 seeds, a repeat of folds that is not whole, "
+        "one test patient, or equal predictions)"
     )
     alone = Question(family=(("crop", ""),))
     (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)
@@ -330,7 +339,7 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     assert ranked is not None and ranked[0] == ("none", "crop") and ranked[2] == 8
     table = tables.ranks_table(block, "ranks")
     assert table is not None
-    assert table.notes[-1] == "Left out, with fewer than 4 seeds on a data set: flip, mixup."
+    assert table.notes[-1] == "Left out, with fewer than 3 seeds on a data set: flip, mixup."
 
 
 def test_views_of_the_same_scans_are_one_data_set(tmp_path: Path) -> None:
@@ -379,7 +388,7 @@ def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
         assert sorted(detectable) == sorted(each.detectable for each in made if each)
     few = replace(
         block.columns[0],
-        rows={n: replace(r, records=r.records[:3]) for n, r in block.columns[0].rows.items()},
+        rows={n: replace(r, records=r.records[:2]) for n, r in block.columns[0].rows.items()},
     )
     top, tied, untested, _ = findings.best(few, ["none", "mixup", "crop"], "accuracy")
     assert not tied and {top, *untested} == {"none", "mixup", "crop"}

@@ -379,10 +379,11 @@ def test_the_population_interval_of_a_table_is_that_of_patients(
 
 def test_a_table_says_once_that_patients_are_the_units(tmp_path: Path) -> None:
     rows = rows_with_patients(tmp_path / "known", GROUPS)
-    text = " ".join(as_text(rows).split())
+    text = " ".join(as_text(rows, verbose=True).split())
+    assert "95 % CI: other seeds and patients." in text
     assert "population: other seeds and other patients." in text
     assert text.count("the 60 test images are of 12 patients") == 1
-    blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None)).split())
+    blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None), verbose=True).split())
     assert "other seeds and other images." in blind and "patient" not in blind
 
 
@@ -418,11 +419,14 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     assert made.training is not None
     text = " ".join(as_text(rows).split())
     assert "all test images are of one patient, so nothing is inferred of others" in text
+    ends = f"[{made.training.low:+.2f}, {made.training.high:+.2f}]"
+    assert f"{made.estimate:+.2f} {ends} not tested" in text
+    assert "95 % CI: other seeds alone." in text
     block = block_of(rows)
     (found,) = findings.findings(block, Question())
     assert found.verdict == "not tested"
     assert sentences.finding(found, 0.5, 1).endswith(
-        "over 6 seeds; as all test images are of one patient, nothing is inferred."
+        "over 6 seeds; not tested, as all test images are of one patient."
     )
     text = plan.plan(list(block.done), Question(), 0.5, 0.8)
     assert "(of two patients or more, where these are known), so no variance is known." in text

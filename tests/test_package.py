@@ -1,10 +1,12 @@
 """What an installed augbench offers: its module, its version, the shipped studies, its needs."""
 
+import re
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -34,6 +36,32 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert list(frame["status"]) == ["done"] * 4
     assert frame["accuracy"].between(0, 1).all() and frame["auc"].between(0, 1).all()
     return out
+
+
+def test_the_printed_numbers_are_those_of_the_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+    options: dict[str, Any] = {**SMALL, "seeds": 3, "jobs": 1, "out": tmp_path}
+    frame = augbench.compare(methods=["none", "crop"], **options)
+    shown = capsys.readouterr().out
+    by_row = dict(list(frame.groupby("row")))
+    differences = [
+        100 * (ours - theirs)
+        for ours, theirs in zip(
+            *(by_row[name].sort_values("seed")["accuracy"] for name in ("crop", "none")),
+            strict=True,
+        )
+    ]
+    for name, own in by_row.items():
+        scores = (100 * own[metric] for metric in ("accuracy", "auc"))
+        told = " +".join(f"{each.mean():.2f} ± {each.std(ddof=1):.2f}" for each in scores)
+        assert re.search(rf"^{name} +3 +{told}", shown, re.M)
+    (line,) = re.findall("^crop .*", shown, re.M)
+    assert f" {sum(differences) / 3:+.2f} [" in line and line.count("(few seeds)") == 1
+    capsys.readouterr()
+    augbench.compare(methods=["none", "crop"], verbose=True, **options)
+    assert capsys.readouterr().out.startswith(shown.partition("\nResults:")[0].rstrip())
 
 
 class TestModule:

@@ -71,7 +71,7 @@ def test_the_fewest_seeds_or_none() -> None:
     assert assured(given, count, 1.0, 0.95) >= 0.8 > assured(given, count - 1, 1.0, 0.95)
     # more than the estimates themselves would ask for, as they are those of ten seeds
     assert power(with_seeds(given, count), 1.0) > 0.82
-    assert seeds_needed(given, 50.0, 0.8, 0.95) == 4
+    assert seeds_needed(given, 50.0, 0.8, 0.95) == 3
     # 30 / sqrt(156) = 2.4 points from the images alone
     few_images = variances(1.5, 30.0, 20.0, 10, 156)
     assert seeds_needed(few_images, 1.0, 0.8, 0.95) is None

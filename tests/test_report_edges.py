@@ -80,8 +80,8 @@ def test_a_gain_without_a_control_that_could_explain_it_is_still_a_gain(tmp_path
         for method in ("lpa3(upstream=mixup)", "norm_noise(upstream=lpa3(upstream=mixup))"):
             make_run(tmp_path, method, seed, 0.2, test_rows=150)
     assert told_of(tmp_path) == [
-        f"digits: {SAFLEX} gains over mixup (after Holm); no control that could explain it has a "
-        "result."
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); no control that could "
+        "explain it has a result."
     ]
 
 
@@ -107,8 +107,8 @@ def test_a_control_that_is_right_on_the_same_images_leaves_no_gain(tmp_path: Pat
         for name in ("predictions.npz", "result.json"):
             shutil.copy(one / name, other / name)
     assert told_of(tmp_path) == [
-        f"digits: {SAFLEX} gains over mixup (after Holm); the control {SHUFFLED} is right on the "
-        "same images, seed by seed, so the gain is not the method's."
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {SHUFFLED} is "
+        "right on the same images, seed by seed, so the gain is not the method's."
     ]
 
 

@@ -165,6 +165,45 @@ def test_population_interval_covers_the_population_effect(seeds, seed_sd, item_s
     assert 0.93 <= covered / 4000 <= 0.975
 
 
+@pytest.mark.parametrize(("images", "harder"), [(156, 0.5), (624, 0.0)])
+def test_both_intervals_of_right_and_wrong_cover_from_three_seeds_on(images, harder):
+    """Outcomes are 0 and 1, unlike the effects of the model: hard images, seeds, and a method that
+    is better on some images and worse on others."""
+    generator = np.random.default_rng(images)
+    strata = (np.arange(images) < 0.27 * images).astype(int)
+
+    def chance(*effects):
+        return 1 / (1 + np.exp(-sum(effects)))
+
+    def images_of(n):
+        return generator.normal(2, 2, n), generator.normal(0.3, harder, n)
+
+    def seeds_of(shape):
+        return generator.normal(0, 0.2, (2, *shape))
+
+    hard, better = images_of(400_000)
+    one, other = seeds_of(hard.shape)
+    truth = float(np.mean(chance(hard, better, one) - chance(hard, other)))
+    population = training = 0
+    for _ in range(2000):
+        hard, better = images_of(images)
+        one, other = seeds_of((3, 1))
+        drawn = generator.random((2, 3, images))
+        right = drawn < np.stack([chance(hard, better, one), chance(hard, other)])
+        values = right[0] * 1.0 - right[1]
+        got = population_interval(values, strata)
+        population += got.low <= truth <= got.high
+        here = np.mean(chance(hard, better, GRID) - chance(hard, GRID))
+        got = training_interval(values.mean(axis=1))
+        training += got.low <= here <= got.high
+    assert population / 2000 >= 0.94
+    assert 0.935 <= training / 2000 <= 0.97
+
+
+GRID = stats.norm.ppf((np.arange(40)[:, None] + 0.5) / 40, scale=0.2)
+"""Effects of very many seeds."""
+
+
 @pytest.mark.parametrize("df", [4, 9, 29])
 def test_smallest_detectable_is_found_with_the_power_asked_for(df):
     generator = np.random.default_rng(df)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import metrics, records
+from analysis import comparison, findings, metrics, records
 from analysis.comparison import as_text
 from analysis.differences import RowRuns, advised, cost_ratio, difference
 from analysis.records import ATTACK, Record
@@ -104,15 +104,116 @@ def test_only_seeds_of_both_rows_are_paired() -> None:
     assert found == fewer
 
 
-@pytest.mark.parametrize(("seeds", "shown"), [(1, False), (2, False), (3, False), (4, True)])
-def test_three_seeds_draw_no_inference(seeds: int, shown: bool) -> None:
+@pytest.mark.parametrize(("seeds", "shown"), [(1, False), (2, False), (3, True), (4, True)])
+def test_intervals_and_verdicts_start_at_three_seeds(seeds: int, shown: bool) -> None:
     rows = [row("none", seeds, 0.5), row("mixup", seeds, 1.5)]
     found = difference(rows[1], rows[0], "accuracy")
     assert found is not None
     assert (found.training is not None) == (found.population is not None) == shown
     text = as_text(rows)
-    assert ("smoke test, not evidence" in text) != shown
-    assert ("training 95 % CI" in text) and (" to +" in text) == shown
+    assert ("intervals start at 3" in text) != shown
+    assert ("not tested" in text) != shown and ("better (few seeds)" in text) == shown
+    assert ("[" in line_of(text, "mixup")[4]) == shown
+
+
+def line_of(text: str, name: str) -> list[str]:
+    """The cells of a row of the printed table, without those that are empty."""
+    line = next(line for line in text.splitlines() if re.match(rf"{re.escape(name)}  ", line))
+    return re.split(r" {2,}", line)
+
+
+def test_the_printed_table_has_the_numbers_of_the_records_and_the_leading_interval() -> None:
+    rows = [row("none", 12, 0.5), row("mixup", 12, 1.5), row("crop", 12, 0.51)]
+    text = as_text(rows)
+    for each in rows:
+        name, count, accuracy, auc, *rest, cost = line_of(text, each.name)
+        assert (name, count) == (each.name, "12")
+        for cell, metric in ((accuracy, "accuracy"), (auc, "auc")):
+            values = [100 * record.metric(metric) for record in each.records]
+            assert cell == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+        assert cost == f"{cost_ratio(each, rows[0]):.2f}"
+        found = difference(each, rows[0], "accuracy")
+        if each is rows[0]:
+            assert rest == []
+            continue
+        assert found is not None and found.population is not None
+        assert rest[0] == (
+            f"{found.estimate:+.2f} [{found.population.low:+.2f}, {found.population.high:+.2f}]"
+        )
+    (mixup, crop) = findings.of_rows(rows, 0.5)
+    assert line_of(text, "mixup")[5] == mixup.told == "better"
+    assert line_of(text, "crop")[5] == crop.told == "undecided"
+    assert mixup.p == pytest.approx(2 * mixup.difference.variances.p_zero(), rel=1e-6)  # type: ignore[union-attr]
+
+
+SAFLEX = "saflex(preset=stable, upstream=randaugment)"
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 10])
+def test_a_table_of_long_names_fits_a_terminal_and_says_what_it_is_in_three_lines(
+    seeds: int,
+) -> None:
+    names = ["none", "randaugment", SAFLEX, "none@train", f"none [passes of {SAFLEX}]"]
+    rows = [row(name, seeds, 0.5 + place) for place, name in enumerate(names)]
+    long = [replace(row, upstream="randaugment") if row.name == SAFLEX else row for row in rows]
+    text = as_text(long)
+    assert max(map(len, text.splitlines())) <= 100
+    table = text.partition("Test scores")[2]
+    assert "  upstream=randaugment)" in table and "none [passes of" in table
+    notes = table.partition("difference: ")[2].splitlines()
+    assert len(notes) == 3 and all(len(line) <= 100 for line in notes)
+    assert notes[0] == (
+        "points of accuracy over the upstream (or none); 95 % CI: other seeds and test images."
+    )
+
+
+def test_each_row_is_set_beside_its_own_base() -> None:
+    names = ["none", "randaugment", SAFLEX, "none@train", f"none [passes of {SAFLEX}]"]
+    rows = [row(name, 4, 0.5 + place) for place, name in enumerate(names)]
+    found = {each.row: each for each in findings.of_rows(rows, 0.5)}
+    assert {name: each.base for name, each in found.items()} == {
+        "randaugment": "none", SAFLEX: "randaugment", "none@train": "none", names[4]: "none",
+    }  # fmt: skip
+    assert not any(each.fallback for each in found.values())
+    for name, base in (("randaugment", 0), (SAFLEX, 1)):
+        assert found[name].difference == difference(rows[names.index(name)], rows[base], "accuracy")
+    # Without none the first row that has no base takes its place.
+    (one, other) = findings.of_rows([rows[2], rows[1], row("crop", 4, 1.0)], 0.5)
+    assert (one.row, one.base, one.fallback) == (SAFLEX, "randaugment", False)
+    assert (other.row, other.base, other.fallback) == ("crop", "randaugment", True)
+    text = as_text([row("crop", 4, 1.0), rows[1], rows[2]])
+    assert "difference: points of accuracy over the upstream (or crop);" in text
+    assert "over randaugment; 95 %" in as_text([rows[1], row("crop", 4, 1.0)])
+
+
+def test_a_margin_decides_what_is_equivalent() -> None:
+    rows = [row("none", 4, 3.0), row("mixup", 4, 3.1)]
+    assert line_of(as_text(rows, margin=20), "mixup")[5] == "equivalent (few seeds)"
+    assert "equivalent: within 20 points" in as_text(rows, margin=20)
+    assert line_of(as_text(rows), "mixup")[5] != "equivalent (few seeds)"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (SAFLEX, "saflex(preset=stable,\n  upstream=randaugment)"),
+        (f"none [passes of {SAFLEX}]",
+         "none [passes of\n  saflex(preset=stable,\n  upstream=randaugment)]"),
+        ("crop(pad=4)+flip+mixup(alpha=0.2)", "crop(pad=4)+flip+\n  mixup(alpha=0.2)"),
+        ("a" * 40, "a" * 40),
+    ],
+)  # fmt: skip
+def test_a_long_name_is_broken_where_a_reader_would(name: str, expected: str) -> None:
+    assert comparison.folded(name, 24) == expected
+
+
+def test_more_stands_in_the_verbose_tables_alone() -> None:
+    rows = [row("none", 10, 0.5), row("mixup", 10, 1.5)]
+    brief, full = as_text(rows), as_text(rows, verbose=True)
+    for told in ("detectable", "training 95 % CI", "ECE", "passes/row", "s/epoch", "select AUC"):
+        assert told not in brief and told in full
+    assert full.startswith(brief)
+    assert "mixup over none" in full and "Differences in test AUC" in full
 
 
 def test_cost_ratio_is_the_median_over_paired_seeds() -> None:
@@ -142,9 +243,9 @@ def test_what_a_reader_must_know_stands_below() -> None:
     rows = [row("none", 10, 0.5), row("mixup", 10, 1.5)]
     rows[0].records[0].result["data"]["verified"] = False
     text = as_text(rows)
-    assert "Caveat: the same lesion in train and test." in text
+    assert "Caveat     the same lesion in train and test\n" in text
     assert "UNVERIFIED DATA" in text
-    assert "10 seeds; 30 are advised for 60 test rows." in text
+    assert "Seeds      10; 30 are advised for 60 test rows\n" in text
     assert "last epoch" in text and "equal steps" in text
     assert "a machine" in text
 
@@ -154,7 +255,7 @@ def test_heading_tells_what_differs_from_the_preset() -> None:
     training = replace(made.run.training, weight_decay=0.3, precision="bfloat16")
     changed = replace(made, run=replace(made.run, training=training))
     object.__setattr__(changed, "made", made.predictions["test_last_logits"])
-    text = as_text([RowRuns("none", "none", (changed,))])
+    text = " ".join(as_text([RowRuns("none", "none", (changed,))]).split())
     assert "preset medmnist, weight_decay 0.3, precision bfloat16" in text
 
 
@@ -162,9 +263,8 @@ def test_a_select_auc_of_rows_that_were_trained_on_is_not_shown() -> None:
     rows = [row("none", 2, 0.5), row("head_refit", 2, 1.5)]
     for each in rows[1].records:
         each.result["data"]["select_trained"] = True
-    lines = as_text(rows).splitlines()
-    (line,) = [line for line in lines if line.startswith("head_refit") and "±" in line]
-    assert "trained on it" in line
+    lines = as_text(rows, verbose=True).partition("select AUC")[2].splitlines()
+    assert "trained on it" in next(line for line in lines if line.startswith("head_refit"))
 
 
 def test_nothing_done_is_said() -> None:
@@ -179,14 +279,14 @@ def test_selected_epoch_where_it_is_not_offered() -> None:
 
 def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
     rows = [row("none", 3, 0.5), row("lpa3", 3, 0.6), row("lpa3(warmup=9)", 3, 0.7)]
-    assert "Attacked rows" not in as_text(rows)
+    assert "Attacked rows" not in as_text(rows, verbose=True)
     attacked = dict.fromkeys(ATTACK, 0.5) | {"attack_prediction_kept": 0.875}
     for number, each in enumerate(rows[1].records):  # the first epoch is a warm-up
         later = attacked | {"attack_distance": 0.25 * number}
         each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}, {"log": later}]
     for each in rows[2].records:
         each.__dict__["lines"] = [{"log": {"attack_selected": 0.0}}] * 2
-    lines = as_text(rows).split("Attacked rows")[1].splitlines()
+    lines = as_text(rows, verbose=True).split("Attacked rows")[1].splitlines()
     found = [re.split(r"  +", line) for line in lines if line.startswith("lpa3")][:2]
     assert found[0] == ["lpa3", "3", "25.0", "50.0", "87.5", "50.0", "50.0", "0.250", "0.500"]
     assert found[1] == ["lpa3(warmup=9)", "3", "0.0", *["n/a"] * 6]
@@ -198,25 +298,25 @@ def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:
 def test_a_cost_ratio_needs_the_upstream_in_the_table() -> None:
     upstream = replace(row("saflex(upstream=crop)", 4, 1.5), upstream="crop")
     shown = as_text([row("none", 4, 0.5), upstream])
-    (line,) = [each for each in shown.split("\n\n")[1].splitlines() if "saflex" in each]
-    assert line.split()[-2:] == ["n/a", "2.00"]
+    assert line_of(shown, "saflex(upstream=crop)")[-1] == "n/a"
 
 
 def test_the_calibration_error_stands_beside_accuracy() -> None:
     rows = [row("none", 3, 0.5)]
-    line = next(line for line in as_text(rows).splitlines() if line.startswith("none"))
+    shown = as_text(rows, verbose=True).partition("test ECE")[2]
+    line = next(line for line in shown.splitlines() if line.startswith("none"))
     ece = [each.metric("ece") for each in rows[0].records]
     assert f"{np.mean(ece):.3f} ± {np.std(ece, ddof=1):.3f}" in line
 
 
 def test_how_wrong_labels_were_found_is_told_of_the_rows_that_learned() -> None:
     rows = [row("none", 3, 0.5), row("autodo", 3, 0.6), row("l2rw", 3, 0.7)]
-    assert "Wrong labels found" not in as_text(rows)
+    assert "Wrong labels found" not in as_text(rows, verbose=True)
     for seed, each in enumerate(rows[1].records):
         auc = 0.7 + 0.1 * seed
         each.result["detection"] = {"weight_auc": auc, "corrected": 0.02, "spoiled": 0.0}
     rows[2].records[0].result["detection"] = {"weight_auc": 0.9}
-    lines = as_text(rows).split("Wrong labels found")[1].splitlines()
+    lines = as_text(rows, verbose=True).split("Wrong labels found")[1].splitlines()
     found = [re.split(r"  +", line) for line in lines[5:8]]
     assert found[0] == ["autodo", "3", "0.800 ± 0.100", "2.00 ± 0.00", "0.00 ± 0.00"]
     assert found[1] == ["l2rw", "1", "0.900", "n/a", "n/a"] and found[2] == [""]
@@ -241,7 +341,8 @@ def test_over_folds_the_interval_is_that_of_repeated_cross_validation() -> None:
     se = np.std(values, ddof=1) * np.sqrt(1 / 10 + 60 / 210)
     low, high = scipy_stats.t.interval(0.95, 9, np.mean(values), se)
     assert (made.population.low, made.population.high) == pytest.approx((low, high))
-    shown = as_text([base, ours])
+    assert "95 % CI: repeated 5-fold cross-validation." in as_text([base, ours])
+    shown = " ".join(as_text([base, ours], verbose=True).split())
     assert "seed s on fold s mod 5" in shown and "detectable: the smallest" in shown
     assert "other seeds on these test images" not in shown
 
@@ -252,9 +353,8 @@ def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
     assert made is not None and made.population is None and made.variances is None
     assert made.seeds == 9 and np.isnan(made.detectable)
     shown = as_text([base, replace(ours, records=ours.records[:9])])
-    assert "mixup: a repeat of the 5 folds is not whole, so nothing is inferred." in shown
-    assert "none: a repeat" not in shown
-    assert "9 seeds; 30 are advised for 60 test rows." in shown
+    assert "mixup: not tested, as a repeat of the 5 folds is not whole" in shown
+    assert "Seeds      9; 30 are advised for 60 test rows" in shown
 
 
 def test_seeds_that_are_advised_are_whole_repeats() -> None:

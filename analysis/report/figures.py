@@ -18,11 +18,12 @@ from analysis.blocks import (
     Column,
     Entry,
 )
-from analysis.differences import RowRuns, difference
+from analysis.differences import RowRuns
 from analysis.facts import NONE, call_in
-from analysis.findings import Finding, mean_ranks, scores
+from analysis.findings import Finding, mean_ranks, of_rows, scores
 from analysis.labels import labelled
 from analysis.numbers import POINTS
+from analysis.question import MARGIN
 from analysis.records import Record
 from analysis.report import plots
 from analysis.report.plots import (
@@ -38,7 +39,7 @@ from analysis.report.plots import (
     forest,
 )
 from analysis.report.tables import folds_note, patients_note, variants
-from analysis.stats import Interval
+from analysis.stats import INFERENCE_SEEDS, Interval
 from methods.naming import call_of, render
 
 LONG = 12
@@ -64,7 +65,7 @@ class Figure:
 
 
 def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None:
-    """Draw test accuracy of rows on one benchmark, and their differences to the first row.
+    """Draw test accuracy of rows on one benchmark, and the differences of their table.
 
     A long upstream that several rows share is called U; rows whose method declares a label stand
     under it.
@@ -72,15 +73,16 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
     Raises:
         ValueError: no run has ended with a result.
     """
-    rows = labelled(rows, {})
+    against = {each.row: each.difference for each in of_rows(rows, MARGIN, when)} if rows else {}
+    given, rows = rows, labelled(rows, {})
     done = [record for row in rows for record in row.records if record.done]
     if not done:
         raise ValueError("no run has ended with a result")
     upstream = common_upstream(rows)
     names = [row.name.replace(upstream, "U") if upstream else row.name for row in rows]
     bars = []
-    for row, name in zip(rows, names, strict=True):
-        found = difference(row, rows[0], "accuracy", when) if row is not rows[0] else None
+    for row, one, name in zip(rows, given, names, strict=True):
+        found = against.get(one.name)
         accuracies = [
             POINTS * each.metric("accuracy", when=when) for each in row.by_seed().values()
         ]
@@ -97,7 +99,6 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
     seeds = len({record.run.seed for record in done})
     forest(
         bars,
-        base=names[0],
         title=f"{run.benchmark}, {run.model}, {run.training.epochs} epochs, protocol "
         f"{run.protocol}, {seeds} seeds",
         note=f"U = {upstream}" if upstream else "",
@@ -217,7 +218,7 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
     names, note = drawing.short([f"{row} over {base}" for row, base in labels])
     plots.intervals(panels, names, drawing.margin, "points of accuracy", paths)
     few = all(span is None or span.population is None for _, spans in panels for span in spans)
-    told = "fewer than four seeds: no interval is drawn" if few else (
+    told = f"fewer than {INFERENCE_SEEDS} seeds: no interval is drawn" if few else (
         "thin: population (other seeds and images), thick: training (other seeds)"
     )  # fmt: skip
     cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])

@@ -194,10 +194,8 @@ class Bar(NamedTuple):
     population: tuple[float, float] | None
 
 
-def forest(
-    bars: Sequence[Bar], base: str, title: str, note: str, axis_name: str, path: Path
-) -> None:
-    """Seeds and means of each row, and its difference to ``base`` with both intervals."""
+def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Path) -> None:
+    """Seeds and means of each row, and its difference to its base with both intervals."""
     longest = max(len(bar.name) for bar in bars)
     size = (5.2 + 0.068 * longest, 1.5 + 0.27 * len(bars) + 0.14 * note.count("\n"))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -214,7 +212,8 @@ def forest(
     left.invert_yaxis()
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
     right.set_xlabel(
-        f"difference to {base}, points; 95 %:\nthick: other seeds, thin: and other images",
+        "difference to the upstream (or none), points; 95 %:\n"
+        "thick: other seeds, thin: and other images",
         fontsize=7.5,
     )
     right.axvline(0, lw=0.8, ls="--", color="0.4")

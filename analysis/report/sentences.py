@@ -70,26 +70,10 @@ def finding(each: Finding, margin: float, family: int) -> str:
     made = each.difference
     if made is None:
         return f"{start}: no seed has a result of both."
-    if made.folds and made.seeds >= INFERENCE_SEEDS and made.population is None:
+    if made.population is None:
         return (
-            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as a repeat of the "
-            f"{made.folds} folds is not whole, nothing is inferred."
-        )
-    if made.patients == 1 and made.seeds >= INFERENCE_SEEDS and made.population is None:
-        return (
-            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as all test images are of "
-            "one patient, nothing is inferred."
-        )
-    if made.variances is not None and not made.variances.se > 0:
-        return (
-            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; as their predictions "
-            "differ nowhere, or by the same everywhere, no variance is known and nothing is "
-            "inferred."
-        )
-    if made.population is None or each.verdict == "not tested":
-        return (
-            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; with fewer than "
-            f"{INFERENCE_SEEDS} seeds nothing is inferred."
+            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; not tested, as "
+            f"{made.untested}."
         )
     kind = f"repeated {made.folds}-fold" if made.folds else "population"
     told = (
@@ -121,13 +105,13 @@ def _verdict(each: Finding, made: Difference, interval: Interval, margin: float)
     if each.verdict == "equivalent" and made.variances is not None:
         other = ", though not 0" if each.p <= ALPHA else ""
         narrow = bounds(made.variances.interval(1 - 2 * ALPHA))
-        return f"equivalent: within the margin of {margin:g} (90 % CI {narrow}){other}."
+        return f"{each.told}: within the margin of {margin:g} (90 % CI {narrow}){other}."
     if each.verdict in ("better", "worse"):
         so = "beyond" if each.p_within <= ALPHA else "not shown to be beyond"
-        return f"{each.verdict}, {so} the margin of {margin:g}."
+        return f"{each.told}, {so} the margin of {margin:g}."
     held = interval.low <= 0 <= interval.high
     why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
-    told = f"undecided: {why}, and equivalence within {margin:g} is not shown either."
+    told = f"{each.told}: {why}, and equivalence within {margin:g} is not shown either."
     if math.isnan(made.detectable):
         return told
     return (
@@ -189,7 +173,7 @@ def controls(
                 rows.append(
                     [f"{entry.name} over {control}", column.name, made.seeds,
                      signed(made.estimate), bounds(made.population), number(made.detectable, 2),
-                     read]
+                     f"{read} (few seeds)" if made.few and read in SHOWN else read]
                 )  # fmt: skip
                 if not block.by_name[control].facts.dirty:
                     explained.append(_explained(control, read, margin))
@@ -217,6 +201,10 @@ def controls(
     return sentences, table(name, title, head, rows, notes)
 
 
+SHOWN = ("above", "same", "below", "open")
+"""Readings that an interval shows, of few seeds or of many."""
+
+
 def reading(made: Difference, margin: float) -> str:
     """above, below, same, open, identical, or not tested."""
     if made.variances is not None and not made.variances.se > 0 and made.estimate == 0:
@@ -237,7 +225,7 @@ def _gain(
     tested = family.get((row, base, column.name))
     if tested is not None:
         made, shown = tested.difference, tested.p <= ALPHA
-        known = "after Holm"
+        known = "after Holm, few seeds" if made is not None and made.few else "after Holm"
     else:
         made = difference(column.rows[row], column.rows[base], HEADLINE)
         shown = made is not None and made.population is not None and made.population.low > 0
@@ -271,8 +259,8 @@ def advice(block: Block) -> list[str]:
         wanted = advised(rows, column.done[0].folds)
         if min(counts) < INFERENCE_SEEDS:
             text = (
-                f"rows with {seeds(min(counts))} are a smoke test and no inference is drawn from "
-                f"them; {wanted} seeds are advised"
+                f"rows with {seeds(min(counts))} have no interval and no verdict; {wanted} seeds "
+                "are advised"
             )
         elif min(counts) < wanted:
             text = f"{seeds(min(counts))}; {wanted} are advised for {rows} test rows"

@@ -142,9 +142,9 @@ def _main_notes(
     known = [(column, found) for column in columns if (found := tops[column.name]) is not None]
     if known:
         notes.append(
-            "Bold: the highest mean of a column, of rows with four seeds where there are any, "
-            "control rows left out; in italics what is not told apart from it (population, 5 %, "
-            "corrected for all pairs of rows of a column)."
+            f"Bold: the highest mean of a column, of rows with {INFERENCE_SEEDS} seeds where there "
+            "are any, control rows left out; in italics what is not told apart from it "
+            "(population, 5 %, corrected for all pairs of rows of a column)."
         )
         few = [
             f"{_untested(block, column, found)} on {column.name}"
@@ -247,7 +247,7 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
     for each in found:
         *told, detectable = difference_cells(each.difference)
         label = f"{each.row} over {each.base}"
-        rows.append([label, each.column, *told, p_value(each.p), detectable, each.verdict])
+        rows.append([label, each.column, *told, p_value(each.p), detectable, each.told])
     head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
     count = sum(not math.isnan(each.p) for each in found)
@@ -410,7 +410,7 @@ def ablation_table(block: Block, name: str) -> Table | None:
 
 
 def ranks_table(block: Block, name: str) -> Table | None:
-    """Mean ranks over data sets; None below two data sets or two rows of four seeds on each."""
+    """Mean ranks over data sets; None below two data sets or two rows of three seeds on each."""
     found = mean_ranks(block)
     if found is None:
         return None

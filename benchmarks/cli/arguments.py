@@ -110,7 +110,7 @@ class RunCommand(Setting, Place):
 
 @dataclass(kw_only=True)
 class CompareCommand(Setting, Place):
-    """Compare methods over several seeds, each with the first; finished runs are reused.
+    """Compare methods over several seeds, each with its upstream; finished runs are reused.
 
     Example: augbench compare --benchmark breastmnist --methods none,crop,mixup --seeds 10
     """
@@ -129,6 +129,8 @@ class CompareCommand(Setting, Place):
     """add each method's upstream with as many passes, or as much time"""
     selection: Literal["last", "selected"] = "last"
     """epoch that is shown: the last, or the best by select AUC where that is offered"""
+    verbose: bool = False
+    """also show calibration, both intervals, detectable differences and more of the cost"""
     records: Annotated[Path | None, _default("none")] = None
     """also write a line for each run to this .csv file"""
     figure: Annotated[Path | None, _default("none")] = None
@@ -170,6 +172,8 @@ class SweepCommand:
     """data folder"""
     retry_failed: bool = False
     """run failed runs again"""
+    verbose: bool = False
+    """also show calibration, both intervals, detectable differences and more of the cost"""
     debug: bool = False
     """show the traceback of an error"""
 

@@ -70,7 +70,8 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         )
     problems = results.problems_of(outcomes)
     rows = [read for _, read in results.tables_of(work, problems)]
-    print("\n\n\n".join(comparison.as_text(read, command.selection) for read in rows))
+    texts = (comparison.as_text(read, command.selection, verbose=command.verbose) for read in rows)
+    print("\n\n\n".join(texts))
     print(f"\nResults: {root}")
     kept = [row for read in rows for row in read]
     _write(command, kept)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from analysis import comparison, differences, question, records, runs
+from analysis.numbers import bounds
 from analysis.question import FILE, STUDIES, Prediction
 from analysis.report import sentences
 from analysis.studyfile import StudyError
@@ -94,7 +95,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     finally:  # more runs have a name by now: equal budgets, winners of a search
         work.foresee()
         _remember(work)
-    return _told(plan, work, ledger, outcomes)
+    return _told(plan, work, ledger, outcomes, command.verbose)
 
 
 def _remember(work: Work) -> None:
@@ -217,7 +218,7 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
     return executors.carry_out(work, ledger, options, where_of(command, asked), begin)
 
 
-def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
+def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: bool) -> int:
     """Print what was found and what failed; the exit code."""
     wanted = work.cells()
     problems = results.problems_of(outcomes)
@@ -226,7 +227,7 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes) -> int:
     if work.searches:
         _print_searches(work, ledger.root)
     else:
-        _print_tables(work, problems)
+        _print_tables(work, problems, verbose)
     bad = [
         (label(cell), problems.get(cell.run.id) or statuses[cell.run.id].reason)
         for cell in wanted
@@ -259,14 +260,16 @@ def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
     return f"GPU memory of a run: {max(peaks):,.0f} MiB at most" if peaks else ""
 
 
-def _print_tables(work: Work, problems: dict[str, str]) -> None:
+def _print_tables(work: Work, problems: dict[str, str], verbose: bool) -> None:
     shown = results.tables_of(work, problems)
     if len(shown) > MOST_TABLES:
         names = "\n".join(f"  {experiment.name}" for experiment, _ in shown)
         print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
         return
     for _, read in shown:
-        print(f"\n{comparison.as_text(read, labels=work.plan.study.labelled())}")
+        study = work.plan.study
+        told = comparison.as_text(read, "last", study.margin, verbose, study.labelled())
+        print(f"\n{told}")
 
 
 def _print_searches(work: Work, root: Path) -> None:
@@ -327,8 +330,9 @@ def _fresh(each: RowSearch, values: search.Values, root: Path) -> tuple[str, dic
         return "no run on fresh seeds has ended", {"difference": math.nan}
     text = f"{found.estimate:+.2f} points of test {metric} over {found.seeds} fresh seeds"
     kept: dict[str, Any] = {"difference": found.estimate, "seeds": found.seeds}
+    if found.interval is not None:
+        text += f", 95 % CI {bounds(found.interval)}{' (few seeds)' if found.few else ''}"
     for name, interval in (("training", found.training), ("population", found.population)):
         if interval is not None:
-            text += f", {name} 95 % CI {interval.low:+.2f} to {interval.high:+.2f}"
             kept[name] = [interval.low, interval.high]
     return text, kept
