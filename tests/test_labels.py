@@ -162,7 +162,7 @@ def test_gce_is_affine_in_soft_targets_and_finite_at_the_edge() -> None:
 @pytest.mark.parametrize("method", [Balanced(), LogitAdjustment(), GeneralisedCrossEntropy()])
 def test_several_labels_are_refused_with_the_reason(method: Balanced) -> None:
     spec = Spec(rows=10, classes=3, shape=(1, 8, 8))
-    assert "one label a row" in method.supports(MultiLabel(), spec)
+    assert "one label per row" in method.supports(MultiLabel(), spec)
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,7 @@ def test_selected_epoch_is_the_earliest_best_by_select_auc() -> None:
     ("rows", "method", "trained", "reason"),
     [
         (199, "none", False, "199 rows"),
-        (210, "none", True, "trained something"),
+        (210, "none", True, "were used for training"),
         (210, "head_refit", False, "changes the network"),
     ],
 )
