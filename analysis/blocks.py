@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from analysis import labels
 from analysis.differences import RowRuns
-from analysis.facts import NONE, ROW, Facts, call_in, outer, put_around, undirty
+from analysis.facts import NONE, ROW, Facts, call_in, column_key, outer, put_around, undirty
 from analysis.labels import VARIANT, Labels
 from analysis.question import Question
 from analysis.records import Record
 from analysis.runs import Training, field_names
-from methods.naming import with_path
 
 CORRUPTIONS = ("noise", "imbalance")
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
@@ -292,12 +290,7 @@ def _base_training(
 
 def _column_name(record: Record) -> str:
     """The benchmark, and of a user's own file its name; dirty meta rows make no other one."""
-    return column_key(undirty(record.run.benchmark)[0], record.recorded.get("path") or "")
-
-
-def column_key(benchmark: str, path: str) -> str:
-    """A data set by its name, and where it is a user's own by that of its file."""
-    return with_path(benchmark, Path(path).name) if path else benchmark
+    return column_key(undirty(record.run.benchmark)[0], record.recorded.get("path"))
 
 
 def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Record]]) -> Block:

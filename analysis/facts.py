@@ -7,13 +7,14 @@ that were written without it, it is what methods of these names declare now.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 import methods
 from analysis.runs import CONFIG, Run
-from methods.naming import Call, NamingError, call_of, parse, render
+from methods.naming import Call, NamingError, call_of, parse, render, with_path
 
 ROW = "row"
 """The key in ``recorded``."""
@@ -127,3 +128,8 @@ def undirty(benchmark: str) -> tuple[str, bool]:
     if call is None or given.get("meta_noise") != given.get("noise"):
         return benchmark, False
     return render(call_of(call.name, {k: v for k, v in given.items() if k != "meta_noise"})), True
+
+
+def column_key(benchmark: str, path: str | None) -> str:
+    """A data set by its name, and where it is a user's own by that of its file."""
+    return with_path(benchmark, Path(path).name) if path else benchmark

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis import records, runs, versions
-from analysis.question import written
+from analysis.facts import column_key
+from analysis.question import as_written
 from analysis.runs import Extent, Run
-from methods.naming import NamingError, nearest, split, unknown, with_path
+from methods.naming import NamingError, nearest, split, unknown
 
 STATES = (*records.STATES, "interrupted", "running", "unreadable", "copy")
 VERSIONS = ("newest", "outdated")
@@ -56,12 +57,12 @@ def items(root: Path) -> list[Item]:
     def item(
         folder: Path, run: Run | None, recorded: Mapping[str, Any], state: str, reason: str
     ) -> Item:
-        name, path = run.benchmark if run else UNKNOWN, recorded.get("path")
+        name = run.benchmark if run else UNKNOWN
         holder = runs.holder_of(folder)
         return Item(
             folder=folder,
             run=run,
-            benchmark=with_path(name, Path(path).name) if path else name,
+            benchmark=column_key(name, recorded.get("path")),
             state="running" if holder else state,
             reason=holder or reason,
             version=VERSIONS[folder in old],
@@ -149,7 +150,7 @@ def choice(texts: Iterable[str]) -> Choice:
         known = CLOSED.get(key, ())
         if known and not any(matches(each, [value]) for each in known):
             raise unknown(key, value, known)
-        values.setdefault(key, []).append(_canonical(value))
+        values.setdefault(key, []).append(as_written(value))
     return Choice(values, seconds)
 
 
@@ -161,14 +162,6 @@ def _seconds(text: str) -> float:
             f"(m, h, d, w), got {text!r}"
         )
     return float(found[1]) * UNITS[found[2]]
-
-
-def _canonical(value: str) -> str:
-    """A name as runs have it; a pattern, and what is no name, as it is."""
-    try:
-        return written(value)
-    except NamingError:
-        return value
 
 
 def matches(text: str, patterns: Iterable[str]) -> bool:

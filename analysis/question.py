@@ -197,7 +197,7 @@ def read(root: Path, study: str = "") -> Question:
         margin=kept.margin,
         prediction=first.strip(),
         predictions=kept.predictions,
-        labels={_named(name): label for name, label in kept.labels.items()},
+        labels={as_written(name): label for name, label in kept.labels.items()},
         source=str(path.relative_to(root)),
         runs=ids,
     )
@@ -213,8 +213,8 @@ def comparison(entry: str) -> tuple[str, str]:
     return written(row), written(base) if over else ""
 
 
-def _named(name: str) -> str:
-    """A row or a benchmark as runs have it; one with the path of a user's file as it is."""
+def as_written(name: str) -> str:
+    """A row or a benchmark as runs have it; what cannot be read as a name as it is."""
     try:
         return written(name)
     except NamingError:

@@ -57,7 +57,7 @@ def execute(
 
     Raises:
         Interrupted: SIGINT, SIGTERM or ``stop``; the same call goes on from the checkpoint.
-        DataError: the data is unavailable; nothing is recorded.
+        DataError: the data are unavailable; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
     """

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import methods
 from analysis import facts, runs
-from analysis.blocks import column_key
+from analysis.facts import column_key
 from analysis.runs import Run, Training
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol

@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 
 import methods
 from analysis import blocks, runs
-from analysis.blocks import column_key
 from analysis.differences import advised
+from analysis.facts import column_key
 from analysis.question import OVER
 from analysis.runs import Training, row_parts
 from analysis.studyfile import StudyError

@@ -107,7 +107,7 @@ class RowSearch:
 
 
 def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
-    """Refuse a search whose choice would be noise, or whose rows or extra is unavailable.
+    """Refuse a search whose choice would be noise, or whose rows or extra are unavailable.
 
     Without ``fetch``, a data set that is not on this machine is not looked at.
 
