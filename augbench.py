@@ -5,6 +5,7 @@
 ``sweep``         carry out a study file, or a shipped study: a DataFrame of its runs
 ``records``       the runs of results folders as a DataFrame
 ``report``        write the page on a results folder
+``table``         the numbers of a paper's table as a DataFrame, and the table as a file
 ``build``         a method by name: ``build("crop+mixup(alpha=0.2)")``
 ``own_loop``      the context that a method needs in a training loop of one's own
 ``fit``           train one run on splits, in memory or with its checkpoints on disk
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         records,
         report,
         sweep,
+        table,
     )
     from benchmarks.data.splits import Splits
     from benchmarks.training.context import own_loop
@@ -60,6 +62,7 @@ __all__ = [
     "records",
     "report",
     "sweep",
+    "table",
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +83,7 @@ _PLACES = {
     "records": "benchmarks.api",
     "report": "benchmarks.api",
     "sweep": "benchmarks.api",
+    "table": "benchmarks.api",
 }
 
 

@@ -14,6 +14,7 @@ from analysis import stats
 from analysis.blocks import Block, Column, bases
 from analysis.differences import Difference, RowRuns, difference
 from analysis.facts import NONE
+from analysis.metrics import MEASURES, SHOWN
 from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
@@ -228,8 +229,9 @@ def _improvement(column: Column, found: Finding) -> float:
 
 
 def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[float]:
-    """A metric of each seed in points, where it is defined."""
-    values = [POINTS * each.metric(metric, when=when) for each in row.by_seed().values()]
+    """A metric of each seed where it is defined, in points where it is written in per cent."""
+    scale = POINTS if MEASURES[metric].percent else 1
+    values = [scale * each.metric(metric, when=when) for each in row.by_seed().values()]
     return [value for value in values if not math.isnan(value)]
 
 
@@ -250,13 +252,19 @@ class Best(NamedTuple):
 
 
 def best(column: Column, names: Sequence[str], metric: str) -> Best:
-    """The row of the highest mean, what is tied with it, and what is not tested."""
+    """The row of the best mean, what is tied with it, and what is not tested.
+
+    Of metrics whose spread is not known nothing is tested.
+    """
     means = {name: scores(column.rows[name], metric) for name in names}
     means = {name: values for name, values in means.items() if values}
     if not means:
         return Best("", frozenset(), frozenset())
     whole = [name for name, values in means.items() if len(values) >= INFERENCE_SEEDS]
-    top = max(whole or means, key=lambda name: float(np.mean(means[name])))
+    sign = -1 if MEASURES[metric].lower else 1
+    top = max(whole or means, key=lambda name: sign * float(np.mean(means[name])))
+    if metric not in SHOWN:
+        return Best(top, frozenset(), frozenset())
     others = [name for name in means if name != top]
     made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}
     tested = {
@@ -271,15 +279,18 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     return Best(top, tied, frozenset(others) - tested.keys(), detectable)
 
 
-def mean_ranks(block: Block) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
+def mean_ranks(
+    block: Block, metric: str = HEADLINE
+) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
     """Names, ranks and number of the data sets with results, of rows with three seeds on each."""
+    sign = -1 if MEASURES[metric].lower else 1
     columns = [column for column in block.columns if column.done]
     found = {
-        entry.name: [scores(column.rows[entry.name]) for column in columns]
+        entry.name: [scores(column.rows[entry.name], metric) for column in columns]
         for entry in block.compared
     }
     whole = {
-        name: [float(np.mean(values)) for values in listed]
+        name: [sign * float(np.mean(values)) for values in listed]
         for name, listed in found.items()
         if all(len(values) >= INFERENCE_SEEDS for values in listed)
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,37 @@ Bools = NDArray[np.bool_]
 
 KINDS = ("multi-class", "binary-class", "ordinal-regression", "multi-label")
 BINS = 15
-SHOWN = {"accuracy": "accuracy", "auc": "AUC"}
+
+
+class Measure(NamedTuple):
+    """How a metric is written in a table."""
+
+    name: str
+    percent: bool = True
+    """whether in per cent, else as it is"""
+    lower: bool = False
+    """whether lower is better"""
+
+    @property
+    def digits(self) -> int:
+        """after the point"""
+        return 2 if self.percent else 3
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy"),
+    "auc": Measure("AUC"),
+    "balanced_accuracy": Measure("balanced accuracy"),
+    "auprc": Measure("AUPRC"),
+    "nll": Measure("NLL", percent=False, lower=True),
+    "brier": Measure("Brier score", percent=False, lower=True),
+    "ece": Measure("ECE", percent=False, lower=True),
+    "ece_equal_mass": Measure("ECE (equal mass)", percent=False, lower=True),
+    "sensitivity_at_95_specificity": Measure("sensitivity at 95 % specificity"),
+    "quadratic_kappa": Measure("quadratic kappa", percent=False),
+}
+"""Metrics of ``evaluate`` that are one number, as tables write them."""
+SHOWN = {name: MEASURES[name].name for name in ("accuracy", "auc")}
 """Metrics with a main table, and their names there: ``item_values`` knows the spread of each."""
 
 

@@ -7,9 +7,9 @@ import io
 import re
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Literal
 
 from markupsafe import Markup, escape
@@ -43,6 +43,27 @@ class Table:
     head: tuple[str, ...]
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()
+    """of each column the head of its group of columns, which equal neighbours share; empty where
+    there is none"""
+    label: str = ""
+    """for references in LaTeX; that of the name unless given"""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The head of each column on one line, with that of its group."""
+        return tuple(
+            " ".join(filter(None, pair)) for pair in zip(self._above, self.head, strict=True)
+        )
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The heads of groups of columns with their widths, from left to right."""
+        return [(text, len(list(same))) for text, same in groupby(self._above)]
+
+    @property
+    def _above(self) -> tuple[str, ...]:
+        return self.above or ("",) * len(self.head)
 
 
 def cells(values: Sequence[object]) -> tuple[TableCell, ...]:
@@ -96,7 +117,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",  # \textquotedbl needs T1
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "-": r"-{}",  # so that two of them are no dash
@@ -149,7 +170,10 @@ def text(made: Table) -> str:
     for group in made.groups:
         body += [[group.heading]] if group.heading else []
         body += [[_in_words(cell) for cell in row] for row in group.rows]
-    return "\n".join([made.title, *_grid(made.head, body), *map(wrapped, made.notes)])
+    head = made.head
+    if any(made.above):
+        head = [f"{above}\n{name}" for above, name in zip(made.above, head, strict=True)]
+    return "\n".join([wrapped(made.title), *_grid(head, body), *map(wrapped, made.notes)])
 
 
 def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -159,13 +183,15 @@ def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         max(len(line) for cell in column for line in cell.split("\n"))
         for column in zip(*full, strict=True)
     ]
-    lines = []
-    for row in full:
+
+    def lines(row: Sequence[str]) -> Iterator[str]:
         for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
             first, *others = zip(parts, widths, strict=True)
             texts = [first[0].ljust(first[1]), *(part.rjust(width) for part, width in others)]
-            lines.append("  ".join(texts).rstrip())
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+            yield "  ".join(texts).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return [*lines(full[0]), rule, *(line for row in full[1:] for line in lines(row))]
 
 
 def _in_words(cell: TableCell) -> str:
@@ -175,7 +201,7 @@ def _in_words(cell: TableCell) -> str:
 def markdown(made: Table) -> str:
     """The table in GitHub's Markdown, its remarks as a list below."""
     lines = [f"**{markdown_text(made.title)}**", ""]
-    lines.append(_line([markdown_text(name) for name in made.head]))
+    lines.append(_line([markdown_text(name) for name in made.heads]))
     lines.append(_line([":--", *["--:"] * (len(made.head) - 1)]))
     for group in made.groups:
         if group.heading:
@@ -197,21 +223,34 @@ def _starred(cell: TableCell) -> str:
 
 SHORT = 22
 """Letters up to which a cell of an HTML table stays on one line."""
-NEEDED = r"% \usepackage[T1]{fontenc} \usepackage{textcomp,booktabs,graphicx}"
+NEEDED = r"% \usepackage{booktabs}"
+BESIDE = r"% graphicx shrinks a table that is too wide; [T1]{fontenc} has letters beyond English"
+ONE_COLUMN = 56
+"""Letters a line of a table that fits one of two columns of a page."""
 
 
 def latex(made: Table) -> str:
-    """The table for LaTeX with booktabs, no wider than the line."""
+    """The table for LaTeX with booktabs; one too wide for a column spans both.
+
+    With graphicx it is shrunk to the width of the line where it is wider.
+    """
     width = len(made.head)
+    body = [made.heads, *([cell.text for cell in row] for g in made.groups for row in g.rows)]
+    letters = sum(max(map(len, column)) + 2 for column in zip(*body, strict=True))
+    star = "*" if letters > ONE_COLUMN else ""
     lines = [
         "% In the preamble:",
         NEEDED,
-        r"\begin{table}",
+        BESIDE,
+        rf"\begin{{table{star}}}",
         r"\centering",
         rf"\caption{{{latex_text(made.title)}}}",
+        rf"\label{{{made.label or f'tab:{made.name}'}}}",
+        r"\providecommand{\resizebox}[3]{#3}%",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
         r"\toprule",
+        *_heads_above(made.spans),
         _ampersands([latex_text(name) for name in made.head]),
     ]
     for group in made.groups:
@@ -224,7 +263,20 @@ def latex(made: Table) -> str:
     if made.notes:
         lines.append(r"\par\smallskip\footnotesize\raggedright")
         lines += [latex_text(note) + r"\par" for note in made.notes]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return "\n".join([*lines, rf"\end{{table{star}}}", ""])
+
+
+def _heads_above(spans: Sequence[tuple[str, int]]) -> list[str]:
+    """The line of the heads of groups of columns with the rules below them; none without any."""
+    if not any(text for text, _ in spans):
+        return []
+    texts, rules, place = [], [], 1
+    for text, width in spans:
+        texts.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_text(text)}}}" if text else "")
+        texts += [""] * (0 if text else width - 1)
+        rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if text else []
+        place += width
+    return [_ampersands(texts), "".join(rules)]
 
 
 def _ampersands(texts: Sequence[str]) -> str:
@@ -246,7 +298,7 @@ def comma_separated(made: Table) -> str:
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["group", *(plain(name or made.title) for name in made.head)])
+    writer.writerow(["group", *(plain(name or made.title) for name in made.heads)])
     for group in made.groups:
         for row in group.rows:
             marked = map(_in_words, row)
@@ -257,7 +309,15 @@ def comma_separated(made: Table) -> str:
 def html(made: Table, wide: bool = False) -> Markup:
     """The table with every text escaped; cells name their column, for narrow screens."""
     start = '<table class="wide">' if wide else "<table>"
-    lines: list[str] = [start, f"<caption>{_shown(made.title)}</caption>", "<thead><tr>"]
+    lines: list[str] = [start, f"<caption>{_shown(made.title)}</caption>", "<thead>"]
+    if any(made.above):
+        heads = "".join(
+            f'<th colspan="{width}" scope="colgroup">{_shown(text)}</th>' if text
+            else f'<td colspan="{width}"></td>'
+            for text, width in made.spans
+        )  # fmt: skip
+        lines.append(f'<tr class="above">{heads}</tr>')
+    lines.append("<tr>")
     lines += [f'<th scope="col">{_shown(name)}</th>' for name in made.head]
     lines.append("</tr></thead>")
     for group in made.groups:
@@ -272,7 +332,7 @@ def html(made: Table, wide: bool = False) -> Markup:
             # A long name may break where a reader would break it.
             name = re.sub(r"([(,+=])", r"\1<wbr>", _emphasised(row[0]))
             lines.append(f'<tr><th scope="row">{name}</th>')
-            for name, cell in zip(made.head[1:], row[1:], strict=True):
+            for name, cell in zip(made.heads[1:], row[1:], strict=True):
                 kind = ' class="short"' if len(cell.text) <= SHORT else ""
                 lines.append(f'<td{kind} data-head="{_shown(name)}">{_emphasised(cell)}</td>')
             lines.append("</tr>")
@@ -280,6 +340,15 @@ def html(made: Table, wide: bool = False) -> Markup:
     lines.append("</table>")
     lines += [f'<p class="note">{_shown(note)}</p>' for note in made.notes]
     return Markup("\n".join(lines))  # every text in it went through escape
+
+
+def page(made: Table) -> str:
+    """The table as a file that a browser shows."""
+    title = _shown(made.title)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'
+        f"</head>\n<body>\n{html(made)}\n</body>\n</html>\n"
+    )
 
 
 def _shown(text: str) -> Markup:

@@ -14,6 +14,7 @@ from benchmarks.cli.arguments import (
     CompareCommand,
     ReportCommand,
     SweepCommand,
+    TableCommand,
     UsageError,
 )
 from methods.naming import unknown
@@ -25,7 +26,7 @@ OF_COMMANDS = ("debug", "dry_run", "init", "list")
 """Options that make sense on a command line alone."""
 FIRST = ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason"]
 """Columns of a table of runs, before its metrics."""
-AnyCommand = TypeVar("AnyCommand", CompareCommand, ReportCommand, SweepCommand)
+AnyCommand = TypeVar("AnyCommand", CompareCommand, ReportCommand, SweepCommand, TableCommand)
 
 
 def compare(
@@ -137,6 +138,29 @@ def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path
     from benchmarks.cli import report  # noqa: PLC0415 - loads matplotlib
 
     return report.write(_command(ReportCommand, {"runs": runs, "out": out, **options}))[0]
+
+
+def table(runs: str | Path, **options: Any) -> DataFrame:
+    """The numbers of a table of chosen rows, benchmarks and metrics, as ``augbench table`` has it.
+
+    ``options`` are those of the command with _ for -: ``rows="none=No Aug, mixup"``,
+    ``benchmarks="blood,derma"``, ``metrics="accuracy,auc"``; ``rows`` and ``benchmarks`` may be
+    lists of names, or dictionaries of names and labels. ``out`` also writes the table into a file.
+
+    Returns a line for each row, in columns (benchmark, metric, statistic) with the statistics
+    ``mean``, ``sd`` and ``n``: over seeds, in per cent where the table has them so.
+
+    Raises:
+        UsageError, NamingError, NoRuns: of ValueError; the message says what is expected.
+    """
+    from benchmarks.cli import table as tabulating  # noqa: PLC0415 - not for the help
+
+    for name in ("rows", "benchmarks"):
+        if isinstance(given := options.get(name), Mapping):
+            options[name] = ", ".join(f'{key}="{label}"' for key, label in given.items())
+        elif given is not None and not isinstance(given, str):
+            options[name] = ", ".join(given)
+    return tabulating.numbers(_command(TableCommand, {"runs": runs, **options}))
 
 
 def _command(kind: type[AnyCommand], options: Mapping[str, Any]) -> AnyCommand:

@@ -53,7 +53,7 @@ def split(text: str, separator: str = ",") -> list[str]:
     for position, character in enumerate(text):
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"":
+        elif character in "'\"" and not text[:position][-1:].isalnum():  # else an apostrophe
             quote = character
         elif character in "([{":
             depth += 1

@@ -15,7 +15,7 @@ from analysis.differences import difference
 from analysis.facts import put_around
 from analysis.findings import Finding, judged
 from analysis.question import Question
-from analysis.report import tables
+from analysis.report import results, tables
 from analysis.runs import Training
 from analysis.stats import population_interval
 from benchmarks.studies import cells
@@ -242,7 +242,7 @@ def test_a_cost_is_a_ratio_to_the_upstream_alone_or_to_nothing(tmp_path: Path) -
 
     def ratios() -> dict[str, str]:
         (block,) = read(tmp_path)
-        table = tables.main_table(block, "accuracy", "accuracy", False, "last")
+        table = results.main_table(block, "accuracy", "accuracy", False, "last")
         found = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
         cost = tables.cost_table(block, "cost")
         place = cost.head.index("ratio ↓")
@@ -413,7 +413,7 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
     assert found.untested == {"flip"} and {found.top, *found.tied} == {"mixup", "crop"}
     assert found.top == top
     short_block = replace(block, columns=tuple(made_of.values()))
-    table = tables.main_table(short_block, "accuracy", "accuracy", False, "last")
+    table = results.main_table(short_block, "accuracy", "accuracy", False, "last")
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
     assert line.endswith("folds) in common with it: flip on digits.")
-    assert any("in italics what is not told apart" in note for note in table.notes)
+    assert any("italics (tied) what is not significantly different" in note for note in table.notes)

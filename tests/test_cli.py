@@ -239,7 +239,7 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert (
         code == 2
         and "rum" in text
-        and "list, run, compare, sweep, predict, show, report, plan, runs, data" in text
+        and "list, run, compare, sweep, predict, show, report, table, plan, runs, data" in text
     )
 
 

@@ -17,7 +17,7 @@ from analysis.differences import RowRuns, difference
 from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.records import Damaged, Record, read
-from analysis.report import sentences, tables
+from analysis.report import results, sentences, tables
 from analysis.runs import Run, Training
 from analysis.stats import Crossed, crossed
 from benchmarks.data.carving import NotApplicable, carve
@@ -396,7 +396,7 @@ def test_a_report_and_a_plan_speak_of_patients(tmp_path: Path) -> None:
     rows = rows_with_patients(tmp_path, GROUPS)
     block = block_of(rows)
     assert block.columns[0].done[0].patients == 12
-    main = tables.main_table(block, "accuracy", "accuracy", False, "last")
+    main = results.main_table(block, "accuracy", "accuracy", False, "last")
     told = "digits: the 60 test images are of 12 patients, whose images are not independent: they "
     assert [note for note in main.notes if note.startswith(told)]
     found = findings.findings(block, Question())

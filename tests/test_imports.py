@@ -166,6 +166,7 @@ def test_torchvision_is_never_imported_at_import_time(module: str) -> None:
         ("analysis.facts", ("torch", "ray", "methods.base")),
         ("benchmarks.cli.listing", ("torch", "sklearn", "scipy")),
         ("analysis.comparison", ("torch", "ray", "matplotlib", "torchvision")),
+        ("benchmarks.cli.table", ("torch", "ray", "pandas", "torchvision", "kornia")),
         ("benchmarks.cli.report", ("torch", "ray", "torchvision", "kornia")),
         ("benchmarks.cli.runs", ("torch", "ray", "pandas", "matplotlib", "sklearn", "scipy")),
         (

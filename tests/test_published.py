@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis import blocks, records
-from analysis.report import published, tables
+from analysis.report import published, results
 from analysis.table import markdown
 from tests.made import make_run
 
@@ -34,7 +34,7 @@ def test_they_stand_beside_the_same_data_and_network_alone(tmp_path: Path) -> No
     assert [each is not None for each in mnist] == [True, False, True, False]
     saflex = rows["saflex over randaugment [saflex, table 1]"]
     assert [each is not None for each in saflex] == [False, False, True, False]
-    table = tables.main_table(block, "accuracy", "accuracy", True, "last")
+    table = results.main_table(block, "accuracy", "accuracy", True, "last")
     text = markdown(table)
     assert "Published numbers, not ours" in text and "95.11 ± 0.14" in text
     assert "epoch: best validation AUC" in text and "copied from lpa3 table 3" in text
@@ -44,5 +44,5 @@ def test_other_networks_have_none(tmp_path: Path) -> None:
     make_run(tmp_path, benchmark="pathmnist", model="small_cnn")
     (block,) = blocks.split(records.scan(tmp_path)[0])
     assert published.beside(block, "accuracy") == []
-    table = tables.main_table(block, "accuracy", "accuracy", True, "last")
+    table = results.main_table(block, "accuracy", "accuracy", True, "last")
     assert "No published accuracy of this network on these data sets." in table.notes

@@ -23,6 +23,7 @@ from analysis.question import Question
 from analysis.report import (
     figures,
     plots,
+    results,
     sentences,
     tables,
 )
@@ -330,7 +331,7 @@ def test_rows_of_an_equal_budget_tell_their_epochs_and_the_cost_of_whole_runs(
     )  # fmt: skip
     report(tmp_path, tmp_path / "out", ["csv", "md"])
     (block,) = blocks.split(records.scan(tmp_path)[0])
-    table = tables.main_table(block, "accuracy", "accuracy", False, "last")
+    table = results.main_table(block, "accuracy", "accuracy", False, "last")
     ratios = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
     row = "none [passes of lpa3]"
     assert ratios == {"none": "1.00", "lpa3": "4.00", row: "5.00"}

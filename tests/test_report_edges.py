@@ -14,7 +14,7 @@ import pytest
 from analysis import blocks, findings, records, runs
 from analysis.blocks import Block
 from analysis.question import Question
-from analysis.report import figures, sentences, tables
+from analysis.report import figures, results, sentences, tables
 from analysis.report.page import TABLES, report
 from analysis.report.plots import Front
 from tests.made import make_run
@@ -217,7 +217,7 @@ def test_numbers_of_folds_are_said_to_be_of_folds(tmp_path: Path) -> None:
     (note,) = tables.folds_note(block.columns)
     assert note.startswith("breastmnist(folds=5): repeated cross-validation")
     assert note in sentences.selection(block)
-    assert note in tables.main_table(block, "accuracy", "accuracy", False, "last").notes
+    assert note in results.main_table(block, "accuracy", "accuracy", False, "last").notes
     told = figures.MAKERS["differences"](
         figures._Drawing(block, found, 0.5), [tmp_path / "differences.png"]
     )

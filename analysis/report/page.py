@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from analysis.metrics import SHOWN
 from analysis.question import Question
 from analysis.report import (
     figures,
+    results,
     searches,
     sentences,
     tables,
@@ -168,7 +169,7 @@ def _made(
             *_remarks(root, asked, len(found) - len(plain), older),
             *sentences.unmatched(made, asked),
         ],
-        apart=_apart(made) if len(made) > 1 else None,
+        apart=tables.blocks_table(list(enumerate(made, start=1))) if len(made) > 1 else None,
         parts=parts,
         searches=_searches(root, study, out, suffixes),
         failures=tables.failures_table(found, unread, "failures"),
@@ -285,7 +286,7 @@ def _part(
         place = out / "figures" / folder
         place.mkdir(parents=True, exist_ok=True)
         drawn = figures.draw_all(block, found, asked.margin, place, suffixes)
-    main = [tables.main_table(block, metric, metric, with_published, "last") for metric in SHOWN]
+    main = [results.main_table(block, metric, metric, with_published, "last") for metric in SHOWN]
     offered = [
         column
         for column in block.columns
@@ -293,7 +294,7 @@ def _part(
     ]
     if offered:
         chosen = replace(block, columns=tuple(offered))
-        main.append(tables.main_table(chosen, "accuracy", "selected", False, "selected"))
+        main.append(results.main_table(chosen, "accuracy", "selected", False, "selected"))
     more = [
         tables.names_table(block, "names"),
         tables.differences_table(found, "differences", asked.margin) if found else None,
@@ -338,26 +339,6 @@ def _title(block: Block) -> str:
     if any(record.run.budget != "steps" for record in block.done):
         told += " (more in rows of an equal budget)"
     return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
-
-
-def _apart(made: Sequence[Block]) -> Table:
-    """What differs between blocks, so that nobody compares them unawares."""
-    differ = [key for key in made[0].setting if len({block.setting[key] for block in made}) > 1]
-    trainings = blocks.trained_apart(made)
-    rows = []
-    for number, block in enumerate(made, start=1):
-        own = [asdict(column.training) for column in block.columns]  # type: ignore[call-overload]
-        rows.append(
-            [
-                number,
-                ", ".join(column.name for column in block.columns),
-                *(block.setting[key] for key in differ),
-                *(", ".join(dict.fromkeys(str(each[key]) for each in own)) for key in trainings),
-                len(block.done),
-            ]
-        )
-    head = ["block", "data sets", *differ, *trainings, "runs"]
-    return table.table("blocks", "What differs between the blocks", head, rows)
 
 
 SAMPLES = "More of what the rows make of training images is drawn from the data, not from runs:"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from analysis.blocks import Block
-from analysis.facts import call_in, outer
+from analysis.blocks import Block, Entry
+from analysis.facts import NONE, call_in, outer
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,22 @@ def _dataset(name: str, setting: str) -> str:
     return f"{name}({', '.join(given)})" if given else name
 
 
-def beside(block: Block, metric: str) -> list[tuple[str, list[Printed | None]]]:
+def beside(
+    block: Block, metric: str, only: Sequence[Entry] | None = None
+) -> list[tuple[str, list[Printed | None]]]:
     """Rows of published numbers on the data sets of a block, a value or None a column.
 
     Of the same network, whatever its width, and of data sets of the same name, size and
-    corruption; a row is one method of one table.
+    corruption; a row is one method of one table. ``only``: of methods and upstreams of the same
+    names as these rows, whatever their arguments.
     """
+    names = None if only is None else {_name(entry) for entry in only}
     wanted = [_known(column.benchmark) for column in block.columns]
     network = outer(block.setting["model"])
     rows: dict[tuple[str, str, str], dict[str, Printed]] = {}
     for each in read(metric):
+        if names is not None and each.name not in names:
+            continue
         dataset = each.dataset + ("@224" if each.model.endswith("_224") else "")
         if each.model.removesuffix("_224") == network and dataset in wanted:
             rows.setdefault((each.source, each.table, each.name), {})[dataset] = each
@@ -87,6 +93,12 @@ def beside(block: Block, metric: str) -> list[tuple[str, list[Printed | None]]]:
         (f"{name} [{source}, table {table}]", [values.get(name) for name in wanted])
         for (source, table, name), values in rows.items()
     ]
+
+
+def _name(entry: Entry) -> str:
+    """A row as published numbers name it: ``saflex over mixup``."""
+    upstream = outer(entry.facts.upstream) if entry.facts.wraps else NONE
+    return outer(entry.method) + ("" if upstream == NONE else f" over {upstream}")
 
 
 def _known(benchmark: str) -> str:

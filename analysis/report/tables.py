@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -12,13 +13,13 @@ from analysis.blocks import (
     Block,
     Column,
     Entry,
+    trained_apart,
 )
 from analysis.contents import (
     ATTACKED,
     ATTACKS,
     DETECTED,
     attacks,
-    budgets,
     cost,
     detected,
     difference_cells,
@@ -27,14 +28,11 @@ from analysis.contents import (
 from analysis.differences import cost_ratio
 from analysis.facts import NONE, call_in
 from analysis.findings import (
-    Best,
     Finding,
     Overall,
-    best,
     mean_ranks,
     scores,
 )
-from analysis.metrics import SHOWN
 from analysis.numbers import (
     MISSING,
     bounds,
@@ -45,141 +43,18 @@ from analysis.numbers import (
     signed,
 )
 from analysis.records import Record, Unread
-from analysis.report import published
 from analysis.stats import INFERENCE_SEEDS
-from analysis.table import Group, Mark, Table, TableCell, cells, table
+from analysis.table import Group, Table, cells, table
 from methods.naming import Call, render
 
 LABELS = {"type": "device", "name": "hardware"}
 DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
 
 
-def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
-    """Methods by data sets: mean and standard deviation over seeds, in points."""
-    columns = block.columns
-    tops = {column.name: _best(column, block, metric, when) for column in columns}
-    usual = {column.name: max(_count(column, each, when) for each in block.entries)
-             for column in columns}  # fmt: skip
-
-    def row(entry: Entry) -> tuple[TableCell, ...]:
-        counts = [_count(column, entry, when) for column in columns]
-        values = []
-        for column in columns:
-            found = scores(column.rows[entry.name], metric, when)
-            text = mean_sd(found, 2)
-            if found and len(found) < usual[column.name]:
-                text += f" (n = {len(found)})"
-            values.append(TableCell(text, _mark(tops[column.name], entry.name)))
-        ratios = [_ratio(block, column, entry) for column in columns]
-        known = [ratio for ratio in ratios if not math.isnan(ratio)]
-        middle = number(float(np.median(known)), 2) if known else MISSING
-        return (TableCell(entry.name), TableCell(counted(counts)), *values, TableCell(middle))
-
-    def rows(entries: Sequence[Entry]) -> tuple[tuple[TableCell, ...], ...]:
-        # The last epoch shows what has no result; another epoch is a second look at what has one.
-        kept = [e for e in entries if when == "last" or any(_count(c, e, when) for c in columns)]
-        return tuple(row(entry) for entry in kept)
-
-    groups = [Group("", rows(block.compared))]
-    if rows(block.controls):
-        groups.append(Group("Control rows", rows(block.controls)))
-    notes = _main_notes(block, columns, tops)
-    if with_published:
-        printed = published.beside(block, metric)
-        body = tuple(
-            cells([label, "", *(_printed(each) for each in values), ""])
-            for label, values in printed
-        )
-        if body:
-            groups.append(Group("Published numbers, not ours", body))
-            notes += published.notes(printed)
-            notes.append(
-                "Published numbers are of networks of full width under their own training, and "
-                "how their epoch was selected differs: no difference to ours is tested."
-            )
-        else:
-            notes.append(f"No published {SHOWN[metric]} of this network on these data sets.")
-    head = ["", "n", *(f"{each.name}, % ↑" for each in columns), "cost ratio ↓"]
-    return Table(
-        name, f"Test {SHOWN[metric]}, %, mean ± standard deviation over n seeds; "
-        f"{_epoch(when)}", tuple(head), tuple(groups), tuple(notes),
-    )  # fmt: skip
-
-
-def _epoch(when: str) -> str:
-    return "last epoch" if when == "last" else "epoch of the best select AUC"
-
-
-def _count(column: Column, entry: Entry, when: str) -> int:
-    return len(scores(column.rows[entry.name], "accuracy", when))
-
-
-def _best(column: Column, block: Block, metric: str, when: str) -> Best | None:
-    names = [entry.name for entry in block.compared]
-    if when != "last" or len(names) < 2:
-        return None
-    found = best(column, names, metric)
-    column.forget()
-    return found
-
-
-def _mark(found: Best | None, name: str) -> Mark:
-    if found is None:
-        return ""
-    return "best" if name == found.top else "tied" if name in found.tied else ""
-
-
-def _ratio(block: Block, column: Column, entry: Entry) -> float:
+def ratio(block: Block, column: Column, entry: Entry) -> float:
     """The cost as a ratio to the upstream alone; nan where that was not run."""
     base = block.beside(entry, entry.facts.upstream)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
-
-
-def _main_notes(
-    block: Block, columns: Sequence[Column], tops: Mapping[str, Best | None]
-) -> list[str]:
-    notes = []
-    known = [(column, found) for column in columns if (found := tops[column.name]) is not None]
-    if known:
-        notes.append(
-            f"Bold: the highest mean of a column, of rows with {INFERENCE_SEEDS} seeds where there "
-            "are any, control rows left out; in italics what is not told apart from it "
-            "(population, 5 %, corrected for all pairs of rows of a column)."
-        )
-        few = [
-            f"{_untested(block, column, found)} on {column.name}"
-            for column, found in known
-            if found.untested
-        ]
-        if few:
-            notes.append(
-                f"Not tested against the best, with fewer than {INFERENCE_SEEDS} seeds (or one "
-                "test patient, or no whole repeat of folds) in common with "
-                f"it: {'; '.join(few)}."
-            )
-    found = [f"{column.name} {_told(top)}" for column, top in known if top.detectable]
-    if found:
-        notes.append(
-            "Smallest true difference to the best row of a column that would have been found with "
-            "80 % power, one comparison alone, in points, over the column's rows: "
-            f"{', '.join(found)}."
-        )
-    notes += [*folds_note(columns), *patients_note(columns)]
-    if block.controls:
-        notes.append(
-            "Control rows tell where a gain comes from; some are trained on other labelled rows."
-        )
-    notes.append(
-        "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
-        "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
-    )
-    notes += [
-        f"{column.name}: {text}" for column in columns for text in budgets(column.rows.values())
-    ]
-    alike: dict[str, list[str]] = {}
-    for column in columns:
-        alike.setdefault(training_text(column), []).append(column.name)
-    return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
 
 
 def folds_note(columns: Sequence[Column]) -> list[str]:
@@ -203,17 +78,6 @@ def patients_note(columns: Sequence[Column]) -> list[str]:
     return [f"{', '.join(names)}: {text}." for text, names in told.items()]
 
 
-def _told(top: Best) -> str:
-    low, high = (number(end(top.detectable), 2) for end in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
-def _untested(block: Block, column: Column, found: Best) -> str:
-    there = {entry.name for entry in block.compared if _count(column, entry, "last")}
-    every = found.untested == there - {found.top}
-    return "every other row" if every else ", ".join(sorted(found.untested))
-
-
 def names_table(block: Block, name: str) -> Table | None:
     """The full names behind labels; None where there are no labels."""
     pairs = [(entry.name, entry.row) for entry in block.entries]
@@ -233,12 +97,6 @@ def training_text(column: Column) -> str:
         rows = column.done[0].result["data"]["rows"]
         text += f"; {rows['select']} select and {rows['test']} test rows"
     return text
-
-
-def _printed(value: published.Printed | None) -> str:
-    if value is None:
-        return MISSING
-    return f"{value.mean:.2f}" + ("" if math.isnan(value.std) else f" ± {value.std:.2f}")
 
 
 def differences_table(found: Sequence[Finding], name: str, margin: float) -> Table:
@@ -314,7 +172,7 @@ def cost_table(block: Block, name: str) -> Table:
                         column.name,
                         len(own.by_seed()),
                         cost(own, "seconds_per_epoch", 2),
-                        number(_ratio(block, column, entry), 2),
+                        number(ratio(block, column, entry), 2),
                         cost(own, "charged_seconds", 1),
                         cost(own, "evaluation_seconds", 1),
                         cost(own, "passes_per_row", 2),
@@ -459,6 +317,27 @@ def _seeds(seeds: Sequence[int]) -> str:
     if len(kept) > 2 and kept == list(range(kept[0], kept[-1] + 1)):
         return f"{kept[0]} to {kept[-1]}"
     return ", ".join(map(str, kept))
+
+
+def blocks_table(numbered: Sequence[tuple[int, Block]]) -> Table:
+    """What differs between blocks, so that nobody compares them unawares."""
+    made = [block for _, block in numbered]
+    differ = [key for key in made[0].setting if len({block.setting[key] for block in made}) > 1]
+    trainings = trained_apart(made)
+    rows = []
+    for place, block in numbered:
+        own = [asdict(column.training) for column in block.columns]  # type: ignore[call-overload]
+        rows.append(
+            [
+                place,
+                ", ".join(column.name for column in block.columns),
+                *(block.setting[key] for key in differ),
+                *(", ".join(dict.fromkeys(str(each[key]) for each in own)) for key in trainings),
+                len(block.done),
+            ]
+        )
+    head = ["block", "data sets", *differ, *trainings, "runs"]
+    return table("blocks", "What differs between the blocks", head, rows)
 
 
 def versions_table(block: Block, name: str) -> Table:

@@ -283,6 +283,53 @@ class ReportCommand:
 
 
 @dataclass(kw_only=True)
+class TableCommand:
+    """Print one table for a paper: chosen rows, benchmarks and metrics, in this order.
+
+    Example: augbench table runs --rows "none=No Aug, mixup=Mixup" --benchmarks blood,derma
+    """
+
+    runs: Positional[Path]
+    """results folder"""
+    rows: Annotated[str, _default("all but control rows")] = ""
+    """rows, separated by commas; NAME=LABEL shows a row under a label"""
+    benchmarks: Annotated[str, _default("all")] = ""
+    """benchmarks, by name or a part of it that no other has; NAME=LABEL as for rows"""
+    metrics: str = "accuracy,auc"
+    """metrics, separated by commas; ece, brier, nll and others are not tested"""
+    format: Annotated[
+        Literal["text", "md", "tex", "csv", "html"] | None, _default("that of --out, else text")
+    ] = None
+    """how the table is written; tex needs the package booktabs alone"""
+    out: Annotated[Path | None, _default("none: print it")] = None
+    """file to write: .tex, .md, .csv, .html or .txt"""
+    caption: Annotated[str, _default("metrics, seeds, network and protocol")] = ""
+    """caption of the table"""
+    label: Annotated[str, _default("tab: and the name of the file")] = ""
+    """label for references in LaTeX"""
+    average: bool = False
+    """add the mean over the benchmarks"""
+    rank: bool = False
+    """add the mean rank over the benchmarks"""
+    published: bool = False
+    """show published numbers below ours, of the same methods where --rows names some"""
+    selection: Literal["last", "selected"] = "last"
+    """epoch to show: the last or, where offered, the one with the best select AUC"""
+    study: str = ""
+    """use only the runs of this study, one that augbench sweep has run there"""
+    model: Annotated[str, _default("the only one")] = ""
+    """network of the runs"""
+    protocol: Annotated[str, _default("the only one")] = ""
+    """protocol of the runs"""
+    block: Annotated[int | None, _default("the only one")] = None
+    """number of the block, where runs differ in more than network and protocol"""
+    all_versions: bool = False
+    """also show runs that a newer version of their code has replaced, as rows of their own"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(kw_only=True)
 class PlanCommand:
     """Estimate from finished runs how many seeds, and hours, would show a given difference.
 
@@ -343,6 +390,7 @@ Command = (
     | Annotated[PredictCommand, subcommand("predict")]
     | Annotated[ShowCommand, subcommand("show")]
     | Annotated[ReportCommand, subcommand("report")]
+    | Annotated[TableCommand, subcommand("table")]
     | Annotated[PlanCommand, subcommand("plan")]
     | Annotated[RunsCommand, subcommand("runs")]
     | Annotated[DataCommand, subcommand("data")]

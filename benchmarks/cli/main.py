@@ -26,6 +26,7 @@ from benchmarks.cli.arguments import (
     RunsCommand,
     ShowCommand,
     SweepCommand,
+    TableCommand,
     UsageError,
 )
 from benchmarks.running.codes import FAILURE, INTERRUPTED, USAGE
@@ -94,7 +95,9 @@ def run(arguments: list[str]) -> int:
         return _carry_out(command)
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
-        if isinstance(command, ReportCommand | PlanCommand | RunsCommand) and not str(stop):
+        if isinstance(
+            command, ReportCommand | TableCommand | PlanCommand | RunsCommand
+        ) and not str(stop):
             said = f"stopped. Start again with: {again}"
         else:
             kept = str(stop) or "stopped; finished work is kept"
@@ -130,6 +133,7 @@ def _carry_out(
     | ShowCommand
     | DataCommand
     | ReportCommand
+    | TableCommand
     | PlanCommand
     | RunsCommand,
 ) -> int:
@@ -137,6 +141,10 @@ def _carry_out(
         from benchmarks.cli import report
 
         return report.carry_out(command)
+    if isinstance(command, TableCommand):
+        from benchmarks.cli import table
+
+        return table.carry_out(command)
     if isinstance(command, RunsCommand):
         from benchmarks.cli import runs
 

@@ -1,0 +1,126 @@
+"""What a person chooses of the runs in a folder for one table: block, rows and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from analysis.blocks import Block, Column, Entry, bare
+from analysis.facts import outer
+from analysis.question import written
+from methods.naming import NamingError, unknown
+
+Kind = TypeVar("Kind", Entry, Column)
+Spelling = Callable[[str], str]
+"""The name that runs have for what a person writes."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Rows and data sets by name, each with its label (empty: its own); none: all."""
+
+    rows: Sequence[tuple[str, str]] = ()
+    benchmarks: Sequence[tuple[str, str]] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """of a block's setting, such as the model"""
+    number: int = 0
+    """of the block; 0: the only one that fits"""
+
+    def of(self, blocks: Sequence[Block], spell: Spelling) -> tuple[list[int], Block | None]:
+        """The numbers of the blocks that fit, from 1 on, and of the only one what was chosen.
+
+        Raises:
+            NamingError: no block fits, or a row or data set is not there.
+        """
+        if self.number and not 1 <= self.number <= len(blocks):
+            raise NamingError(f"block: expected 1 to {len(blocks)}, got {self.number}")
+        numbers = [self.number] if self.number else range(1, len(blocks) + 1)
+        there = [number for number in numbers if self._fits(blocks[number - 1], blocks)]
+        if not there:
+            told = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+            raise NamingError(f"block: block {self.number} is not of {told}")
+        made, reasons = {}, {}
+        for number in there:
+            try:
+                made[number] = self._chosen(blocks[number - 1], spell)
+            except NamingError as error:
+                reasons[number] = str(error)
+        if not made and len(there) == 1:
+            raise NamingError(reasons[there[0]])
+        if not made:
+            told = "; ".join(f"block {number}: {reason}" for number, reason in reasons.items())
+            raise NamingError(f"no block has all that is asked for: {told}")
+        only = next(iter(made.values())) if len(made) == 1 else None
+        return list(made), only
+
+    def _fits(self, block: Block, blocks: Sequence[Block]) -> bool:
+        for key, value in self.settings.items():
+            known = {each.setting[key] for each in blocks}
+            meant = {value} & known or {each for each in known if outer(each) == value}
+            if not meant:
+                raise unknown(key, value, known)
+            if block.setting[key] not in meant:
+                return False
+        return True
+
+    def _chosen(self, block: Block, spell: Spelling) -> Block:
+        rows = [(_entry(block, name, spell), label) for name, label in self.rows]
+        columns = [(_column(block, name), label) for name, label in self.benchmarks]
+        rows = rows or [(entry, "") for entry in block.compared]
+        columns = columns or [(column, "") for column in block.columns if column.done]
+        _once("rows", [entry.name for entry, _ in rows])
+        _once("benchmarks", [column.name for column, _ in columns])
+        return block.chosen(
+            [(entry, label or entry.name) for entry, label in rows],
+            [(column, label or column.name) for column, label in columns],
+        )
+
+
+def _once(where: str, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), "")
+    if twice:
+        raise NamingError(f"{where}: expected each once, got {twice} twice")
+
+
+def _entry(block: Block, text: str, spell: Spelling) -> Entry:
+    """The row of a name as runs have it, of its label, or of another spelling of the name."""
+    for name in _spellings(text, spell):
+        found = [each for each in block.entries if name in (each.row, each.name)]
+        found = found or [each for each in block.entries if bare(each.row) == name]
+        if found:
+            return _only("row", text, found, [each.name for each in found])
+    raise unknown("row", text, [each.row for each in block.entries])
+
+
+def _spellings(text: str, spell: Spelling) -> Iterable[str]:
+    """A text, and the names that runs may have for it; the last one may take seconds."""
+    yield text
+    for way in (written, spell):
+        try:
+            yield way(text)
+        except NamingError:
+            continue
+
+
+def _column(block: Block, text: str) -> Column:
+    """The data set of a name or a label, of which a part that no other has is enough."""
+    low = text.lower()
+    named = {column.name: (column.key.lower(), column.name.lower()) for column in block.columns}
+    by_name = {column.name: column for column in block.columns}
+    tests: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == low.replace(" ", "") or name == low,
+        lambda name: name.startswith(low),
+        lambda name: low in name,
+    )
+    for test in tests:
+        found = [name for name, both in named.items() if any(map(test, both))]
+        if found:
+            return _only("benchmark", text, [by_name[each] for each in found], found)
+    raise unknown("benchmark", text, [column.key for column in block.columns])
+
+
+def _only(what: str, text: str, found: Sequence[Kind], names: Sequence[str]) -> Kind:
+    if len(found) > 1:
+        raise NamingError(f"{what} {text!r}: expected one, got {len(found)}: {', '.join(names)}")
+    return found[0]

@@ -1,0 +1,380 @@
+"""Rows by data sets with their scores: the main tables of a report, and the table of a paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from analysis.blocks import Block, Column, Entry
+from analysis.contents import budgets
+from analysis.findings import Best, best, mean_ranks, scores
+from analysis.labels import legend
+from analysis.metrics import MEASURES, SHOWN
+from analysis.numbers import MISSING, counted, mean_sd, number
+from analysis.report import published
+from analysis.report.tables import folds_note, patients_note, ratio, training_text
+from analysis.stats import INFERENCE_SEEDS
+from analysis.table import Group, Mark, Table, TableCell, cells
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Lines = Sequence[tuple[TableCell, ...]]
+NO_TEST = (
+    "Published numbers are of networks of full width under their own training, and how their epoch "
+    "was selected differs: no difference to ours is tested."
+)
+TRANSFER = "Control rows tell where a gain comes from; some are trained on other labelled rows."
+
+
+class Place(NamedTuple):
+    """A column of scores: one metric on one data set."""
+
+    column: Column
+    metric: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a block as the cells of tables, each with its mark."""
+
+    block: Block
+    metrics: Sequence[str]
+    when: str
+    """last, or selected"""
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The columns: the data sets, and below each the metrics."""
+        return [Place(column, name) for column in self.block.columns for name in self.metrics]
+
+    @cached_property
+    def tops(self) -> dict[tuple[str, str], Best]:
+        """The best row of each column by data set and metric; controls and few seeds have none."""
+        names = [entry.name for entry in self.block.compared]
+        if self.when != "last" or len(names) < 2:
+            return {}
+        found = {}
+        for column, metric in self.places:
+            found[column.name, metric] = best(column, names, metric)
+            column.forget()
+        return found
+
+    @cached_property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """The seeds of each row on each data set."""
+        return {
+            (column.name, entry.name): len(scores(column.rows[entry.name], when=self.when))
+            for column in self.block.columns
+            for entry in self.block.entries
+        }
+
+    def seeds(self, entry: Entry) -> list[int]:
+        """The seeds of a row, of each data set."""
+        return [self.counts[column.name, entry.name] for column in self.block.columns]
+
+    def values(self, entry: Entry) -> list[TableCell]:
+        """Mean and standard deviation of a row in each column."""
+        made = []
+        for column, metric in self.places:
+            found = scores(column.rows[entry.name], metric, self.when)
+            text = mean_sd(found, MEASURES[metric].digits)
+            usual = max(self.counts[column.name, each.name] for each in self.block.entries)
+            if found and len(found) < usual:
+                text += f" (n = {len(found)})"
+            made.append(TableCell(text, self._mark(column, metric, entry.name)))
+        return made
+
+    def _mark(self, column: Column, metric: str, name: str) -> Mark:
+        found = self.tops.get((column.name, metric))
+        if found is None or self.counts[column.name, found.top] < INFERENCE_SEEDS:
+            return ""
+        return "best" if name == found.top else "tied" if name in found.tied else ""
+
+    def average(self, entry: Entry, metric: str) -> str:
+        """The mean over data sets of a row's means; n/a where it has no result on one of them."""
+        found = [scores(each.rows[entry.name], metric, self.when) for each in self.block.columns]
+        if not all(found):
+            return MISSING
+        means = [float(np.mean(values)) for values in found]
+        return number(float(np.mean(means)), MEASURES[metric].digits)
+
+    def published(self, only: Sequence[Entry] | None) -> tuple[Lines, list[str]]:
+        """Rows of published numbers with their notes; those of the same methods as ``only``."""
+        rows: dict[str, dict[str, list[published.Printed | None]]] = {}
+        notes, nothing = [], [None] * len(self.block.columns)
+        for metric in self.metrics:
+            printed = published.beside(self.block, metric, only)
+            notes += published.notes(printed)
+            for label, values in printed:
+                rows.setdefault(label, {})[metric] = values
+        body = [
+            cells([label, *(
+                _printed(of.get(metric, nothing)[place])
+                for place in range(len(nothing)) for metric in self.metrics
+            )])
+            for label, of in rows.items()
+        ]  # fmt: skip
+        if body:
+            return body, [*dict.fromkeys(notes), NO_TEST]
+        what = " or ".join(MEASURES[metric].name for metric in self.metrics)
+        of = "" if only is None else " of these rows"
+        return [], [f"No published {what}{of} of this network on these data sets."]
+
+    def marks_note(self) -> list[str]:
+        """What bold and italics mean, and where they say nothing."""
+        told = {key: top for key, top in self.tops.items() if top.top}
+        if not told:
+            return []
+        enough = {
+            key for key, top in told.items() if self.counts[key[0], top.top] >= INFERENCE_SEEDS
+        }
+        notes, lines = [], []
+        if enough:
+            controls = ", control rows left out" if self.block.controls else ""
+            one = any(MEASURES[metric].lower for metric in self.metrics)
+            tested = (
+                "; in italics (tied) what is not significantly different from it (population, 5 %, "
+                "corrected for all pairs of rows of a column)"
+            )
+            notes.append(
+                f"Bold (best): the {'best' if one else 'highest'} mean of a column, of rows with "
+                f"{INFERENCE_SEEDS} seeds where there are any{controls}"
+                f"{tested if set(SHOWN) & set(self.metrics) else ''}."
+            )
+            untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
+            if untested:
+                notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
+        few = list(dict.fromkeys(key[0] for key in told if key not in enough))
+        if few:
+            notes.append(
+                f"No row has {INFERENCE_SEEDS} seeds, so nothing is tested and nothing marked: "
+                f"{', '.join(few)}."
+            )
+        for (name, metric), top in told.items():
+            if top.untested and (name, metric) in enough:
+                of = f" ({MEASURES[metric].name})" if len(self.metrics) > 1 else ""
+                lines.append(f"{self._untested(name, top)} on {name}{of}")
+        if lines:
+            notes.append(
+                f"Not tested against the best, with fewer than {INFERENCE_SEEDS} seeds (or one "
+                f"test patient, or no whole repeat of folds) in common with it: {'; '.join(lines)}."
+            )
+        return notes
+
+    def _untested(self, column: str, found: Best) -> str:
+        there = {e.name for e in self.block.compared if self.counts[column, e.name]}
+        every = found.untested == there - {found.top}
+        return "every other row" if every else ", ".join(sorted(found.untested))
+
+
+def _printed(value: published.Printed | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value.mean:.2f}" + ("" if math.isnan(value.std) else f" ± {value.std:.2f}")
+
+
+def _epoch(when: str) -> str:
+    return "last epoch" if when == "last" else "epoch of the best select AUC"
+
+
+def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
+    """Methods by data sets: mean and standard deviation over seeds, in points, and what it cost."""
+    made = Scores(block, [metric], when)
+
+    def lines(entries: Sequence[Entry]) -> Lines:
+        # The last epoch shows what has no result; another epoch is a second look at what has one.
+        kept = [entry for entry in entries if when == "last" or any(made.seeds(entry))]
+        return [
+            cells([entry.name, counted(made.seeds(entry)), *made.values(entry), costs(entry)])
+            for entry in kept
+        ]
+
+    def costs(entry: Entry) -> str:
+        known = [each for c in block.columns if not math.isnan(each := ratio(block, c, entry))]
+        return number(float(np.median(known)), 2) if known else MISSING
+
+    groups = [Group("", tuple(lines(block.compared)))]
+    if controls := lines(block.controls):
+        groups.append(Group("Control rows", tuple(controls)))
+    notes = _main_notes(made, metric)
+    if with_published:
+        body, told = made.published(None)
+        notes += told
+        if body:
+            empty = TableCell("")
+            shown = tuple((label, empty, *values, empty) for label, *values in body)
+            groups.append(Group("Published numbers, not ours", shown))
+    head = ["", "n", *(f"{each.name}, % ↑" for each in block.columns), "cost ratio ↓"]
+    return Table(
+        name,
+        f"Test {MEASURES[metric].name}, %, mean ± standard deviation over n seeds; {_epoch(when)}",
+        tuple(head),
+        tuple(groups),
+        tuple(notes),
+    )
+
+
+def _main_notes(made: Scores, metric: str) -> list[str]:
+    block, columns = made.block, made.block.columns
+    notes = made.marks_note()
+    found = [
+        f"{column.name} {_told(top)}"
+        for column in columns
+        if (top := made.tops.get((column.name, metric))) is not None and top.detectable
+    ]
+    if found:
+        notes.append(
+            "Smallest true difference to the best row of a column that would have been found with "
+            "80 % power, one comparison alone, in points, over the column's rows: "
+            f"{', '.join(found)}."
+        )
+    notes += [*folds_note(columns), *patients_note(columns)]
+    if block.controls:
+        notes.append(TRANSFER)
+    notes.append(
+        "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
+        "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
+    )
+    notes += [
+        f"{column.name}: {text}" for column in columns for text in budgets(column.rows.values())
+    ]
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(training_text(column), []).append(column.name)
+    return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
+
+
+def _told(top: Best) -> str:
+    low, high = (number(end(top.detectable), 2) for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a table of a paper shows beside the scores."""
+
+    caption: str = ""
+    label: str = ""
+    average: bool = False
+    rank: bool = False
+    published: bool = False
+    only: bool = False
+    """published rows of the methods of the table alone"""
+
+
+def paper_table(
+    block: Block, metrics: Sequence[str], name: str, when: str, options: Options
+) -> Table:
+    """The rows and data sets of a block in their order, with metrics below each data set."""
+    made = Scores(block, metrics, when)
+    arrows = {each: f"{'↓' if MEASURES[each].lower else '↑'}" for each in metrics}
+    several = len(metrics) > 1
+    head, above = [""], [""]
+    for column, metric in made.places:
+        head.append(f"{MEASURES[metric].name if several else column.name} {arrows[metric]}")
+        above.append(column.name if several else "")
+    more: list[Callable[[Entry], str]] = []
+    notes = made.marks_note()
+    if options.average:
+        head += [
+            f"{MEASURES[each].name if several else 'average'} {arrows[each]}" for each in metrics
+        ]
+        above += ["average" if several else ""] * len(metrics)
+        more += [lambda entry, each=each: made.average(entry, each) for each in metrics]
+        notes.append("average: over the data sets of this table, each counted once.")
+    if options.rank:
+        head += [f"{MEASURES[each].name if several else 'mean rank'} ↓" for each in metrics]
+        above += ["mean rank" if several else ""] * len(metrics)
+        ranks = {each: _ranks(block, each) if when == "last" else {} for each in metrics}
+        more += [lambda entry, each=each: ranks[each].get(entry.name, MISSING) for each in metrics]
+        notes.append(_rank_note(block, ranks))
+    body = [
+        (TableCell(entry.name), *made.values(entry), *(TableCell(cell(entry)) for cell in more))
+        for entry in block.entries
+    ]
+    groups = [Group("", tuple(body))]
+    if options.published:
+        printed, told = made.published(block.entries if options.only else None)
+        notes += told
+        if printed:
+            empty = (TableCell(""),) * len(more)
+            groups.append(
+                Group("Published numbers, not ours", tuple((*row, *empty) for row in printed))
+            )
+    if any(entry.control for entry in block.entries):
+        notes.append(TRANSFER)
+    notes += [*folds_note(block.columns), *patients_note(block.columns)]
+    names = [(entry.name, entry.row) for entry in block.entries]
+    notes += legend([*names, *((column.name, column.key) for column in block.columns)])
+    return Table(
+        name,
+        options.caption or _caption(made),
+        tuple(head),
+        tuple(groups),
+        tuple(notes),
+        tuple(above) if several else (),
+        options.label,
+    )
+
+
+def _caption(made: Scores) -> str:
+    setting = made.block.setting
+    measures = [MEASURES[each] for each in made.metrics]
+    names = [f"{each.name} (%)" if each.percent else each.name for each in measures]
+    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    counts = [count for entry in made.block.entries for count in made.seeds(entry) if count]
+    seeds = "one seed" if set(counts) == {1} else (
+        f"mean ± standard deviation over {counted(counts)} seeds"
+    )  # fmt: skip
+    network = f"{setting['model']}, protocol {setting['protocol']}"
+    return f"Test {what}: {seeds}; {network}, {_epoch(made.when)}."
+
+
+def _ranks(block: Block, metric: str) -> dict[str, str]:
+    found = mean_ranks(block, metric)
+    if found is None:
+        return {}
+    names, ranks, _ = found
+    return {name: number(float(each), 2) for name, each in zip(names, ranks.mean, strict=True)}
+
+
+def _rank_note(block: Block, ranks: Mapping[str, Mapping[str, str]]) -> str:
+    if not any(ranks.values()):
+        return (
+            f"There is no mean rank: it needs two rows with {INFERENCE_SEEDS} seeds on each data "
+            "set at the last epoch, and two data sets (views, sizes and corruptions of one set are "
+            "one)."
+        )
+    left = [
+        each.name for each in block.entries if any(each.name not in of for of in ranks.values())
+    ]
+    told = f" Without one, with fewer seeds or as a control: {', '.join(left)}." if left else ""
+    return (
+        f"mean rank: over data sets, 1 the best, among the rows with {INFERENCE_SEEDS} seeds on "
+        f"each (views, sizes and corruptions of one set are one).{told}"
+    )
+
+
+def frame(block: Block, metrics: Sequence[str], when: str) -> DataFrame:
+    """The numbers of a table: a line a row; mean, sd and n of each metric on each data set.
+
+    Scores are in per cent where tables have them so; sd is nan with one seed.
+    """
+    import pandas as pd  # noqa: PLC0415 - takes half a second
+
+    columns: dict[tuple[str, str, str], list[float]] = {}
+    for column, metric in Scores(block, metrics, when).places:
+        own = [scores(column.rows[entry.name], metric, when) for entry in block.entries]
+        key = column.name, metric
+        columns[*key, "mean"] = [float(np.mean(v)) if v else math.nan for v in own]
+        columns[*key, "sd"] = [float(np.std(v, ddof=1)) if len(v) > 1 else math.nan for v in own]
+        columns[*key, "n"] = [len(v) for v in own]
+    made = pd.DataFrame(columns, index=pd.Index([e.name for e in block.entries], name="row"))
+    made.columns.names = ["benchmark", "metric", "statistic"]
+    return made
