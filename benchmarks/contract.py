@@ -28,8 +28,9 @@ from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
 from benchmarks.data.streams import rows_from_tensors
 from benchmarks.training import models
-from benchmarks.training.checks import check_batch
+from benchmarks.training.checks import check_batch, check_fits
 from benchmarks.training.context import TrainingContext
+from benchmarks.training.errors import first_line
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit
@@ -66,7 +67,8 @@ class Bench:
 
     def batch(self, rows: int = BATCH, elsewhere: int = 0, step: int = 0) -> Batch:
         """Rows of the training split; the last ``elsewhere`` with index -1."""
-        index = torch.randperm(ROWS, generator=generator("contract batch", step))[:rows]
+        count = self.ctx.spec.rows
+        index = torch.randperm(count, generator=generator("contract batch", step))[:rows]
         batch = self.ctx.train.rows(index)
         if elsewhere:
             index = index.clone()
@@ -117,17 +119,27 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
         Skipped: the method does not support the case.
     """
     method = make()
-    task = task_of(case.kind)
     made = splits(case, "meta" in method.requires())
-    reason = method.supports(task, made.spec)
-    if reason:
-        raise Skipped(reason)
+    return set_up(method, made, "small_cnn(width=0.25)", case, epochs)
+
+
+def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4) -> Bench:
+    """A method, set up on these rows in front of a new network.
+
+    Raises:
+        Skipped: the method does not support the data or the network.
+    """
+    task = task_of(made.kind)
     torch.manual_seed(0)
-    model = models.build("small_cnn(width=0.25)", made.spec, method.requires())
+    network = models.build(model, made.spec, method.requires())
+    try:
+        check_fits("the method", method, made, network, model)
+    except NotApplicable as reason:
+        raise Skipped(str(reason)) from reason
     ctx = TrainingContext.of_splits(
-        model, make_optimizer(model, Training()), task, made, epochs=epochs, seed=0
+        network, make_optimizer(network, Training()), task, made, epochs=epochs, seed=0
     )
-    model.train()
+    network.train()
     ctx.enter("setup")
     method.setup(ctx)
     ready = Bench(method, ctx, case)
@@ -141,7 +153,7 @@ def shapes(ready: Bench) -> None:
         out = ready.augment(ready.batch(rows, step=step), step=step)
         check_batch(out, ready.ctx.spec, "the method")
         assert out.index.dtype == torch.int64, f"index is {out.index.dtype}, expected int64"
-        known = (out.index >= -1) & (out.index < ROWS)
+        known = (out.index >= -1) & (out.index < ready.ctx.spec.rows)
         assert bool(known.all()), f"index {out.index.tolist()}: expected -1 or a training row"
 
 
@@ -210,13 +222,20 @@ def model_untouched(ready: Bench) -> None:
 
 def deterministic(make: Callable[[], Method], case: Case) -> None:
     """The same place gives the same batch, whatever was drawn before."""
-    one, other = bench(make, case), bench(make, case)
+    repeats(bench(make, case), bench(make, case))
+
+
+def repeats(one: Bench, other: Bench) -> None:
+    """Two equal methods that were set up alike give the same batch at the same place."""
     torch.rand(7)
     first = one.augment(one.batch(), step=1)
     torch.rand(3)
     second = other.augment(other.batch(), step=1)
     for name in ("x", "y", "w", "index"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), f"{name} differs"
+        assert torch.equal(getattr(first, name), getattr(second, name)), (
+            f"augment gave two {name} for one batch at one step: draw from torch's global "
+            "generators, as torch.rand does, which are seeded before each call"
+        )
 
 
 def elsewhere(ready: Bench) -> None:
@@ -247,13 +266,10 @@ def state_round_trip(make: Callable[[], Method], case: Case) -> None:
     one = bench(make, case)
     for step in range(3):
         one.augment(one.batch(step=step), step=step)
-    file = io.BytesIO()
-    torch.save(one.method.state_dict(), file)
-    file.seek(0)
     weights = copy.deepcopy(one.ctx.model.state_dict())
     other = bench(make, case)
     other.ctx.model.load_state_dict(weights)
-    other.method.load_state_dict(torch.load(file, weights_only=True))
+    pass_state(one.method, other.method)
     for ready in (one, other):
         ready.begin_epoch(1)
     first = one.augment(one.batch(step=9), epoch=1, step=100)
@@ -261,6 +277,21 @@ def state_round_trip(make: Callable[[], Method], case: Case) -> None:
     for name in ("x", "y", "w", "index"):
         same = torch.equal(getattr(first, name), getattr(second, name))
         assert same, f"{name} differs after the state was saved and loaded"
+
+
+def pass_state(one: Method, other: Method) -> None:
+    """Give one method's state to another as a checkpoint does."""
+    file = io.BytesIO()
+    try:
+        torch.save(one.state_dict(), file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+    except Exception as error:  # whatever pickle cannot write, or torch does not let it read
+        raise AssertionError(
+            f"its state cannot be kept in a checkpoint ({first_line(error)}): expected tensors, "
+            "numbers and texts"
+        ) from error
+    other.load_state_dict(state)
 
 
 def train(

@@ -1,7 +1,8 @@
 """Methods by name: ``build("crop+mixup(alpha=0.2)")``; importing this package loads nothing heavy.
 
 A third party adds a method through the entry-point group ``augbench.methods``: a name, and
-"module:callable" that returns a ``methods.base.Method``.
+"module:callable" that returns a ``methods.base.Method``. One's own needs no package: the name
+``py:module:callable`` is its own entry.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
+from methods import own
 from methods.naming import (
+    OWN,
     Call,
     Links,
     NamingError,
@@ -78,6 +80,7 @@ BUILTIN = {
     "shuffled_weights": Entry("methods.controls:ShuffledWeights"),
     "norm_noise": Entry("methods.controls:NormNoise"),
     "head_refit": Entry("methods.controls:HeadRefit"),
+    "wrap": Entry("methods.wrap:Wrap"),
 }
 
 
@@ -95,17 +98,27 @@ def registry() -> dict[str, Entry]:
     return {**BUILTIN, **{name: found[name] for name in sorted(found) if name not in BUILTIN}}
 
 
+def known(name: str) -> bool:
+    """Whether a name is registered, or names code of one's own."""
+    return name.startswith(OWN) or name in registry()
+
+
+def _target(name: str) -> str:
+    return name.removeprefix(OWN) if name.startswith(OWN) else registry()[name].target
+
+
 def load(name: str) -> Callable[..., Method]:
     """The callable behind a name.
 
     Raises:
-        NamingError: the name is not registered.
-        Unavailable: its module cannot be imported; the message holds the reason.
+        NamingError: the name is not registered, or code of one's own cannot be used.
+        Unavailable: a plug-in's module cannot be imported; the message holds the reason.
     """
+    if name.startswith(OWN):
+        return _load_own(name)
     if name not in registry():
         raise unknown("method", name, registry())
-    target = registry()[name].target
-    module, _, attribute = target.partition(":")
+    module, _, attribute = _target(name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
         if not callable(found):
@@ -113,7 +126,35 @@ def load(name: str) -> Callable[..., Method]:
         return cast("Callable[..., Method]", found)
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Unavailable(f"method {name!r} is unavailable: {target}: {reason}") from error
+        raise Unavailable(f"method {name!r} is unavailable: {_target(name)}: {reason}") from error
+
+
+def _load_own(name: str) -> Callable[..., Method]:
+    found = own.load(name, "method")
+    from methods.base import Method  # noqa: PLC0415 - imports torch
+
+    made = found.func if isinstance(found, partial) else found
+    if isinstance(made, type) and issubclass(made, Method):
+        return cast("Callable[..., Method]", found)
+    if isinstance(made, FunctionType):
+        for each in signature(found).parameters.values():
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty:
+                raise NamingError(
+                    f"method {name!r} must be given {each.name}, expected a function that makes a "
+                    f"method from keyword arguments alone{_wrapped(name)}"
+                )
+        return cast("Callable[..., Method]", found)
+    what = (
+        "a class that is no Method" if isinstance(made, type) else f"of type {type(made).__name__}"
+    )
+    raise NamingError(
+        f"method {name!r} is {what}, expected a class of augbench.Method or a function that makes "
+        f"one{_wrapped(name) if callable(made) else ''}"
+    )
+
+
+def _wrapped(name: str) -> str:
+    return f"; as a transform of images write wrap(call={name})"
 
 
 def takes_upstream(name: str) -> bool:
@@ -186,20 +227,24 @@ def _build(expression: Call | Links) -> Method:
     }
     try:
         method = function(**arguments)
-    except (TypeError, ValueError) as error:
-        raise NamingError(f"method {render(expression)!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # a plug-in may fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise Unavailable(f"method {render(expression)!r} cannot be made: {reason}") from error
+    except NamingError:
+        raise
+    except (Exception, SystemExit) as error:  # code of others may fail in any way
+        whose = f"method {render(expression)!r}"
+        if expression.name.startswith(OWN):
+            raise NamingError(f"{whose} cannot be made: {own.said(error)}") from error
+        if isinstance(error, TypeError | ValueError):
+            raise NamingError(f"{whose}: {error}") from error
+        raise Unavailable(f"{whose} cannot be made: {type(error).__name__}: {error}") from error
+    whose = f"method {expression.name!r} ({_target(expression.name)})"
     if not isinstance(method, Method):
+        hint = _wrapped(expression.name) if expression.name.startswith(OWN) else ""
         raise NamingError(
-            f"method {expression.name!r} ({registry()[expression.name].target}) returned "
-            f"{type(method).__name__}, expected a methods.base.Method"
+            f"{whose} returned {type(method).__name__}, expected a methods.base.Method{hint}"
         )
     if isinstance(method.controls, str) and method.controls not in get_args(get_args(Controls)[0]):
         raise NamingError(
-            f"method {expression.name!r} ({registry()[expression.name].target}) controls "
-            f"{method.controls!r}, expected upstream, meta, or names of methods: "
+            f"{whose} controls {method.controls!r}, expected upstream, meta, or names of methods: "
             f"({method.controls!r},)"
         )
     return method
@@ -231,13 +276,14 @@ def versions(text: str) -> dict[str, int]:
     """Version of every class along the chain and hash of every preset, by name.
 
     They are part of a run's id, so that it tells a preset of other content from this one. Of what
-    others define the hash holds the source file too, as nobody raises a version at every edit.
+    others define the hash holds the code too, as nobody raises a version at every edit.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
     """
     expression = _canonical(parse(text))
     found = {_qualified(type(part)): _version(part) for part in _build(expression).parts()}
+    found |= {name: own.version(name.split(":")[1]) for name in _own_names(expression)}
     for call in _calls(expression):
         function = load(call.name)
         if isinstance(function, FunctionType) and not function.__module__.startswith(OURS):
@@ -250,6 +296,31 @@ def versions(text: str) -> dict[str, int]:
     return found
 
 
+def own_names(text: str) -> list[str]:
+    """The names of code of one's own in a method: ``py:mine:pipeline`` of ``wrap(call=...)``."""
+    return _own_names(parse(text))
+
+
+def own_parts(text: str) -> list[str]:
+    """The calls in a method that are code of one's own, or are given some; inner ones first."""
+    calls = _calls(_canonical(parse(text)))
+    found = [render(call) for call in calls if _own_names(Call(call.name, tuple(_texts(call))))]
+    return list(dict.fromkeys(reversed(found)))
+
+
+def _texts(call: Call) -> Iterator[tuple[str, str]]:
+    return ((name, value) for name, value in call.arguments if isinstance(value, str))
+
+
+def _own_names(expression: Call | Links) -> list[str]:
+    texts = [
+        text
+        for call in _calls(expression)
+        for text in (call.name, *(value for _, value in _texts(call)))
+    ]
+    return [text for text in dict.fromkeys(texts) if text.startswith(OWN)]
+
+
 def _version(part: Method) -> int:
     kind = type(part)
     ours = kind.__module__.startswith(OURS)
@@ -257,10 +328,9 @@ def _version(part: Method) -> int:
 
 
 def _content(made: Callable[..., Method], version: str) -> int:
-    """A hash of a version and of the file in which a class or function of others is defined."""
-    path = getattr(sys.modules.get(made.__module__), "__file__", None)
-    content = Path(path).read_bytes() if path is not None else b""
-    return int(hashlib.sha256(f"{version}\n".encode() + content).hexdigest()[:12], 16)
+    """A hash of a version and of the code in which a class or function of others is defined."""
+    text = f"{version}\n{own.version(made.__module__)}"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
 def _calls(expression: Call | Links) -> Iterator[Call]:
@@ -296,10 +366,11 @@ def declared(name: str) -> Declared | None:
 
     None where that does not tell: the name is not registered, or its class stands elsewhere.
     """
-    if name not in registry():
+    if not known(name):
         return None
-    module, _, attribute = registry()[name].target.partition(":")
-    path = _file_of(module)
+    module, _, attribute = _target(name).partition(":")
+    with own.kept():  # which looks into the current folder
+        path = own.file_of(module)
     return _declared(path, attribute) if path is not None else None
 
 
@@ -319,21 +390,6 @@ def _declared(path: Path, attribute: str) -> Declared | None:
         return Declared(takes, () if value is None else ast.literal_eval(value))
     except ValueError:  # not a literal
         return None
-
-
-def _file_of(module: str) -> Path | None:
-    """The file of a module, found without importing the packages that it is in."""
-    spec = None
-    for name in itertools.accumulate(module.split("."), "{}.{}".format):
-        places = spec.submodule_search_locations if spec is not None else None
-        if spec is not None and places is None:
-            return None  # not a package
-        finders = (finder.find_spec(name, places) for finder in sys.meta_path)
-        known = sys.modules[name].__spec__ if name in sys.modules else None
-        spec = known or next(filter(None, finders), None)
-        if spec is None:
-            return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 class Summary(NamedTuple):

@@ -17,10 +17,14 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Scalar = bool | int | float | str | None
+OWN = "py:"
+"""How a name begins that stands for code of one's own."""
+OWN_NAME = re.compile(r"py:([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)
+"""``py:module:name``; the parts are the module and the name."""
 MOST_NAMES = 10_000
 """More in one text or list is a slip of the pen, and would fill the memory."""
 
@@ -73,24 +77,44 @@ def parse(text: str) -> Call | Links:
         NamingError: for anything but names, calls with keywords, ``+`` and literals.
     """
     try:
-        value = _value(ast.parse(text.strip(), mode="eval").body, text)
+        value = _value(ast.parse(_disguised(text.strip()), mode="eval").body, text)
     except NamingError:
         raise
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NamingError(
             f"cannot read {text!r}: expected a name such as mixup, a call such as "
-            "mixup(alpha=0.2) or a chain such as crop+flip+mixup"
+            "mixup(alpha=0.2), a chain such as crop+flip+mixup, or code of your own such as "
+            "py:mine:Mine for Mine in mine.py"
         ) from error
     if not isinstance(value, Call | Links):
         raise NamingError(f"cannot read {text!r}: expected a name or a call, got {render(value)}")
     return value
 
 
+# Two letters of Python's identifiers that look like what they stand for, which is none.
+_DISGUISE = str.maketrans(":.", "\u02d0\u00b7")
+_UNDISGUISE = str.maketrans("\u02d0\u00b7", ":.")
+
+
+def _disguised(text: str) -> str:
+    """``text`` with each ``py:module:name`` outside of quotes as one identifier."""
+    return re.sub(
+        rf"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b{OWN_NAME.pattern}",
+        lambda found: found[0] if found[1] is None else found[0].translate(_DISGUISE),
+        text,
+    )
+
+
+def _name(node: ast.Name) -> str:
+    disguised = node.id.startswith(OWN.translate(_DISGUISE))
+    return node.id.translate(_UNDISGUISE) if disguised else node.id
+
+
 def _value(node: ast.expr, text: str) -> Value:
     if isinstance(node, ast.Constant) and isinstance(node.value, Scalar):
         return node.value
     if isinstance(node, ast.Name):
-        return Call(node.id)
+        return Call(_name(node))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         value = _value(node.operand, text)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -98,16 +122,16 @@ def _value(node: ast.expr, text: str) -> Value:
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_value(element, text) for element in node.elts)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = _name(node.func)
         if node.args:
             raise NamingError(
-                f"in {text!r}: {node.func.id} takes keyword arguments only, such as "
-                f"{node.func.id}(name=value)"
+                f"in {text!r}: {name} takes keyword arguments only, such as {name}(name=value)"
             )
         names = [keyword.arg for keyword in node.keywords]
         if None in names or len(set(names)) < len(names):
-            raise NamingError(f"in {text!r}: an argument of {node.func.id} is given twice or as **")
+            raise NamingError(f"in {text!r}: an argument of {name} is given twice or as **")
         return Call(
-            node.func.id,
+            name,
             tuple((str(word.arg), _value(word.value, text)) for word in node.keywords),
         )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -222,8 +246,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NamingError:
 
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments that the language may set: keyword-only ones, annotations resolved."""
-    target = function.__init__ if inspect.isclass(function) else function
+    """The arguments that the language may set: keyword-only ones, annotations resolved.
+
+    One without an annotation is of the kind of its default, where that is a text, a number or a
+    truth value.
+    """
+    made = function.func if isinstance(function, partial) else function
+    target = made.__init__ if inspect.isclass(made) else made
     try:
         hints = get_type_hints(target)
     except NameError as error:
@@ -231,12 +260,15 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             f"the annotations of {target.__module__}:{target.__qualname__} cannot be read: "
             f"{error}; import it outside of TYPE_CHECKING"
         ) from error
-    found = inspect.signature(function).parameters.values()
     return {
-        each.name: each.replace(annotation=hints.get(each.name, Any))
-        for each in found
+        each.name: each.replace(annotation=hints.get(each.name, _kind_of(each.default)))
+        for each in inspect.signature(function).parameters.values()
         if each.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _kind_of(default: Any) -> Any:
+    return type(default) if isinstance(default, bool | float | str) else Any
 
 
 def bind(
@@ -256,6 +288,8 @@ def bind(
     """
     known = parameters(function)
     given = dict(call.arguments)
+    if what == "method":
+        _refuse_positional(call, function, known)
     bound: dict[str, Any] = {}
     takes = list(known)
     if presets:
@@ -274,6 +308,16 @@ def bind(
     return {
         name: bound[name] for name in sorted(bound) if not _same(bound[name], known[name].default)
     }
+
+
+def _refuse_positional(call: Call, function: Callable[..., Any], known: Iterable[str]) -> None:
+    there = inspect.signature(function).parameters.keys() - set(known)
+    wrong = [name for name, _ in call.arguments if name in there]
+    if wrong:
+        raise NamingError(
+            f"method {call.name!r}: {wrong[0]} must be keyword-only: write a * before it in the "
+            f"signature, (*, {wrong[0]}=...)"
+        )
 
 
 def contract(
@@ -427,6 +471,7 @@ def render(value: Value) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         bare = value.isidentifier() and value.isascii() and not keyword.iskeyword(value)
+        bare = bare or OWN_NAME.fullmatch(value) is not None
         return value if bare and value not in ("none", "true", "false") else repr(value)
     return "none" if value is None else repr(value)
 

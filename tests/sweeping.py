@@ -86,6 +86,8 @@ def dies():
 def tells():
     import ray
 
+    if not ray.is_initialized():  # a first look, before Ray is there
+        return
     node = ray.get_runtime_context().get_node_id()
     (Path(os.environ["WHERE"]) / node).touch()
     time.sleep(float(os.environ.get("SLEEP", "0")))

@@ -192,6 +192,15 @@ cluster.shutdown()
 """
 
 
+BLUR = """\
+import random
+
+
+def blurred(image):
+    return image.rotate(random.uniform(-5, 5))
+"""
+
+
 def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
     place: Path, temporary: Path
 ) -> None:
@@ -218,14 +227,21 @@ def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
     assert machines.stdout is not None
     try:
         address = machines.stdout.readline().strip()
-        text = "models: 'py:broken:telling'\nmethods: none\nseeds: 10\ntraining: {epochs: 30}\n"
+        mine = place / "mine"  # the current folder of the sweep alone
+        mine.mkdir()
+        code_of_mine = mine / "blur.py"
+        code_of_mine.write_text(BLUR)
+        variables["PYTHONPATH"] = sweeping.environment(place)["PYTHONPATH"]
+        text = "models: 'py:broken:telling'\nmethods: wrap(call=py:blur:blurred)\nseeds: 10\n"
+        text += "training: {epochs: 30}\n"
         path = sweeping.study(place, text + "retries: 0\n", "cluster.yaml")
-        process = sweeping.start(path, out, place, "--address", address, **variables)
+        process = sweeping.start(path, out, mine, "--address", address, **variables)
         limit = time.monotonic() + 300
         while len(list(where.iterdir())) < 2:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < limit, "work landed on one machine only"
             time.sleep(0.05)
+        code_of_mine.unlink()  # what was read at the start is carried to all
         machines.stdin.write("kill\n")
         machines.stdin.flush()
         assert machines.stdout.readline().strip() == "killed"
@@ -235,14 +251,15 @@ def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
         assert set(sweeping.statuses(out).values()) == {"done"}
         assert not list(out.glob(f"*/{ledger.FAILURES}")), "a lost machine is no failure of a run"
         assert machines.poll() is None, "a Ray that was there before is not stopped"
+        code_of_mine.write_text(f"# as before\n{BLUR}")
         more = sweeping.start(
-            path, out, place, "--address", address, "--set", "seeds=11", **variables
+            path, out, mine, "--address", address, "--set", "seeds=11", **variables
         )
         code, _, errors = sweeping.finish(more)
         assert code == 0, errors
         assert "Runs: 1 to do, 10 done, 1 at a time on 1 machine(s)" in errors
         big = sweeping.start(
-            path, out, place, "--address", address, "--set", "seeds=12", "resources.cpus=64",
+            path, out, mine, "--address", address, "--set", "seeds=12", "resources.cpus=64",
             **variables
         )  # fmt: skip
         code, _, errors = sweeping.finish(big)

@@ -156,7 +156,7 @@ USAGE = {
     "--method head_refit@train": ("control rows are for methods without meta rows",),
     "--model resnet81": ("unknown model 'resnet81'; did you mean 'resnet18'?",),
     "--model small_cnn(widht=1)": ("no argument 'widht'; did you mean 'width'?",),
-    "--model py:nowhere:net": ("py:nowhere:net", "No module named 'nowhere'"),
+    "--model py:nowhere:net": ("py:nowhere:net", "no module 'nowhere', expected nowhere.py"),
     "--model py:os:getcwd": ("model: py:os:getcwd cannot be built for 1 x 12 x 12 images",),
     "--model py:os:getcwd --width 2": ("width: expected none beside your own network", "got 2.0"),
     "--model small_cnn(width=1) --width 2": ("width: give it once", "got 'small_cnn(width=1)'"),

@@ -18,9 +18,11 @@ from benchmarks.contract import (
 )
 from benchmarks.training.errors import TrainingFailed
 from methods.base import Batch, Context, Method
+from tests.pipelines import OWN
 
 NAMES = [
-    *methods.BUILTIN,
+    *(name for name in methods.BUILTIN if name != "wrap"),
+    *OWN,
     "crop+flip+mixup",
     "head_refit(upstream=crop+cutmix)",
     "saflex(upstream=mixup)",

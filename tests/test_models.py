@@ -320,10 +320,10 @@ class TestOwn:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("py:no_such_module:own", ["py:package.module:factory", "no_such_module"]),
-            ("py:own_models:absent", ["py:package.module:factory", "absent"]),
-            ("py:own_models", ["py:package.module:factory"]),
-            ("py:", ["py:package.module:factory"]),
+            ("py:no_such_module:own", ["no module 'no_such_module'", "no_such_module.py"]),
+            ("py:own_models:absent", ["own_models.py has no 'absent'"]),
+            ("py:own_models", ["expected py:MODULE:NAME"]),
+            ("py:", ["expected py:MODULE:NAME"]),
             ("py:own_models:number", ["returned int", "nn.Module"]),
             ("py:own_models:picky", ["width: expected more"]),
             ("py:own_models:ROOT", ["ROOT", "callable"]),

@@ -24,6 +24,7 @@ from benchmarks.data.splits import NotApplicable
 from benchmarks.training import errors, trainer
 from benchmarks.training.context import TrainingContext
 from methods.base import Batch, Chain, Context, Method
+from tests.pipelines import OWN
 
 SMALL = ["--model", "small_cnn(width=0.25)"]
 
@@ -54,7 +55,7 @@ PICTURES = {"none", "mixup", "lpa3", "crop+flip+randaugment(n=3)"}
 """No caption, mixed labels, added rows, many operations: the pictures that look different."""
 
 
-@pytest.mark.parametrize("method", [*methods.BUILTIN, "crop+flip+randaugment(n=3)"])
+@pytest.mark.parametrize("method", [*methods.BUILTIN, "crop+flip+randaugment(n=3)", OWN[0]])
 def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "show.png"
     drawn["picture"] = method in PICTURES
@@ -62,6 +63,8 @@ def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Pat
         method = "shuffled_weights(upstream=saflex)"
     if method == "lpa3":  # its first epochs are a warm-up
         method = "lpa3(warmup=0)"
+    if method == "wrap":
+        method = OWN[1]
     if method == "norm_noise":
         method = "norm_noise(upstream=lpa3(warmup=0))"
     assert show(out, "--method", method, "--rows", "3", "--draws", "2") == 0

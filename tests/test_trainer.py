@@ -30,6 +30,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method, Spec
 from methods.branches import BranchedNorm
+from tests.pipelines import OWN
 
 CPU = torch.device("cpu")
 
@@ -134,7 +135,8 @@ def test_equals_a_loop_written_by_hand() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *methods.BUILTIN,
+        *(name for name in methods.BUILTIN if name != "wrap"),
+        *OWN,
         "head_refit(upstream=crop+mixup)",
         "lpa3(preset=fast, refresh=2, warmup=0)",
         "lpa3(auxiliary_norm=true, warmup=1)",

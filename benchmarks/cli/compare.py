@@ -12,13 +12,14 @@ from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, device_of, options_of, read_data, study_of
 from benchmarks.data.download import DataError
-from benchmarks.running import executors
+from benchmarks.running import executors, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.executors import Where
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.rounds import Work
+from methods import own
 from methods.naming import NamingError, split
 
 
@@ -27,6 +28,7 @@ def carry_out(command: arguments.CompareCommand) -> int:
     return compare(command)[0]
 
 
+@own.kept()
 def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.RowRuns]]:
     """Do and print the comparison; the exit code, and its rows with what has ended of them."""
     options = options_of(command)
@@ -52,6 +54,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
 
     def begin(wanted: Sequence[Cell]) -> None:
         read_data(wanted, ledger, options)
+        firstlook.look(wanted, ledger, options, options.device)
         root.mkdir(parents=True, exist_ok=True)
 
     there = root.exists()

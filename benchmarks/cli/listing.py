@@ -34,7 +34,8 @@ def lines(check: bool) -> tuple[list[str], bool]:
             reason = summary.reason
             if check and not reason:
                 try:
-                    methods.build(name)
+                    needed = [each for each in summary.takes if each.endswith("=...")]
+                    (methods.load if needed else methods.build)(name)
                 except methods.NamingError as error:
                     reason = str(error)
             if reason:
@@ -43,6 +44,11 @@ def lines(check: bool) -> tuple[list[str], bool]:
             else:
                 shown.append(_line(name, summary.first_line, summary.source))
                 shown += _arguments(summary)
+    shown.append("Your own")
+    shown.append(
+        _line("py:MODULE:NAME", "your method: a class of MODULE.py, or what makes one", "")
+    )
+    shown.append(_line("wrap(call=py:...)", "your transform of images, as an upstream", ""))
     shown.append("Benchmarks")
     for name, entry in catalogue.CATALOGUE.items():
         train, val, test = entry.counts

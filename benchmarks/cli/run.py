@@ -9,14 +9,16 @@ from analysis import runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import metric, options_of, protocol_of, read_data, study_of
-from benchmarks.running import disk
+from benchmarks.running import disk, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.studies import cells
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.training import errors, progress
+from methods import own
 
 
+@own.kept()
 def carry_out(command: arguments.RunCommand) -> int:
     """Do the run unless it is done, and print its metrics; the exit code."""
     options = options_of(command)
@@ -35,6 +37,7 @@ def carry_out(command: arguments.RunCommand) -> int:
     status = ledger.status(cell)
     if ledger.to_do(cell, status):
         read_data([cell], ledger, options)
+        firstlook.look([cell], ledger, options, options.device)
         root.mkdir(parents=True, exist_ok=True)
         try:
             status = disk.execute(

@@ -28,6 +28,7 @@ from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.data.streams import chunks, rows_from_tensors, strata_of
+from benchmarks.running import firstlook
 from benchmarks.running.codes import FAILURE, INTERRUPTED
 from benchmarks.training import errors, models, progress
 from benchmarks.training.checks import check_batch, check_fits
@@ -37,6 +38,7 @@ from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import fit
+from methods import own
 from methods.base import Batch, Context, Method
 
 POOL = 512
@@ -45,6 +47,7 @@ SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
 """Differences of factors, and moves of a target, that a caption would not show."""
 
 
+@own.kept()
 def carry_out(command: arguments.ShowCommand) -> int:
     """Draw what the command asks for; the exit code."""
     for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
@@ -114,6 +117,8 @@ def show(
     method = methods.build(method_name)
     needs_meta = "meta" in method.requires()
     arrays = arrays_of(benchmark, root)
+    for part in methods.own_parts(method_name):
+        firstlook.check(part, arrays, benchmark, model_name)
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )

@@ -23,7 +23,7 @@ from analysis.studyfile import StudyError
 from benchmarks.cli import arguments, results
 from benchmarks.cli.common import read_data
 from benchmarks.data import sources
-from benchmarks.running import capacity, executors
+from benchmarks.running import capacity, executors, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.display import duration
@@ -36,6 +36,7 @@ from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import RowSearch, Work
 from benchmarks.studies.schema import Study
+from methods import own
 
 MOST_TABLES = 4
 """More are not printed at once."""
@@ -50,6 +51,7 @@ STATES = {
 EQUAL_BUDGETS = "rows of an equal budget have a name once their methods are done"
 
 
+@own.kept()
 def carry_out(command: arguments.SweepCommand) -> int:
     """Do what the study file says; the exit code."""
     if command.file is None:
@@ -214,8 +216,12 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
     def begin(wanted: Sequence[Cell]) -> None:
         # What others hold is told by augbench data show; reading all of them would take long.
         read_data([cell for cell in wanted if cell.benchmark.path], ledger, options)
+        _, gpu = capacity.takes(asked, capacity.gpus() > 0)
+        device = "cuda" if gpu and capacity.gpus() else "cpu"
+        firstlook.look(wanted, ledger, options, device, fetch=not where.address)
 
-    return executors.carry_out(work, ledger, options, where_of(command, asked), begin)
+    where = where_of(command, asked)
+    return executors.carry_out(work, ledger, options, where, begin)
 
 
 def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from benchmarks.training.errors import Interrupted, TrainingFailed, first_line
 from benchmarks.training.evaluation import labels_of
 from benchmarks.training.progress import Gone, Progress, Silent
 from benchmarks.training.trainer import Fitted, fit
+from methods.own import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Options:
     save_model: bool = False
     retry_failed: bool = False
     wait: bool = True
+    code: Mapping[str, Source] = field(default_factory=dict)
+    """code of the user's own, for workers: as it was when the command began"""
 
 
 def execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from analysis.studyfile import StudyError
@@ -17,6 +17,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round, Work
 from benchmarks.studies.schema import Study
+from methods import own
 
 Name = Literal["local", "ray"]
 
@@ -91,6 +92,7 @@ def carry_out(
     ``begin`` is called with the runs of the first such round, before any of them starts.
     """
     study = work.plan.study
+    options = replace(options, code=own.sources(work.plan.own_names()))
     outcomes: Outcomes = {}
     with ExitStack() as stack:
         executor: Executor | None = None

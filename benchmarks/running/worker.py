@@ -19,6 +19,7 @@ from benchmarks.studies.plan import label
 from benchmarks.studies.rounds import Job
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Silent
+from methods import own
 
 REPORT_SECONDS = 1.0
 """Between two reports of a run: each may wait for the driver."""
@@ -47,16 +48,17 @@ def work(
     cells = [cell for cell in job.cells if cell.run.id in wanted]
     folders = [runs.folder_of(root, cell.run) for cell in job.cells]
     try:
-        for until in (*job.rungs, 0):
-            if until and min(len(search.lines_of(folder)) for folder in folders) > until:
-                continue  # it has earned its way on before
-            for cell in cells:
-                if ends():
-                    return
-                _leg(cell, root, options, until, ends, report)
-            if until:
-                score = search.score_at(folders, until, job.metric)
-                report({"epoch": until, "rung": until, "score": score})
+        with own.kept(options.code):
+            for until in (*job.rungs, 0):
+                if until and min(len(search.lines_of(folder)) for folder in folders) > until:
+                    continue  # it has earned its way on before
+                for cell in cells:
+                    if ends():
+                        return
+                    _leg(cell, root, options, until, ends, report)
+                if until:
+                    score = search.score_at(folders, until, job.metric)
+                    report({"epoch": until, "rung": until, "score": score})
     except (DataError, OSError) as error:
         report({"problem": said(error)})
 

@@ -16,7 +16,7 @@ from analysis.runs import Run, Training
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol
 from benchmarks.training import models
-from methods.naming import Call, NamingError, call_of, parse, render, split, unknown
+from methods.naming import OWN, Call, NamingError, call_of, parse, render, split, unknown
 
 DIRTY = "dirty"
 """``method@dirty``: its meta rows carry the label noise of the training rows."""
@@ -120,7 +120,7 @@ def model_name(text: str, width: float | None) -> str:
     """The canonical model, with ``--width`` put in."""
     if width is None:
         return models.canonical(text)
-    if text.startswith(models.OWN):
+    if text.startswith(OWN):
         raise NamingError(f"width: expected none beside your own network {text!r}, got {width}")
     call = parse(text)
     if not isinstance(call, Call) or "width" in dict(call.arguments):

@@ -168,7 +168,7 @@ class _File(StudyFile):
                 raise self.error(where, _less(str(error), key)) from error
         for name, spaces in tune.spaces.items():
             where = ("tune", "spaces", name)
-            if name not in methods.registry():
+            if not methods.known(name):
                 raise self.unknown(where, methods.registry())
             try:
                 takes = arguments_of(methods.load(name))

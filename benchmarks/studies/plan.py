@@ -33,10 +33,7 @@ from benchmarks.studies.cells import Cell, Row
 from benchmarks.studies.schema import Block, Study, protocols_of
 from benchmarks.training import models
 from methods.base import Spec
-from methods.naming import (
-    NamingError,
-    unknown,
-)
+from methods.naming import OWN, NamingError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +217,16 @@ class Plan:
                 block=block,
                 missing=tuple(missing),
             )
+
+    def own_names(self) -> list[str]:
+        """The names of code of one's own in it, ``py:module:name``, each once."""
+        found: dict[str, None] = {}
+        for experiment in self.experiments:
+            if experiment.model.startswith(OWN):
+                found[experiment.model] = None
+            for row in experiment.rows:
+                found |= dict.fromkeys(methods.own_names(row.method))
+        return list(found)
 
     def source(self, benchmark: Benchmark) -> Source:
         """Facts about a data set, looked up once."""

@@ -64,11 +64,11 @@ def applied(row: Row, training: Training, values: Mapping[str, Any]) -> tuple[Ro
     own: dict[str, dict[str, Any]] = {}
     common = {}
     for key, value in values.items():
-        name, dot, argument = key.partition(".")
+        name, dot, argument = key.rpartition(".")  # a module of one's own may have dots too
         if dot:
             own.setdefault(name, {})[argument] = value
         else:
-            common[key] = value
+            common[argument] = value
     expression = _with(parse(row.method), own)
     try:
         changed = Training(**{**asdict(training), **common})  # type: ignore[call-overload]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import sys
 from collections.abc import Callable, Set
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from benchmarks.training.networks import MODELS, StagedModel
+from methods import own
 from methods.base import Spec
 from methods.branches import add_branch
-from methods.naming import Call, NamingError, bind, call_of, parse, render, unknown
+from methods.naming import OWN, Call, NamingError, bind, call_of, parse, render, unknown
 
 VERSION = 1
 """Raised whenever a network's numbers change; part of a run's id."""
-OWN = "py:"
 
 
 def canonical(text: str) -> str:
@@ -63,13 +59,11 @@ def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
 
 
 def version_of(text: str) -> int:
-    """What a run's id holds of a model: our version, or a hash of the user's own module file."""
+    """What a run's id holds of a model: our version, or a hash of the user's own code."""
     if not text.startswith(OWN):
         return VERSION
     _own(text)
-    path = sys.modules[text.removeprefix(OWN).partition(":")[0]].__file__
-    content = Path(path).read_bytes() if path is not None else b""
-    return int(hashlib.sha256(content).hexdigest()[:12], 16)
+    return own.version(text.split(":")[1])
 
 
 def _call(text: str) -> Call:
@@ -82,17 +76,7 @@ def _call(text: str) -> Call:
 
 
 def _own(text: str) -> Callable[[Spec], Any]:
-    module, _, name = text.removeprefix(OWN).partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # a console script does not look into the current folder
-        sys.path.append(here)
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's module may fail in any way
-        raise NamingError(
-            f"model {text!r}: expected py:package.module:factory that can be imported "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    factory = own.load(text, "model")
     if not callable(factory):
-        raise NamingError(f"model {text!r}: {name} is not callable, it is {factory!r}")
+        raise NamingError(f"model {text!r} is not callable, it is {factory!r}")
     return factory

@@ -89,7 +89,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM, or ``stop`` said so.
     """
     progress, device = progress or Silent(), torch.device(device)
-    with _threads(run.threads):
+    with threads(run.threads):
         network = _network(run, splits, method, device, model)
         _tell_settings(run, progress)
         ctx = TrainingContext.of_splits(
@@ -118,7 +118,8 @@ def fit(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """torch works with so many threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -24,6 +24,7 @@ from benchmarks.running.problems import said
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.schema import Study
 from benchmarks.training.errors import first_line
+from methods import own
 
 CLIENT = "ray://"
 """How the address of a cluster begins on which Tune's driver runs too."""
@@ -98,7 +99,7 @@ def check_machines(
 
 def check_here(root: str, flag: str, options: Options, benchmarks: list[Any]) -> list[str]:
     """What is wrong on this machine; data sets that are missing are fetched."""
-    problems = []
+    problems = own.problems(options.code)
     folder = Path(root)
     probe = folder / f"{flag}.{os.uname().nodename}-{os.getpid()}"
     try:
