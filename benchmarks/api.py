@@ -63,7 +63,7 @@ def compare(
 def sweep(study: str | Path, **options: Any) -> DataFrame:
     """Carry out a study file, or a shipped study by its name, as ``augbench sweep`` does.
 
-    ``options`` are those of the command with _ for -, such as ``workers=2, out="runs"``; in place
+    ``options`` are those of the command with _ for -, as ``tier="paper", out="runs"``; in place
     of ``--set`` stands ``settings=["seeds=1", "training.epochs=5"]``. Prints the command's tables.
 
     Returns a line for each run of the study that has ended, as ``records(..., each="run")``.
@@ -79,7 +79,7 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
     settings = [settings] if isinstance(settings, str) else list(settings)
     command = _command(SweepCommand, {"file": study, "settings": (tuple(settings),), **options})
     sweep.carry_out(command)
-    asked = loading.load(shipped.find(Path(study)), settings)
+    asked = loading.load(shipped.find(Path(study)), settings, command.tier)
     root = (command.out or asked.out).expanduser()
     found, _ = question.read(root, asked.name).own(*reading.scan(root))
     return _lines(found, "run")

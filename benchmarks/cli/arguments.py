@@ -152,6 +152,8 @@ class SweepCommand:
     """write a commented template study to this file"""
     dry_run: bool = False
     """print every run, what is done, and how long the rest takes"""
+    tier: str = "full"
+    """part of the study: paper, fair or another that the file names; full: all of it"""
     only: str = ""
     """only runs whose name, as printed by the dry run, contains this; * and ? are wildcards"""
     settings: Annotated[

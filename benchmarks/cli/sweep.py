@@ -62,7 +62,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     file = shipped.find(command.file)
     if file != command.file:
         print(f"Study file: {file}", file=sys.stderr)
-    asked = loading.load(file, list(chain.from_iterable(command.settings)))
+    asked = loading.load(file, list(chain.from_iterable(command.settings)), command.tier)
     if command.workers is not None and command.workers < 1:
         raise StudyError(f"workers: expected 1 or more, got {command.workers}")
     root = (command.out or asked.out).expanduser().absolute()
@@ -71,6 +71,12 @@ def carry_out(command: arguments.SweepCommand) -> int:
     plan = Plan(asked, data_root)
     plan.check_family()
     plan.check_labels()
+    if asked.family and not plan.study.family:
+        print(
+            f"Tier {asked.tier} has no comparison of the family; every row is compared with its "
+            "upstream.",
+            file=sys.stderr,
+        )
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
     where_of(command, asked)
@@ -126,6 +132,8 @@ def _remember(work: Work) -> None:
 
 def _heading(asked: Study) -> list[str]:
     lines = [f"Study      {asked.name}"]
+    others = [each for each in (*asked.tiers, schema.WHOLE) if each != asked.tier]
+    lines += [f"Tier       {asked.tier}; also {', '.join(others)}"] if others else []
     lines += [f"Question   {' '.join(asked.question.split())}"] if asked.question else []
     lines += [f"Prediction {' '.join(asked.prediction.split())}"] if asked.prediction else []
     return lines

@@ -18,6 +18,8 @@ from benchmarks.studies.plan import checks
 from benchmarks.studies.schema import (
     OF_STUDY,
     PRODUCT,
+    SPELLED,
+    WHOLE,
     Block,
     Study,
     Tune,
@@ -27,15 +29,17 @@ from methods.naming import (
     NamingError,
     convert,
     from_yaml,
+    nearest,
 )
 from methods.naming import parameters as arguments_of
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Study:
+def load(path: Path, settings: Sequence[str] = (), tier: str = WHOLE) -> Study:
     """The study in a file, with ``settings`` such as ``training.epochs=5`` put over it.
 
     Raises:
         StudyError: it cannot be read, a key is not known, or a value is not allowed.
+        NamingError: it has no such tier, or nothing is in that.
     """
     read = studyfile.read(path)
     content = read.content
@@ -55,7 +59,9 @@ def load(path: Path, settings: Sequence[str] = ()) -> Study:
         if getattr(made, extra) is not None and importlib.util.find_spec(extra) is None:
             text = f"it is not installed: pip install 'augbench[{extra}]', or leave it out"
             raise file.error((extra,), text)
-    return made
+    if not settings:  # which may have put other rows in the place of those that a tier names
+        file.check_tiers(made)
+    return made.of_tier(tier)
 
 
 def _setting(text: str) -> tuple[tuple[str, ...], Any]:
@@ -151,6 +157,19 @@ class _File(StudyFile):
                 continue
             except ValueError as error:
                 raise StudyError(f"study {self.path}{self.line((*where, key))}: {error}") from None
+
+    def check_tiers(self, made: Study) -> None:
+        """Refuse a tier that names what no block has."""
+        for name, tier in made.tiers.items():
+            for key in SPELLED:
+                try:
+                    found = tier.unknown(key, made.blocks)
+                except NamingError as error:
+                    raise self.error(("tiers", name, key), str(error)) from error
+                if found:
+                    got, known = found
+                    text = f"expected what a block of the file has, got {got!r}"
+                    raise self.error(("tiers", name, key), text + nearest(got, known))
 
     def searched(self, tune: Tune, block: Block) -> None:
         """Refuse a space that no row can search."""

@@ -30,7 +30,7 @@ from benchmarks.data.names import (
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
 from benchmarks.studies.cells import Cell, Row
-from benchmarks.studies.schema import Block, Study, protocols_of
+from benchmarks.studies.schema import WHOLE, Block, Study, protocols_of
 from benchmarks.training import models
 from methods.base import Spec
 from methods.naming import OWN, NamingError, unknown
@@ -135,7 +135,7 @@ class Plan:
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
 
     def check_family(self) -> None:
-        """Refuse a comparison that no table of the study can make.
+        """Refuse a comparison that no table of the study can make; of a tier leave it out.
 
         Raises:
             StudyError: names the row and the nearest one, or what is missing beside it.
@@ -143,23 +143,18 @@ class Plan:
         sides: dict[str, set[str]] = {}  # blocks may hold rows of one table between them
         for experiment in self.experiments:
             sides.setdefault(experiment.name, set()).update(self._names(experiment))
-        known = set().union(*sides.values())
         absent = {name for experiment in self.experiments for name, _ in experiment.missing}
-        for row, base in self.study.pairs():
-            for name in filter(None, (row, base)):
-                if name not in known | absent:
-                    raise StudyError(f"family: {unknown('row', name, known)}")
-            wanted = {base} if base else set(blocks.bases(row_parts(row)[0])) - {row}
-            if not ({row} | wanted) & absent and not any(
-                row in names and wanted & names for names in sides.values()
-            ):
-                told = f"{row} has no baseline; write {row}{OVER}ROW, or add none"
-                if base:
-                    told = f"{row} and {base} stand in no table together"
-                raise StudyError(f"family: {told}")
+        made = []
+        for entry, (row, base) in zip(self.study.family, self.study.pairs(), strict=True):
+            reason = _unmade(row, base, sides, absent)
+            if not reason:
+                made.append(entry)
+            elif self.study.tier == WHOLE:
+                raise StudyError(f"family: {reason}")
+        self.study = replace(self.study, family=tuple(made))
 
     def check_labels(self) -> None:
-        """Refuse a label for what no table of the study has.
+        """Refuse a label for what no table of the study has; of a tier leave it out.
 
         Raises:
             StudyError: names it and the nearest row or data set.
@@ -169,11 +164,13 @@ class Plan:
             known |= {column_key(canonical(each.benchmark), each.benchmark.path)}
             known |= self._names(each) | {name for name, _ in each.missing}
         try:
-            for name in self.study.labelled():
-                if name not in known:
-                    raise unknown("row or data set", name, known)
+            absent = [name for name in self.study.labelled() if name not in known]
+            if absent and self.study.tier == WHOLE:
+                raise unknown("row or data set", absent[0], known)
         except NamingError as error:
             raise StudyError(f"labels: {error}") from error
+        kept = {k: v for k, v in self.study.labels.items() if cells.label_key(k) not in absent}
+        self.study = replace(self.study, labels=kept)
 
     def _names(self, experiment: Experiment) -> set[str]:
         """The rows that a table has, or will have once those of an equal budget are known."""
@@ -241,6 +238,22 @@ class Plan:
         if key not in self._fits:
             check_model(model, Spec(2, source.classes, source.shape))
             self._fits.add(key)
+
+
+def _unmade(row: str, base: str, sides: dict[str, set[str]], absent: set[str]) -> str:
+    """Why none of the tables, the names of their rows in ``sides``, compares these two, or ""."""
+    known = set().union(*sides.values())
+    for name in filter(None, (row, base)):
+        if name not in known | absent:
+            return str(unknown("row", name, known))
+    wanted = {base} if base else set(blocks.bases(row_parts(row)[0])) - {row}
+    if ({row} | wanted) & absent or any(
+        row in names and wanted & names for names in sides.values()
+    ):
+        return ""
+    if base:
+        return f"{row} and {base} stand in no table together"
+    return f"{row} has no baseline; write {row}{OVER}ROW, or add none"
 
 
 def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], object]]]:

@@ -180,11 +180,8 @@ class Work:
         if self.searches:
             yield from self._searching()
             return
-        yield Round(
-            self._jobs(
-                [cell for experiment in self.plan.experiments for cell in experiment.cells()]
-            )
-        )
+        first = [cell for experiment in self.plan.experiments for cell in experiment.cells()]
+        yield Round(self._jobs(first))
         more = self._equal_budgets()
         if more:
             yield Round(self._jobs(more))
@@ -264,8 +261,7 @@ class Work:
         ]
 
     def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
-        once = {cell.run.id: cell for cell in wanted if self._only(cell)}
-        return [Job((cell,)) for cell in once.values()]
+        return [Job((cell,)) for cell in by_seed(wanted) if self._only(cell)]
 
     def _ladder(self) -> Ladder | None:
         tune = self.plan.study.tune
@@ -285,22 +281,30 @@ class Work:
     def whole(self) -> list[Cell]:
         """Every run of the study that can be named by now."""
         if self.searches:
-            wanted = [
+            trials = [
                 cell for each in self.searches for trial in each.trials for cell in trial.cells
             ]
-            wanted += self._finals()
-        else:
-            wanted = [cell for experiment in self.plan.experiments for cell in experiment.cells()]
-            wanted += [
-                cell
-                for place, rows in self.extra.items()
-                for cell in self.plan.experiments[place].cells(rows)
-            ]
-        return list({cell.run.id: cell for cell in wanted}.values())
+            return list({cell.run.id: cell for cell in [*trials, *self._finals()]}.values())
+        wanted = [cell for experiment in self.plan.experiments for cell in experiment.cells()]
+        wanted += [
+            cell
+            for place, rows in self.extra.items()
+            for cell in self.plan.experiments[place].cells(rows)
+        ]
+        return by_seed(wanted)
 
     def cells(self) -> list[Cell]:
         """Those of them that are asked for."""
         return [cell for cell in self.whole() if self._only(cell)]
+
+
+def by_seed(cells: Sequence[Cell]) -> list[Cell]:
+    """Each run once, every table's first seed before any second one.
+
+    So a sweep that was cut short holds tables whose rows have the same seeds.
+    """
+    once = {cell.run.id: cell for cell in cells}
+    return sorted(once.values(), key=lambda cell: cell.run.seed)
 
 
 def finalists(each: RowSearch, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import field
+from collections.abc import Callable, Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,14 @@ from pydantic.dataclasses import dataclass
 from analysis import runs
 from analysis.question import OVER, Asked, comparison
 from analysis.runs import CONFIG
-from benchmarks.data.names import (
-    listed,
-)
+from benchmarks.data.names import canonical, listed, parse_benchmark
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
-from methods.naming import NamingError, written_out
+from benchmarks.training import models
+from methods.naming import NamingError, unknown, written_out
 
+WHOLE = "full"
+"""The tier of a study that is all of its file."""
 MAX_RUNS = 100_000
 """More than this is a slip of the pen, and would fill a disk with directories."""
 
@@ -38,6 +40,8 @@ def _seeds(value: Any) -> Any:
     return value
 
 
+NAME = re.compile(r"\w[\w.-]*")
+"""Of a study and of a tier: a folder's."""
 Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Listed = BeforeValidator(_listed)
@@ -155,6 +159,59 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Tier:
+    """A part of a study: of each block what is named here too. An empty key leaves all of it."""
+
+    benchmarks: Benchmarks = ()
+    models: Names = ()
+    methods: Names = ()
+    protocols: Annotated[tuple[Literal["equal", "paper"], ...], Listed] = ()
+    seeds: Seeds | None = None
+    controls: bool = True
+    """false leaves out the control rows that ``controls: true`` adds"""
+    same: Annotated[tuple[Literal["passes", "time"], ...], Listed] | None = None
+    """[] leaves out the rows of an equal budget"""
+
+    def of(self, block: Block) -> Block | None:
+        """What it leaves of a block; None: nothing."""
+        kept = {
+            name: _shared(getattr(block, name), getattr(self, name), same)
+            for name, same in SPELLED.items()
+        }
+        if self.seeds is not None:
+            kept["seeds"] = _shared(block.seeds or self.seeds, self.seeds, int)
+        if not all(kept.values()):
+            return None
+        same = block.same if self.same is None else _shared(block.same, self.same or ("",), str)
+        controls = block.controls and self.controls
+        return replace(block, **kept, same=same, controls=controls)
+
+    def unknown(self, key: str, blocks: Sequence[Block]) -> tuple[str, list[str]] | None:
+        """A name under a key that stands in no block, and the names that do."""
+        same = SPELLED[key]
+        known = list(dict.fromkeys(name for block in blocks for name in getattr(block, key)))
+        spelled = set(map(same, known))
+        wrong = (name for name in getattr(self, key) if same(name) not in spelled)
+        name = next(wrong, None)
+        return None if name is None else (name, known)
+
+
+def _shared(held: Sequence[Any], asked: Sequence[Any], same: Callable[[Any], Any]) -> Any:
+    """Those of ``held`` that are asked for; all of them where nothing is asked."""
+    wanted = set(map(same, asked))
+    return tuple(each for each in held if same(each) in wanted) if wanted else held
+
+
+SPELLED: dict[str, Callable[[str], str]] = {
+    "benchmarks": lambda name: canonical(parse_benchmark(name)),
+    "models": models.canonical,
+    "methods": cells.row_name,
+    "protocols": str,
+}
+"""The keys whose names a tier chooses from, each with the one spelling of such a name."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Study(Asked):
     """What a study file says, beside what it asks."""
 
@@ -179,6 +236,10 @@ class Study(Asked):
     mlflow: dict[str, Any] | None = None
     """arguments of Ray's MLflowLoggerCallback"""
     tune: Tune | None = None
+    tiers: dict[str, Tier] = field(default_factory=dict)
+    """parts of the study by name, for ``--tier``"""
+    tier: str = WHOLE
+    """the part that is meant; not a key of the file"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,12 +253,35 @@ class Study(Asked):
                 raise ValueError("same: expected none beside tune, which has equal passes itself")
             if block.seeds is not None:
                 raise ValueError("seeds: expected none beside tune; see tune.seeds and final_seeds")
+        if self.tune is not None and any(tier.seeds is not None for tier in self.tiers.values()):
+            raise ValueError("tiers: expected no seeds beside tune; see tune.seeds and final_seeds")
         each = self.tune.trials * self.tune.seeds if self.tune is not None else 0
         count = sum(block.rows * (each or len(block.seeds or (0,))) for block in self.blocks)
         if count > MAX_RUNS:
             raise ValueError(f"expected at most {MAX_RUNS:,} runs, got {count:,}")
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        for name in self.tiers:
+            if name == WHOLE or not NAME.fullmatch(name):
+                raise ValueError(
+                    f"tiers: expected names of letters, digits, -, _ and . other than {WHOLE}, "
+                    f"which is the whole file, got {name!r}"
+                )
+        if not NAME.fullmatch(self.name):
             raise ValueError(f"name: expected letters, digits, -, _ and ., got {self.name!r}")
+
+    def of_tier(self, tier: str) -> Study:
+        """A part of the study, NAME-TIER, whose runs are among those of the whole.
+
+        Raises:
+            NamingError: there is no such tier, or nothing of the file is in it.
+        """
+        if tier == WHOLE:
+            return self
+        if tier not in self.tiers:
+            raise unknown("tier", tier, (*self.tiers, WHOLE))
+        kept = tuple(filter(None, map(self.tiers[tier].of, self.blocks)))
+        if not kept:
+            raise NamingError(f"tier {tier!r}: expected some runs of the file, and none is left")
+        return replace(self, name=f"{self.name}-{tier}", blocks=kept, tier=tier)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Row and base of each comparison of the family, in the names that runs have.
@@ -235,7 +319,7 @@ class Study(Asked):
 
 PRODUCT = runs.field_names(Block)
 """What a block may say; at the top of the file it is the default of every block."""
-OF_STUDY = tuple(name for name in runs.field_names(Study) if name != "name")
+OF_STUDY = tuple(name for name in runs.field_names(Study) if name not in ("name", "tier"))
 
 
 def protocols_of(block: Block) -> list[Protocol]:
