@@ -2,7 +2,10 @@
 
 import ast
 import importlib
+import importlib.util
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,10 +24,12 @@ from benchmarks.cli import arguments, main
 from benchmarks.cli.common import study_of
 from benchmarks.contract import CASES, CHECKS, check
 from benchmarks.data.names import parse_benchmark
+from benchmarks.running import local
 from benchmarks.studies import loading, shipped
 from benchmarks.studies.plan import Plan, chosen
 from benchmarks.training import models
 from methods.base import Method, Spec
+from tests import sweeping
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ray_configs/README.md"]
@@ -189,7 +194,8 @@ def test_snippets_import_what_is_there(page: str, block: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.module != "my_package":
             module = importlib.import_module(node.module or "")
             for name in node.names:
-                assert hasattr(module, name.name), name.name
+                whole = f"{node.module}.{name.name}"
+                assert hasattr(module, name.name) or importlib.util.find_spec(whole), whole
 
 
 def snippet(page: str, holds: str) -> str:
@@ -238,3 +244,62 @@ def test_your_own_arrays_give_an_accuracy() -> None:
         return rng.integers(0, 256, (rows, 28, 28), np.uint8), np.arange(rows) % 2
 
     assert 0 <= scope["accuracy"](part(32), part(8), part(8)) <= 1
+
+
+class Notebook:
+    """The code cells of a notebook, run here; ``!augbench ...`` is carried out in this process."""
+
+    def __init__(self, path: Path, given: str) -> None:
+        """``given`` goes into the place of the cell with the tag "parameters"."""
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        self.scope: dict[str, Any] = {}
+        self.cells = [
+            given if "parameters" in cell["metadata"].get("tags", ()) else "".join(cell["source"])
+            for cell in cells
+            if cell["cell_type"] == "code"
+        ]
+
+    def run(self, cell: str) -> None:
+        """Run a cell: Python, lines that begin with !, or a file that it writes.
+
+        Raises:
+            AssertionError: a command failed.
+        """
+        if cell.startswith("%%writefile "):
+            name, _, content = cell.partition("\n")
+            Path(name.removeprefix("%%writefile ")).write_text(content)
+            return
+        lines = [
+            f"assert run(split(f'''{line[1:]}''')[1:]) == 0" if line.startswith("!") else line
+            for line in cell.replace("\\\n", " ").splitlines()
+        ]
+        self.scope |= {"run": main.run, "split": shlex.split}
+        exec("\n".join(lines), self.scope)
+
+
+def test_the_first_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+    notebook = Notebook(
+        ROOT / "docs" / "first_hour.ipynb",
+        'setting = "--model small_cnn(width=0.25) --batch-size 32 --epochs 1 --seeds 1 --jobs 1"',
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+    for cell in notebook.cells:
+        notebook.run(cell)
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+LINES = 150
+"""README is read in three minutes; what does not fit stands in docs."""
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text("README.md").splitlines()) <= LINES
+
+
+def test_the_readme_has_every_method_once() -> None:
+    table = text("README.md").partition("## Methods")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    named = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(methods.registry())
