@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+from analysis import words
 from analysis.contents import (
-    ATTACKED,
     ATTACKS,
     DETECTED,
     attacks,
@@ -70,13 +70,16 @@ def as_text(
         "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
     ]
     if verbose:
-        blocks += [
-            _more(rows, when),
-            *(_differences(rows, found, metric, when) for metric in SHOWN),
-            _detection(rows),
-            _attacks(rows),
-            "\n".join(map(wrapped, _remarks(rows, done))),
-        ]
+        further = {
+            "more": [_more(rows, when)],
+            "differences": [_differences(rows, found, metric, when) for metric in SHOWN],
+            "labels-found": [_detection(rows)],
+            "attacked-rows": [_attacks(rows)],
+        }
+        blocks += [each for listed in further.values() for each in listed]
+        shown = {name for name, listed in further.items() if any(listed)}
+        told = [f"{word}: {meaning}" for word, meaning in words.of({"cost", *shown}).items()]
+        blocks.append("\n".join(map(wrapped, [*_remarks(rows, done), *told])))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -335,39 +338,20 @@ def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str,
 def _detection(rows: Sequence[RowRuns]) -> str:
     """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
     body = [[row.name, *own] for row in rows if (own := detected(row, 2))]
-    title = (
-        "Wrong labels found: AUC, the chance that a mislabelled training row weighs less than a "
-        "right one (ties half); corrected, mislabelled rows whose learned label is the true class; "
-        "spoiled, right ones whose learned label is another class"
-    )
-    return text(table("labels-found", wrapped(title), ["", *DETECTED], body)) if body else ""
+    return text(table("labels-found", "Wrong labels found", ["", *DETECTED], body)) if body else ""
 
 
 def _attacks(rows: Sequence[RowRuns]) -> str:
     """What became of attacked rows; empty where no method attacks any."""
     body = [[row.name, *own] for row in rows if (own := attacks(row))]
-    return text(table("attacked-rows", wrapped(ATTACKED), ["", *ATTACKS], body)) if body else ""
+    return text(table("attacked-rows", "Attacked rows", ["", *ATTACKS], body)) if body else ""
 
 
 def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:
-    """What the words of the further tables mean, and how long equal budgets took."""
-    folds = done[0].folds
-    intervals = (
-        f"population: repeated {folds}-fold cross-validation, seed s on fold s mod {folds}, so "
-        "that no test images are fixed (interval of Nadeau and Bengio, 2003)."
-        if folds
-        else "training: other seeds on these test images; population: other seeds and other "
-        f"{'patients' if done[0].patients else 'images'}."
-    )
-    lines = [
-        f"{intervals} detectable: the smallest true difference found with 80 % power "
-        "(population). Intervals are not corrected for the number of rows.",
-        "s/epoch: charged seconds (augmentation, outer steps, forward, backward; on a CPU its own "
-        "seconds), without evaluation, median; cost: their ratio to the same upstream without the "
-        "method, with an equal budget of whole runs. passes/row: forward plus backward passes for "
-        "each row drawn.",
-        *budgets(rows),
-    ]
+    """How long rows of an equal budget trained, folds, and classes before noise."""
+    lines, folds = budgets(rows), done[0].folds
+    if folds:
+        lines.append(f"Seed s tests on fold s mod {folds}, so that no test images are fixed.")
     corruption = done[0].result["data"]["corruption"]
     if corruption is not None:
         counts = corruption["rows_of_each_class_before_noise"]

@@ -14,13 +14,6 @@ from analysis.records import ATTACK, DETECTION, Record
 DETECTED = ("n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓")
 ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
            "distance", "of noise")  # fmt: skip
-ATTACKED = (
-    "Attacked rows, by the methods' own logs (the first attack of each epoch and every 25th, mean "
-    "over epochs with an attack and over seeds): selected, of the rows drawn, warm-up included; "
-    "kept and harder by the network that attacked, with its label, which need not be the true one; "
-    "unmoved, left as they were; harder, less likely than the clean row; distance, perceptual, and "
-    "that of uniform noise of the same norm"
-)
 
 
 def difference_cells(made: Difference | None) -> list[object]:

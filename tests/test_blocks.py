@@ -416,4 +416,4 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
     table = results.main_table(short_block, "accuracy", "accuracy", False, "last")
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
     assert line.endswith("folds) in common with it: flip on digits.")
-    assert any("italics (tied) what is not significantly different" in note for note in table.notes)
+    assert any("italics (tied): not significantly different" in note for note in table.notes)

@@ -16,7 +16,7 @@ from analysis.blocks import Block
 from analysis.facts import ROW, Facts
 from analysis.question import Question
 from analysis.report import figures
-from analysis.report.page import report
+from analysis.report.page import Options, report
 from benchmarks.cli import main
 from benchmarks.running import local
 from tests import sweeping
@@ -152,7 +152,7 @@ def told(root: Path, out: Path) -> str:
     """The page of these runs, without its figures and the place of its runs."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(figures, "draw_all", lambda *_: [])
-        report(root, out, ["md"])
+        report(Options(root, out, ["md"]))
     return (out / "report.md").read_text(encoding="utf-8").replace(str(root), "ROOT")
 
 

@@ -15,7 +15,7 @@ from analysis.differences import RowRuns
 from analysis.labels import label_of
 from analysis.question import Question
 from analysis.report import figures, sentences, tables
-from analysis.report.page import report
+from analysis.report.page import Options, report
 from analysis.studyfile import StudyError
 from benchmarks.cli import main
 from benchmarks.data.names import parse_benchmark
@@ -115,14 +115,14 @@ def test_a_report_names_rows_by_their_labels_and_tells_the_full_names(
     del study["labels"][SAFLEX]
     (root / "study.yaml").write_text(yaml.safe_dump(study))
     try:
-        report(root, tmp_path / "out", ["md", "tex", "csv"])
+        report(Options(root, tmp_path / "out", ["md", "tex", "csv"]))
     finally:
         (root / "study.yaml").unlink()
-    report(root, tmp_path / "plain", ["md", "tex", "csv"])
+    report(Options(root, tmp_path / "plain", ["md", "tex", "csv"]))
     for folder in ("out", "plain"):
         assert (tmp_path / folder / "tables" / "accuracy.csv").is_file()
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    shown = text.split("## small", 1)[1].split("### The runs again")[0]
+    shown = text.split("## small", 1)[1].split("## Runs without a result")[0]
     names, rest = shown.split("**Names in full**")[1].split("\n\n**", 1)
     assert "saflex(upstream=mixup)" in names and "No Aug [passes of" not in names
     before = shown.split("**Names in full**")[0]

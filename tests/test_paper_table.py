@@ -12,7 +12,7 @@ import pytest
 
 import augbench
 from analysis import records
-from analysis.report.page import report
+from analysis.report.page import Options, report
 from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
 from methods.naming import NamingError
@@ -86,7 +86,7 @@ def test_numbers_are_those_of_the_report_in_every_format(
     for text in found.values():
         plain = re.sub(r"<[^>]+>|data-head=\"[^\"]*\"", "", html_module.unescape(text))
         assert NUMBER.findall(plain.replace(r"$\pm$", "±")) == expected
-    report(root, tmp_path / "out", ["csv"])
+    report(Options(root, tmp_path / "out", ["csv"]))
     for place, metric in enumerate(("accuracy", "auc")):
         text = (tmp_path / "out" / "tables" / f"{metric}.csv").read_text(encoding="utf-8")
         lines = list(csv.reader(text.splitlines()))
@@ -99,7 +99,7 @@ def test_numbers_are_those_of_the_report_in_every_format(
 def test_the_best_is_bold_and_what_is_not_told_from_it_is_marked(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report(root, tmp_path / "out", ["csv"])
+    report(Options(root, tmp_path / "out", ["csv"]))
     text = printed(capsys, root, "--metrics", "accuracy", "--format", "csv")
     lines = (tmp_path / "out" / "tables" / "accuracy.csv").read_text().splitlines()
     ours = {line[1]: line[2:] for line in csv.reader(text.splitlines()[1:])}
@@ -108,9 +108,9 @@ def test_the_best_is_bold_and_what_is_not_told_from_it_is_marked(
     assert all(cell.endswith("(best)") for cell in ours[SAFLEX])
     assert not any("(" in cell for cell in ours["none"])
     control = printed(capsys, root, "--rows", f"none@train,none,{SAFLEX}", "--format", "csv")
-    assert "(" not in control.splitlines()[1] and "control rows left out" not in control
+    assert "(" not in control.splitlines()[1] and "without control rows" not in control
     told = printed(capsys, root, "--rows", f"none@train,none,{SAFLEX}", "--format", "md")
-    assert "control rows left out" in told and "Control rows tell where" in told
+    assert "without control rows" in told and "Control rows tell where" in told
 
 
 def test_few_seeds_are_not_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

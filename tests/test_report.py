@@ -1,5 +1,6 @@
 """The report: complete, self-contained, and claiming nothing that an interval does not show."""
 
+import csv
 import itertools
 import json
 import re
@@ -14,9 +15,11 @@ import pytest
 
 from analysis import (
     blocks,
+    contents,
     findings,
     question,
     records,
+    words,
 )
 from analysis.findings import Finding
 from analysis.question import Question
@@ -24,10 +27,11 @@ from analysis.report import (
     figures,
     plots,
     results,
+    searches,
     sentences,
     tables,
 )
-from analysis.report.page import NoRuns, report
+from analysis.report.page import TABLES, NoRuns, Options, report
 from analysis.report.plots import Point
 from analysis.studyfile import StudyError
 from benchmarks.cli import main
@@ -46,12 +50,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(4):
         make_run(root, "none", seed, 0.2)
         make_run(root, "mixup", seed, 3.0)
-        make_run(root, SAFLEX, seed, 3.0, cost=2.0, learned=True)
+        make_run(root, SAFLEX, seed, 3.0, cost=2.0, learned=True, meta=9)
         make_run(root, "mixup", seed, 3.0, control="train")
         make_run(root, HOSTILE, seed, status="failed", reason=HOSTILE)
     study = {"question": HOSTILE, "margin": 1.5, "prediction": "mixup is better"}
     (root / "study.yaml").write_text(json.dumps({**study, "benchmarks": ["digits"]}))
-    report(root, root / "out", with_published=True)
+    report(Options(root, root / "out", published=True))
     return root / "out"
 
 
@@ -81,7 +85,8 @@ def test_markdown_names_its_figures_and_shows_the_same_numbers(small: Path) -> N
 def test_what_a_reader_is_told(small: Path) -> None:
     text = (small / "report.md").read_text(encoding="utf-8")
     assert "**Prediction.** mixup is better" in text
-    assert "of 3 comparison(s): 1 better" in text
+    assert "**Answer. 3 comparisons of test accuracy, differences in points. Better" in text
+    assert re.search(r"\. Better \(few seeds\): mixup over none \(\+\d+\.\d\d\)\. ", text)
     assert "mixup over none on digits: +" in text and "family of 2" in text
     assert re.search(r"beyond the margin of 1\.5", text)
     assert "20 runs: 16 done, 4 failed" in text
@@ -93,6 +98,55 @@ def test_what_a_reader_is_told(small: Path) -> None:
     assert "augbench compare --benchmark digits --model small_cnn" in text
     row = next(line for line in text.split("\n") if "alert" in line and "failed" in line)
     assert "0 to 3" in row
+
+
+def test_answer_tables_and_figures_come_first_and_definitions_last_and_once(small: Path) -> None:
+    text = (small / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    page = (small / "report.html").read_text(encoding="utf-8")
+    for shown in (text, page):
+        order = ["Question.", "Answer.", "Prediction.", "Test accuracy, %, mean", "Test AUC, %",
+                 "Paired differences in test accuracy", "Differences in test accuracy, last epoch",
+                 "Training cost, medians", "Do controls explain the gains?", "Learning curves",
+                 "Runs without a result", "Protocol equal.", "Versions and hardware",
+                 "Reproducing the runs", "Definitions", "Reproducing this report"]  # fmt: skip
+        places = [shown.index(part) for part in order]
+        assert places == sorted(places)
+        for told in words.WORDS["differences"].values():
+            assert shown.count(told.replace("'", "&#39;") if shown is page else told) == 1
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "reports.md"
+
+
+def test_the_docs_define_the_terms_as_reports_do() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for name, terms in words.WORDS.items():
+        listed = "".join(f"- **{term}**: {told}\n" for term, told in terms.items())
+        assert f"\n\n{listed}\n" in text, name
+
+
+def test_the_docs_explain_every_table_and_figure() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for names, heading in ((TABLES, "Tables"), (figures.MAKERS, "Figures")):
+        listed = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        told = set(re.findall(r"`([\w-]+)`(?=[^|]*\|[^|]+\|\n)", listed))
+        assert told == {*names} | {each for each in told if each.startswith("search-")}, heading
+
+
+def test_every_column_of_a_table_is_defined(small: Path) -> None:
+    defined = {
+        each for terms in words.WORDS.values() for term in terms for each in term.split(", ")
+    }
+    paths = (small / "tables").glob("*.csv")
+    heads = {path.stem: path.read_text(encoding="utf-8").splitlines()[0] for path in paths}
+    assert heads.keys() >= {"accuracy", "auc", "differences", "cost", "controls", "versions"}
+    found = {name for head in heads.values() for name in next(csv.reader([head]))[2:]}
+    found |= {*contents.DETECTED, *contents.ATTACKS}
+    search = searches.Search("tuned", [search_row("none", stopped=True)])
+    found |= {name for each in searches.tables(search) for name in each.head if name}
+    found -= {"data set", "digits, % ↑"}
+    plain = {re.sub(r" [↑↓]|, (%|points)", "", name) for name in found}
+    assert plain <= defined, plain - defined
 
 
 def test_every_figure_is_whole_in_every_format(small: Path) -> None:
@@ -118,7 +172,7 @@ def test_one_seed_invents_no_interval(tmp_path: Path, monkeypatch: pytest.Monkey
         "fronts",
         lambda panels, *_: points.extend(p for f in panels for p in f.points),
     )
-    report(tmp_path, tmp_path / "out", ["md"])
+    report(Options(tmp_path, tmp_path / "out", ["md"]))
     assert [(span.training, span.population) for span in drawn if span] == [(None, None)]
     assert len(points) == 2 and all(np.isnan(point.sd) for point in points)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -132,9 +186,9 @@ def test_runs_that_must_not_be_mixed_are_told_apart(tmp_path: Path) -> None:
     for epochs in (3, 5):
         for method in ("none", "mixup"):
             make_run(tmp_path, method, epochs=epochs)
-    report(tmp_path, tmp_path / "out", ["md", "csv"])
+    report(Options(tmp_path, tmp_path / "out", ["md", "csv"]))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "These runs are of 2 settings that no table may mix" in text
+    assert "These runs have 2 different settings, which are never mixed in one table" in text
     assert re.search(r"\| block \| data sets \| epochs \|", text)
     assert text.count("Test accuracy, %, mean") == 2
     commands = [line for line in text.split("\n") if line.startswith("augbench compare")]
@@ -150,7 +204,7 @@ def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
     for protocol in ("equal", "paper"):
         make_run(tmp_path, benchmark="digits", epochs=3, protocol=protocol)
         make_run(tmp_path, benchmark="breastmnist", epochs=5, protocol=protocol)
-    report(tmp_path, tmp_path / "out", ["md"])
+    report(Options(tmp_path, tmp_path / "out", ["md"]))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "| block | data sets | protocol | runs |" in text
 
@@ -158,7 +212,10 @@ def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
 def test_formats_are_those_asked_for(tmp_path: Path) -> None:
     make_run(tmp_path / "runs")
     out = tmp_path / "out"
-    assert report(tmp_path / "runs", out, ["csv"]) == [out / "tables", out / "records.parquet"]
+    assert report(Options(tmp_path / "runs", out, ["csv"])) == [
+        out / "tables",
+        out / "records.parquet",
+    ]
     assert not (out / "figures").exists() and not list(out.glob("report.*"))
     assert {path.suffix for path in (out / "tables").iterdir()} == {".csv"}
 
@@ -169,7 +226,7 @@ def test_recompute_takes_the_stored_logits(tmp_path: Path) -> None:
     changed["metrics"]["last"]["test"]["accuracy"] = 0.12345
     (folder / "result.json").write_text(json.dumps(changed))
     for recompute, shown in ((False, True), (True, False)):
-        report(tmp_path / "runs", tmp_path / "out", ["csv"], recompute=recompute)
+        report(Options(tmp_path / "runs", tmp_path / "out", ["csv"], recompute=recompute))
         text = (tmp_path / "out" / "tables" / "accuracy.csv").read_text()
         assert ("12.35" in text or "12.34" in text) == shown
 
@@ -181,7 +238,7 @@ def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path
         make_run(tmp_path, "mixup", seed, 2.0)
     hurt = [make_run(tmp_path, "none", seed) for seed in range(4)][-1] / "predictions.npz"
     hurt.write_bytes(hurt.read_bytes()[::-1])
-    report(tmp_path, tmp_path / "out", ["md"], recompute=recompute)
+    report(Options(tmp_path, tmp_path / "out", ["md"], recompute=recompute))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
     assert "n = 3 seeds" in text
@@ -194,7 +251,7 @@ def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     make_run(tmp_path, status="failed", reason="so")
     with pytest.raises(NoRuns, match=r"got 1 run\(s\) without metrics"):
-        report(tmp_path, tmp_path / "out")
+        report(Options(tmp_path, tmp_path / "out"))
 
 
 def test_sentences_of_every_verdict() -> None:
@@ -329,13 +386,14 @@ def test_rows_of_an_equal_budget_tell_their_epochs_and_the_cost_of_whole_runs(
         tmp_path, "none", cost=1.0, epochs=15, budget="passes of lpa3",
         recorded={"budget": detail, "of": of},
     )  # fmt: skip
-    report(tmp_path, tmp_path / "out", ["csv", "md"])
+    report(Options(tmp_path, tmp_path / "out", ["csv", "md"]))
     (block,) = blocks.split(records.scan(tmp_path)[0])
     table = results.main_table(block, "accuracy", "accuracy", False, "last")
     ratios = {row[0].text: row[-1].text for group in table.groups for row in group.rows}
     row = "none [passes of lpa3]"
     assert ratios == {"none": "1.00", "lpa3": "4.00", row: "5.00"}
-    assert f"digits: {row}: 15 epochs, {detail}." in table.notes
+    notes = tables.cost_table(block, "cost").notes
+    assert notes == (f"digits: {row}: 15 epochs, {detail}.",)
 
 
 def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
@@ -436,12 +494,12 @@ def test_the_question_is_that_of_the_only_study_or_of_the_named_one(tmp_path: Pa
 def test_a_folder_of_several_studies_names_them(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     make_run(root, "none")
-    report(root, tmp_path / "plain")
+    report(Options(root, tmp_path / "plain"))
     plain = (tmp_path / "plain" / "report.md").read_text(encoding="utf-8")
     assert "As there is no study file beside the runs, the margin is" in plain
     for name in ("one", "two"):
         swept(root, name, "question: Which?\nfamily: [mixup]\n")
-    report(root, tmp_path / "out")
+    report(Options(root, tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "no study file" not in text.lower()
     assert "no --study names one of those that were swept there (one, two)" in text
@@ -461,7 +519,7 @@ def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> N
     make_run(root, "none")
     swept(root, "one", PREDICTIONS)
     assert question.read(root).prediction == "crop wins"
-    report(root, tmp_path / "out")
+    report(Options(root, tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").replace("\\", "")
     assert (
         "**Prediction.** crop wins (written on 2026-11-20, before the first run) "
@@ -512,7 +570,7 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     swept(root, "tuned", f"question: Tuned?\nfamily: [mixup over none]\nruns: {json.dumps(mine)}\n")
     rows = [search_row("none", stopped=True), search_row("mixup", stopped=False)]
     (root / "studies" / "tuned" / "search.json").write_text(json.dumps(rows))
-    report(root, tmp_path / "out", study="tuned")
+    report(Options(root, tmp_path / "out", study="tuned"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "8 runs: 8 done." in text and "cutmix" not in text
     assert "4 run(s) of searches are told in the tables of the search alone" in text
@@ -530,7 +588,7 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     (accuracy,) = re.findall(r"\| mixup \| (\d) \|", text.partition("Test AUC")[0])
     assert accuracy == "2", "the trials are no seeds of the row"
     request.getfixturevalue("undrawn")
-    report(root, tmp_path / "all")
+    report(Options(root, tmp_path / "all"))
     whole = (tmp_path / "all" / "report.md").read_text(encoding="utf-8")
     assert "9 runs: 9 done." in whole and "cutmix" in whole and "--study NAME" in whole
 
@@ -543,7 +601,7 @@ def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> N
     del row["regret"]
     (tmp_path / "studies" / "some" / "search.json").write_text(json.dumps([row]))
     with pytest.raises(StudyError, match=r"search.json: not a search of this version.*regret"):
-        report(tmp_path, tmp_path / "out")
+        report(Options(tmp_path, tmp_path / "out"))
 
 
 def test_what_became_of_attacked_rows_has_a_table(tmp_path: Path) -> None:
@@ -664,7 +722,7 @@ def test_wrong_use_is_told(
 def test_figures_of_few_and_many(methods: int, sets: int, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     many(root, methods, sets)
-    report(root, tmp_path / "out")
+    report(Options(root, tmp_path / "out"))
     for path in (tmp_path / "out" / "figures").iterdir():
         assert path.stat().st_size > 3000
 

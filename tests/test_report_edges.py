@@ -15,7 +15,7 @@ from analysis import blocks, findings, records, runs
 from analysis.blocks import Block
 from analysis.question import Question
 from analysis.report import figures, results, sentences, tables
-from analysis.report.page import TABLES, report
+from analysis.report.page import TABLES, Options, report
 from analysis.report.plots import Front
 from tests.made import make_run
 from tests.test_blocks import SAFLEX
@@ -48,12 +48,12 @@ def test_a_study_that_has_not_ended_is_an_interim_look(tmp_path: Path) -> None:
     (made[0] / "result.json").unlink()
     hurt = made[1] / "predictions.npz"
     hurt.write_bytes(hurt.read_bytes()[::-1])
-    report(root, out, ["md"], study="mine")
+    report(Options(root, out, ["md"], study="mine"))
     assert "An interim look: 2 of the study's 9 runs have no result yet." in page(out)
     shutil.rmtree(made[0])
     make_run(root, "none", 0)
     swept(root, "whole", f"margin: 1\nruns: {json.dumps(planned[:-1])}\n")
-    report(root, out, ["md"], study="whole")
+    report(Options(root, out, ["md"], study="whole"))
     assert "interim" not in page(out), "what was damaged has ended"
 
 
@@ -66,7 +66,7 @@ def test_a_comparison_over_data_sets_tells_its_seeds(tmp_path: Path) -> None:
     (over,), reason = findings.overall(block, findings.findings(block, Question()), 0.5)
     assert sorted(over.seeds) == [2, 4]
     assert "mean of 2 data sets (n = 2 to 4)" in sentences.overall(over, 0.5)
-    table = tables.overall_table(block.columns, [over], reason, "overall", 0.5)
+    table = tables.overall_table(block.columns, [over], reason, "overall")
     assert dict(zip(table.head, [c.text for c in table.groups[0].rows[0]], strict=True))["n"] == (
         "2 to 4"
     )
@@ -137,7 +137,7 @@ def test_a_search_without_any_row_on_fresh_seeds_is_reported(kind: str, tmp_path
     swept(tmp_path, "tuned", "margin: 1\n")
     row = search_row("mixup", stopped=True)
     (tmp_path / "studies" / "tuned" / "search.json").write_text(json.dumps([row]))
-    for path in report(tmp_path, tmp_path / "out", [kind]):
+    for path in report(Options(tmp_path, tmp_path / "out", [kind])):
         assert path.exists()
     assert (tmp_path / "out" / "tables" / f"search-tuned.{kind}").exists() == (kind in "csv tex")
 
@@ -146,7 +146,7 @@ def test_a_search_without_any_row_on_fresh_seeds_is_reported(kind: str, tmp_path
 def test_a_file_name_that_is_no_utf_8_is_written_as_text(tmp_path: Path) -> None:
     make_run(tmp_path, "none")
     make_run(tmp_path, "mixup", status="failed", reason="no file /data/b\udce9b.npz")
-    report(tmp_path, tmp_path / "out")
+    report(Options(tmp_path, tmp_path / "out"))
     assert "/data/b[U+DCE9]b.npz" in page(tmp_path / "out")
 
 
@@ -200,7 +200,7 @@ def test_a_run_with_any_damaged_file_is_told_and_stops_nothing(
         make_run(tmp_path, "none", seed)
     made, *_ = (make_run(tmp_path, SAFLEX, seed, 2.0, learned=True) for seed in range(4))
     hurt(made)
-    report(tmp_path, tmp_path / "out", ["md"])
+    report(Options(tmp_path, tmp_path / "out", ["md"]))
     text = page(tmp_path / "out")
     assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
     (line,) = (line for line in text.splitlines() if "no result" in line and made.name in line)
@@ -268,7 +268,7 @@ def test_a_row_without_a_selected_epoch_takes_it_from_no_other(tmp_path: Path) -
     where = "breastmnist, digits (head_refit)"
     told = f"The epoch of the best select AUC is not offered on {where}: {reason}."
     assert told in sentences.selection(block)
-    report(tmp_path, tmp_path / "out", ["csv"])
+    report(Options(tmp_path, tmp_path / "out", ["csv"]))
     with (tmp_path / "out" / "tables" / "selected.csv").open(newline="") as file:
         rows = [row[1:3] for row in csv.reader(file)][1:]
     assert rows == [["none", "4"]]
@@ -278,7 +278,7 @@ def test_a_data_set_on_which_every_run_failed_stays_in_the_table(tmp_path: Path)
     for seed in range(4):
         make_run(tmp_path, "none", seed)
         make_run(tmp_path, "none", seed, benchmark="breastmnist", status="failed", reason="lost")
-    report(tmp_path, tmp_path / "out", ["csv"])
+    report(Options(tmp_path, tmp_path / "out", ["csv"]))
     with (tmp_path / "out" / "tables" / "accuracy.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["breastmnist, % ↑"] == "n/a"
@@ -292,26 +292,26 @@ def test_a_second_report_leaves_no_table_or_figure_of_the_first(tmp_path: Path) 
         for name in ("digits", "breastmnist"):
             for method, skill in (("none", 0.2), ("mixup", 1.5)):
                 make_run(root, method, seed, skill, benchmark=name, selected=True)
-    report(root, out)
+    report(Options(root, out))
     written = {path.stem for path in (out / "tables").iterdir()}
     assert {"overall", "selected"} < written <= set(TABLES)
     (out / "tables" / "mine.csv").write_text("kept")
     shutil.rmtree(root)
     make_run(root, "none")
-    report(root, out)
+    report(Options(root, out))
     assert {path.stem for path in (out / "tables").iterdir()} == {
         "accuracy", "auc", "cost", "versions", "mine",
     }  # fmt: skip
     named = re.findall(r"\(figures/(\w+)\.png\)", page(out))
     assert {path.stem for path in (out / "figures").iterdir()} == set(named)
     kept = (out / "tables" / "cost.csv").read_text()
-    report(root, out, ["tex", "md"])
+    report(Options(root, out, ["tex", "md"]))
     assert (out / "tables" / "cost.csv").read_text() == kept, "other formats are left alone"
 
 
 def test_a_table_as_csv_has_its_title(tmp_path: Path) -> None:
     make_run(tmp_path)
-    report(tmp_path, tmp_path / "out", ["csv"])
+    report(Options(tmp_path, tmp_path / "out", ["csv"]))
     tables = tmp_path / "out" / "tables"
     texts = [(tables / f"{name}.csv").read_text(encoding="utf-8") for name in ("accuracy", "auc")]
     heads = [next(csv.reader(text.splitlines()))[1] for text in texts]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment
-from markupsafe import Markup
 
-from analysis import blocks, findings, question, records, runs, table, versions
+from analysis import blocks, findings, question, records, runs, table, versions, words
 from analysis.blocks import Block
 from analysis.metrics import SHOWN
 from analysis.question import Question
@@ -32,7 +31,8 @@ TABLES = (
     "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
 """Names of the files of tables, those of searches apart."""
-MAIN_FIGURES = 3
+OF_COSTS = ("cost", "phases")
+"""Figures beside the table of costs."""
 WIDE = 7
 """Columns from which on a table is set smaller."""
 
@@ -42,24 +42,28 @@ class NoRuns(ValueError):
 
 
 @dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, in this order."""
+
+    heading: str = ""
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    texts: Sequence[str] = ()
+    commands: Sequence[Sequence[str]] = ()
+    """blocks of lines to type"""
+
+
+@dataclass(frozen=True)
 class Part:
     """What a report says of one block."""
 
     folder: str
     """below figures and tables; empty where there is one block alone"""
     title: str
-    advice: list[str]
-    main: list[Table]
-    figures: list[Figure]
-    sentences: list[str]
-    mechanism: list[str]
-    tables: list[Table]
-    protocol: list[str]
-    commands: list[list[str]]
-    """for each data set"""
-    samples: list[str]
-    """commands that draw augmented images, which takes the data and the network"""
-    outcome: str
+    answer: str
+    sections: list[Section]
+    protocol: list[Section]
+    """for the end of the page"""
 
 
 @dataclass(frozen=True)
@@ -67,131 +71,153 @@ class Report:
     """A whole report, before it is written in a format."""
 
     title: str
-    summary: str
     question: str
+    answers: list[str]
     prediction: str
-    outcomes: list[str]
+    summary: str
     remarks: list[str]
     apart: Table | None
     """what differs between blocks"""
     parts: list[Part]
-    searches: list[tuple[list[Table], list[Figure]]]
-    failures: Table | None
+    searches: list[Section]
+    closing: list[Section]
+    """failures, protocol"""
+    words: dict[str, str]
     command: str
 
+    @property
+    def tables(self) -> list[tuple[str, Table]]:
+        """Every table with a file of its own, and the folder of the file."""
+        sections = [("", each) for each in self.searches]
+        for part in self.parts:
+            sections += [(part.folder, each) for each in (*part.sections, *part.protocol)]
+        return [(folder, each) for folder, section in sections for each in section.tables]
 
-def report(
-    root: Path,
-    out: Path,
-    wanted: Collection[str] = FORMATS,
-    with_published: bool = False,
-    recompute: bool = False,
-    study: str = "",
-    all_versions: bool = False,
-) -> list[Path]:
-    """Write the report of the runs in ``root``, or of one study there, into ``out``.
 
-    A row that was run with several versions of its code is shown in the newest, or in all of them.
+@dataclass(frozen=True)
+class Options:
+    """Which report is made, and where."""
+
+    root: Path
+    out: Path
+    formats: Collection[str] = FORMATS
+    _: KW_ONLY
+    published: bool = False
+    """Show published numbers beside ours."""
+    recompute: bool = False
+    """Take metrics from stored predictions, with today's code."""
+    study: str = ""
+    all_versions: bool = False
+    """Show rows in every version of their code, not in the newest alone."""
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Those of the files of a figure."""
+        pages = [".png", ".svg"] if {"html", "md"} & set(self.formats) else []
+        return pages + ([".pdf"] if "tex" in self.formats else [])
+
+    @property
+    def command(self) -> str:
+        """The command that makes this report."""
+        flags = ["--published"] * self.published + ["--recompute"] * self.recompute
+        flags += ["--all-versions"] * self.all_versions
+        flags += ["--study", self.study] if self.study else []
+        return shlex.join(["augbench", "report", str(self.root), "--out", str(self.out), *flags])
+
+
+def report(options: Options) -> list[Path]:
+    """Write the report of the runs in a folder, or of one study there.
+
     Returns the files that a reader opens.
 
     Raises:
         NoRuns: the folder holds no run with a result.
         StudyError: its study file cannot be used.
     """
-    asked = question.read(root, study)
-    found, unread, older = versions.newest(*asked.own(*records.scan(root)), all_versions)
-    command = _again(root, out, with_published, recompute, study, all_versions)
+    asked = question.read(options.root, options.study)
+    read = records.scan(options.root)
+    found, unread, older = versions.newest(*asked.own(*read), options.all_versions)
     while any(record.done for record in found):
         try:
-            whole = _made(
-                root,
-                out,
-                wanted,
-                with_published,
-                recompute,
-                study,
-                asked,
-                found,
-                unread,
-                older,
-                command,
-            )
+            whole = _made(options, asked, found, unread, older)
         except records.Damaged as damaged:  # found where predictions are read: the rest is told
             (hurt,) = (record for record in found if record.folder == damaged.folder)
             found.remove(hurt)
             unread.append(records.Unread(damaged.folder, damaged.reason, hurt.run))
         else:
-            return _written(whole, out, wanted)
+            return _written(whole, options.out, options.formats)
     raise NoRuns(
-        f"{root}: expected run directories with results, got {len(found)} run(s) without "
+        f"{options.root}: expected run directories with results, got {len(found)} run(s) without "
         f"metrics and {len(unread)} that have not ended; make some with augbench compare"
     )
 
 
 def _made(
-    root: Path,
-    out: Path,
-    wanted: Collection[str],
-    with_published: bool,
-    recompute: bool,
-    study: str,
+    options: Options,
     asked: Question,
     found: Sequence[records.Record],
     unread: Sequence[records.Unread],
     older: str,
-    command: str,
 ) -> Report:
-    """The report of these runs, whose figures and records are then in ``out``."""
-    if recompute:
+    """The report of these runs, whose figures and records are then in the output folder."""
+    root, out = options.root, options.out
+    if options.recompute:
         found = [records.recomputed(record) for record in found]
     out.mkdir(parents=True, exist_ok=True)
-    _clear(out, wanted)
+    _clear(options)
     records.frame(found).to_parquet(out / "records.parquet")
-    suffixes = _figures_wanted(wanted)
     plain = [record for record in found if not record.searched]
     made = [block for block in blocks.split(plain, asked.labels) if block.done]
+    several = len(made) > 1
     parts = [
-        _part(
-            root, block, str(number) if len(made) > 1 else "", asked, out, suffixes, with_published
-        )
+        _part(options, asked, block, str(number) if several else "")
         for number, block in enumerate(made, start=1)
     ]
+    found_searches = _searches(options)
+    names = {each.name for part in parts for section in part.sections for each in section.tables}
     return Report(
         title=f"augbench report: {root.resolve().name}",
-        summary=_counts(found, len(unread)),
         question=asked.text or f"none is given: {_no_file(root)}.",
-        prediction=asked.predicted or "none was written down.",
-        outcomes=[
+        answers=[
             *_interim(asked.missing(found, unread), len(asked.runs)),
-            *(f"{part.title}. {part.outcome}" for part in parts),
+            *(f"{part.title}. {part.answer}" if several else part.answer for part in parts),
         ],
+        prediction=asked.predicted or "none was written down.",
+        summary=_counts(found, len(unread)),
         remarks=[
-            *_remarks(root, asked, len(found) - len(plain), older),
             *sentences.unmatched(made, asked),
+            *_remarks(root, asked, len(found) - len(plain), older),
         ],
-        apart=tables.blocks_table(list(enumerate(made, start=1))) if len(made) > 1 else None,
+        apart=tables.blocks_table(list(enumerate(made, start=1))) if several else None,
         parts=parts,
-        searches=_searches(root, study, out, suffixes),
-        failures=tables.failures_table(found, unread, "failures"),
-        command=command,
+        searches=found_searches,
+        closing=[
+            _failures(found, unread),
+            Section("Protocol", texts=_of_study(root, asked)),
+            *(each for part in parts for each in part.protocol),
+        ],
+        words=words.of({"scores", *names, *(["search"] if found_searches else [])}),
+        command=options.command,
     )
 
 
-def _figures_wanted(wanted: Collection[str]) -> list[str]:
-    """Suffixes of the files of a figure."""
-    pages = [".png", ".svg"] if {"html", "md"} & set(wanted) else []
-    return pages + ([".pdf"] if "tex" in wanted else [])
+def _failures(found: Sequence[records.Record], unread: Sequence[records.Unread]) -> Section:
+    made = tables.failures_table(found, unread, "failures")
+    if made is None:
+        return Section("Runs without a result", texts=["None: every run has ended with a result."])
+    return Section("Runs without a result", tables=[made])
 
 
-def _clear(out: Path, wanted: Collection[str]) -> None:
+def _clear(options: Options) -> None:
     """Remove tables and figures of an earlier report, of the kinds that are written anew.
 
     Nobody should take a number of other runs for one of these.
     """
-    tables = [f".{each}" for each in ("tex", "csv") if each in wanted]
-    kinds = {"figures": (figures.MAKERS, _figures_wanted(wanted)), "tables": (TABLES, tables)}
+    tables = [f".{each}" for each in ("tex", "csv") if each in options.formats]
+    kinds = {"figures": (figures.MAKERS, options.suffixes), "tables": (TABLES, tables)}
     for folder, (names, suffixes) in kinds.items():
-        for path in (*(out / folder).glob("*.*"), *(out / folder).glob("*/*.*")):
+        place = options.out / folder
+        for path in (*place.glob("*.*"), *place.glob("*/*.*")):
             own = path.stem in names or path.stem.startswith(searches.PREFIX)
             if own and path.suffix in suffixes and path.is_file():
                 path.unlink()
@@ -225,16 +251,19 @@ def _no_file(root: Path) -> str:
     return "there is no study file beside the runs"
 
 
-def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
-    """Where the question comes from, and which runs no table sets beside others."""
-    swept = question.names(root)
+def _of_study(root: Path, asked: Question) -> list[str]:
+    """Where the question comes from."""
     if asked.source:
-        told = [f"Question, family, margin and prediction are those of {asked.source}."]
-    else:
-        told = [
-            f"As {_no_file(root)}, the margin is the usual {asked.margin:g} points, and the family "
-            "is every method against its upstream and every upstream against none."
-        ]
+        return [f"Question, family, margin and prediction are those of {asked.source}."]
+    return [
+        f"As {_no_file(root)}, the margin is the usual {asked.margin:g} points, and the family is "
+        "every method against its upstream and every upstream against none."
+    ]
+
+
+def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
+    """Which runs no table sets beside others."""
+    swept, told = question.names(root), []
     if swept and not asked.runs:
         told.append(
             f"All runs of the folder are told, whatever study they are of ({', '.join(swept)}); "
@@ -245,91 +274,111 @@ def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str
     return [*told, older] if older else told
 
 
-def _searches(
-    root: Path, study: str, out: Path, suffixes: Sequence[str]
-) -> list[tuple[list[Table], list[Figure]]]:
+def _searches(options: Options) -> list[Section]:
     """Tables and figures of each search."""
     made = []
-    for search in searches.read(root, study):
+    for search in searches.read(options.root, options.study):
         drawn = []
-        if suffixes:
-            place = out / "figures"
+        if options.suffixes:
+            place = options.out / "figures"
             place.mkdir(parents=True, exist_ok=True)
-            drawn.append(searches.draw(search, place, suffixes))
-        made.append((searches.tables(search), drawn))
+            drawn.append(searches.draw(search, place, options.suffixes))
+        made.append(Section("Search of hyper-parameters", searches.tables(search), drawn))
     return made
 
 
-def _again(
-    root: Path, out: Path, with_published: bool, recompute: bool, study: str, all_versions: bool
-) -> str:
-    flags = ["--published"] * with_published + ["--recompute"] * recompute
-    flags += ["--all-versions"] * all_versions
-    flags += ["--study", study] if study else []
-    return shlex.join(["augbench", "report", str(root), "--out", str(out), *flags])
-
-
-def _part(
-    root: Path,
-    block: Block,
-    folder: str,
-    asked: Question,
-    out: Path,
-    suffixes: Sequence[str],
-    with_published: bool,
-) -> Part:
+def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
     found = findings.findings(block, asked)
     over, reason = findings.overall(block, found, asked.margin)
     mechanism, beside = sentences.controls(block, found, asked.margin, "controls")
     drawn: list[Figure] = []
-    if suffixes:
-        place = out / "figures" / folder
+    if options.suffixes:
+        place = options.out / "figures" / folder
         place.mkdir(parents=True, exist_ok=True)
-        drawn = figures.draw_all(block, found, asked.margin, place, suffixes)
-    main = [results.main_table(block, metric, metric, with_published, "last") for metric in SHOWN]
+        drawn = figures.draw_all(block, found, asked.margin, place, options.suffixes)
+    main = [
+        results.main_table(block, metric, metric, options.published, "last") for metric in SHOWN
+    ]
     offered = [
         column
         for column in block.columns
         if any("selected" in record.result["metrics"] for record in column.done)
     ]
-    if offered:
-        chosen = replace(block, columns=tuple(offered))
-        main.append(results.main_table(chosen, "accuracy", "selected", False, "selected"))
-    more = [
-        tables.names_table(block, "names"),
-        tables.differences_table(found, "differences", asked.margin) if found else None,
-        tables.overall_table(block.columns, over, reason, "overall", asked.margin)
-        if over
-        else None,
-        beside,
-        tables.cost_table(block, "cost"),
+    chosen = replace(block, columns=tuple(offered))
+    selected = results.main_table(chosen, "accuracy", "selected", False, "selected")
+    further = [
+        selected if offered else None,
         tables.detection_table(block, "labels-found"),
         tables.attack_table(block, "attacked-rows"),
         tables.ablation_table(block, "arguments"),
         tables.ranks_table(block, "ranks"),
-        tables.versions_table(block, "versions"),
+    ]
+    compared = [
+        tables.differences_table(found, "differences", asked.margin) if found else None,
+        tables.overall_table(block.columns, over, reason, "overall") if over else None,
+    ]
+    names = tables.names_table(block, "names")
+    first = [each for each in drawn if each.name == "differences"]
+    costs = [each for each in drawn if each.name in OF_COSTS]
+    sections = [
+        Section(
+            tables=[*main, names] if names else main,
+            figures=first,
+            texts=[*sentences.advice(block), *sentences.caveats(block)],
+        ),
+        Section(
+            "Differences",
+            tables=_there(compared),
+            texts=[
+                *sentences.statistics(found, over, asked.margin),
+                *([f"No test over data sets: {reason}."] if found and not over else []),
+            ],
+        ),
+        Section("Costs", tables=[tables.cost_table(block, "cost")], figures=costs),
+        Section("Do controls explain the gains?", tables=_there([beside]), texts=mechanism),
+        Section(
+            "More tables and figures",
+            tables=_there(further),
+            figures=[each for each in drawn if each not in (*first, *costs)],
+        ),
     ]
     return Part(
         folder=folder,
         title=_title(block),
-        advice=sentences.advice(block),
-        main=main,
-        figures=drawn,
-        sentences=[
-            *sentences.statistics(found, over, asked.margin),
-            *([f"No test over data sets: {reason}."] if found and not over else []),
-        ],
-        mechanism=mechanism,
-        tables=[each for each in more if each is not None],
-        protocol=[
-            f"Protocol {(name := block.setting['protocol'])}. {sentences.PROTOCOLS[name]}",
-            *sentences.selection(block),
-            *sentences.caveats(block),
-        ],
-        commands=[sentences.commands(block, column, root) for column in block.columns],
-        samples=sentences.samples(block),
-        outcome=sentences.outcome(found),
+        answer=sentences.answer(found),
+        sections=[each for each in sections if each.tables or each.figures or each.texts],
+        protocol=_protocol(options.root, block, _title(block) if folder else ""),
     )
+
+
+def _there(listed: Sequence[Table | None]) -> list[Table]:
+    return [each for each in listed if each is not None]
+
+
+def _protocol(root: Path, block: Block, title: str) -> list[Section]:
+    """How the runs of a block were made, and how to make them again."""
+    name = block.setting["protocol"]
+    return [
+        Section(
+            title,
+            texts=[
+                f"Protocol {name}. {sentences.PROTOCOLS[name]}",
+                *tables.trainings(block.columns),
+                *sentences.selection(block),
+            ],
+        ),
+        Section(tables=[tables.versions_table(block, "versions")]),
+        Section(
+            "Reproducing the runs",
+            texts=[AGAIN],
+            commands=[sentences.commands(block, column, root) for column in block.columns],
+        ),
+        *(
+            [Section(texts=[SAMPLES], commands=[samples])]
+            if (samples := sentences.samples(block))
+            else []
+        ),
+    ]
 
 
 def _title(block: Block) -> str:
@@ -341,10 +390,15 @@ def _title(block: Block) -> str:
     return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
 
 
-SAMPLES = "More of what the rows make of training images is drawn from the data, not from runs:"
+AGAIN = (
+    "Each command carries out the missing runs of one data set and prints the numbers of all of "
+    "them."
+)
+SAMPLES = "These commands draw more augmented training images of each row, from the data alone:"
+DEFINITIONS = "Terms of this report; docs/reports.md of augbench explains every table and figure."
 APART = (
-    "These runs are of {count} settings that no table may mix. Each is a block with tables, a "
-    "family and figures of its own, in this order:"
+    "These runs have {count} different settings, which are never mixed in one table. Each setting "
+    "is a block with its own tables, figures and family of comparisons, in this order:"
 )
 
 
@@ -360,13 +414,10 @@ def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
         made.append(out / "report.md")
     writers = {"tex": table.latex, "csv": table.comma_separated}
     for suffix in (each for each in ("tex", "csv") if each in wanted):
-        for part in whole.parts:
-            place = out / "tables" / part.folder
+        for folder, each in whole.tables:
+            place = out / "tables" / folder
             place.mkdir(parents=True, exist_ok=True)
-            for each in (*part.main, *part.tables):
-                _write(place / f"{each.name}.{suffix}", writers[suffix](each))
-        for each in (each for made_of, _ in whole.searches for each in made_of):
-            _write(out / "tables" / f"{each.name}.{suffix}", writers[suffix](each))
+            _write(place / f"{each.name}.{suffix}", writers[suffix](each))
         made.append(out / "tables")
     return list(dict.fromkeys([*made, out / "records.parquet"]))
 
@@ -381,27 +432,26 @@ def html(whole: Report) -> str:
     text = resources.files("analysis.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
 
-    def shown(listed: Sequence[Table]) -> list[Markup]:
-        return [table.html(each, wide=len(each.head) >= WIDE) for each in listed]
+    def shown(sections: Sequence[Section]) -> list[dict[str, object]]:
+        return [
+            {
+                "heading": each.heading,
+                "tables": [table.html(one, wide=len(one.head) >= WIDE) for one in each.tables],
+                "figures": [_embedded(one) for one in each.figures],
+                "texts": each.texts,
+                "commands": each.commands,
+            }
+            for each in sections
+        ]
 
     page = {
         **{name: getattr(whole, name) for name in runs.field_names(Report)},
-        "apart": shown([whole.apart])[0] if whole.apart else "",
-        "samples_text": SAMPLES,
+        "apart": table.html(whole.apart) if whole.apart else "",
         "apart_text": APART.format(count=len(whole.parts)),
-        "searches": [
-            (shown(listed), [_embedded(each) for each in drawn]) for listed, drawn in whole.searches
-        ],
-        "failures": shown([whole.failures])[0] if whole.failures else "",
-        "parts": [
-            {
-                **{name: getattr(part, name) for name in runs.field_names(Part)},
-                "main": shown(part.main),
-                "tables": shown(part.tables),
-                "figures": [_embedded(each) for each in part.figures],
-            }
-            for part in whole.parts
-        ],
+        "definitions": DEFINITIONS,
+        "parts": [{"title": part.title, "sections": shown(part.sections)} for part in whole.parts],
+        "searches": shown(whole.searches),
+        "closing": shown(whole.closing),
     }
     return environment.from_string(text).render(page=page)
 
@@ -420,44 +470,37 @@ def _embedded(figure: Figure) -> dict[str, str]:
 
 def markdown(whole: Report, out: Path) -> str:
     """The page as Markdown, with the figures as files beside it."""
-    lines = [f"# {markdown_text(whole.title)}", "", markdown_text(whole.summary), ""]
+    lines = [f"# {markdown_text(whole.title)}", ""]
     lines += [f"**Question.** {markdown_text(whole.question)}", ""]
+    for answer in whole.answers:
+        lines += [f"**Answer. {markdown_text(answer)}**", ""]
     lines += [f"**Prediction.** {markdown_text(whole.prediction)}", ""]
-    for line in whole.outcomes:
-        lines += [f"**{markdown_text(line)}**", ""]
-    lines += _list(whole.remarks)
+    lines += [markdown_text(whole.summary), "", *_list(whole.remarks)]
     if whole.apart is not None:
         lines += [APART.format(count=len(whole.parts)), "", table.markdown(whole.apart)]
     for part in whole.parts:
-        lines += [f"## {markdown_text(part.title)}", "", *_list(part.advice)]
-        lines += [table.markdown(each) for each in part.main]
-        lines += _images(part.figures[:MAIN_FIGURES], out)
-        lines += ["### Statistics in words", "", *_list(part.sentences)]
-        if part.mechanism:
-            lines += ["### Do controls explain the gains?", "", *_list(part.mechanism)]
-        lines += [table.markdown(each) for each in part.tables]
-        lines += ["### Protocol and selection", "", *_list(part.protocol)]
-        if part.figures[MAIN_FIGURES:]:
-            lines += ["### More figures", "", *_images(part.figures[MAIN_FIGURES:], out)]
-        lines += ["### The runs again", ""]
-        lines += [line for each in part.commands for line in _code(*each)]
-        if part.samples:
-            lines += [SAMPLES, "", *_code(*part.samples)]
-    for listed, drawn in whole.searches:
-        lines += ["## Search of hyper-parameters", ""]
-        lines += [table.markdown(each) for each in listed] + _images(drawn, out)
-    lines += ["## Runs without a result", ""]
-    lines.append(
-        table.markdown(whole.failures)
-        if whole.failures
-        else "None: every run has ended with a result.\n"
-    )
-    lines += ["## This page again", "", *_code(whole.command)]
+        lines += [f"## {markdown_text(part.title)}", ""]
+        lines += [line for each in part.sections for line in _section(each, "###", out)]
+    for each in (*whole.searches, *whole.closing):
+        lines += _section(each, "##", out)
+    lines += ["## Definitions", "", DEFINITIONS, ""]
+    lines += [f"- **{markdown_text(word)}**: {markdown_text(t)}" for word, t in whole.words.items()]
+    lines += ["", "## Reproducing this report", "", *_code(whole.command)]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _section(section: Section, level: str, out: Path) -> list[str]:
+    lines = [f"{level} {markdown_text(section.heading)}", ""] if section.heading else []
+    lines += [table.markdown(each) for each in section.tables]
+    lines += _images(section.figures, out)
+    lines += _list(section.texts)
+    return [*lines, *(line for each in section.commands for line in _code(*each))]
+
+
 def _list(texts: Sequence[str]) -> list[str]:
-    return [*(f"- {markdown_text(text)}" for text in texts), ""] if texts else []
+    """One text as a paragraph, several as a list."""
+    sign = "- " if len(texts) > 1 else ""
+    return [*(f"{sign}{markdown_text(text)}" for text in texts), ""] if texts else []
 
 
 def _images(drawn: Sequence[Figure], out: Path) -> list[str]:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from analysis.blocks import Block, Column, Entry
-from analysis.contents import budgets
 from analysis.findings import Best, best, mean_ranks, scores
 from analysis.labels import legend
 from analysis.metrics import MEASURES, SHOWN
 from analysis.numbers import MISSING, counted, mean_sd, number
 from analysis.report import published
-from analysis.report.tables import folds_note, patients_note, ratio, training_text
+from analysis.report.tables import folds_note, patients_note, ratio
 from analysis.stats import INFERENCE_SEEDS
 from analysis.table import Group, Mark, Table, TableCell, cells
 
@@ -136,15 +135,14 @@ class Scores:
         }
         notes, lines = [], []
         if enough:
-            controls = ", control rows left out" if self.block.controls else ""
+            controls = ", without control rows" if self.block.controls else ""
             one = any(MEASURES[metric].lower for metric in self.metrics)
             tested = (
-                "; in italics (tied) what is not significantly different from it (population, 5 %, "
-                "corrected for all pairs of rows of a column)"
+                "; italics (tied): not significantly different from it (population interval, 5 %, "
+                "corrected for all pairs of rows)"
             )
             notes.append(
-                f"Bold (best): the {'best' if one else 'highest'} mean of a column, of rows with "
-                f"{INFERENCE_SEEDS} seeds where there are any{controls}"
+                f"Bold (best): the {'best' if one else 'highest'} mean of a column{controls}"
                 f"{tested if set(SHOWN) & set(self.metrics) else ''}."
             )
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
@@ -221,7 +219,7 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
 
 
 def _main_notes(made: Scores, metric: str) -> list[str]:
-    block, columns = made.block, made.block.columns
+    columns = made.block.columns
     notes = made.marks_note()
     found = [
         f"{column.name} {_told(top)}"
@@ -230,24 +228,10 @@ def _main_notes(made: Scores, metric: str) -> list[str]:
     ]
     if found:
         notes.append(
-            "Smallest true difference to the best row of a column that would have been found with "
-            "80 % power, one comparison alone, in points, over the column's rows: "
-            f"{', '.join(found)}."
+            "Detectable (smallest true difference to the best row of the column that one "
+            f"comparison would find with 80 % power), in points: {', '.join(found)}."
         )
-    notes += [*folds_note(columns), *patients_note(columns)]
-    if block.controls:
-        notes.append(TRANSFER)
-    notes.append(
-        "cost ratio: charged seconds an epoch, to the same upstream without the method (for an "
-        "upstream: to none; with an equal budget: of whole runs), median over seeds and data sets."
-    )
-    notes += [
-        f"{column.name}: {text}" for column in columns for text in budgets(column.rows.values())
-    ]
-    alike: dict[str, list[str]] = {}
-    for column in columns:
-        alike.setdefault(training_text(column), []).append(column.name)
-    return [*notes, *(f"{', '.join(names)}: {text}." for text, names in alike.items())]
+    return [*notes, *folds_note(columns), *patients_note(columns)]
 
 
 def _told(top: Best) -> str:

@@ -77,12 +77,6 @@ def tables(search: Search) -> list[Table]:
             Group(table, tuple(cells(_chosen(row)) for row in rows))
             for table, rows in search.tables.items()
         ),
-        (
-            f"regret: test {search.metric} of the trial that is best on test, less that of the "
-            "chosen one; test chose nothing. The select score of a winner is too high, as it was "
-            "chosen by it: the fresh seeds tell what it is worth. passes: forward plus backward of "
-            "rows, over all trials.",
-        ),
     )  # fmt: skip
     fresh = Table(
         f"{PREFIX}{search.study}-fresh",
@@ -93,10 +87,7 @@ def tables(search: Search) -> list[Table]:
             Group(table, tuple(cells(line) for row in rows for line in _fresh(row)))
             for table, rows in search.tables.items()
         ),
-        (
-            "training: other seeds on these test images; population: other seeds and other images "
-            "(other patients, where they are known). Not corrected for the number of rows.",
-        ),
+        ("Intervals are not corrected for the number of rows.",),
     )
     return [chosen, fresh]
 

@@ -19,10 +19,10 @@ from analysis.blocks import (
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
 from analysis.findings import HEADLINE, Finding, Overall
-from analysis.numbers import bounds, counted, number, p_value, signed
+from analysis.numbers import MISSING, bounds, counted, number, p_value, signed
 from analysis.question import Question
 from analysis.records import Record
-from analysis.report.tables import DETECTABLE, folds_note, patients_note
+from analysis.report.tables import folds_note, patients_note
 from analysis.runs import (
     FLAGS,
     OPTIONS,
@@ -37,6 +37,9 @@ from methods.naming import render, with_path
 RUNS = "runs"
 """Where results lie unless told otherwise."""
 
+VERDICTS = ("better", "worse", "equivalent", "undecided", "not tested")
+MOST_NAMES = 6
+"""Comparisons of one verdict that an answer names."""
 MOST_SENTENCES = 16
 """Comparisons up to which each has a sentence of its own."""
 
@@ -72,13 +75,13 @@ def finding(each: Finding, margin: float, family: int) -> str:
         return f"{start}: no seed has a result of both."
     if made.population is None:
         return (
-            f"{start}: {points(made.estimate)} over {seeds(made.seeds)}; not tested, as "
+            f"{start}: {points(made.estimate)} over {count(made.seeds, 'seed')}; not tested, as "
             f"{made.untested}."
         )
     kind = f"repeated {made.folds}-fold" if made.folds else "population"
     told = (
         f"{start}: {points(made.estimate)}, 95 % CI {bounds(made.population)} ({kind}), "
-        f"n = {seeds(made.seeds)}, family of {family}, p {_equals(each.p)} after Holm; "
+        f"n = {count(made.seeds, 'seed')}, family of {family}, p {_equals(each.p)} after Holm; "
     )
     return told + _verdict(each, made, made.population, margin)
 
@@ -125,9 +128,9 @@ def _equals(p: float) -> str:
     return shown if shown.startswith("<") else f"= {shown}"
 
 
-def seeds(count: int) -> str:
+def count(number: int, what: str) -> str:
     """``1 seed``, ``10 seeds``."""
-    return f"{count} seed" if count == 1 else f"{count} seeds"
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def overall(each: Overall, margin: float) -> str:
@@ -141,12 +144,24 @@ def overall(each: Overall, margin: float) -> str:
     return f"{told}; P(improvement) {each.improvement:.2f}."
 
 
-def outcome(found: Sequence[Finding]) -> str:
-    """How many comparisons had which verdict."""
-    verdicts = ("better", "worse", "equivalent", "undecided", "not tested")
-    counts = {each: sum(f.verdict == each for f in found) for each in verdicts}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return f"Outcome of {len(found)} comparison(s): {told}." if found else "Nothing is compared."
+def answer(found: Sequence[Finding]) -> str:
+    """Which comparisons had which verdict, each with its difference in points."""
+    if not found:
+        return "Nothing is compared."
+    several = len({each.column for each in found}) > 1
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for each in sorted(found, key=lambda each: VERDICTS.index(each.verdict)):
+        estimate = MISSING if each.difference is None else signed(each.difference.estimate)
+        where = f"{each.column} ({estimate})" if several else f"({estimate})"
+        pairs = verdicts.setdefault(each.told, {})
+        pairs.setdefault(f"{each.row} over {each.base}", []).append(where)
+    told = [f"{count(len(found), 'comparison')} of test accuracy, differences in points"]
+    for verdict, pairs in verdicts.items():
+        on = " on " if several else " "
+        names = [f"{pair}{on}{', '.join(places)}" for pair, places in pairs.items()]
+        more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+        told.append(f"{verdict.capitalize()}: {'; '.join([*names[:MOST_NAMES], *more])}")
+    return f"{'. '.join(told)}."
 
 
 def controls(
@@ -191,9 +206,7 @@ def controls(
     head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
             "detectable, points ↓", "reading"]  # fmt: skip
     notes = [
-        "Each interval alone at 95 %, not corrected for their number. above, below: it leaves out "
-        f"0; same: the 90 % interval lies within the margin of {margin:g} points; identical: right "
-        f"on the same images, seed by seed. {DETECTABLE}",
+        f"same: the 90 % interval lies within the margin of {margin:g} points.",
         *folds_note(block.columns),
         *patients_note(block.columns),
     ]
@@ -259,11 +272,11 @@ def advice(block: Block) -> list[str]:
         wanted = advised(rows, column.done[0].folds)
         if min(counts) < INFERENCE_SEEDS:
             text = (
-                f"rows with {seeds(min(counts))} have no interval and no verdict; {wanted} seeds "
-                "are advised"
+                f"rows with {count(min(counts), 'seed')} have no interval and no verdict; "
+                f"{wanted} seeds are advised"
             )
         elif min(counts) < wanted:
-            text = f"{seeds(min(counts))}; {wanted} are advised for {rows} test rows"
+            text = f"{count(min(counts), 'seed')}; {wanted} are advised for {rows} test rows"
         else:
             continue
         told.setdefault(text, []).append(column.name)

@@ -16,10 +16,10 @@ from analysis.blocks import (
     trained_apart,
 )
 from analysis.contents import (
-    ATTACKED,
     ATTACKS,
     DETECTED,
     attacks,
+    budgets,
     cost,
     detected,
     difference_cells,
@@ -48,13 +48,20 @@ from analysis.table import Group, Table, cells, table
 from methods.naming import Call, render
 
 LABELS = {"type": "device", "name": "hardware"}
-DETECTABLE = "detectable: the smallest true difference found with 80 % power, one comparison alone."
 
 
 def ratio(block: Block, column: Column, entry: Entry) -> float:
     """The cost as a ratio to the upstream alone; nan where that was not run."""
     base = block.beside(entry, entry.facts.upstream)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
+
+
+def trainings(columns: Sequence[Column]) -> list[str]:
+    """How the networks were trained, data sets that were trained alike together."""
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(training_text(column), []).append(column.name)
+    return [f"{', '.join(names)}: {text}." for text, names in alike.items()]
 
 
 def folds_note(columns: Sequence[Column]) -> list[str]:
@@ -110,23 +117,18 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
     count = sum(not math.isnan(each.p) for each in found)
     folds = sorted({each.difference.folds for each in found if each.difference} - {0})
-    cut = f" Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
+    cut = f"Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
     cut += "Bengio (2003), and no test images are fixed."
-    known = {each.difference.patients > 0 for each in found if each.difference}
-    units = "patients" if known == {True} else "images"
-    units += " (patients, where they are known)" if len(known) > 1 else ""
     notes = [
-        "Paired by seed and image. Training: other seeds on these test images; population: other "
-        f"seeds and other {units}.{cut if folds else ''} Intervals are not corrected for their "
-        f"number; p and verdict are, by Holm over the family of {count} tested comparison(s).",
-        f"equivalent: within the margin of {margin:g} points (two one-sided tests, a family "
-        f"of their own). {DETECTABLE}",
+        f"p and verdict: by Holm over the family of {count} tested comparison(s); intervals are "
+        f"not corrected. equivalent: within the margin of {margin:g} points.",
+        *([cut] if folds else []),
     ]
     return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
 
 
 def overall_table(
-    columns: Sequence[Column], found: Sequence[Overall], reason: str, name: str, margin: float
+    columns: Sequence[Column], found: Sequence[Overall], reason: str, name: str
 ) -> Table:
     """Comparisons over all data sets."""
     rows = [
@@ -144,15 +146,7 @@ def overall_table(
     ]
     head = ["", "data sets", "n", "mean difference, points ↑", "population 95 % CI", "win/tie/loss",
             "P(improvement) ↑", "Wilcoxon p (Holm)"]  # fmt: skip
-    notes = [
-        "The interval speaks of these data sets with other seeds and images, not of other data "
-        "sets, and is not corrected for the number of rows. Sizes and corruptions of one count "
-        "as one, as do OrganA, OrganC and OrganS, views of the same scans.",
-        f"win/tie/loss: data sets with a mean difference above, within and below {margin:g} "
-        "points. P(improvement): chance that a seed of the row scores above one of its base.",
-        *folds_note(columns),
-        *patients_note(columns),
-    ]
+    notes = [*folds_note(columns), *patients_note(columns)]
     if reason:
         notes.append(f"No Wilcoxon test: {reason}.")
     title = "Differences in test accuracy over all data sets, last epoch"
@@ -183,12 +177,11 @@ def cost_table(block: Block, name: str) -> Table:
     head = ["", "data set", "n", "s/epoch ↓", "ratio ↓", "charged s ↓", "evaluation s",
             "passes/row", "trained/drawn", "peak MiB ↓"]  # fmt: skip
     notes = [
-        "Medians over seeds. Charged: augmentation, outer steps, forward and backward, without "
-        "evaluation and start-up. ratio: to the same upstream without the method, with an equal "
-        "budget of whole runs. passes/row: forward plus backward passes for each row drawn; "
-        "trained/drawn: rows that a step trains on for each row drawn."
+        f"{column.name}: {text}"
+        for column in block.columns
+        for text in budgets(column.rows.values())
     ]
-    return table(name, "Costs", head, rows, notes)
+    return table(name, "Training cost, medians over seeds", head, rows, notes)
 
 
 def detection_table(block: Block, name: str) -> Table | None:
@@ -202,12 +195,7 @@ def detection_table(block: Block, name: str) -> Table | None:
     if not rows:
         return None
     head = ["", "data set", *DETECTED]
-    note = (
-        "AUC by weight: chance that a mislabelled training row weighs less than a right one, ties "
-        "half. corrected: mislabelled rows whose learned label is the true class; spoiled: right "
-        "ones whose learned label is another class."
-    )
-    return table(name, "Wrong labels found", head, rows, [note])
+    return table(name, "Wrong labels found", head, rows)
 
 
 def attack_table(block: Block, name: str) -> Table | None:
@@ -219,7 +207,7 @@ def attack_table(block: Block, name: str) -> Table | None:
         if (told := attacks(column.rows[entry.name]))
     ]
     head = ["", "data set", *ATTACKS]
-    return table(name, "Attacked rows", head, rows, [f"{ATTACKED}."]) if rows else None
+    return table(name, "Attacked rows", head, rows) if rows else None
 
 
 def variants(block: Block) -> dict[tuple[str, str], list[tuple[Entry, dict[str, str]]]]:

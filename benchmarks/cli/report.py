@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from analysis import plan, question, records, versions
-from analysis.report.page import FORMATS, NoRuns, report
+from analysis.report.page import FORMATS, NoRuns, Options, report
 from analysis.table import wrapped
 from benchmarks.cli.arguments import (
     PlanCommand,
@@ -53,13 +53,15 @@ def write(command: ReportCommand) -> list[Path]:
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
     return report(
-        root,
-        out,
-        wanted,
-        command.published,
-        command.recompute,
-        command.study,
-        command.all_versions,
+        Options(
+            root,
+            out,
+            wanted,
+            published=command.published,
+            recompute=command.recompute,
+            study=command.study,
+            all_versions=command.all_versions,
+        )
     )
 
 

@@ -1,0 +1,134 @@
+"""Definitions of the terms in tables: at the end of every report, and in ``docs/reports.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "scores": {
+        "n": "number of seeds with a result. Each seed is a complete training run.",
+        "accuracy, AUC": "on the test split at the last epoch, in percent: mean ± standard "
+        "deviation over the seeds. If images have several labels, the mean over labels.",
+        "best, tied": "the best mean of a column (bold), and what is not significantly different "
+        "from it (italics; population interval, 5 % level, corrected for all pairs of rows of the "
+        "column). Control rows and rows with fewer than three seeds are not marked.",
+        "cost, cost ratio, ratio": "training time per epoch relative to the same upstream without "
+        "the method (for an upstream, relative to none), median over seeds. For a row with an "
+        "equal budget, the time of whole runs.",
+        "control rows": "keep everything of a method except one part, to show where a gain comes "
+        "from. Some train on different labelled rows: @train on the pool without the meta rows, "
+        "@train+meta on both, @meta on the meta rows alone.",
+        "[passes of X], [time of X]": "the row trained for longer, with as many forward and "
+        "backward passes, or as much training time, as X: an equal budget instead of equal steps.",
+    },
+    "names": {"in full": "the row or data set for which a label stands."},
+    "differences": {
+        "base": "the row that a row is compared with: for a method, its upstream alone; for an "
+        "upstream, none.",
+        "difference": "test accuracy (or AUC) of the row minus that of its base, in percentage "
+        "points, paired by seed.",
+        "population 95 % CI": "accounts for other seeds and other test images (other patients, "
+        "where patients are known; with cross-validation folds, the interval of Nadeau and Bengio, "
+        "2003). Verdicts use it, and a single interval is always this one.",
+        "training 95 % CI": "accounts for other seeds on the same test images (a t interval).",
+        "p (Holm)": "p-value of no difference, from the population interval, with Holm's "
+        "correction over the family: in a report all comparisons that the study tests, in a "
+        "printed table its rows. Intervals are not corrected.",
+        "verdict": "better, worse, equivalent, undecided or not tested.",
+        "better, worse": "the corrected p-value is at most 0.05, and the two are not equivalent.",
+        "equivalent": "the difference lies within the margin (0.5 points unless the study says "
+        "otherwise) by two one-sided tests with Holm's correction, whether or not it is 0.",
+        "undecided": "neither a difference nor equivalence is shown. This does not mean that the "
+        "two are equal.",
+        "few seeds": "the verdict rests on fewer than ten seeds: its interval is valid, but wide.",
+        "not tested": "fewer than three seeds in common, an incomplete repeat of cross-validation, "
+        "only one test patient, or predictions that are the same or differ by the same amount for "
+        "every seed and image.",
+        "detectable": "the smallest true difference that this comparison, on its own, would find "
+        "with 80 % power.",
+    },
+    "overall": {
+        "data sets": "the number that both rows share. Sizes and corruptions of one set count "
+        "once, as do OrganA, OrganC and OrganS, which are views of the same scans.",
+        "mean difference": "over data sets. Its interval accounts for other seeds and images of "
+        "these data sets, not for other data sets.",
+        "win/tie/loss": "number of data sets with a difference above, within and below the margin.",
+        "P(improvement)": "probability that a seed of the row scores above a seed of its base.",
+        "Wilcoxon p (Holm)": "exact signed-rank test over data sets, shown where it can reach 0.05 "
+        "after Holm's correction.",
+    },
+    "cost": {
+        "s/epoch, charged s": "seconds of training per epoch and per run: drawing, augmentation, "
+        "outer steps, forward and backward. Evaluation and start-up are not counted. On a CPU, CPU "
+        "seconds. All costs are medians over seeds.",
+        "evaluation s": "seconds of evaluation per run.",
+        "passes/row": "forward plus backward passes for each row drawn; plain training has 2.",
+        "trained/drawn": "rows trained on for each row drawn.",
+        "peak MiB": "peak memory: of the GPU, or of the process on a CPU.",
+    },
+    "controls": {
+        "reading": "of a method against its control: above or below, the interval excludes 0; "
+        "same, the 90 % interval lies within the margin; open, neither; identical, right on the "
+        "same images for every seed. Intervals are not corrected.",
+    },
+    "labels-found": {
+        "AUC by weight": "probability that a mislabelled training row has a lower weight than a "
+        "correctly labelled one (ties count half).",
+        "corrected, spoiled": "mislabelled rows whose learned label is the true class, and "
+        "correctly labelled rows whose learned label is another class.",
+    },
+    "attacked-rows": {
+        "selected": "share of the drawn rows that were attacked, warm-up included. Methods log "
+        "this and the next columns on the first attack of each epoch and on every 25th; means over "
+        "epochs with an attack and over seeds.",
+        "margin kept, prediction kept, unmoved, harder": "share of attacked rows that stay within "
+        "the margin of label preservation; that keep the predicted class of the clean row; that "
+        "did not change; and whose label became less likely. The network that attacked is also the "
+        "one that judges, by the given label, which may be wrong.",
+        "distance, of noise": "perceptual distance of the attacked row from the clean one, and "
+        "that of uniform noise of the same norm.",
+    },
+    "arguments": {
+        "default": "the argument is not given: the value of the method, or of the preset named."
+    },
+    "ranks": {
+        "mean rank": "by mean test accuracy, over data sets; 1 is best. Ranks closer than the "
+        "critical difference (Nemenyi, 5 %) are not significantly different.",
+    },
+    "more": {
+        "test ECE": "expected calibration error on the test split: how far confidence is from "
+        "accuracy.",
+        "select AUC": "AUC on the select split, which chooses epochs and hyper-parameters.",
+    },
+    "versions": {"value": "of each library and machine, with the number of runs."},
+    "search": {
+        "trials, stopped early, failed": "settings of hyper-parameters tried, and those of them "
+        "that the search stopped or that failed.",
+        "chosen": "the trial with the best score on the select split.",
+        "select accuracy": "of the chosen trial, or select AUC. It is too high, because the trial "
+        "was chosen by it; the fresh seeds show what the setting is worth.",
+        "regret": "test score of the trial that is best on test minus that of the chosen one. Test "
+        "scores choose nothing.",
+        "passes": "forward plus backward passes of rows, over all trials.",
+    },
+    "failures": {
+        "where": "data set and network.",
+        "seeds": "of the runs that ended in the same way.",
+        "status, reason": "how these runs ended, and why.",
+    },
+    "blocks": {
+        "block": "runs that may stand in one table: same network, protocol and training.",
+        "runs": "number of runs with a result.",
+    },
+}
+"""By table, in the order of a report."""
+
+
+def of(tables: Collection[str]) -> dict[str, str]:
+    """The terms of these tables with their definitions, in the order of a report."""
+    return {
+        word: told
+        for name, words in WORDS.items()
+        if name in tables
+        for word, told in words.items()
+    }
