@@ -317,6 +317,9 @@ def _library() -> frozenset[str]:
     return frozenset(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
+DYNAMIC = {"importlib.import_module", "import_module", "__import__"}
+
+
 def _imported(module: str, source: Source) -> list[str]:
     """The modules that a module may import, those of ``from a import b`` as a and a.b."""
     try:
@@ -334,6 +337,9 @@ def _imported(module: str, source: Source) -> list[str]:
             dots = "." * node.level + (node.module or "")
             base = resolve_name(dots, package) if node.level else dots
             found += [base, *(f"{base}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in DYNAMIC:
+            named = [each.value for each in node.args[:1] if isinstance(each, ast.Constant)]
+            found += [each for each in named if isinstance(each, str) and each.strip(".") == each]
     return found
 
 

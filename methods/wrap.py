@@ -27,6 +27,9 @@ FORMS = {
     "batch": "a batch of tensors (B, C, H, W) in [0, 1]",
 }
 """What a callable may be given, in the order in which it is tried."""
+RANGE_APART = 0.1
+"""Mean change of a pixel by which a trial on uint8 may exceed one on floats."""
+MOST = 0.9
 TRIED_ROWS, TRIED_SEEDS = 8, 2
 """Training rows that a callable is tried on, and how often."""
 SLACK = 1e-3
@@ -125,6 +128,8 @@ class Wrap(Method):
                 self.remarks = (f"takes {FORMS[form]}",)
                 if changed:
                     self.remarks += ("changes what it is given, which is a copy",)
+                if form in {"image", "array", "named"}:
+                    self._check_range(form, batch)
                 return
         # What is nearest to an image tells best what is meant and goes wrong.
         for distant in ((_Raised, _Misshapen), _Raised):
@@ -137,6 +142,34 @@ class Wrap(Method):
                 alike.setdefault(str(fault).rstrip("."), []).append(FORMS[form])
         told = [f"given {' or '.join(forms)}, it {text}" for text, forms in alike.items()]
         raise NamingError(f"{self.call} cannot be used: {'; '.join(told)}")
+
+    def _check_range(self, form: str, batch: Batch) -> None:
+        """Refuse a function of floats in [0, 1] whose clip makes something of uint8 too.
+
+        Nearly every pixel is 1 then. Such a function keeps more of the image where it is given
+        floats; one that expects uint8 keeps less of it there.
+        """
+        seeds = _seeds_of_rows(0, batch.index)
+        of_floats = []
+        for image, seed in zip(_given("array", batch.x), seeds, strict=True):
+            self._seed_all(seed, batch.x.device)
+            try:
+                returned = self._called(
+                    "named" if form == "named" else "array", image / np.float32(255)
+                )
+                of_floats.append(_checked(returned, tuple(batch.x.shape[1:])))
+            except _Fault:
+                return
+        x, of_pixels = batch.x.cpu(), self._applied(form, batch, 0).cpu()
+        lost, kept = (
+            float((made - x).abs().mean()) for made in (of_pixels, torch.stack(of_floats).cpu())
+        )
+        grey = (x > 0) & (x < 1)
+        if lost > kept + RANGE_APART and float((of_pixels[grey] == 1).float().mean()) > MOST:
+            raise NamingError(
+                f"{self.call}, given {FORMS[form]}, seems to expect floats in [0, 1]: write "
+                "takes=tensor or takes=batch, or divide by 255 in it"
+            )
 
     def _trial(self, form: str, batch: Batch) -> bool:
         """Whether it changes what it is given."""

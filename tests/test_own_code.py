@@ -159,12 +159,15 @@ def test_files_are_followed_through_packages(here: Path) -> None:
     (here / "pack" / "__init__.py").write_text("")
     (here / "pack" / "one.py").write_text("from . import two\nfrom .three import f\nimport torch\n")
     (here / "pack" / "two.py").write_text("import os, other\n")
-    (here / "pack" / "three.py").write_text("from pack.one import missing\nf = 1\n")
+    (here / "pack" / "three.py").write_text(
+        "import importlib as i\nfrom pack.one import missing\nf = __import__('plain.five')\n"
+    )
     (here / "pack" / "four.py").write_text("")
-    found = own.sources(["py:pack.one:f"])
-    assert set(found) == {"pack", "pack.one", "pack.two", "pack.three", "other"}
     (here / "plain").mkdir()
     (here / "plain" / "five.py").write_text("")
+    found = own.sources(["py:pack.one:f"])
+    reached = {"pack", "pack.one", "pack.two", "pack.three", "other", "plain", "plain.five"}
+    assert set(found) == reached
     assert set(own.sources(["py:plain.five:f"])) == {"plain", "plain.five"}
     assert own.sources(["py:json:loads"]) == {}, "what is installed is there already"
 
@@ -268,6 +271,8 @@ FAULTY: dict[str, tuple[str, str]] = {
     "lambda i: np.asarray(i.convert('L')) / 1": ("", ", expected [0, 1]: clip them"),
     "lambda i: np.asarray(i) * np.nan": ("", "returned values that are not finite"),
     "lambda i: (np.asarray(i) * rng.random()).astype(np.uint8)": ("", "returned two results for"),
+    "lambda i: (i + np.random.rand(*i.shape) / 9).clip(0, 1)": ("", "seems to expect floats in "),
+    "lambda i: (np.asarray(i) > 0.5) * 1.0": ("", "seems to expect floats in [0, 1]"),
     "lambda i: None": ("", "returned None, expected an image"),
     "lambda i: 1 / 0": ("", "it raised bad.py, line 4: ZeroDivisionError"),
     "int": ("", "is a class: make one in the file"),
