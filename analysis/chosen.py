@@ -39,7 +39,7 @@ class Choice:
         there = [number for number in numbers if self._fits(blocks[number - 1], blocks)]
         if not there:
             told = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-            raise NamingError(f"block: block {self.number} is not of {told}")
+            raise NamingError(f"block: block {self.number} does not match {told}")
         made, reasons = {}, {}
         for number in there:
             try:
@@ -50,7 +50,7 @@ class Choice:
             raise NamingError(reasons[there[0]])
         if not made:
             told = "; ".join(f"block {number}: {reason}" for number, reason in reasons.items())
-            raise NamingError(f"no block has all that is asked for: {told}")
+            raise NamingError(f"no block matches every choice: {told}")
         only = next(iter(made.values())) if len(made) == 1 else None
         return list(made), only
 
@@ -80,7 +80,7 @@ class Choice:
 def _once(where: str, names: Sequence[str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), "")
     if twice:
-        raise NamingError(f"{where}: expected each once, got {twice} twice")
+        raise NamingError(f"{where}: expected each name once, got {twice} twice")
 
 
 def _entry(block: Block, text: str, spell: Spelling) -> Entry:

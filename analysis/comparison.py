@@ -57,7 +57,7 @@ def as_text(
     full, rows = rows, labelled(rows, labels or {})
     done = [record for row in rows for record in row.records if record.done]
     if not done:
-        return "No run has ended with a result.\n" + "\n".join(_reasons(rows))
+        return "No run has a result.\n" + "\n".join(_reasons(rows))
     names = legend((row.name, one.name) for row, one in zip(rows, full, strict=True))
     shown = {one.name: row.name for row, one in zip(rows, full, strict=True)}
     found = [
@@ -154,7 +154,7 @@ def _not_offered(done: Sequence[Record], when: str) -> list[str]:
     if when != "selected":
         return []
     reasons = {record.result.get("selection", {}).get("reason") for record in done}
-    return sorted(f"not offered, {reason}" for reason in reasons if reason)
+    return sorted(f"not available, {reason}" for reason in reasons if reason)
 
 
 def _corrupted(record: Record) -> list[str]:
@@ -164,9 +164,9 @@ def _corrupted(record: Record) -> list[str]:
     counts = corruption["rows_of_each_class_before_noise"]
     empty = ", ".join(str(place) for place, count in enumerate(counts) if not count)
     return [
-        f"{100 * corruption['noise_effective']:.1f} % of the training labels are wrong (asked for "
+        f"{100 * corruption['noise_effective']:.1f} % of the training labels are wrong (requested: "
         f"{100 * corruption['noise_requested']:g} %)",
-        *([f"no training row is left of class {empty}"] if empty else []),
+        *([f"class {empty} has no training rows left"] if empty else []),
     ]
 
 
@@ -289,7 +289,7 @@ def _not_tested(found: Sequence[Finding]) -> list[str]:
     """Why rows have no verdict, where neither their number of seeds nor the heading says so."""
     made = [(each.row, each.difference) for each in found if each.difference is not None]
     return [
-        f"{name}: not tested, as {each.untested}"
+        f"{name}: not tested, because {each.untested}"
         for name, each in made
         if each.untested and each.seeds >= INFERENCE_SEEDS and each.patients != 1
     ]
@@ -351,11 +351,11 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:
     """How long rows of an equal budget trained, folds, and classes before noise."""
     lines, folds = budgets(rows), done[0].folds
     if folds:
-        lines.append(f"Seed s tests on fold s mod {folds}, so that no test images are fixed.")
+        lines.append(f"Seed s tests on fold s mod {folds}, so the test images are not fixed.")
     corruption = done[0].result["data"]["corruption"]
     if corruption is not None:
         counts = corruption["rows_of_each_class_before_noise"]
         lines.append(
-            f"Training rows of each class before noise {counts} (seed {done[0].run.seed})."
+            f"Training rows per class before label noise, seed {done[0].run.seed}: {counts}."
         )
     return lines

@@ -56,14 +56,11 @@ def patients_told(record: Record) -> list[str]:
     if not record.patients or record.folds:
         return []
     if record.patients == 1:
-        return [
-            "all test images are of one patient, so nothing is inferred of others: there is no "
-            "population interval"
-        ]
+        return ["all test images are from one patient, so there is no population interval"]
     rows = record.result["data"]["rows"]["test"]
     return [
-        f"the {rows} test images are of {record.patients} patients, whose images are not "
-        "independent: they are the units of the population interval"
+        f"the {rows} test images are from {record.patients} patients; images of one patient are "
+        "not independent, so the population interval counts patients"
     ]
 
 

@@ -64,12 +64,12 @@ class Difference:
         if self.population is not None:
             return ""
         if self.variances is not None and not self.variances.se > 0:
-            return "their predictions differ nowhere, or by the same everywhere"
+            return "their predictions are identical or differ by a constant"
         if self.seeds < INFERENCE_SEEDS:
             return f"there are fewer than {INFERENCE_SEEDS} seeds"
         if self.patients == 1:
-            return "all test images are of one patient"
-        return f"a repeat of the {self.folds} folds is not whole"
+            return "all test images are from one patient"
+        return f"a repeat of the {self.folds} folds is incomplete"
 
 
 @dataclass(frozen=True)

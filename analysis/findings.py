@@ -154,7 +154,7 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     if not groups:
         return [], "the comparisons share fewer than two data sets"
     sets = {tuple(data_sets[group[0].column] for group in kept) for kept in groups.values()}
-    tested, reason = np.empty(0), "the comparisons are not made on the same data sets"
+    tested, reason = np.empty(0), "the comparisons are not on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
             f"some comparison is not tested (fewer than {INFERENCE_SEEDS} seeds, a repeat of folds "

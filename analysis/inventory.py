@@ -123,7 +123,7 @@ class Choice(NamedTuple):
             if there and not any(matches(each, given) for each in there):
                 listed = "; ".join(there[:SHOWN]) + ("; ..." if len(there) > SHOWN else "")
                 hint = nearest(given[0], there)
-                return f"none has the {key} {' or '.join(given)}{hint} (there are: {listed})"
+                return f"no run has the {key} {' or '.join(given)}{hint} (there are: {listed})"
         return ""
 
 

@@ -47,8 +47,8 @@ def check(names: Iterable[tuple[str, str]], where: str = "labels: ") -> None:
     for label, full in names:
         if label in seen:
             raise NamingError(
-                f"{where}expected a label for one name alone, got {label!r} for {seen[label]} and "
-                f"{full}"
+                f"{where}expected a different label for each name, got {label!r} for "
+                f"{seen[label]} and {full}"
             )
         seen[label] = full
 

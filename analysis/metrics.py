@@ -207,7 +207,7 @@ def _checked_logits(logits: ArrayLike, kind: str) -> Floats:
     if z.ndim != 2:
         raise ValueError(f"logits have shape {z.shape}, expected (N, K)")
     if len(z) == 0:
-        raise ValueError("logits have no row, expected at least one")
+        raise ValueError("logits have no rows, expected at least one")
     classes = z.shape[1]
     if kind == "binary-class" and classes != 2:
         raise ValueError(f"logits have {classes} columns, expected 2 for binary-class")

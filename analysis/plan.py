@@ -219,8 +219,8 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     listed = needs(block, found, effect, wanted)
     if not listed:
         return (
-            f"{head}\nNo comparison has two seeds or more with predictions that differ on one "
-            "test split (of two patients or more, where these are known), so no variance is known."
+            f"{head}\nNo variance can be estimated: that takes a comparison with at least two "
+            "seeds whose predictions differ on one test split (of at least two patients, if known)."
         )
     body = [
         [
@@ -236,10 +236,10 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
         for each in listed
     ]
     columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
-               f"seeds, family of {len(found)}", "hours more"]  # fmt: skip
+               f"seeds, family of {len(found)}", "more hours"]  # fmt: skip
     title = (
-        f"Seeds that show a true difference of {_points(effect)} with {100 * wanted:g} % power "
-        "(population interval)"
+        f"Seeds needed to show a true difference of {_points(effect)} with {100 * wanted:g} % "
+        "power (population interval)"
     )
     remarks = [*_remarks(listed, effect), *_left_out(listed, found)]
     return f"{head}\n{text(table('seeds', title, columns, body, remarks))}"
@@ -251,7 +251,7 @@ def _points(effect: float) -> str:
 
 def _seeds(count: int | None, ever: bool | None) -> str:
     if count is None:
-        return {True: f"over {MOST_SEEDS}", False: "no number", None: "not told"}[ever]
+        return {True: f"over {MOST_SEEDS}", False: "no number", None: "unknown"}[ever]
     return str(count)
 
 
@@ -265,8 +265,8 @@ def _left_out(listed: Sequence[Need], found: Sequence[Finding]) -> list[str]:
     if not left:
         return []
     return [
-        "Of the family, but left out, as fewer than two seeds, equal predictions, one test patient "
-        f"or folds tell no variance: {', '.join(left)}."
+        "Left out, because their variance cannot be estimated (fewer than two seeds, equal "
+        f"predictions, one test patient, or folds): {', '.join(left)}."
     ]
 
 
@@ -276,29 +276,29 @@ def _of_patients(listed: Sequence[Need]) -> str:
 
 def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     lines = [
-        f"{each.row} over {each.base}, {each.column}: no number of seeds resolves "
+        f"{each.row} over {each.base}, {each.column}: no number of seeds can show "
         f"{_points(effect)} on {_test(each.variances)}; about {each.images} "
         f"{'patients' if each.variances.clusters else 'images'} would be needed."
         for each in listed
         if each.ever[0] is False
     ]
     lines += [
-        f"{each.row} over {each.base}, {each.column}: {each.variances.seeds} seeds do not tell "
-        f"whether any number of them resolves {_points(effect)} on {_test(each.variances)}: too "
-        "little is known of the part that the choice of images has."
+        f"{each.row} over {each.base}, {each.column}: {each.variances.seeds} seeds are too few "
+        f"to tell whether any number of seeds can show {_points(effect)} on "
+        f"{_test(each.variances)}: the variance due to the choice of images is too uncertain."
         for each in listed
         if each.ever[0] is None
     ]
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):
-        lines.append(f"What can be resolved takes at most {hours:.1f} hours, one run at a time.")
+        lines.append(f"What can be shown takes at most {hours:.1f} more hours, one run at a time.")
     few = min(each.variances.seeds for each in listed)
     low, high = (math.sqrt((few - 1) / special.chdtri(few - 1, q)) for q in (0.025, 0.975))
     lines.append(
         "seed sd: of paired differences on these images, in points; image se: standard error from "
-        f"the choice of test images{_of_patients(listed)}, which no seed lowers. The seed sd of "
-        f"{few} seeds is itself uncertain: the true one may be {low:.1f} to {high:.1f} times it "
-        "(95 %), so the power is a mean over what the true ones may be, and fewer seeds may do. "
-        "family: .05 divided by the number of comparisons, the worst case of Holm."
+        f"the choice of test images{_of_patients(listed)}, which more seeds do not reduce. From "
+        f"{few} seeds, the seed sd is uncertain: the true value may be {low:.1f} to {high:.1f} "
+        "times as large (95 %). So the power is averaged over possible values, and fewer seeds may "
+        "suffice. family: .05 divided by the number of comparisons, the worst case of Holm."
     )
     return lines

@@ -155,7 +155,7 @@ def name_in(path: Path) -> str:
     file = studyfile.read(path)
     name = file.content.get("name", as_name(path.stem))
     if not isinstance(name, str):
-        raise file.error(("name",), "expected a text", name)
+        raise file.error(("name",), "expected a string", name)
     return name
 
 
@@ -174,7 +174,7 @@ def read(root: Path, study: str = "") -> Question:
     swept = names(root)
     if study and study not in swept:
         raise StudyError(
-            f"study: no study {study!r} was swept into {root}{nearest(study, swept)} "
+            f"study: no study {study!r} in {root}{nearest(study, swept)} "
             f"(there are: {', '.join(swept) or 'none'})"
         )
     own = root / FILE

@@ -29,7 +29,7 @@ class Damaged(OSError):
 
     def __init__(self, folder: Path, name: str, error: Exception) -> None:
         self.folder, self.reason = folder, f"{name} cannot be read ({_first_line(error)})"
-        super().__init__(f"{folder}: {self.reason}; make the run anew")
+        super().__init__(f"{folder}: {self.reason}; repeat the run")
 
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
@@ -75,7 +75,7 @@ class Record:
                     if logits.ndim != 2 or len(logits) != len(targets):
                         raise ValueError(f"{split}: logits {logits.shape}, {len(targets)} targets")
                     if not np.isfinite(logits).all():
-                        raise ValueError(f"{split}: logits that are no numbers")
+                        raise ValueError(f"{split}: logits that are not finite")
             groups, rows = arrays.get("test_groups"), len(arrays["test_targets"])
             if groups is not None and groups.shape != (rows,):
                 raise ValueError(f"test: groups {groups.shape}, {rows} targets")
@@ -263,13 +263,13 @@ def _unended(folder: Path) -> Unread:
         run, recorded = None, {}
     if (folder / "result.json").exists():
         return Unread(
-            folder, "result.json, or a file that it names, was cut short", run, recorded=recorded
+            folder, "result.json, or a file that it names, is incomplete", run, recorded=recorded
         )
     if run is None:
-        return Unread(folder, "it has not ended")
+        return Unread(folder, "unfinished")
     lines = folder / "metrics.jsonl"
     ended = lines.read_text(encoding="utf-8").count("\n") if lines.is_file() else 0
-    reason = f"it has not ended ({ended} of {run.training.epochs} epochs)"
+    reason = f"unfinished ({ended} of {run.training.epochs} epochs)"
     return Unread(folder, reason, run, "interrupted", recorded)
 
 

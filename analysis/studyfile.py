@@ -34,7 +34,7 @@ def _check_keys(node: yaml.Node | None, seen: set[int], above: tuple[int, ...] =
         return
     if id(node) in above:
         raise yaml.constructor.ConstructorError(
-            None, None, "an anchor holds itself", node.start_mark
+            None, None, "an anchor contains itself", node.start_mark
         )
     if id(node) in seen:
         return
@@ -43,7 +43,7 @@ def _check_keys(node: yaml.Node | None, seen: set[int], above: tuple[int, ...] =
     for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         if key.tag not in (TEXT, MERGE):
             got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-            text = f"expected a text as a key, in quotes where it reads as more, got {got}"
+            text = f"expected a string as a key (put it in quotes), got {got}"
             raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
         if key.value in keys and key.tag == TEXT:
             text = f"the key {key.value!r} is given twice"

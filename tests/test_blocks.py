@@ -415,5 +415,5 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
     short_block = replace(block, columns=tuple(made_of.values()))
     table = results.main_table(short_block, "accuracy", "accuracy", False, "last")
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
-    assert line.endswith("folds) in common with it: flip on digits.")
+    assert line.endswith("repeat of folds) with it: flip on digits.")
     assert any("italics (tied): not significantly different" in note for note in table.notes)

@@ -621,7 +621,7 @@ def test_too_few_rows_for_the_meta_split_is_a_row_that_was_skipped(
     scores = dict(re.findall(r"^(none|head_refit) +(\d+) ", table, re.M))
     assert scores["none"] == "2" and re.search(r"^head_refit +0 +n/a", table, re.M)
     assert main.run(compare(path, out, "--methods", "head_refit", "--seeds", "1")) == 0
-    assert capsys.readouterr().out.startswith("No run has ended with a result.\nhead_refit: skip")
+    assert capsys.readouterr().out.startswith("No run has a result.\nhead_refit: skip")
 
 
 @pytest.mark.usefixtures("here")
@@ -679,7 +679,7 @@ def test_why_the_selected_epoch_is_not_offered(
 ) -> None:
     given = compare(npz, tmp_path, "--methods", "none", "--seeds", "1", "--selection", "selected")
     assert main.run(given) == 0
-    assert "Selection  not offered, the select split has 40 rows" in capsys.readouterr().out
+    assert "Selection  not available, the select split has 40 rows" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("here")

@@ -17,7 +17,7 @@ from analysis.differences import RowRuns, difference
 from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.records import Damaged, Record, read
-from analysis.report import results, sentences, tables
+from analysis.report import results, sentences
 from analysis.runs import Run, Training
 from analysis.stats import Crossed, crossed
 from benchmarks.data.carving import NotApplicable, carve
@@ -381,10 +381,9 @@ def test_a_table_says_once_that_patients_are_the_units(tmp_path: Path) -> None:
     rows = rows_with_patients(tmp_path / "known", GROUPS)
     text = " ".join(as_text(rows, verbose=True).split())
     assert "95 % CI: other seeds and patients." in text
-    assert "population: other seeds and other patients." in text
-    assert text.count("the 60 test images are of 12 patients") == 1
-    blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None), verbose=True).split())
-    assert "other seeds and other images." in blind and "patient" not in blind
+    assert text.count("the 60 test images are from 12 patients") == 1
+    blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None)).split())
+    assert "95 % CI: other seeds and test images." in blind and "patient" not in blind
 
 
 def block_of(rows: list[RowRuns]) -> blocks.Block:
@@ -397,11 +396,9 @@ def test_a_report_and_a_plan_speak_of_patients(tmp_path: Path) -> None:
     block = block_of(rows)
     assert block.columns[0].done[0].patients == 12
     main = results.main_table(block, "accuracy", "accuracy", False, "last")
-    told = "digits: the 60 test images are of 12 patients, whose images are not independent: they "
+    told = "digits: the 60 test images are from 12 patients; images of one patient are not indep"
     assert [note for note in main.notes if note.startswith(told)]
     found = findings.findings(block, Question())
-    table = tables.differences_table(found, "differences", 0.5)
-    assert "population: other seeds and other patients." in table.notes[0]
     (variances,) = (each.difference.variances for each in found if each.difference)
     assert isinstance(variances, Crossed) and variances.clusters == 12
     many = plan.images_needed(variances, 0.5, 0.8, 0.95)
@@ -418,7 +415,7 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     assert made is not None and made.population is None and made.variances is None
     assert made.training is not None
     text = " ".join(as_text(rows).split())
-    assert "all test images are of one patient, so nothing is inferred of others" in text
+    assert "all test images are from one patient, so there is no population interval" in text
     ends = f"[{made.training.low:+.2f}, {made.training.high:+.2f}]"
     assert f"{made.estimate:+.2f} {ends} not tested" in text
     assert "95 % CI: other seeds alone." in text
@@ -426,10 +423,10 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     (found,) = findings.findings(block, Question())
     assert found.verdict == "not tested"
     assert sentences.finding(found, 0.5, 1).endswith(
-        "over 6 seeds; not tested, as all test images are of one patient."
+        "over 6 seeds; not tested, because all test images are from one patient."
     )
     text = plan.plan(list(block.done), Question(), 0.5, 0.8)
-    assert "(of two patients or more, where these are known), so no variance is known." in text
+    assert "(of at least two patients, if known)." in text
 
 
 def test_patients_that_do_not_fit_the_test_rows_are_damage(tmp_path: Path) -> None:

@@ -166,7 +166,10 @@ def test_one_label_for_two_rows_is_refused(
     finally:
         (root / "study.yaml").unlink()
     said = capsys.readouterr().err
-    assert "line 1: labels: expected a label for one name alone, got 'A' for mixup and none" in said
+    assert (
+        "line 1: labels: expected a different label for each name, got 'A' for mixup and none"
+        in said
+    )
 
 
 def test_a_study_takes_labels_for_rows_and_benchmarks(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class TestCommandLine:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "runs").mkdir()
         assert main.run(["plan", "quickstart"]) == 2
-        assert "no study 'quickstart' was swept into runs" in capsys.readouterr().err
+        assert "no study 'quickstart' in runs" in capsys.readouterr().err
 
     def test_a_new_study_can_be_carried_out(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -110,7 +110,7 @@ def test_the_best_is_bold_and_what_is_not_told_from_it_is_marked(
     control = printed(capsys, root, "--rows", f"none@train,none,{SAFLEX}", "--format", "csv")
     assert "(" not in control.splitlines()[1] and "without control rows" not in control
     told = printed(capsys, root, "--rows", f"none@train,none,{SAFLEX}", "--format", "md")
-    assert "without control rows" in told and "Control rows tell where" in told
+    assert "without control rows" in told and "Control rows show where" in told
 
 
 def test_few_seeds_are_not_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def test_few_seeds_are_not_marked(tmp_path: Path, capsys: pytest.CaptureFixture[
             make_run(tmp_path, method, seed, skill)
     text = printed(capsys, tmp_path)
     assert "(best)" not in text and "(tied)" not in text
-    assert "No row has 3 seeds, so nothing is tested and nothing marked: digits." in text
+    assert "No row has 3 seeds, so nothing is tested or marked: digits." in text
     make_run(tmp_path, "crop", 0, 1.0)
     assert re.search(r"crop +\d+\.\d\d \(n = 1\)", printed(capsys, tmp_path))
 
@@ -159,7 +159,7 @@ def test_published_rows_of_the_same_methods(root: Path, capsys: pytest.CaptureFi
         "saflex over randaugment [saflex, table 1]"
     ]
     assert rows[0][1:] == ["96.91 ± 0.15", "n/a", "76.69 ± 0.33", "n/a"]
-    assert "no difference to ours is tested" in text
+    assert "so they are not tested against ours" in text
     every = printed(capsys, root, BOTH, "--published")
     assert "none [medmnist_v2, table 3]" in every and "mixup [saflex, table 1]" in every
     said = refused(capsys, root, "--published", "--metrics", "ece")
@@ -176,7 +176,7 @@ def test_published_rows_of_the_same_methods(root: Path, capsys: pytest.CaptureFi
         (("--metrics", "acc"), "unknown metric 'acc'; did you mean 'auc'?"),
         (("--metrics", ","), "metrics: expected some of accuracy, auc"),
         (("--rows", "none=A,mixup=A"), "got 'A' for none and mixup"),
-        (("--rows", "none,none"), "rows: expected each once, got none twice"),
+        (("--rows", "none,none"), "rows: expected each name once, got none twice"),
         (("--rows", "none="), "expected NAME or NAME=LABEL, got 'none='"),
         (("--model", "mlp"), "unknown model 'mlp' (known: resnet18(width=0.25))"),
         (("--block", "2"), "block: expected 1 to 1, got 2"),
@@ -221,9 +221,9 @@ def test_of_several_blocks_one_is_to_be_chosen(
     assert "mlp, protocol equal" in shown
     assert "crop" in printed(capsys, tmp_path, "--rows", "crop,none"), "one block alone has it"
     said = refused(capsys, tmp_path, "--rows", "crop,none", "--model", "small_cnn")
-    assert "no block has all that is asked for: block" in said
+    assert "no block matches every choice: block" in said
     other = "1" if numbers[0] != "1" else "3"
-    assert "is not of model mlp" in refused(capsys, tmp_path, "--model=mlp", "--block", other)
+    assert "does not match model mlp" in refused(capsys, tmp_path, "--model=mlp", "--block", other)
 
 
 def test_a_file_is_written_in_the_format_of_its_name(

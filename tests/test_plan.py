@@ -147,7 +147,7 @@ def test_the_family_of_a_plan_is_that_of_the_report(tmp_path: Path) -> None:
     make_run(tmp_path, "crop")
     text = plan.plan(records.scan(tmp_path)[0], Question(), 4.0, 0.8)
     assert "seeds, family of 2" in text
-    assert "tell no variance: crop over none on digits." in " ".join(text.split())
+    assert "one test patient, or folds): crop over none on digits." in " ".join(text.split())
 
 
 def attained(given: Crossed, sds: tuple[float, float, float], effect: float, repeats: int) -> float:
@@ -212,8 +212,8 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     found, _ = records.scan(tmp_path)
     # Made predictions are as hard for one image as for another: seeds alone matter.
     text = plan.plan(found, Question(), 0.1, 0.8)
-    assert "not told" in text and "no number" not in text and " images would be" not in text
-    assert "4 seeds do not tell whether any number of them resolves 0.1 points" in text
+    assert "unknown" in text and "no number" not in text and " images would be" not in text
+    assert "4 seeds are too few to tell whether any number of seeds can show 0.1 points" in text
     (one,) = findings.findings(blocks.split(found)[0], Question())
     assert one.difference is not None
     few_images = variances(1.5, 30.0, 20.0, 10, 156)
@@ -226,9 +226,9 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     text = " ".join(plan.plan(found, Question(), 1.0, 0.8).split())
     images = plan.images_needed(few_images, 1.0, 0.8, 0.95)
     assert (
-        "no number of seeds resolves 1 point on 156 test images; "
+        "no number of seeds can show 1 point on 156 test images; "
         f"about {images} images would be needed" in text
     )
     monkeypatch.undo()
     one = [record for record in found if record.run.seed == 0]
-    assert "no variance is known" in plan.plan(one, Question(), 1.0, 0.8)
+    assert "No variance can be estimated" in plan.plan(one, Question(), 1.0, 0.8)

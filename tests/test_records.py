@@ -81,8 +81,8 @@ def test_what_cannot_be_read_is_listed_with_its_reason(tmp_path: Path) -> None:
     found, unread = records.scan(tmp_path)
     assert [record.folder for record in found] == [kept]
     reasons = {each.folder: each.reason for each in unread}
-    assert reasons[running] == "it has not ended (2 of 3 epochs)"
-    assert "cut short" in reasons[cut] and "cut short" in reasons[broken]
+    assert reasons[running] == "unfinished (2 of 3 epochs)"
+    assert all("is incomplete" in reasons[each] for each in (cut, broken))
     assert "not a run of this version" in reasons[strange]
     cells = {each.folder: each.run and each.run.row for each in unread}
     assert cells == {running: "none", cut: "crop", strange: None, broken: None}
@@ -141,7 +141,7 @@ def test_damaged_predictions_are_told_with_their_file(tmp_path: Path) -> None:
     path = folder / "predictions.npz"
     path.write_bytes(bytes(path.stat().st_size))
     ((one,), _) = records.scan(tmp_path)
-    with pytest.raises(OSError, match=r"predictions\.npz cannot be read .*; make the run anew"):
+    with pytest.raises(OSError, match=r"predictions\.npz cannot be read .*; repeat the run"):
         _ = one.predictions
 
 

@@ -176,7 +176,7 @@ def test_one_seed_invents_no_interval(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [(span.training, span.population) for span in drawn if span] == [(None, None)]
     assert len(points) == 2 and all(np.isnan(point.sd) for point in points)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "not tested, as there are fewer than 3 seeds" in text
+    assert "not tested, because there are fewer than 3 seeds" in text
     assert " ± " not in text.replace("mean ± standard deviation", "")
     assert not re.search(r"95 % CI [+-]", text) and "not tested" in text
 
@@ -240,7 +240,7 @@ def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path
     hurt.write_bytes(hurt.read_bytes()[::-1])
     report(Options(tmp_path, tmp_path / "out", ["md"], recompute=recompute))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
+    assert "8 runs: 7 done, 1 unfinished, damaged or copied." in text
     assert "n = 3 seeds" in text
     (line,) = (line for line in text.splitlines() if "predictions.npz cannot be read" in line)
     assert (
@@ -263,7 +263,7 @@ def test_sentences_of_every_verdict() -> None:
     assert told[0].endswith("better, beyond the margin of 0.5.")
     assert told[1].endswith("worse, beyond the margin of 0.5.")
     assert re.search(r"equivalent: within the margin of 0\.5 \(90 % CI \S+ to \S+\)\.$", told[2])
-    assert "undecided: the interval holds 0" in told[3]
+    assert "undecided: the interval includes 0" in told[3]
     assert told[4].endswith("), though not 0.")
     assert told[5].endswith("better, not shown to be beyond the margin of 0.5.")
     for each, text in zip(listed, told, strict=True):
@@ -276,9 +276,9 @@ def test_sentences_of_every_verdict() -> None:
             assert outside and each.p_within <= 0.05
         assert outside or not each.p_within <= 0.05
     left_out = replace(listed[0], p=0.2, verdict="undecided")
-    assert "the interval leaves out 0, but not after Holm" in sentences.finding(left_out, 0.5, 6)
+    assert "the interval excludes 0, but not after Holm" in sentences.finding(left_out, 0.5, 6)
     assert told[3].endswith(
-        "if it were the only one, would have found with 80 % power is 1.00 points."
+        "On its own, this comparison would find a difference of 1.00 points with 80 % power."
     )
     assert listed[3].difference is not None
     unknown = replace(listed[3], difference=replace(listed[3].difference, detectable=np.nan))
@@ -286,7 +286,9 @@ def test_sentences_of_every_verdict() -> None:
         "equivalence within 0.5 is not shown either."
     )
     nothing = Finding("a", "b", "digits", None)
-    assert sentences.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result of both."
+    assert (
+        sentences.finding(nothing, 0.5, 0) == "a over b on digits: no seed has a result for both."
+    )
 
 
 def test_control_rows_of_a_method(tmp_path: Path) -> None:
@@ -318,22 +320,22 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
     found = findings.findings(block, Question())
     controls, table = sentences.controls(block, found, 0.5, "controls")
     assert controls == [
-        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control mixup@train is "
-        "better still, so the gain need not be the method's.",
-        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {shuffled} does "
-        "not reach it, so it does not explain the gain alone.",
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control mixup@train "
+        "scores higher, so the gain may not be due to the method.",
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {shuffled} "
+        "scores lower, so it does not explain the whole gain.",
     ]
     assert table is not None and len(table.groups[0].rows) == 2
     lost = [replace(each, p=0.2) for each in found]
     (none,) = sentences.controls(block, lost, 0.5, "controls")[0]
-    assert none.startswith("No method that has control rows is shown to gain over its baseline")
+    assert none.startswith("No method with control rows is shown to gain over its baseline")
     alone = sentences.controls(block, [], 0.5, "controls")[0]
     assert "gains over mixup (by its own population interval, not corrected);" in alone[0]
     monkeypatch.setattr(sentences, "reading", lambda *_: "same")
     told = sentences.controls(block, found, 0.5, "controls")[0][0]
     assert told.endswith(
-        "mixup@train is as good within the margin of 0.5, so the gain beyond that need not be the "
-        "method's."
+        "mixup@train is equivalent within the margin of 0.5, so the gain beyond that may not be "
+        "due to the method."
     )
 
 
@@ -370,8 +372,8 @@ def test_a_command_that_makes_more_than_these_runs_says_so(tmp_path: Path) -> No
         make_run(tmp_path, "mixup", seed, budget=f"passes of {lpa3}", epochs=9, recorded=of)
     (block,) = blocks.split(records.scan(tmp_path)[0])
     seeds, rows, line = sentences.commands(block, block.columns[0], Path("runs"))
-    assert seeds == "# makes all seeds up to 5, of which 3, 5 are here"
-    assert rows == f"# makes beside these: mixup [passes of {SAFLEX}]"
+    assert seeds == "# runs all seeds from 0 to 5; this report has 3, 5"
+    assert rows == f"# also runs: mixup [passes of {SAFLEX}]"
     assert "--seeds 6 --same passes" in line
 
 
@@ -407,8 +409,8 @@ def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
     assert found.difference.population is None and found.difference.training is None
     assert found.verdict == "not tested" and np.isnan(found.p)
     assert sentences.finding(found, 0.5, 1) == (
-        "crop over none on digits: +0.00 points over 4 seeds; not tested, as their predictions "
-        "differ nowhere, or by the same everywhere."
+        "crop over none on digits: +0.00 points over 4 seeds; not tested, because their "
+        "predictions are identical or differ by a constant."
     )
     assert findings.best(block.columns[0], ["none", "crop"], "accuracy").tied
 
@@ -496,13 +498,13 @@ def test_a_folder_of_several_studies_names_them(tmp_path: Path) -> None:
     make_run(root, "none")
     report(Options(root, tmp_path / "plain"))
     plain = (tmp_path / "plain" / "report.md").read_text(encoding="utf-8")
-    assert "As there is no study file beside the runs, the margin is" in plain
+    assert "Because there is no study file beside the runs, the margin is" in plain
     for name in ("one", "two"):
         swept(root, name, "question: Which?\nfamily: [mixup]\n")
     report(Options(root, tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "no study file" not in text.lower()
-    assert "no --study names one of those that were swept there (one, two)" in text
+    assert "--study names none of the studies in the folder (one, two)" in text
 
 
 PREDICTIONS = """\
@@ -573,7 +575,7 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     report(Options(root, tmp_path / "out", study="tuned"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "8 runs: 8 done." in text and "cutmix" not in text
-    assert "4 run(s) of searches are told in the tables of the search alone" in text
+    assert "4 run(s) of searches appear only in the tables of the search" in text
     assert re.search(r"\| none \| 2 \| 1 \| 0 \| mixup.alpha 0.25, a\\\|b \\\[1, none\\\] \| "
                      r"0\.8125 \| 1\.50 \| 1,000 \|", text)  # fmt: skip
     assert (
@@ -679,7 +681,7 @@ def test_the_command_of_a_report_makes_its_runs_again(
     assert main.run([*shlex.split(line)[1:], "--device", "cpu", "--jobs", "1"]) == 0
     assert "done" not in capsys.readouterr().err
     assert main.run(["plan", "runs", "--detect", "5"]) == 0
-    assert "no variance is known" in capsys.readouterr().out
+    assert "No variance can be estimated" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -695,11 +697,11 @@ def test_the_command_of_a_report_makes_its_runs_again(
         (
             ["report", ".", "--study", "mine"],
             2,
-            "no study 'mine' was swept into . (there are: none)",
+            "no study 'mine' in . (there are: none)",
         ),
         (["plan", "."], 2, "expected runs with results"),
         (["plan", "here.yaml"], 2, "expected a results folder or a study file, got runs"),
-        (["plan", "here.yaml", "--out", "."], 2, "no study 'mine' was swept into . "),
+        (["plan", "here.yaml", "--out", "."], 2, "no study 'mine' in . "),
         (["plan", "here.yaml", "--study", "x"], 2, "study: expected none beside a study file"),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_study_that_has_not_ended_is_an_interim_look(tmp_path: Path) -> None:
     hurt = made[1] / "predictions.npz"
     hurt.write_bytes(hurt.read_bytes()[::-1])
     report(Options(root, out, ["md"], study="mine"))
-    assert "An interim look: 2 of the study's 9 runs have no result yet." in page(out)
+    assert "Interim: 2 of the study's 9 runs have no result yet." in page(out)
     shutil.rmtree(made[0])
     make_run(root, "none", 0)
     swept(root, "whole", f"margin: 1\nruns: {json.dumps(planned[:-1])}\n")
@@ -108,7 +108,7 @@ def test_a_control_that_is_right_on_the_same_images_leaves_no_gain(tmp_path: Pat
             shutil.copy(one / name, other / name)
     assert told_of(tmp_path) == [
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {SHUFFLED} is "
-        "right on the same images, seed by seed, so the gain is not the method's."
+        "right on the same images for every seed, so the gain is not due to the method."
     ]
 
 
@@ -182,7 +182,7 @@ def changed_run(folder: Path) -> None:
         ),
         (
             changed_predictions(lambda a: a["test_last_logits"].__setitem__((0, 0), np.nan)),
-            "logits that are no numbers",
+            "logits that are not finite",
         ),
         (
             changed_predictions(lambda a: a.update(test_targets=a["test_targets"][1:])),
@@ -202,7 +202,7 @@ def test_a_run_with_any_damaged_file_is_told_and_stops_nothing(
     hurt(made)
     report(Options(tmp_path, tmp_path / "out", ["md"]))
     text = page(tmp_path / "out")
-    assert "8 runs: 7 done, 1 not ended, damaged or copied." in text
+    assert "8 runs: 7 done, 1 unfinished, damaged or copied." in text
     (line,) = (line for line in text.splitlines() if "no result" in line and made.name in line)
     assert reason in line
 
@@ -237,7 +237,7 @@ def test_what_no_row_beats_is_drawn_however_many_rows_there_are(
     block = only(tmp_path)
     drawing = figures._Drawing(block, [], 0.5)
     told = figures.MAKERS["cost"](drawing, [])
-    assert told is not None and f"Of {figures.MOST + 6} rows {figures.MOST} are drawn" in told[1]
+    assert told is not None and f"{figures.MOST} of {figures.MOST + 6} rows are drawn" in told[1]
     (front,) = fronts
     drawn = [point.name for point in front.points]
     assert len(drawn) == figures.MOST and "none" in drawn
@@ -266,7 +266,7 @@ def test_a_row_without_a_selected_epoch_takes_it_from_no_other(tmp_path: Path) -
         make_run(tmp_path, "none", seed, benchmark="breastmnist", result=chosen)
     block = only(tmp_path)
     where = "breastmnist, digits (head_refit)"
-    told = f"The epoch of the best select AUC is not offered on {where}: {reason}."
+    told = f"The epoch with the best select AUC is not available on {where}: {reason}."
     assert told in sentences.selection(block)
     report(Options(tmp_path, tmp_path / "out", ["csv"]))
     with (tmp_path / "out" / "tables" / "selected.csv").open(newline="") as file:

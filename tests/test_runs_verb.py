@@ -197,7 +197,7 @@ def test_what_is_said_where_there_is_nothing(
 ) -> None:
     assert cli(["runs", str(root), "--where", "benchmark=digit"]) == 0
     assert (
-        f"None of the 17 runs in {root} matches: none has the benchmark digit; did you mean "
+        f"None of the 17 runs in {root} matches: no run has the benchmark digit; did you mean "
         "'digits'? (there are: ?; digits; npz:scans.npz)"
     ) in capsys.readouterr().out
     assert cli(["runs", str(root), "--where", "row=none,seed=0,state=failed"]) == 0

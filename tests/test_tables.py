@@ -352,7 +352,7 @@ def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
     assert made is not None and made.population is None and made.variances is None
     assert made.seeds == 9 and np.isnan(made.detectable)
     shown = as_text([base, replace(ours, records=ours.records[:9])])
-    assert "mixup: not tested, as a repeat of the 5 folds is not whole" in shown
+    assert "mixup: not tested, because a repeat of the 5 folds is incomplete" in shown
     assert "Seeds      9; 30 are advised for 60 test rows" in shown
 
 

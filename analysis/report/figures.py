@@ -51,7 +51,7 @@ BINS = 10
 FEW_ROWS = 5
 """A bin of confidence with fewer rows is not drawn."""
 MOST_CLASSES = 20
-MANY = f", or where more than {plots.BANDS} rows would hide each other"
+MANY = f", or with more than {plots.BANDS} rows"
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class _Drawing:
         if len(there) <= MOST:
             return list(there), ""
         wanted = sorted(there, key=lambda e: (e.row != NONE, e.name not in kept, -there[e]))[:MOST]
-        what = "none, then those that no other beats in both, then" if kept else "none, then"
+        what = "none, those that no other row beats in both, then" if kept else "none, then"
         return (
             [entry for entry in there if entry in wanted],
-            f" Of {len(there)} rows {MOST} are drawn: {what} those of the highest accuracy.",
+            f" {MOST} of {len(there)} rows are drawn: {what} those with the highest accuracy.",
         )
 
     def _mean(self, entry: Entry) -> float | None:
@@ -255,10 +255,10 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
         panels.append(
             Front(heading, [each._replace(name=renamed[each.name]) for each in drawn], front)
         )
-    plots.fronts(panels, names, ("charged seconds a run", "test accuracy, %"), paths)
+    plots.fronts(panels, names, ("charged seconds per run", "test accuracy, %"), paths)
     return "Accuracy against charged time", (
         "Mean over seeds; whiskers: one standard deviation over seeds (none with one seed). Grey "
-        f"line: rows that no other beats in both.{left_out}{note}"
+        f"line: rows that no other row beats in both.{left_out}{note}"
     )
 
 
@@ -373,14 +373,14 @@ def _calibration(drawing: _Drawing, paths: Paths) -> Told:
             if records:
                 made.append(_reliability(name, records))
             column.forget()
-        panels.append(Panel(column.name, "confidence", "share right", made, diagonal=True))
+        panels.append(Panel(column.name, "confidence", "share correct", made, diagonal=True))
     if not panels:
         return None
     plots.curves(panels, names, paths)
     return "Calibration", (
-        "Share of test images predicted right against the probability of the prediction, in ten "
-        f"bins, all seeds together; bins of fewer than {FEW_ROWS} rows are left out. On the grey "
-        f"line a network is as often right as it says; below it is too sure.{left_out}{note}"
+        "Share of correct predictions against confidence (the probability of the predicted class) "
+        f"in ten bins, over all seeds; bins with fewer than {FEW_ROWS} rows are left out. Below "
+        f"the grey line, a network is overconfident.{left_out}{note}"
     )
 
 
@@ -424,8 +424,8 @@ def _phases(drawing: _Drawing, paths: Paths) -> Told:
     if not panels:
         return None
     names, note = drawing.short([entry.name for entry in entries])
-    plots.stacks(panels, names, "charged seconds an epoch", paths)
-    return "Where the time goes", f"Charged seconds an epoch by phase, medians over seeds.{note}"
+    plots.stacks(panels, names, "charged seconds per epoch", paths)
+    return "Where the time goes", f"Charged seconds per epoch by phase, medians over seeds.{note}"
 
 
 def _robustness(drawing: _Drawing, paths: Paths) -> Told:
@@ -546,14 +546,14 @@ def _weights(drawing: _Drawing, paths: Paths) -> Told:
         joined = {name: np.concatenate(parts) for name, parts in samples.items()}
         name = drawing.short([entry.name])[0][0]
         kept = {name: values for name, values in joined.items() if len(values)}
-        panels.append(Shares(f"{column.name}, {name}", "learned weight, 1: untouched", kept))
+        panels.append(Shares(f"{column.name}, {name}", "learned weight (1: unchanged)", kept))
     panels = [panel for panel in panels if panel.samples][:MOST]
     if not panels:
         return None
     plots.histograms(panels, paths)
     return "What was learned: weights", (
-        "Learned weight of training rows, all seeds together, each sample as shares of its own."
-        + drawing.short(["U"])[1]
+        "Distribution of the learned weights of training rows, over all seeds; each histogram is "
+        "normalised on its own." + drawing.short(["U"])[1]
     )
 
 
@@ -606,9 +606,9 @@ def _samples(drawing: _Drawing, paths: Paths) -> Told:
         return None
     plots.sample_bands(bands, f"{column.name}: training images", paths)
     return "What was learned: augmented images", (
-        "Of each row the first training images of the last epoch, as they were drawn and as the "
-        "network was trained on them, one seed; of a method that adds images the added ones, "
-        f"beside those that they were made from.{drawing.short(['U'])[1]}"
+        "For each row, the first training images of the last epoch of one seed, as drawn and as "
+        "the network was trained on them; for a method that adds images, the added images beside "
+        f"those that they were made from.{drawing.short(['U'])[1]}"
     )
 
 

@@ -148,7 +148,7 @@ def report(options: Options) -> list[Path]:
             return _written(whole, options.out, options.formats)
     raise NoRuns(
         f"{options.root}: expected run directories with results, got {len(found)} run(s) without "
-        f"metrics and {len(unread)} that have not ended; make some with augbench compare"
+        f"metrics and {len(unread)} unfinished; make some with augbench compare"
     )
 
 
@@ -228,8 +228,8 @@ def _interim(missing: int, planned: int) -> list[str]:
     if not missing:
         return []
     return [
-        f"An interim look: {missing} of the study's {planned} runs have no result yet. The family "
-        "of tested comparisons grows with them, so that a verdict may still change."
+        f"Interim: {missing} of the study's {planned} runs have no result yet. The family of "
+        "tested comparisons grows with them, so verdicts may still change."
     ]
 
 
@@ -239,7 +239,7 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
         counts[record.result["status"]] = counts.get(record.result["status"], 0) + 1
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return f"{len(found) + unread} runs: {told}" + (
-        f", {unread} not ended, damaged or copied." if unread else "."
+        f", {unread} unfinished, damaged or copied." if unread else "."
     )
 
 
@@ -247,7 +247,7 @@ def _no_file(root: Path) -> str:
     """Why no study file was read."""
     swept = question.names(root)
     if swept:
-        return f"no --study names one of those that were swept there ({', '.join(swept)})"
+        return f"--study names none of the studies in the folder ({', '.join(swept)})"
     return "there is no study file beside the runs"
 
 
@@ -256,8 +256,8 @@ def _of_study(root: Path, asked: Question) -> list[str]:
     if asked.source:
         return [f"Question, family, margin and prediction are those of {asked.source}."]
     return [
-        f"As {_no_file(root)}, the margin is the usual {asked.margin:g} points, and the family is "
-        "every method against its upstream and every upstream against none."
+        f"Because {_no_file(root)}, the margin is the default of {asked.margin:g} points, and the "
+        "family is every method against its upstream and every upstream against none."
     ]
 
 
@@ -266,11 +266,11 @@ def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str
     swept, told = question.names(root), []
     if swept and not asked.runs:
         told.append(
-            f"All runs of the folder are told, whatever study they are of ({', '.join(swept)}); "
-            "--study NAME tells those of one."
+            f"This report covers every run in the folder, of all studies ({', '.join(swept)}); "
+            "--study NAME limits it to one."
         )
     if searched:
-        told.append(f"{searched} run(s) of searches are told in the tables of the search alone.")
+        told.append(f"{searched} run(s) of searches appear only in the tables of the search.")
     return [*told, older] if older else told
 
 
@@ -386,7 +386,7 @@ def _title(block: Block) -> str:
     epochs = sorted({column.training.epochs for column in block.columns})
     told = f"{epochs[0]} epochs" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]} epochs"
     if any(record.run.budget != "steps" for record in block.done):
-        told += " (more in rows of an equal budget)"
+        told += " (more in rows with an equal budget)"
     return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
 
 

@@ -212,8 +212,8 @@ def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Pat
     left.invert_yaxis()
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
     right.set_xlabel(
-        "difference to the upstream (or none), points; 95 %:\n"
-        "thick: other seeds, thin: and other images",
+        "difference to the upstream (or none), points; 95 % intervals:\n"
+        "thick: other seeds, thin: other seeds and images",
         fontsize=7.5,
     )
     right.axvline(0, lw=0.8, ls="--", color="0.4")
@@ -443,8 +443,8 @@ def critical_difference(
         axis.set_yticks(range(len(order)), shown.names, fontsize=7)
         axis.set_ylim(len(names) + 0.3 + 0.5 * len(groups), -1.9)
         axis.set_xlim(0.8, max(len(names), 1 + apart) + 0.2)
-        told = "mean rank, 1 the best; grey bars: not told apart"
-        _labelled(axis, title, told if groups else "mean rank, 1 the best", "")
+        told = "mean rank, 1 is best; grey bars: not significantly different"
+        _labelled(axis, title, told if groups else "mean rank, 1 is best", "")
         axis.grid(axis="y", lw=0)
         _save(figure, paths)
 

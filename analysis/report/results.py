@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 Lines = Sequence[tuple[TableCell, ...]]
 NO_TEST = (
-    "Published numbers are of networks of full width under their own training, and how their epoch "
-    "was selected differs: no difference to ours is tested."
+    "Published numbers come from networks of full width with their own training and epoch "
+    "selection, so they are not tested against ours."
 )
-TRANSFER = "Control rows tell where a gain comes from; some are trained on other labelled rows."
+TRANSFER = "Control rows show where a gain comes from; some train on other labelled rows."
 
 
 class Place(NamedTuple):
@@ -151,7 +151,7 @@ class Scores:
         few = list(dict.fromkeys(key[0] for key in told if key not in enough))
         if few:
             notes.append(
-                f"No row has {INFERENCE_SEEDS} seeds, so nothing is tested and nothing marked: "
+                f"No row has {INFERENCE_SEEDS} seeds, so nothing is tested or marked: "
                 f"{', '.join(few)}."
             )
         for (name, metric), top in told.items():
@@ -160,8 +160,9 @@ class Scores:
                 lines.append(f"{self._untested(name, top)} on {name}{of}")
         if lines:
             notes.append(
-                f"Not tested against the best, with fewer than {INFERENCE_SEEDS} seeds (or one "
-                f"test patient, or no whole repeat of folds) in common with it: {'; '.join(lines)}."
+                f"Not tested against the best, because they share fewer than {INFERENCE_SEEDS} "
+                f"seeds (or one test patient, or no complete repeat of folds) with it: "
+                f"{'; '.join(lines)}."
             )
         return notes
 
@@ -178,7 +179,7 @@ def _printed(value: published.Printed | None) -> str:
 
 
 def _epoch(when: str) -> str:
-    return "last epoch" if when == "last" else "epoch of the best select AUC"
+    return "last epoch" if when == "last" else "epoch with the best select AUC"
 
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
@@ -338,9 +339,9 @@ def _rank_note(block: Block, ranks: Mapping[str, Mapping[str, str]]) -> str:
     left = [
         each.name for each in block.entries if any(each.name not in of for of in ranks.values())
     ]
-    told = f" Without one, with fewer seeds or as a control: {', '.join(left)}." if left else ""
+    told = f" Too few seeds, or controls: {', '.join(left)}." if left else ""
     return (
-        f"mean rank: over data sets, 1 the best, among the rows with {INFERENCE_SEEDS} seeds on "
+        f"mean rank: over data sets, 1 is best, among the rows with {INFERENCE_SEEDS} seeds on "
         f"each (views, sizes and corruptions of one set are one).{told}"
     )
 

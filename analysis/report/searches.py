@@ -101,7 +101,7 @@ def _chosen(row: Row) -> list[object]:
         len(trials),
         states["stopped"],
         states["failed"],
-        "nothing: not all trials have ended, or none is complete"
+        "nothing: some trials are unfinished, or none is complete"
         if best is None
         else sentences.settings(best["values"]),
         "n/a" if best is None else number(_known(best["select"]), 4),
@@ -137,10 +137,10 @@ def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:
     plots.curves(_panels(search), names, paths)
     return Figure(
         name,
-        f"What more trials give, search {search.study}",
-        f"Mean {search.metric} of the trial that select chooses among so many, over all subsets of "
-        "the trials in which one was not stopped (Dodge et al., EMNLP 2019, without replacement). "
-        "Left: on select, which chooses; right: on test.",
+        f"Score against number of trials, search {search.study}",
+        f"Mean {search.metric} of the trial that the select split chooses among this many trials, "
+        "over all subsets with a trial that was not stopped (Dodge et al., EMNLP 2019, without "
+        "replacement). Left: on the select split; right: on the test split.",
         paths,
     )
 

@@ -44,10 +44,10 @@ MOST_SENTENCES = 16
 """Comparisons up to which each has a sentence of its own."""
 
 PROTOCOLS = {
-    "equal": "Every row has the same labelled rows; a method that learns from meta rows carves "
+    "equal": "Every row has the same labelled rows; a method that learns from meta rows takes "
     "them from these, and the others train on all of them.",
-    "paper": "The whole validation split is meta rows, on top of the training split; a row "
-    "@train+meta has as many labels as the methods.",
+    "paper": "The whole validation split is used as meta rows, in addition to the training split; "
+    "the row @train+meta has as many labels as the methods.",
 }
 
 
@@ -72,11 +72,11 @@ def finding(each: Finding, margin: float, family: int) -> str:
     start = f"{each.row} over {each.base} on {each.column}"
     made = each.difference
     if made is None:
-        return f"{start}: no seed has a result of both."
+        return f"{start}: no seed has a result for both."
     if made.population is None:
         return (
-            f"{start}: {points(made.estimate)} over {count(made.seeds, 'seed')}; not tested, as "
-            f"{made.untested}."
+            f"{start}: {points(made.estimate)} over {count(made.seeds, 'seed')}; not tested, "
+            f"because {made.untested}."
         )
     kind = f"repeated {made.folds}-fold" if made.folds else "population"
     told = (
@@ -100,7 +100,7 @@ def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float)
             "the table below has them."
         )
     if not told:
-        told = ["Nothing is compared: there is one row, or none to measure the others against."]
+        told = ["Nothing is compared: there is only one row, or no base for the others."]
     return told
 
 
@@ -113,13 +113,13 @@ def _verdict(each: Finding, made: Difference, interval: Interval, margin: float)
         so = "beyond" if each.p_within <= ALPHA else "not shown to be beyond"
         return f"{each.told}, {so} the margin of {margin:g}."
     held = interval.low <= 0 <= interval.high
-    why = "the interval holds 0" if held else "the interval leaves out 0, but not after Holm"
+    why = "the interval includes 0" if held else "the interval excludes 0, but not after Holm"
     told = f"{each.told}: {why}, and equivalence within {margin:g} is not shown either."
     if math.isnan(made.detectable):
         return told
     return (
-        f"{told} The smallest difference that this comparison, if it were the only one, would have "
-        f"found with 80 % power is {made.detectable:.2f} points."
+        f"{told} On its own, this comparison would find a difference of {made.detectable:.2f} "
+        "points with 80 % power."
     )
 
 
@@ -200,8 +200,8 @@ def controls(
         return sentences, None
     if not sentences:
         sentences.append(
-            "No method that has control rows is shown to gain over its baseline (after Holm, or "
-            "outside the family by its own population interval), so there is no gain to explain."
+            "No method with control rows is shown to gain over its baseline (after Holm, or by its "
+            "own population interval outside the family), so there is no gain to explain."
         )
     head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
             "detectable, points ↓", "reading"]  # fmt: skip
@@ -210,7 +210,7 @@ def controls(
         *folds_note(block.columns),
         *patients_note(block.columns),
     ]
-    title = "Methods beside their control rows, test accuracy, last epoch"
+    title = "Methods against their control rows, test accuracy, last epoch"
     return sentences, table(name, title, head, rows, notes)
 
 
@@ -249,13 +249,15 @@ def _gain(
 
 def _explained(control: str, read: str, margin: float) -> str:
     told = {
-        "above": "does not reach it, so it does not explain the gain alone",
-        "same": f"is as good within the margin of {margin:g}, so the gain beyond that need not be "
-        "the method's",
-        "below": "is better still, so the gain need not be the method's",
-        "open": "is not told apart from it, so whether it explains the gain is undecided",
-        "identical": "is right on the same images, seed by seed, so the gain is not the method's",
-        "not tested": "has too few seeds, one test patient, or no whole repeat of folds, to tell",
+        "above": "scores lower, so it does not explain the whole gain",
+        "same": f"is equivalent within the margin of {margin:g}, so the gain beyond that may not "
+        "be due to the method",
+        "below": "scores higher, so the gain may not be due to the method",
+        "open": "is not significantly different, so whether it explains the gain is undecided",
+        "identical": "is right on the same images for every seed, so the gain is not due to the "
+        "method",
+        "not tested": "has too few seeds, one test patient or no complete repeat of folds, so "
+        "whether it explains the gain is unknown",
     }[read]
     return f"the control {control} {told}."
 
@@ -266,7 +268,7 @@ def advice(block: Block) -> list[str]:
     for column in block.columns:
         counts = [len(row.by_seed()) for row in column.rows.values() if row.by_seed()]
         if not column.done:
-            told.setdefault("no run has ended with a result", []).append(column.name)
+            told.setdefault("no run has a result", []).append(column.name)
             continue
         rows = column.done[0].result["data"]["rows"]["test"]
         wanted = advised(rows, column.done[0].folds)
@@ -286,8 +288,9 @@ def advice(block: Block) -> list[str]:
 def selection(block: Block) -> list[str]:
     """How epochs were chosen, and why the secondary choice is not offered where it is not."""
     told = [
-        "Every number is of the last epoch unless a table says otherwise; the test split chose "
-        "nothing. Accuracy and AUC are of the test split, the official one where there is one.",
+        "Numbers are from the last epoch unless a table says otherwise, and nothing was chosen on "
+        "the test split. Accuracy and AUC are on the test split, the official one where there is "
+        "one.",
         *folds_note(block.columns),
     ]
     reasons: dict[str, list[str]] = {}
@@ -301,11 +304,11 @@ def selection(block: Block) -> list[str]:
             if reason:
                 reasons.setdefault(reason, []).append(place)
     told += [
-        f"The epoch of the best select AUC is not offered on {', '.join(names)}: {reason}."
+        f"The epoch with the best select AUC is not available on {', '.join(names)}: {reason}."
         for reason, names in reasons.items()
     ]
     if block.setting["test metrics each epoch"] == "yes":
-        told.append("Test metrics were recorded each epoch; they chose nothing here.")
+        told.append("Test metrics were recorded after each epoch, but nothing was chosen by them.")
     return told
 
 
@@ -321,19 +324,26 @@ def caveats(block: Block) -> list[str]:
             data = record.result["data"]
             told += [f"{column.name}: {text}." for text in (*data["caveats"], *data["notes"])]
             if not data["verified"]:
-                told.append(f"{column.name}: UNVERIFIED DATA, the file differs from the official.")
+                told.append(
+                    f"{column.name}: UNVERIFIED DATA, the file differs from the official one."
+                )
             corruption = data["corruption"]
             if corruption is not None and record.run.seed == column.done[0].run.seed:
                 told.append(
                     f"{column.name}: {100 * corruption['noise_effective']:.1f} % of the training "
-                    f"labels really differ (asked for {100 * corruption['noise_requested']:g} %)."
+                    f"labels are wrong (requested: {100 * corruption['noise_requested']:g} %)."
                 )
     machines = {record.result["device"]["name"] for record in block.done}
     if len(machines) > 1:
-        told.append(f"Several machines ({', '.join(sorted(machines))}): times are no fair ratio.")
+        told.append(
+            f"The runs come from several machines ({', '.join(sorted(machines))}), so costs cannot "
+            "be compared."
+        )
     versions = [entry.name for entry in block.entries if variant(entry.row)]
     if versions:
-        told.append(f"Rows of one name differ in what stands in braces: {', '.join(versions)}.")
+        told.append(
+            f"Rows with the same name differ in the setting in braces: {', '.join(versions)}."
+        )
     return list(dict.fromkeys(told))
 
 
@@ -400,9 +410,9 @@ def _command(
     told = []
     if len(numbers) <= numbers[-1]:
         listed = ", ".join(map(str, numbers))
-        told.append(f"# makes all seeds up to {numbers[-1]}, of which {listed} are here")
+        told.append(f"# runs all seeds from 0 to {numbers[-1]}; this report has {listed}")
     if more := sorted(_budgeted(block, steps, kind) - set(names)) if kind else []:
-        told.append(f"# makes beside these: {', '.join(more)}")
+        told.append(f"# also runs: {', '.join(more)}")
     return [*told, shlex.join([*words, *_training(column, own[0].recorded.get("preset", ""))])]
 
 

@@ -70,8 +70,8 @@ def folds_note(columns: Sequence[Column]) -> list[str]:
     if not names:
         return []
     return [
-        f"{', '.join(names)}: repeated cross-validation, so test is the fold of a seed and not the "
-        "official split; its interval, called population, is that of Nadeau and Bengio (2003), and "
+        f"{', '.join(names)}: repeated cross-validation. Each seed tests on its own fold, not on "
+        "the official split; the population interval is that of Nadeau and Bengio (2003), and "
         "there is no training interval."
     ]
 
@@ -117,11 +117,11 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
     count = sum(not math.isnan(each.p) for each in found)
     folds = sorted({each.difference.folds for each in found if each.difference} - {0})
-    cut = f"Over folds ({', '.join(map(str, folds))}) population is the interval of Nadeau and "
-    cut += "Bengio (2003), and no test images are fixed."
+    cut = f"With folds ({', '.join(map(str, folds))}), the population interval is that of Nadeau "
+    cut += "and Bengio (2003); the test images are not fixed."
     notes = [
-        f"p and verdict: by Holm over the family of {count} tested comparison(s); intervals are "
-        f"not corrected. equivalent: within the margin of {margin:g} points.",
+        f"p-values and verdicts: with Holm's correction over {count} tested comparison(s); "
+        f"intervals are not corrected. Equivalent: within the margin of {margin:g} points.",
         *([cut] if folds else []),
     ]
     return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
@@ -251,7 +251,7 @@ def ablation_table(block: Block, name: str) -> Table | None:
         ]
         groups.append(Group(f"{method} over {upstream}", tuple(body)))
     head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
-    note = "default: of the method, or of its preset where one is named."
+    note = "default: the value of the method, or of the preset named."
     return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
 
 
@@ -273,7 +273,7 @@ def ranks_table(block: Block, name: str) -> Table | None:
         notes.append(
             f"Left out, with fewer than {INFERENCE_SEEDS} seeds on a data set: {', '.join(left)}."
         )
-    title = "Mean ranks by test accuracy, last epoch, 1 the best"
+    title = "Mean ranks by test accuracy, last epoch, 1 is best"
     return table(name, title, ["", "mean rank ↓"], rows, notes)
 
 
