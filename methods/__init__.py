@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -250,6 +251,21 @@ def _build(expression: Call | Links) -> Method:
     return method
 
 
+@cache
+def cost(text: str) -> float:
+    """Time of a training step under a method in plain steps, as its classes declare.
+
+    What is not available, or declares none, counts as a plain step.
+    """
+    total = 1.0
+    with suppress(NamingError):
+        for call in _calls(_canonical(parse(text))):
+            costs = type(_build(call)).costs
+            preset = str(dict(call.arguments).get("preset", ""))
+            total += costs.get(preset, next(iter(costs.values()), 1.0)) - 1
+    return total
+
+
 def label(text: str) -> str:
     """A method's name with the short names that classes have; empty where none has one.
 
@@ -402,6 +418,8 @@ class Summary(NamedTuple):
     takes: tuple[str, ...] = ()
     """Its arguments with their defaults, ``beta=0.0``, as far as they stand in the same file."""
     presets: tuple[str, ...] = ()
+    costs: tuple[float, ...] = ()
+    """Time of a training step in plain steps, by preset."""
 
 
 def summary(name: str) -> Summary:
@@ -425,7 +443,8 @@ def summary(name: str) -> Summary:
         return Summary(f"defined elsewhere, loaded through {target}", "", "")
     told = ast.get_docstring(node) or ""
     source = _source_in(node) or _source_told(told)
-    return Summary(told.partition("\n")[0], source, "", _takes(node, tree), _presets_in(node))
+    takes, presets = _takes(node, tree), _presets_in(node)
+    return Summary(told.partition("\n")[0], source, "", takes, presets, _costs_in(node))
 
 
 def _defined(name: str, tree: ast.Module) -> ast.ClassDef | ast.FunctionDef | None:
@@ -443,6 +462,15 @@ def _presets_in(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, ...]:
     value = _value_in(node, "presets")
     keys = value.keys if isinstance(value, ast.Dict) else []
     return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+
+
+def _costs_in(node: ast.ClassDef | ast.FunctionDef) -> tuple[float, ...]:
+    value = _value_in(node, "costs")
+    try:
+        costs = ast.literal_eval(value) if value is not None else {}
+        return tuple(float(cost) for cost in costs.values())
+    except (ValueError, TypeError, AttributeError):  # not a literal, or not a mapping
+        return ()
 
 
 def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | None:

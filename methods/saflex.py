@@ -260,6 +260,7 @@ class Saflex(Method):
         "stable": STABLE,
         "fast": {**STABLE, "stages": 1},
     }
+    costs: ClassVar[Mapping[str, float]] = {"published": 3.0, "stable": 1.9, "fast": 1.4}
     space: ClassVar[Mapping[str, Any]] = {
         "labels": ("choice", ["gumbel", "keep", "prox"]),
         "beta": ("uniform", 0.0, 4.0),

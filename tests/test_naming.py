@@ -581,7 +581,7 @@ class TestPlugIns:
         plug_ins({"twice": "pkg_good:Twice", "faster": "pkg_good:preset"}, pkg_good=GOOD)
         assert list(methods.registry()) == [*BUILTIN, "faster", "twice"]
         assert methods.registry()["twice"].kind == "plug-in"
-        told = ("Train on the batch as it is.", "Nobody, 2026", "", ("rate=1",), ())
+        told = ("Train on the batch as it is.", "Nobody, 2026", "", ("rate=1",), (), ())
         assert methods.summary("twice") == told
         assert methods.summary("faster")[:3] == ("Twice, faster.", "", "")
         assert "pkg_good" not in sys.modules, "a summary imports nothing"
@@ -708,6 +708,7 @@ class TestSummary:
         else:
             assert summary.source and f"Source: {summary.source}" in (found.__doc__ or "")
         assert summary.presets == tuple(getattr(found, "presets", ()))
+        assert summary.costs == tuple(getattr(found, "costs", {}).values())
         defaults = {
             each.name: render(each.default)
             for each in signature(found).parameters.values()

@@ -500,16 +500,17 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (experiment,) = Plan(loading.load(path), tmp_path).experiments
     one, two, three = experiment.cells()[:3]
     finish(one, root, device="cuda")
-    assert "No run in" in dry(path, root, capsys)
+    assert "3 runs by a probe of this machine" in dry(path, root, capsys)
     finish(two, root)
-    assert "About 40 s" in dry(path, root, capsys)
+    assert "About 40 s: 2 runs by the results folder\n" in dry(path, root, capsys)
     folder = runs.folder_of(root, three.run)
     folder.mkdir()
     (folder / "checkpoint.pt").touch()
     (folder / "metrics.jsonl").write_text("{}\n" * 7)
     assert "About 26 s" in dry(path, root, capsys)
     assert "About 26 s" in dry(path, root, capsys, "--set", "threads=1")
-    assert "No run in" in dry(path, root, capsys, "--set", "threads=2", "resources.cpus=1")
+    shown = dry(path, root, capsys, "--set", "threads=2", "resources.cpus=1")
+    assert "4 runs by a probe of this machine" in shown
 
 
 def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -590,7 +591,6 @@ def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
     none, mixup, other = experiment.cells()[:3]
     costs = Costs()
     assert costs.of(none.run) is None
-    assert costs.total([(none.run, 0), (mixup.run, 0)]).unknown == 2
     costs.saw(other.run, {"cost": {"charged_seconds": 8.0, "evaluation_seconds": 2.0, "epochs": 5}})
     epochs = none.run.training.epochs
     assert costs.of(none.run) == pytest.approx(2.0 * epochs)

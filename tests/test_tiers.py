@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 import augbench
+import methods
 from analysis.studyfile import StudyError
-from benchmarks.cli import main
+from benchmarks.cli import hours, main
+from benchmarks.running import capacity, probe
+from benchmarks.running.display import duration
+from benchmarks.running.probe import Setting
 from benchmarks.studies import loading, shipped
 from benchmarks.studies.cells import Cell
+from benchmarks.studies.costs import SHIPPED
+from benchmarks.studies.costs import shipped as shipped_cost
 from benchmarks.studies.plan import Plan, chosen
 from benchmarks.studies.rounds import Work
 from benchmarks.studies.schema import Study
 from methods.naming import NamingError
+from tests.test_study import finish
 
 TEXT = """\
 benchmarks: "digits{|(rows_per_class=20)}"
@@ -142,3 +149,123 @@ def test_shipped_tiers_plan_without_data_at_hand(name: str, tmp_path: Path) -> N
             learns = any(row.needs_meta for row in rows)
             assert plan.study.family
             assert name == "tune_saflex" or not learns or {row.control for row in rows} > {"all"}
+
+
+def test_the_first_table_of_saflex_is_27_plain_runs_a_data_set(tmp_path: Path) -> None:
+    study = loading.load(shipped.find(Path("saflex_table1")), (), "paper")
+    plan, cells = planned(study, tmp_path)
+    assert len(plan.experiments) == 8
+    named = [cell for cell in cells if cell.run.control == "all"]
+    control = [cell for cell in cells if cell.run.control != "all"]
+    assert {cell.run.row for cell in control} == {"randaugment@train+meta", "mixup@train+meta"}
+    assert {cell.run.seed for cell in cells} == {0, 1, 2}
+    assert {cell.run.protocol for cell in cells} == {"paper"}
+    assert hours.worth([(cell, 0) for cell in named]) == pytest.approx(8 * 27)
+    assert hours.worth([(cell, 0) for cell in control]) == pytest.approx(8 * 6)
+
+
+SMALL = """\
+benchmarks: digits
+models: small_cnn
+methods: [none, saflex]
+seeds: 2
+training: {epochs: 10}
+resources: {gpus: 0}
+workers: 1
+"""
+
+
+def dry(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
+    load(folder, SMALL)
+    before = set(folder.rglob("*"))
+    arguments = ["sweep", str(folder / "some.yaml"), "--dry-run", "--out", str(folder / "runs")]
+    code = main.run([*arguments, *more])
+    assert set(folder.rglob("*")) == before, "nothing is written"
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_hours_by_a_probe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a plain step, times the images of an epoch, epochs, seeds and cost."""
+    monkeypatch.setattr(probe, "_steps", lambda run, made, limit: [9.0, 0.32, 0.32])
+    code, shown, _ = dry(tmp_path, capsys)
+    assert code == 0
+    assert "They take about as long as 8 runs of none" in shown
+    counts = Plan(load(tmp_path, SMALL), tmp_path).experiments[0].source.counts
+    assert f"About {duration(0.01 * counts[0] * 10 * 8)}: 4 runs by a probe" in shown
+
+
+def test_a_probe_takes_real_steps_and_is_over_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell, *_) = Plan(loading.load(shipped.find(Path("quickstart"))), Path()).experiments[0].cells()
+    one = Setting.of(cell.run, (1, 8, 8))
+    wanted = {one: (cell.run, 10), one._replace(model="mlp"): (cell.run, 10)}
+    found = probe.seconds(wanted, "cpu")
+    assert set(found) == set(wanted)
+    assert all(each > 0 for each in found.values())
+    monkeypatch.setattr(probe, "SECONDS", 0.0)
+    assert probe.seconds(wanted, "cpu") == {}, "the table stands in"
+
+
+def test_hours_by_the_shipped_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the runs go to another machine, or to a GPU that this one has not."""
+    monkeypatch.setattr(capacity, "gpus", lambda: 0)
+    monkeypatch.setattr(probe, "seconds", lambda *_: pytest.fail("nothing is probed"))
+    code, shown, _ = dry(tmp_path, capsys, "--address", "auto")
+    assert code == 0
+    assert "4 runs by the shipped table (one core, measured, docs/performance.md)" in shown
+    code, shown, error = dry(tmp_path, capsys, "--set", "resources.gpus=1")
+    assert code == 2
+    assert "Not on this machine; the time is for 1 at a time\nAbout " in shown
+    assert "4 runs by the shipped table (a GPU at 10,000 images a second in resnet18, not" in shown
+    assert "this machine has 0" in error
+
+
+def test_hours_by_runs_that_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the same row; of another one what a plain run takes, times the cost."""
+    (experiment,) = Plan(load(tmp_path, SMALL), tmp_path).experiments
+    first = experiment.cells()[0]
+    finish(first, tmp_path / "runs")  # 20 seconds
+    _, shown, _ = dry(tmp_path, capsys)
+    assert f"About {duration(20 + 2 * 3 * 20)}: 3 runs by the results folder\n" in shown
+
+
+def test_the_shipped_table_goes_by_operations() -> None:
+    plain = shipped_cost("resnet18", (3, 28, 28), 9, "cpu")
+    assert plain == pytest.approx(SHIPPED["cpu"].seconds, rel=0.01)
+    narrow = shipped_cost("resnet18(width=0.25)", (3, 28, 28), 9, "cpu")
+    assert plain / narrow == pytest.approx(16, rel=0.05), "a quarter of the width, inside and out"
+    gmac = 5.2 / 0.457  # of wrn28_10 at 32 x 32 and of resnet18 at 28 x 28
+    assert shipped_cost("wrn28_10", (3, 32, 32), 10, "cpu") / plain == pytest.approx(gmac, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("saflex", "published: dual, meta B, fresh "),
+        ("saflex(preset=stable)", "stable: difference, meta 2B, refresh 4 "),
+        ("saflex(preset=fast)", "fast: stable on the last stage "),
+        ("lpa3", "published, ratio 0.5 "),
+        ("lpa3(preset=strict)", "strict, ratio 0.5 "),
+        ("lpa3(preset=fast)", "fast, ratio 0.5 "),
+        ("autodo", "published, A,W,S "),
+        ("autodo(preset=exact)", "exact, A,W,S "),
+    ],
+)
+def test_declared_costs_are_those_that_were_measured(method: str, line: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    (found,) = [each for each in text.splitlines() if each.startswith(line)]
+    numbers = found.removeprefix(line).split()
+    measured = numbers[-3] if method.startswith("autodo") else numbers[1]
+    assert methods.cost(method) == pytest.approx(float(measured), abs=0.05)
+
+
+def test_costs_of_what_is_put_together() -> None:
+    assert methods.cost("crop+randaugment") == 1
+    assert methods.cost("saflex(upstream=randaugment)") == 3
+    assert methods.cost("l2rw") == 3, "a function that makes a Saflex"
+    assert methods.cost("shuffled_weights(upstream=saflex(preset=stable, beta=1.0))") == 1.9
+    assert methods.cost("lpa3(warmup=1)") == methods.cost("lpa3")

@@ -78,7 +78,12 @@ def _kind(name: str, entry: methods.Entry) -> str:
 
 def _arguments(summary: methods.Summary) -> list[str]:
     """What a method takes and its presets, on lines below its own."""
-    parts = (("takes", summary.takes), ("presets", summary.presets))
+    costs = [f"{cost:g}" for cost in summary.costs]
+    parts = (
+        ("takes", summary.takes),
+        ("presets", summary.presets),
+        ("a step costs", (*costs[:-1], f"{costs[-1]} plain steps") if costs else ()),
+    )
     told = "; ".join(f"{what} {', '.join(values)}" for what, values in parts if values)
     indent = " " * (INDENT + 2)
     return textwrap.wrap(told, WIDTH, initial_indent=indent, subsequent_indent=indent)

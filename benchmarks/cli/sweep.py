@@ -20,18 +20,16 @@ from analysis.numbers import bounds
 from analysis.question import FILE, STUDIES, Prediction
 from analysis.report import sentences
 from analysis.studyfile import StudyError
-from benchmarks.cli import arguments, results
+from benchmarks.cli import arguments, hours, results
 from benchmarks.cli.common import read_data
 from benchmarks.data import sources
 from benchmarks.running import capacity, executors, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
-from benchmarks.running.display import duration
 from benchmarks.running.driver import Outcomes
 from benchmarks.running.executors import Where
 from benchmarks.studies import loading, rounds, schema, search, shipped
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.costs import costs_in
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import RowSearch, Work
@@ -155,43 +153,32 @@ def _dry_run(
         elif status.reason:
             text += f": {status.reason}"
         if ledger.to_do(cell, status):
-            left.append((cell.run, ledger.epochs(cell)))
+            left.append((cell, ledger.epochs(cell)))
         states[status.state] += 1
         print(f"{cell.run.id}  {label(cell)}: {text}")
     for experiment in plan.experiments:
         for name, reason in experiment.missing:
             print(f"{experiment.name}, {name}: not available: {reason}")
     unnamed = work.unnamed()
-    left += [(cell.run, 0) for cell in unnamed]
+    left += [(cell, 0) for cell in unnamed]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     if unnamed:
         counted += f", {len(unnamed)} of trials that are proposed once others have ended"
     print(f"\n{len(wanted) + len(unnamed)} runs: {counted or 'none'}; {len(left)} to do")
+    if left:
+        print(f"They take about as long as {hours.worth(left):.0f} runs of none")
     if asked.tune is not None:
         print("The winners' runs on fresh seeds come on top: the search names them.")
     if any(experiment.block.same for experiment in plan.experiments) and any(
-        run.budget == "steps" for run, _ in left
+        cell.run.budget == "steps" for cell, _ in left
     ):
         print(f"More come on top: {EQUAL_BUDGETS}.")
     if not left:
         return 0
-    where = where_of(command, asked)
-    if not where.address:
-        there = capacity.here(asked, where.workers)
-        at_once, device = there.workers, there.device
-        print(f"{at_once} at a time on this machine")
-    else:
-        at_once, device = where.workers or 1, ""
-        print(f"On the cluster as many at a time as fit there; here told for {at_once}")
-    estimate = costs_in(ledger.root, device).total(left)
-    if estimate.unknown < len(left):
-        beside = (
-            f", and {estimate.unknown} runs of which nothing is known" if estimate.unknown else ""
-        )
-        seconds = estimate.seconds / min(at_once, len(left))
-        print(f"About {duration(seconds)} by the runs in {ledger.root}{beside}")
-    else:
-        print(f"No run in {ledger.root} tells how long they take.")
+    told, refused = hours.lines(left, plan, ledger.root, where_of(command, asked))
+    print("\n".join(told))
+    if refused is not None:
+        raise refused
     return 0
 
 

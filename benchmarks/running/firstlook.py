@@ -152,7 +152,7 @@ def _cost(name: str, arrays: Arrays, benchmark: Benchmark, run: Run, device: tor
 
 def _seconds(rivals: Sequence[Method], made: Splits, run: Run, size: int) -> list[float]:
     """What is charged for a training step under each method; their steps alternate."""
-    contexts = [_context(method, made, run) for method in rivals]
+    contexts = [context_of(method, made, run) for method in rivals]
     index = torch.arange(min(size, len(made.train)))
     found: list[list[float]] = []
     for _ in range(1 + TIMED_STEPS):  # the first is left out where there are others
@@ -166,7 +166,7 @@ def _seconds(rivals: Sequence[Method], made: Splits, run: Run, size: int) -> lis
     return [median(each) for each in zip(*(found[1:] or found), strict=True)]
 
 
-def _context(method: Method, made: Splits, run: Run) -> TrainingContext:
+def context_of(method: Method, made: Splits, run: Run) -> TrainingContext:
     """A method set up in front of a network of the run, ready for a step."""
     device, training = made.train.y.device, replace(run.training, compile=False)
     seed_global(device, run.seed, "init")

@@ -43,7 +43,8 @@ class Source:
     checksum: str
     shape: tuple[int, int, int]
     classes: int
-    test_rows: int
+    counts: tuple[int, int, int]
+    """rows of train, val and test, as stored"""
 
 
 def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
@@ -60,7 +61,7 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
             checksum="+".join(file.md5 for file in entry.files[size]),
             shape=(channels, size, size),
             classes=len(entry.classes),
-            test_rows=entry.counts[2],
+            counts=entry.counts,
         )
     arrays = splits.arrays_of(benchmark, root, study.allow_unverified, study.memory_gib)
     grey = arrays.train_x.ndim == 3
@@ -69,8 +70,18 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
         checksum=arrays.checksum,
         shape=(channels, *arrays.train_x.shape[1:3]),
         classes=len(arrays.classes),
-        test_rows=len(arrays.test_y),
+        counts=(len(arrays.train_y), len(arrays.val_y), len(arrays.test_y)),
     )
+
+
+def pool_of(benchmark: Benchmark, source: Source) -> float:
+    """About how many labelled rows an epoch passes over, without a look at the data."""
+    rows = float(source.counts[0])
+    if benchmark.folds:  # of the others an eighth is select
+        rows = sum(source.counts) * (1 - 1 / benchmark.folds) * 7 / 8
+    if benchmark.rows_per_class:
+        rows = min(rows, benchmark.rows_per_class * source.classes)
+    return rows / 2 * (1 + 1 / benchmark.imbalance)  # one half of the classes is cut down
 
 
 @dataclass(frozen=True, config={"arbitrary_types_allowed": True})
@@ -194,7 +205,7 @@ class Plan:
             rows, missing = rows_of(block.methods, protocol)
             if block.controls or protocol.name == "paper":  # there they are compulsory
                 rows += cells.control_rows(rows, benchmark, protocol)
-            default = range(advised(source.test_rows, benchmark.folds))
+            default = range(advised(source.counts[2], benchmark.folds))
             seeds = tuple(default if block.seeds is None else block.seeds)
             if benchmark.folds and self.study.tune is not None:
                 raise NamingError(

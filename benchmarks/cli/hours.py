@@ -1,0 +1,87 @@
+"""How long the runs of a dry run take: by runs on disk, a probe of this machine, or the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import methods
+from analysis.studyfile import StudyError
+from benchmarks.running import capacity, probe
+from benchmarks.running.display import duration
+from benchmarks.running.executors import Where
+from benchmarks.running.probe import Setting
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.costs import SHIPPED, Costs, costs_in, method_of, shipped
+from benchmarks.studies.plan import Plan, pool_of
+
+Left = Sequence[tuple[Cell, int]]
+"""Runs, each with the epochs of it that are done."""
+
+
+def worth(left: Left) -> float:
+    """How many whole runs without a method take as long, by the costs that methods declare."""
+    return sum(
+        methods.cost(method_of(cell.run)) * (1 - done / cell.run.training.epochs)
+        for cell, done in left
+    )
+
+
+def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], StudyError | None]:
+    """What is said of the time, and why this machine cannot carry out the runs, if so."""
+    asked, refused = plan.study, None
+    _, gpu = capacity.takes(asked, gpus=False)
+    at_once = where.workers or max(1, int(1 / gpu if gpu else 1))
+    if where.address:
+        said = f"On the cluster as many at a time as fit there; the time is for {at_once}"
+    else:
+        try:
+            there = capacity.here(asked, where.workers)
+            at_once, gpu = there.workers, there.gpu
+            said = f"{at_once} at a time on this machine"
+        except StudyError as error:
+            refused = error
+            said = f"Not on this machine; the time is for {at_once} at a time"
+    device = "cuda" if gpu else "cpu"
+    costs = costs_in(root, "" if where.address else device)
+    here = not where.address and refused is None
+    seconds, sources = _seconds(left, plan, costs, device, here, min(1.0, gpu or 1.0))
+    told = ", ".join(f"{count} runs by {source}" for source, count in sources.items())
+    return [said, f"About {_hours(seconds / min(at_once, len(left)))}: {told}"], refused
+
+
+def _hours(seconds: float) -> str:
+    return duration(seconds) if seconds < 36000 else f"{seconds / 3600:,.0f} h"
+
+
+def _seconds(
+    left: Left, plan: Plan, costs: Costs, device: str, here: bool, share: float
+) -> tuple[float, Counter[str]]:
+    """Of all these runs, one after the other; and how many of them are known from where.
+
+    Runs that share a GPU are taken to slow each other down: each has its ``share``.
+    """
+    measured = [costs.of(cell.run, done) for cell, done in left]
+    wanted = {}
+    for (cell, _), known in zip(left, measured, strict=True):
+        if known is None:
+            source = plan.source(cell.benchmark)
+            wanted.setdefault(Setting.of(cell.run, source.shape), (cell.run, source.classes))
+    probed = probe.seconds(wanted, device) if here else {}
+    total, sources = 0.0, Counter[str]()
+    for (cell, done), known in zip(left, measured, strict=True):
+        if known is not None:
+            total += known
+            sources["the results folder"] += 1
+            continue
+        run, source = cell.run, plan.source(cell.benchmark)
+        each = probed.get(Setting.of(run, source.shape))
+        if each is None:
+            each = shipped(run.model, source.shape, source.classes, device) / run.threads
+            sources[f"the shipped table ({SHIPPED[device].where})"] += 1
+        else:
+            sources["a probe of this machine"] += 1
+        rows = pool_of(cell.benchmark, source) * (run.training.epochs - done)
+        total += each * rows * methods.cost(run.method) / share
+    return total, sources

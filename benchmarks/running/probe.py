@@ -1,0 +1,100 @@
+"""How long a training step takes on this machine, tried on random images for some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+import methods
+from analysis.runs import Run
+from benchmarks.data.splits import Splits
+from benchmarks.data.streams import Rows
+from benchmarks.running.firstlook import CPU_BATCH, context_of
+from benchmarks.training.trainer import threads, train_step
+
+SECONDS = 10.0
+"""For all settings together; a step that has begun is finished."""
+STEPS = 20
+"""More are not needed where they are short."""
+
+
+class Setting(NamedTuple):
+    """What decides the time of a step without a method."""
+
+    model: str
+    shape: tuple[int, int, int]
+    """(C, H, W)"""
+    batch_size: int
+    precision: str
+    channels_last: bool
+    threads: int
+
+    @classmethod
+    def of(cls, run: Run, shape: tuple[int, int, int]) -> Setting:
+        """That of a run on images (C, H, W)."""
+        training = run.training
+        return cls(
+            run.model,
+            shape,
+            training.batch_size,
+            training.precision,
+            training.channels_last,
+            run.threads,
+        )
+
+
+def seconds(wanted: Mapping[Setting, tuple[Run, int]], device: str) -> dict[Setting, float]:
+    """Seconds of a plain step for each image, of settings with a run and a number of classes.
+
+    Data are not needed, and nothing is written. A setting is left out where the time is over, or
+    where its network raises.
+    """
+    found: dict[Setting, float] = {}
+    begun = time.perf_counter()
+    for place, (setting, (run, classes)) in enumerate(wanted.items()):
+        left = SECONDS - (time.perf_counter() - begun)
+        if left <= 0:
+            break
+        size = min(run.training.batch_size, CPU_BATCH if device == "cpu" else 10**9)
+        try:
+            with threads(run.threads):
+                made = _images(size, setting.shape, classes, torch.device(device))
+                steps = _steps(run, made, left / (len(wanted) - place))
+        except (Exception, SystemExit):  # a network of the user's own may fail in any way
+            continue
+        found[setting] = median(steps) / size
+    return found
+
+
+def _images(size: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> Splits:
+    """A batch of random images with random labels, as splits."""
+    images = torch.randint(256, (size, *shape), dtype=torch.uint8, device=device)
+    targets = torch.eye(classes, device=device)[torch.randint(classes, (size,), device=device)]
+    rows = Rows(images, torch.arange(size, device=device), targets, shape[0])
+    return Splits(
+        train=rows,
+        meta=None,
+        select=rows,
+        test=rows,
+        kind="multi-class",
+        classes=tuple(map(str, range(classes))),
+        pool=size,
+    )
+
+
+def _steps(run: Run, made: Splits, limit: float) -> Sequence[float]:
+    """Seconds of each step, the first left out where there are others."""
+    begun = time.perf_counter()
+    method = methods.build("none")
+    ctx = context_of(method, made, run)
+    index = torch.arange(len(made.train))
+    found: list[float] = []
+    while len(found) <= STEPS and (not found or time.perf_counter() - begun < limit):
+        train_step(method, ctx, made.train, index, "none")
+        ctx.step += 1
+        found.append(sum(ctx.clock.take().values()))
+    return found[1:] or found
