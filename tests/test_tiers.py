@@ -9,12 +9,13 @@ import pytest
 
 import augbench
 import methods
+from analysis import runs
 from analysis.studyfile import StudyError
 from benchmarks.cli import hours, main
 from benchmarks.running import capacity, probe
 from benchmarks.running.display import duration
 from benchmarks.running.probe import Setting
-from benchmarks.studies import loading, shipped
+from benchmarks.studies import loading, schema, shipped
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import SHIPPED
 from benchmarks.studies.costs import shipped as shipped_cost
@@ -269,3 +270,21 @@ def test_costs_of_what_is_put_together() -> None:
     assert methods.cost("l2rw") == 3, "a function that makes a Saflex"
     assert methods.cost("shuffled_weights(upstream=saflex(preset=stable, beta=1.0))") == 1.9
     assert methods.cost("lpa3(warmup=1)") == methods.cost("lpa3")
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [
+        ("a study", schema.Study),
+        ("a block", schema.Block),
+        ("a tier", schema.Tier),
+        ("`resources`", schema.Resources),
+        ("`tune`", schema.Tune),
+        ("`asha`", schema.Asha),
+    ],
+)
+def test_every_key_of_a_study_file_is_in_the_docs(heading: str, kind: type) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    part = text.partition(f"\n## Keys of {heading}\n")[2].partition("\n## ")[0]
+    told = [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
+    assert sorted(told) == sorted(set(runs.field_names(kind)) - {"tier"})
