@@ -88,7 +88,7 @@ class Record:
         self.__dict__.pop("predictions", None)
 
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
-        """A metric of the stored result; nan where it is undefined or the epoch not offered."""
+        """A metric of the stored result; nan where it is undefined or the epoch unavailable."""
         value = self.result["metrics"].get(when, {}).get(split, {}).get(name)
         return float("nan") if value is None else float(value)
 

@@ -431,7 +431,7 @@ class Ranks:
     critical_difference: float
     """mean ranks that are further apart differ at .05 (Nemenyi)"""
     groups: tuple[tuple[int, ...], ...]
-    """methods, best first, that no critical difference tells apart; only the largest groups"""
+    """methods, best first, that no critical difference separates; only the largest groups"""
 
 
 def ranks(scores: ArrayLike) -> Ranks:

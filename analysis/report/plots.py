@@ -229,7 +229,7 @@ def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Pat
 
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, told apart with every kind of colour blindness; yellow is too pale for lines."""
+"""Okabe and Ito's, distinct with every kind of colour blindness; yellow is too pale for lines."""
 MARKERS, DASHES = "osD^vP*X<>", ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,

@@ -286,7 +286,7 @@ def advice(block: Block) -> list[str]:
 
 
 def selection(block: Block) -> list[str]:
-    """How epochs were chosen, and why the secondary choice is not offered where it is not."""
+    """How epochs were chosen, and why the secondary choice is missing where it is."""
     told = [
         "Numbers are from the last epoch unless a table says otherwise, and nothing was chosen on "
         "the test split. Accuracy and AUC are on the test split, the official one where there is "
