@@ -97,14 +97,15 @@ def checked(given: list[str]) -> None:
             assert found.is_file() or file.suffix == ".yaml"
             if found.is_file():
                 settings = [setting for each in command.settings for setting in each]
-                study = loading.load(found, settings)
+                study = loading.load(found, settings, command.tier)
                 if command.only:
                     study = loading.load(found, [*settings, "seeds=1"])
                     wanted = chosen(command.only)
                     cells = [e.cells() for e in Plan(study, Path("data")).experiments]
                     assert any(wanted(cell) for each in cells for cell in each), command.only
         case arguments.PlanCommand() | arguments.ReportCommand():
-            assert command.study in {"", "study", *shipped.names()}
+            tiers = {f"{name}-{tier}" for name in shipped.names() for tier in ("paper", "fair")}
+            assert command.study in {"", "study", *shipped.names(), *tiers}
         case arguments.ShowCommand():
             parse_benchmark(command.benchmark)
             methods.canonical(command.method)
