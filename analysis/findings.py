@@ -243,7 +243,7 @@ class Best(NamedTuple):
 
     top: str
     tied: frozenset[str]
-    """not significantly different from it, corrected for every pair of the tested rows of the column:
+    """not significantly different from it, corrected for every pair of tested rows of the column:
     which row is the top one depends on the same numbers"""
     untested: frozenset[str]
     """fewer than three seeds in common with it, or one test patient: neither tied nor not"""
