@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,16 @@ def _result(
             "select_trained": False,
         },
     }
+
+
+def compiled(source: Path) -> str:
+    """The log of pdflatex, which must end well."""
+    made = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", source.name],
+        cwd=source.parent,
+        capture_output=True,
+        check=False,
+    )
+    log = made.stdout.decode("latin-1")
+    assert made.returncode == 0, log[-2000:]
+    return log

@@ -4,7 +4,6 @@ import csv
 import html as html_module
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from analysis.report.page import Options, report
 from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
 from methods.naming import NamingError
-from tests.made import make_run
+from tests.made import compiled, make_run
 
 SAFLEX = "saflex(upstream=randaugment)"
 ROWS = f"none=No Aug, randaugment=RandAug, {SAFLEX}=SAFLEX (w/ RandAug)"
@@ -288,12 +287,5 @@ def test_latex_compiles_unedited_with_booktabs_alone(
         f"\\documentclass[{columns}]{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n"
         "\\input{main}\n\\end{document}\n"
     )
-    made = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
-    log = made.stdout.decode("latin-1")
-    assert made.returncode == 0, log[-2000:]
+    log = compiled(tmp_path / "t.tex")
     assert "Missing character" not in log and "1 page" in log
