@@ -1,24 +1,24 @@
-"""Compare learnable augmentation methods under equal conditions. What follows is all there is:
+"""Compare learnable augmentation methods under equal conditions. The public API:
 
 ================  ================================================================================
 ``compare``       train methods over seeds on a data set and compare them: a DataFrame of the runs
-``sweep``         carry out a study file, or a shipped study: a DataFrame of its runs
-``records``       the runs of results folders as a DataFrame
-``report``        write the page on a results folder
-``table``         the numbers of a paper's table as a DataFrame, and the table as a file
-``build``         a method by name: ``build("crop+mixup(alpha=0.2)")``
-``own_loop``      the context that a method needs in a training loop of one's own
-``fit``           train one run on splits, in memory or with its checkpoints on disk
+``sweep``         run a study file, or a shipped study: a DataFrame of its runs
+``records``       read the runs of results folders into a DataFrame
+``report``        write the report on a results folder
+``table``         make a table for a paper, as a DataFrame and as a file
+``build``         make a method by name: ``build("crop+mixup(alpha=0.2)")``
+``own_loop``      make the context that a method needs in your own training loop
+``fit``           train one run on splits, in memory or with checkpoints on disk
 ``Splits``        training, select and test rows: ``Splits.from_arrays(train, select, test)``
-``Run``           the cell that is trained: benchmark, network, method, training, seed
-``Training``      epochs, batch size, optimiser and what else a run trains with
-``Method``        the base class of a method, built-in or one's own
-``Batch``         rows with their soft labels and weights, which a method takes and returns
-``Context``       what a method may see of a training
-``contract``      the checks for the tests of a method of one's own
+``Run``           what is trained: benchmark, network, method, training, seed
+``Training``      epochs, batch size, optimiser and the other training settings
+``Method``        the base class of every method, built-in or your own
+``Batch``         the rows, soft labels and weights that a method takes and returns
+``Context``       what a method may see of the training
+``contract``      checks for the tests of your own method
 ================  ================================================================================
 
-The same on the command line: ``augbench --help``. Each name is loaded when it is first used.
+For the command line, see ``augbench --help``. Each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 HERE = Path(__file__).resolve().parent
-"""The folder of our packages: a checkout, or site-packages."""
+"""The folder of our packages: a checkout or site-packages."""
 PACKAGES = ("methods", "analysis", "benchmarks")
 _PLACES = {
     "Batch": "methods.base",
@@ -109,20 +109,20 @@ def main() -> None:
 
 
 def call(module: str, name: str, *arguments: Any) -> Any:
-    """Call a function of ours after ``bind``: how a worker begins, which has a path of its own."""
+    """Call a function of ours after ``bind``; workers start here, with their own ``sys.path``."""
     bind()
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def bind() -> None:
-    """Import our three packages from beside this file, whatever else bears their names.
+    """Import our three packages from the folder of this file, whatever else has their names.
 
-    A ``methods.py``, an ``analysis.py`` or a folder ``benchmarks`` of the user's own may come first
-    on ``sys.path``, which stays as it is: imports of other names find what they would find without
-    us. These three names are ours from then on, in this process.
+    The user's ``methods.py``, ``analysis.py`` or folder ``benchmarks`` may come first on
+    ``sys.path``. The path is not changed, so all other imports work as they would without us; only
+    these three names are ours from then on, in this process.
 
     Raises:
-        ImportError: another module of one of these names is imported already.
+        ImportError: another module has been imported under one of these names.
     """
     for name in PACKAGES:
         if name not in sys.modules:
@@ -134,7 +134,7 @@ def bind() -> None:
         elif _folder(sys.modules[name]) != (HERE / name).resolve():
             raise ImportError(
                 f"augbench needs its own package {name!r} in {HERE / name}, but "
-                f"{_file(sys.modules[name])} is imported under that name: rename that one"
+                f"{_file(sys.modules[name])} was imported under that name: rename it"
             )
 
 

@@ -1,1 +1,1 @@
-"""What is compared - data, tasks, models, runs - and the one loop that trains it."""
+"""Data, tasks, models, runs, and the one loop that trains them."""

@@ -1,4 +1,4 @@
-"""What ``import augbench`` offers beside classes: the commands, as functions with DataFrames."""
+"""The functions of ``import augbench``: the commands, returning DataFrames."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 OF_COMMANDS = ("debug", "dry_run", "init", "list")
-"""Options that make sense on a command line alone."""
+"""Options that make sense only on the command line."""
 FIRST = ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason"]
-"""Columns of a table of runs, before its metrics."""
+"""Columns of a table of runs that come before its metrics."""
 AnyCommand = TypeVar("AnyCommand", CompareCommand, ReportCommand, SweepCommand, TableCommand)
 
 
@@ -34,20 +34,20 @@ def compare(
     methods: str | Iterable[str] = "none,crop,mixup,cutmix",
     **options: Any,
 ) -> DataFrame:
-    """Compare methods over seeds, as ``augbench compare`` does; what is done is not done again.
+    """Compare methods over seeds, as ``augbench compare`` does; finished runs are reused.
 
-    ``options`` are those of the command with _ for -: ``epochs=20, seeds=10, jobs=2, out="runs"``;
-    ``methods`` is a list of rows or one text with commas. Prints the table of the command.
+    ``options`` are those of the command, with _ for -: ``epochs=20, seeds=10, jobs=2, out="runs"``;
+    ``methods`` is a list of rows, or one string with commas. Prints the table of the command.
 
-    Returns a line for each run of the comparison that has ended, as ``records(..., each="run")``: a
-    run that failed has its ``reason`` and no metrics, one that could not be carried out (a full
-    disk) has no line and stands below the table.
+    Returns one line per finished run of the comparison, as ``records(..., each="run")`` does. A
+    failed run has a ``reason`` and no metrics; a run that could not be executed (a full disk) has
+    no line and is listed below the table.
 
-    In a script, call it below ``if __name__ == "__main__":``, as all that starts processes.
+    In a script, call it under ``if __name__ == "__main__":``, because it starts processes.
 
     Raises:
-        UsageError, NamingError: of ValueError; the message says what is expected.
-        DataError: data that are missing or cannot be used.
+        UsageError, NamingError: subclasses of ValueError; the message says what is expected.
+        DataError: the data are missing or cannot be used.
     """
     from benchmarks.cli import compare as comparing  # noqa: PLC0415 - loads torch
 
@@ -61,16 +61,17 @@ def compare(
 
 
 def sweep(study: str | Path, **options: Any) -> DataFrame:
-    """Carry out a study file, or a shipped study by its name, as ``augbench sweep`` does.
+    """Run a study file, or a shipped study by its name, as ``augbench sweep`` does.
 
-    ``options`` are those of the command with _ for -, as ``tier="paper", out="runs"``; in place
-    of ``--set`` stands ``settings=["seeds=1", "training.epochs=5"]``. Prints the command's tables.
+    ``options`` are those of the command, with _ for -: ``tier="paper", out="runs"``; for ``--set``,
+    pass ``settings=["seeds=1", "training.epochs=5"]``. Prints the command's tables.
 
-    Returns a line for each run of the study that has ended, as ``records(..., each="run")``.
+    Returns one line per finished run of the study, as ``records(..., each="run")`` does.
 
     Raises:
-        StudyError, UsageError, NamingError: of ValueError; the message says what is expected.
-        DataError: data or results folder cannot be used.
+        StudyError, UsageError, NamingError: subclasses of ValueError; the message says what is
+            expected.
+        DataError: the data or the results folder cannot be used.
     """
     from benchmarks.cli import sweep  # noqa: PLC0415 - loads torch
     from benchmarks.studies import loading, shipped  # noqa: PLC0415
@@ -88,22 +89,22 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
 def records(
     *folders: str | Path, each: Literal["metric", "run"] = "metric", all_versions: bool = False
 ) -> DataFrame:
-    """The runs that lie in results folders, each run once.
+    """Read the runs of results folders, each run once.
 
-    A row that was run with several versions of its code is given in the newest, as reports show it;
-    ``all_versions`` gives all of them, told apart by ``code``.
+    Of a row that was run with several versions of its code, the newest is returned, as in reports;
+    ``all_versions`` returns all of them, which differ in ``code``.
 
-    ``each="metric"`` gives a line for each metric of each run, as ``records.parquet`` of a report:
-    ``when`` (last, selected), ``split`` (select, test), ``metric``, ``class`` (of a recall, else
-    -1) and ``value``, beside what the run is and what it cost. ``each="run"`` gives a line for each
-    run: ``benchmark``, ``model``, ``protocol``, ``row``, ``seed``, ``id``, ``status``, ``reason``,
-    its test metrics at the last epoch (``accuracy``, ``auc``, ...), then all else.
+    ``each="metric"`` returns one line per metric of each run, as in a report's ``records.parquet``:
+    ``when`` (last, selected), ``split`` (select, test), ``metric``, ``class`` (for a recall, else
+    -1) and ``value``, with the run's settings and cost. ``each="run"`` returns one line per run:
+    ``benchmark``, ``model``, ``protocol``, ``row``, ``seed``, ``id``, ``status``, ``reason``,
+    its test metrics at the last epoch (``accuracy``, ``auc``, ...), then everything else.
 
-    A folder without a result that can be read, and runs of older versions that are left out, are
-    told on standard error.
+    Folders without a readable result, and runs of older versions that are left out, are reported on
+    standard error.
 
     Raises:
-        UsageError: a folder does not exist, or none of them holds a run with a result.
+        UsageError: a folder does not exist, or none contains a run with a result.
     """
     if each not in ("metric", "run"):
         raise UsageError(f"each: expected metric or run, got {each!r}")
@@ -120,7 +121,7 @@ def records(
             print(f"left out: {left.folder}: {left.reason}", file=sys.stderr)
     if not found:
         shown = ", ".join(map(str, folders)) or "none"
-        raise UsageError(f"records: expected folders that hold runs with results, got {shown}")
+        raise UsageError(f"records: expected folders with finished runs, got {shown}")
     kept, _, older = versions.newest(list(found.values()), (), all_versions, "all_versions=True")
     if older:
         print(older, file=sys.stderr)
@@ -128,12 +129,12 @@ def records(
 
 
 def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path:
-    """Write the page on a results folder, as ``augbench report`` does; the path of the page.
+    """Write the report on a results folder, as ``augbench report`` does; return the page's path.
 
     ``options`` are ``study``, ``published``, ``format``, ``recompute`` and ``all_versions``.
 
     Raises:
-        UsageError, StudyError, NoRuns: of ValueError; the message says what is expected.
+        UsageError, StudyError, NoRuns: subclasses of ValueError; the message says what is expected.
     """
     from benchmarks.cli import report  # noqa: PLC0415 - loads matplotlib
 
@@ -141,17 +142,18 @@ def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path
 
 
 def table(runs: str | Path, **options: Any) -> DataFrame:
-    """The numbers of a table of chosen rows, benchmarks and metrics, as ``augbench table`` has it.
+    """Make a table of chosen rows, benchmarks and metrics, as ``augbench table`` does.
 
-    ``options`` are those of the command with _ for -: ``rows="none=No Aug, mixup"``,
+    ``options`` are those of the command, with _ for -: ``rows="none=No Aug, mixup"``,
     ``benchmarks="blood,derma"``, ``metrics="accuracy,auc"``; ``rows`` and ``benchmarks`` may be
-    lists of names, or dictionaries of names and labels. ``out`` also writes the table into a file.
+    lists of names, or dictionaries of names and labels. ``out`` also writes the table to a file.
 
-    Returns a line for each row, in columns (benchmark, metric, statistic) with the statistics
-    ``mean``, ``sd`` and ``n``: over seeds, in per cent where the table has them so.
+    Returns one line per row, with columns (benchmark, metric, statistic); the statistics over seeds
+    are ``mean``, ``sd`` and ``n``, in per cent where the table shows per cent.
 
     Raises:
-        UsageError, NamingError, NoRuns: of ValueError; the message says what is expected.
+        UsageError, NamingError, NoRuns: subclasses of ValueError; the message says what is
+            expected.
     """
     from benchmarks.cli import table as tabulating  # noqa: PLC0415 - not for the help
 
@@ -164,7 +166,7 @@ def table(runs: str | Path, **options: Any) -> DataFrame:
 
 
 def _command(kind: type[AnyCommand], options: Mapping[str, Any]) -> AnyCommand:
-    """A command of the command line, its values checked as there."""
+    """Make a command, with its values checked as on the command line."""
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - not for the help
 
     known = [field.name for field in fields(kind) if field.name not in OF_COMMANDS]
@@ -183,14 +185,14 @@ def _lines(found: Iterable[reading.Record], each: str) -> DataFrame:
     import pandas as pd  # noqa: PLC0415 - takes half a second
 
     own = list({record.run.id: record for record in found}.values())
-    if not own:  # nothing has ended
+    if not own:  # no run has finished
         return pd.DataFrame(columns=pd.Index(FIRST))
     long = reading.frame(own)
     if each == "metric":
         return long
     cell = long.columns[: list(long.columns).index("when")]
     runs = long.drop_duplicates("id")[cell].reset_index(drop=True)
-    for name in runs.select_dtypes("category"):  # which groupby would count where none is left
+    for name in runs.select_dtypes("category"):  # groupby would count unused categories
         runs[name] = runs[name].astype(str)
     last = long[(long["when"] == "last") & (long["split"] == "test") & (long["class"] == -1)]
     wide = last.pivot(index="id", columns="metric", values="value")

@@ -1,6 +1,6 @@
-"""The contract that every method keeps, as checks that a plug-in's author can run on his own.
+"""The contract of every method, as checks that the author of a plug-in can run.
 
-In a test file of one's own::
+In your own test file::
 
     import pytest
     from benchmarks.contract import CASES, CHECKS, check
@@ -54,19 +54,19 @@ CASES = (Case(1), Case(3), Case(1, "multi-label"))
 
 
 class Skipped(Exception):
-    """The method does not support the case, and says why."""
+    """The method does not support the case; the message says why."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A method that is set up, in front of a small network."""
+    """A method that has been set up with a small network."""
 
     method: Method
     ctx: TrainingContext
     case: Case
 
     def batch(self, rows: int = BATCH, elsewhere: int = 0, step: int = 0) -> Batch:
-        """Rows of the training split; the last ``elsewhere`` with index -1."""
+        """Rows of the training split; the last ``elsewhere`` have index -1."""
         count = self.ctx.spec.rows
         index = torch.randperm(count, generator=generator("contract batch", step))[:rows]
         batch = self.ctx.train.rows(index)
@@ -76,7 +76,7 @@ class Bench:
         return replace(batch, index=index)
 
     def augment(self, batch: Batch, epoch: int = 0, step: int = 0) -> Batch:
-        """The method's batch, drawn as the trainer draws it at this place."""
+        """The method's batch, with random draws seeded as the trainer seeds them at this place."""
         self.ctx.epoch, self.ctx.step = epoch, step
         self.ctx.enter("augment")
         return self.method.augment(batch, self.ctx)
@@ -113,7 +113,7 @@ def splits(case: Case, meta: bool) -> Splits:
 
 
 def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
-    """A new method, set up in front of a new network.
+    """A new method, set up with a new network.
 
     Raises:
         Skipped: the method does not support the case.
@@ -124,7 +124,7 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
 
 
 def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4) -> Bench:
-    """A method, set up on these rows in front of a new network.
+    """A method, set up on these rows with a new network.
 
     Raises:
         Skipped: the method does not support the data or the network.
@@ -148,7 +148,7 @@ def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4
 
 
 def shapes(ready: Bench) -> None:
-    """x, y, w and index fit together, at several sizes; the total weight is kept or explained."""
+    """x, y, w and index have matching shapes, at several batch sizes."""
     for step, rows in enumerate((BATCH, 5, 2)):
         out = ready.augment(ready.batch(rows, step=step), step=step)
         check_batch(out, ready.ctx.spec, "the method")
@@ -158,24 +158,24 @@ def shapes(ready: Bench) -> None:
 
 
 def ranges(ready: Bench) -> None:
-    """Inputs stay in [0, 1], targets are legal, weights are not negative; all is finite."""
+    """Inputs are in [0, 1], targets valid, weights not negative, and all values finite."""
     for step in range(4):
         out = ready.augment(ready.batch(step=step), step=step)
         for name in ("x", "y", "w"):
             tensor = getattr(out, name)
             assert bool(torch.isfinite(tensor).all()), f"{name} is not finite"
         low, high = float(out.x.min()), float(out.x.max())
-        assert low >= -1e-6 and high <= 1 + 1e-6, f"x lies in [{low}, {high}], expected [0, 1]"
+        assert low >= -1e-6 and high <= 1 + 1e-6, f"x is in [{low}, {high}], expected [0, 1]"
         assert float(out.w.min()) >= 0, f"a weight is {float(out.w.min())}, expected 0 or more"
         low, high = float(out.y.min()), float(out.y.max())
-        assert low >= -1e-6 and high <= 1 + 1e-6, f"y lies in [{low}, {high}], expected [0, 1]"
+        assert low >= -1e-6 and high <= 1 + 1e-6, f"y is in [{low}, {high}], expected [0, 1]"
         if ready.case.kind != "multi-label":
             error = float((out.y.sum(dim=1) - 1).abs().max())
-            assert error < 1e-5, f"rows of y sum to 1 but for {error}"
+            assert error < 1e-5, f"the sums of the rows of y differ from 1 by up to {error}"
 
 
 def weights(ready: Bench) -> None:
-    """Rows that were drawn keep their total weight; only added rows bring weight of their own."""
+    """The drawn rows keep their total weight; only added rows add weight."""
     batch = ready.batch()
     out = ready.augment(batch)
     added = len(out.w) - len(batch.w)
@@ -186,7 +186,7 @@ def weights(ready: Bench) -> None:
 
 
 def mutation(ready: Bench) -> None:
-    """The incoming batch is not changed in place."""
+    """``augment`` does not change its input in place."""
     batch = ready.batch()
     before = [part.clone() for part in (batch.x, batch.y, batch.w, batch.index)]
     ready.augment(batch)
@@ -199,7 +199,7 @@ def mutation(ready: Bench) -> None:
 def model_untouched(ready: Bench) -> None:
     """``augment`` leaves parameters, requires_grad, training modes and the optimiser alone.
 
-    Buffers may move only where the method ran ``ctx.forward``, the trainer's own forward.
+    Buffers may change only if the method called ``ctx.forward``, the trainer's own forward.
     """
     model, state = ready.ctx.model, ready.ctx.optimizer.state_dict()
     old = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -208,38 +208,40 @@ def model_untouched(ready: Bench) -> None:
     buffers = [buffer.clone() for buffer in model.buffers()]
     out = ready.augment(ready.batch())
     announced = out.logits is None or ready.method.hands_logits
-    assert announced, "augment returns logits, and hands_logits is False"
+    assert announced, "augment returns logits, but hands_logits is False"
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, old[name]), f"augment changed the parameter {name}"
         assert parameter.grad is None, f"augment left a gradient in {name}"
     assert flags == [parameter.requires_grad for parameter in model.parameters()], "requires_grad"
-    assert modes == [module.training for module in model.modules()], "training mode"
+    assert modes == [module.training for module in model.modules()], (
+        "augment changed a training mode"
+    )
     assert str(state) == str(ready.ctx.optimizer.state_dict()), "augment stepped the optimiser"
     if out.logits is None:
         moved = [not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)]
-        assert not any(moved), "augment moved buffers of the network outside ctx.forward"
+        assert not any(moved), "augment changed buffers of the network outside ctx.forward"
 
 
 def deterministic(make: Callable[[], Method], case: Case) -> None:
-    """The same place gives the same batch, whatever was drawn before."""
+    """The same place (epoch, step) gives the same batch, whatever was drawn before."""
     repeats(bench(make, case), bench(make, case))
 
 
 def repeats(one: Bench, other: Bench) -> None:
-    """Two equal methods that were set up alike give the same batch at the same place."""
+    """Two equal methods with the same setup give the same batch at the same place."""
     torch.rand(7)
     first = one.augment(one.batch(), step=1)
     torch.rand(3)
     second = other.augment(other.batch(), step=1)
     for name in ("x", "y", "w", "index"):
         assert torch.equal(getattr(first, name), getattr(second, name)), (
-            f"augment gave two {name} for one batch at one step: draw from torch's global "
-            "generators, as torch.rand does, which are seeded before each call"
+            f"augment returned two different {name} for the same batch and step: draw from "
+            f"torch's global generators, as torch.rand does; they are seeded before each call"
         )
 
 
 def elsewhere(ready: Bench) -> None:
-    """Rows with index -1 are taken; a method with state per row passes them through unchanged."""
+    """Rows with index -1 are accepted; a method with state per row passes them unchanged."""
     batch = ready.batch(elsewhere=3)
     out = ready.augment(batch)
     check_batch(out, ready.ctx.spec, "the method")
@@ -262,7 +264,7 @@ def gradients(ready: Bench) -> None:
 
 
 def state_round_trip(make: Callable[[], Method], case: Case) -> None:
-    """Construct, setup, load_state_dict: then the method goes on as if it had never stopped."""
+    """After construction, setup and load_state_dict, the method continues as if never stopped."""
     one = bench(make, case)
     for step in range(3):
         one.augment(one.batch(step=step), step=step)
@@ -280,16 +282,16 @@ def state_round_trip(make: Callable[[], Method], case: Case) -> None:
 
 
 def pass_state(one: Method, other: Method) -> None:
-    """Give one method's state to another as a checkpoint does."""
+    """Copy one method's state to another as a checkpoint does."""
     file = io.BytesIO()
     try:
         torch.save(one.state_dict(), file)
         file.seek(0)
         state = torch.load(file, weights_only=True)
-    except Exception as error:  # whatever pickle cannot write, or torch does not let it read
+    except Exception as error:  # pickle cannot write it, or torch refuses to read it
         raise AssertionError(
-            f"its state cannot be kept in a checkpoint ({first_line(error)}): expected tensors, "
-            "numbers and texts"
+            f"its state cannot be saved in a checkpoint ({first_line(error)}): expected tensors, "
+            "numbers and strings"
         ) from error
     other.load_state_dict(state)
 
@@ -318,25 +320,27 @@ def train(
 
 
 def trains(make: Callable[[], Method], case: Case) -> None:
-    """A short run ends with finite losses and logits, twice bit for bit the same."""
+    """A short run ends with finite losses and logits, and repeats bit for bit."""
     one, other = (train(make, case, batch_size=2 * BATCH) for _ in range(2))
-    assert one.state.metric_lines == other.state.metric_lines, "two equal runs differ"
+    assert one.state.metric_lines == other.state.metric_lines, "two identical runs differ"
     for name, array in one.predictions.items():
-        assert np.array_equal(array, other.predictions[name]), f"{name} differs in two equal runs"
+        assert np.array_equal(array, other.predictions[name]), (
+            f"{name} differs between two identical runs"
+        )
 
 
 LOOKS: dict[str, Callable[[Bench], None]] = {
     each.__name__: each
     for each in (model_untouched, shapes, ranges, weights, mutation, elsewhere, gradients)
 }
-"""Checks of one method that is set up, which any of them leaves fit for the next.
+"""Checks that share one method; each leaves it usable for the next.
 
-The first is the one that tells what the method's first call changes; the last leaves gradients.
+The first must see what the method's first call changes; the last leaves gradients.
 """
 
 
 def looks(make: Callable[[], Method], case: Case) -> None:
-    """All LOOKS, at one method that is set up once."""
+    """All LOOKS, on one method that is set up once."""
     ready = bench(make, case)
     for look in LOOKS.values():
         look(ready)
@@ -352,11 +356,11 @@ CHECKS: dict[str, Callable[[Callable[[], Method], Case], None]] = {
     "state_round_trip": state_round_trip,
     "trains": trains,
 }
-"""What a plug-in's author runs; each sets the method up anew."""
+"""What the author of a plug-in runs; each check sets up a new method."""
 
 
 def check(name: str, make: Callable[[], Method], case: Case) -> str:
-    """Run one check; the reason where the method does not support the case, else "".
+    """Run one check; return the reason if the method does not support the case, else "".
 
     Raises:
         AssertionError: the method breaks the contract; the message says how.

@@ -257,14 +257,14 @@ BROKEN: dict[str, tuple[str, str]] = {
 FAULTY: dict[str, tuple[str, str]] = {
     "return replace(batch, x=batch.x[..., 1:])": ("py:bad:Bad", "augment returned x of shape"),
     "return replace(batch, x=batch.x.mul_(0.5))": ("py:bad:Bad", "changed x of its input in place"),
-    "return replace(batch, x=batch.x * random.random())": ("py:bad:Bad", "augment gave two x"),
+    "return replace(batch, x=batch.x * random.random())": ("py:bad:Bad", "augment returned two different x"),
     "return replace(batch, x=batch.x * numpy.random.rand())": ("py:bad:Bad", "gave two x"),
     "return replace(batch, x=batch.x + 1)": ("py:bad:Bad", "expected [0, 1]"),
     "return replace(batch, x=batch.x * float('nan'))": ("py:bad:Bad", "x is not finite"),
     "return batch.x": ("py:bad:Bad", "augment returned Tensor"),
     "return {}['a']": ("py:bad:Bad", "bad.py, line 9: KeyError: 'a'"),
     "return batch\n    def get_extra_state(self):\n        return lambda: 0": (
-        "py:bad:Bad", "its state cannot be kept in a checkpoint"),
+        "py:bad:Bad", "its state cannot be saved in a checkpoint"),
     "lambda i: i.resize((20, 20))": ("", "of shape 1 x 20 x 20, expected 1 x 28 x 28"),
     "lambda i: i.convert('RGB')": ("", "of shape 3 x 28 x 28, expected 1 x 28 x 28"),
     "lambda i: np.asarray(i).astype(int)": ("", "returned an array of int64, expected uint8"),

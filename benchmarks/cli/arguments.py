@@ -1,4 +1,4 @@
-"""What each command of ``augbench`` takes, as dataclasses that tyro reads."""
+"""The arguments of each command of ``augbench``, as dataclasses that tyro reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 
 def _default(text: str) -> object:
-    """Says in the help what is taken where an option is not given."""
+    """Describe in the help what applies if an option is not given."""
     return arg(help_behavior_hint=f"(default: {text})")
 
 
 class UsageError(ValueError):
-    """A value on the command line that cannot be used; says field, what was got and allowed."""
+    """An invalid value on the command line; the message names the option and what is allowed."""
 
 
 OF_PRESET = _default("the preset's")
@@ -25,7 +25,7 @@ DATA = _default("AUGBENCH_DATA, else ~/.cache/augbench")
 
 @dataclass(kw_only=True)
 class Setting:
-    """What a run is trained on and how."""
+    """What a run trains on, and how."""
 
     benchmark: str = "digits"
     """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE or folder:DIR"""
@@ -34,23 +34,23 @@ class Setting:
     width: Annotated[float | None, _default("the model's, 1")] = None
     """multiplies the network's channels"""
     preset: str = "medmnist"
-    """training preset: medmnist or autodo; what follows overrides it"""
+    """training preset, medmnist or autodo; the options below override it"""
     epochs: Annotated[int | None, OF_PRESET] = None
-    """passes over the labelled pool"""
+    """passes over the labelled rows"""
     batch_size: Annotated[int | None, OF_PRESET] = None
-    """rows a step"""
+    """rows per step"""
     optimizer: Annotated[Literal["adam", "adamw", "sgd"] | None, OF_PRESET] = None
     """optimiser"""
     learning_rate: Annotated[float | None, OF_PRESET] = None
-    """initial rate"""
+    """initial learning rate"""
     weight_decay: Annotated[float | None, OF_PRESET] = None
     """L2 penalty (adamw: decoupled)"""
     momentum: Annotated[float | None, OF_PRESET] = None
-    """sgd only"""
+    """momentum (sgd only)"""
     schedule: Annotated[Literal["multistep", "cosine", "constant"] | None, OF_PRESET] = None
-    """how the rate falls"""
+    """decay of the learning rate"""
     warmup_epochs: Annotated[int | None, OF_PRESET] = None
-    """epochs over which the rate rises"""
+    """epochs of linear warm-up"""
     precision: Annotated[Literal["float32", "bfloat16"] | None, OF_PRESET] = None
     """bfloat16 is autocast in the training forward"""
     channels_last: bool = False
@@ -60,9 +60,9 @@ class Setting:
     protocol: Literal["equal", "paper"] = "equal"
     """equal: meta rows are carved from the train split; paper: the validation split is meta"""
     meta_fraction: float = 0.2
-    """share of each class that becomes meta rows (equal)"""
+    """share of each class that becomes meta rows (equal only)"""
     crossfit: int = 1
-    """fold e mod K is meta in epoch e (equal); 1 is off"""
+    """number of folds that take turns as meta rows, one per epoch (equal only); 1 is off"""
     threads: int = 1
     """CPU threads of a run; part of its id"""
     oracle_test: bool = False
@@ -99,9 +99,9 @@ class RunCommand(Setting, Place):
     """
 
     method: str = "none"
-    """a method such as crop+flip+mixup(alpha=0.2), or a control row such as none@train"""
+    """method, such as crop+flip+mixup(alpha=0.2), or control row, such as none@train"""
     seed: int = 0
-    """seeds initialisation, order and every draw"""
+    """seeds initialisation, the order of rows and every random draw"""
     save_model: bool = False
     """keep the network for augbench predict"""
     no_wait: bool = False
@@ -116,7 +116,7 @@ class CompareCommand(Setting, Place):
     """
 
     methods: str = "none,crop,mixup,cutmix"
-    """rows, separated by commas"""
+    """methods and control rows, separated by commas"""
     seeds: Annotated[int | None, _default("10, with under 500 test rows 30")] = None
     """number of seeds, counted from 0"""
     jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
@@ -294,7 +294,7 @@ class TableCommand:
     runs: Positional[Path]
     """results folder"""
     rows: Annotated[str, _default("all but control rows")] = ""
-    """rows, separated by commas; NAME=LABEL shows a row under a label"""
+    """methods and control rows, separated by commas; NAME=LABEL shows a row under a label"""
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or a part of it that no other has; NAME=LABEL as for rows"""
     metrics: str = "accuracy,auc"

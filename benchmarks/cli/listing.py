@@ -1,4 +1,4 @@
-"""What ``augbench list`` shows; nothing is imported that takes long."""
+"""The listing of ``augbench list``; imports nothing slow."""
 
 from __future__ import annotations
 
