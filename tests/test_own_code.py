@@ -257,8 +257,8 @@ BROKEN: dict[str, tuple[str, str]] = {
 FAULTY: dict[str, tuple[str, str]] = {
     "return replace(batch, x=batch.x[..., 1:])": ("py:bad:Bad", "augment returned x of shape"),
     "return replace(batch, x=batch.x.mul_(0.5))": ("py:bad:Bad", "changed x of its input in place"),
-    "return replace(batch, x=batch.x * random.random())": ("py:bad:Bad", "augment returned two different x"),
-    "return replace(batch, x=batch.x * numpy.random.rand())": ("py:bad:Bad", "gave two x"),
+    "return replace(batch, x=batch.x * random.random())": ("py:bad:Bad", "two different x"),
+    "return replace(batch, x=batch.x * numpy.random.rand())": ("py:bad:Bad", "two different x"),
     "return replace(batch, x=batch.x + 1)": ("py:bad:Bad", "expected [0, 1]"),
     "return replace(batch, x=batch.x * float('nan'))": ("py:bad:Bad", "x is not finite"),
     "return batch.x": ("py:bad:Bad", "augment returned Tensor"),

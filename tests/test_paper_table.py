@@ -241,7 +241,7 @@ def test_a_folder_without_results_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "expected a results folder" in refused(capsys, tmp_path / "none")
-    assert "expected runs with results" in refused(capsys, tmp_path)
+    assert "expected finished runs" in refused(capsys, tmp_path)
     make_run(tmp_path, "none", 0)
     hurt = make_run(tmp_path, "mixup", 0)
     make_run(tmp_path, "mixup", 1)

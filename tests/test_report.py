@@ -699,10 +699,10 @@ def test_the_command_of_a_report_makes_its_runs_again(
             2,
             "no study 'mine' in . (there are: none)",
         ),
-        (["plan", "."], 2, "expected runs with results"),
+        (["plan", "."], 2, "expected finished runs"),
         (["plan", "here.yaml"], 2, "expected a results folder or a study file, got runs"),
         (["plan", "here.yaml", "--out", "."], 2, "no study 'mine' in . "),
-        (["plan", "here.yaml", "--study", "x"], 2, "study: expected none beside a study file"),
+        (["plan", "here.yaml", "--study", "x"], 2, "study: expected no --study with a study file"),
     ],
 )
 def test_wrong_use_is_told(

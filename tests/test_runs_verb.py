@@ -237,10 +237,10 @@ def test_deletes_what_is_chosen_once_it_is_agreed_to(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--delete"], "expected --where beside it"),
-        (["--delete", "--yes"], "expected --where beside it"),
-        (["--where", "row=*", "--delete"], "expected a terminal to ask on, or --yes"),
-        (["--where", "row=*", "--yes"], "yes: expected --delete beside it"),
+        (["--delete"], "expected --where with the runs"),
+        (["--delete", "--yes"], "expected --where with the runs"),
+        (["--where", "row=*", "--delete"], "expected a terminal for the confirmation, or --yes"),
+        (["--where", "row=*", "--yes"], "yes: expected --delete with it"),
     ],
 )
 def test_refuses_to_delete(
@@ -343,7 +343,7 @@ def test_studies_whose_runs_are_deleted_are_told(
     (study / "search.json").write_text("[]")
     assert cli(["runs", str(tmp_path), "--where", "searched=yes", "--delete", "--yes"]) == 0
     assert (
-        "2 of them belong to the study some: its next sweep makes them again; the outcome of its "
+        "2 of them belong to the study some: its next sweep runs them again; the result of its "
         f"search stays in {study / 'search.json'}"
     ) in capsys.readouterr().err
     assert (study / "search.json").exists() and len(list(study.iterdir())) == 2

@@ -298,7 +298,7 @@ def test_bands_hold_the_extremes(
     expected = {
         "highest weight": (factor, True),
         "lowest weight": (factor, False),
-        "label moved most": (moved, True),
+        "label changed most": (moved, True),
     }
     assert list(banded["bands"]) == list(expected)
     for heading, (values, falls) in expected.items():
@@ -360,13 +360,13 @@ def test_what_the_upstream_gave_is_what_it_gives_again_at_the_same_place(
 @pytest.mark.parametrize(
     ("method", "bands", "note"),
     [
-        ("l2rw(upstream=mixup)", ["highest weight", "lowest weight"], "; no label moved"),
+        ("l2rw(upstream=mixup)", ["highest weight", "lowest weight"], "; no label changed"),
         ("saflex(labels=keep, upstream=mixup)", ["highest weight", "lowest weight"], "; no label"),
-        ("saflex(weights=one)", ["label moved most"], "; all weights are equal"),
-        ("random_label(upstream=mixup)", ["label moved most"], "; all weights are equal"),
-        ("saflex", ["highest weight", "lowest weight", "label moved most"], ""),
+        ("saflex(weights=one)", ["label changed most"], "; all weights are equal"),
+        ("random_label(upstream=mixup)", ["label changed most"], "; all weights are equal"),
+        ("saflex", ["highest weight", "lowest weight", "label changed most"], ""),
         ("shuffled_weights(upstream=saflex(labels=keep))", ["highest weight", "lowest weight"], ""),
-        ("head_refit(upstream=l2rw)", ["highest weight", "lowest weight"], "; no label moved"),
+        ("head_refit(upstream=l2rw)", ["highest weight", "lowest weight"], "; no label changed"),
     ],
 )
 def test_what_there_is_not_is_left_out_and_said(
@@ -380,7 +380,7 @@ def test_what_there_is_not_is_left_out_and_said(
         assert " rows have weight 0)" in banded["headings"][1]
         assert not banded["bands"]["highest weight"].captions[0].endswith("weight x 1.00")
     assert note in banded["title"]
-    assert note or ";" not in banded["title"].replace("; no label moved", "")
+    assert note or ";" not in banded["title"].replace("; no label changed", "")
     if banded["picture"]:
         assert (tmp_path / "show.png").stat().st_size > 5000
 
@@ -392,7 +392,7 @@ def test_by_weight_needs_weights_or_labels(
     assert show(tmp_path / "show.png", "--by", "weight", "--method", method) == 2
     said = capsys.readouterr().err
     assert f"method: {method} cannot be shown here" in said
-    assert "all weights are equal and no label moved" in said
+    assert "all weights are equal and no label changed" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -427,7 +427,7 @@ def test_no_row_is_in_two_bands_where_many_are_equal() -> None:
     same = [[1.0, 0.0]] * 6
     pool = pool_of([1.2, 0.0, 1.2, 1.2, 1.2, 1.2], same, same)
     bands, note = drawing._bands(pool, 8, ("a", "b"), "multi-class")
-    assert note == "; no label moved"
+    assert note == "; no label changed"
     assert bands[1].heading == "lowest weight (1 of 6 rows have weight 0)"
     highest, lowest = rows_of(bands[0], 6), rows_of(bands[1], 6)
     assert len(highest) == len(lowest) == 3 and not set(highest) & set(lowest)
@@ -439,7 +439,7 @@ def test_no_row_is_in_two_bands_where_many_are_equal() -> None:
     assert bands[2].captions[0] == "a -> b\nweight x 1.00" + f"\nturned {first}" * (first % 2)
     assert bands[2].captions[1] == "a -> b\nweight x 1.00" + f"\nturned {second}" * (second % 2)
     assert {first % 2, second % 2} == {0, 1}
-    assert bands[2].heading == "label moved most (6 of 6 labels moved)"
+    assert bands[2].heading == "label changed most (6 of 6 labels changed)"
 
 
 def test_of_several_labels_the_one_that_moved_most_is_told() -> None:
@@ -579,7 +579,11 @@ def test_without_epochs_nothing_is_trained(
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (errors.Interrupted("stopped in epoch 1"), 130, "stopped in training; nothing is kept"),
+        (
+            errors.Interrupted("stopped in epoch 1"),
+            130,
+            "stopped during training; nothing was saved",
+        ),
         (errors.TrainingFailed("loss is nan"), 1, "augbench: loss is nan"),
         (NotApplicable("too few rows"), 2, "cannot be shown here: too few rows"),
     ],
@@ -624,7 +628,7 @@ def test_no_text_lies_over_another_or_is_cut(
         "pneumonia: 0.70, normal: 0.30 -> pneumonia: 0.95, normal: 0.05\nweight x 0.00",
     ] * 4
     image = np.zeros((8, 9, 9, 1))
-    headings = ("highest weight", "lowest weight (512 of 512 rows have weight 0)", "label moved")
+    headings = ("highest weight", "lowest weight (512 of 512 rows have weight 0)", "label changed")
     bands = [Band(text, image[:count], captions[:count]) for text in headings]
     title = "saflex(preset=stable, upstream=crop+flip) on x: " * 4
     plots.sample_bands(bands, title, [tmp_path / "x.png"])

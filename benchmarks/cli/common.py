@@ -1,4 +1,4 @@
-"""What the commands share: options and a study from what the command line says."""
+"""What the commands share: options and a study from the command line."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from methods import Unavailable
 from methods.naming import NamingError, split
 
 FIGURES = (".png", ".pdf", ".svg")
-"""What a figure's name may end in."""
+"""Suffixes of figures."""
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and message of an error that a user can act on; an empty message for our own."""
+    """Exit code and message of an error that a user can act on; no message for our own errors."""
     if isinstance(error, NamingError | UsageError):
         return USAGE, str(error)
     if isinstance(error, DataError | runs.Held | OSError):
@@ -45,7 +45,7 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def options_of(command: Any) -> Options:
-    """How the runs of a command are carried out."""
+    """How the runs of a command are executed."""
     if command.checkpoint_every < 1:
         raise UsageError(f"checkpoint-every: expected 1 or more, got {command.checkpoint_every}")
     if not command.memory_gib >= 0:
@@ -63,12 +63,12 @@ def options_of(command: Any) -> Options:
 
 
 def root_of(given: Path | None) -> Path:
-    """The data folder that is meant."""
+    """The data folder, by default that of AUGBENCH_DATA."""
     return (given or sources.default_root()).expanduser().absolute()
 
 
 def device_of(name: str) -> str:
-    """The device that is meant, where it is there."""
+    """The device, if it is available."""
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -78,12 +78,12 @@ def device_of(name: str) -> str:
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[name]:
         there = ", ".join(each for each, is_there in available.items() if is_there)
-        raise UsageError(f"device: {name} is not available on this machine (there is: {there})")
+        raise UsageError(f"device: {name} is not available on this machine (available: {there})")
     return name
 
 
 def protocol_of(setting: arguments.Setting) -> Protocol:
-    """The protocol that is meant."""
+    """The protocol of these settings."""
     try:
         return Protocol(
             name=setting.protocol, meta_fraction=setting.meta_fraction, crossfit=setting.crossfit
@@ -93,7 +93,7 @@ def protocol_of(setting: arguments.Setting) -> Protocol:
 
 
 def metric(name: str, value: Any) -> str:
-    """A metric as a line shows it; of several classes one number each."""
+    """A metric as text; one number per class for metrics by class."""
     text = [f"{each:.3f}" for each in value] if isinstance(value, list) else f"{value:.4f}"
     return f"{name} {' '.join(text) if isinstance(text, list) else text}"
 
@@ -157,7 +157,7 @@ def study_of(
 
 
 def read_data(wanted: Sequence[Cell], ledger: Ledger, options: Options) -> None:
-    """Read the data of these runs, and tell what they hold unless a run on them is done.
+    """Read the data of these runs, and describe each set unless one of its runs is done.
 
     Raises:
         DataError: they are unavailable; nothing has been written.

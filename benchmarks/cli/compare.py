@@ -24,13 +24,13 @@ from methods.naming import NamingError, split
 
 
 def carry_out(command: arguments.CompareCommand) -> int:
-    """Do and print the comparison; the exit code."""
+    """Run and print the comparison; return the exit code."""
     return compare(command)[0]
 
 
 @own.kept()
 def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.RowRuns]]:
-    """Do and print the comparison; the exit code, and its rows with what has ended of them."""
+    """Run and print the comparison; return the exit code, and its rows with their finished runs."""
     options = options_of(command)
     _check(command)
     study = study_of(
@@ -60,15 +60,15 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
     there = root.exists()
     try:
         outcomes = executors.carry_out(work, ledger, options, _where(command), begin)
-    except (NamingError, DataError):  # nothing could be carried out
+    except (NamingError, DataError):  # nothing could be run
         if not there:
             with suppress(OSError):  # it holds something, or was not made
                 root.rmdir()
         raise
     if command.same is not None and not any(work.extra.values()):
         print(
-            f"No row exceeds its upstream by an epoch of {command.same}: "
-            "no row of equal budget is added.",
+            f"No row exceeds its upstream by an epoch of {command.same}, so no row of equal "
+            f"budget is added.",
             file=sys.stderr,
         )
     problems = results.problems_of(outcomes)
@@ -99,13 +99,13 @@ def _check(command: arguments.CompareCommand) -> None:
 def _where(command: arguments.CompareCommand) -> Where:
     address = os.environ.get("RAY_ADDRESS", "") if command.executor == "ray" else ""
     jobs = command.jobs
-    if jobs is None and device_of(command.device) == "mps":  # one GPU, which no capacity tells
+    if jobs is None and device_of(command.device) == "mps":  # not counted by capacity
         jobs = 1
     return Where(command.executor, "" if address == "local" else address, jobs)
 
 
 def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns]) -> None:
-    """The files that are asked for beside the tables."""
+    """Write the files that the command asks for."""
     if command.records is not None:
         text = records.to_csv((row.name, row.records) for row in rows)
         runs.write_text(command.records, text)

@@ -1,4 +1,4 @@
-"""``augbench data``: what is on disk, what is in it, and what is fetched."""
+"""``augbench data``: lists, describes, fetches and verifies data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.running.codes import FAILURE
 
 
 def carry_out(command: arguments.DataCommand) -> int:
-    """Do what the command says with these data sets; the exit code."""
+    """Run the command; return the exit code."""
     root = root_of(command.data)
     names = [name for text in command.names for name in names_in(text)]
     benchmarks = [parse_benchmark(text) for text in names or CATALOGUE]
@@ -35,7 +35,7 @@ def carry_out(command: arguments.DataCommand) -> int:
     if command.action == "verify":
         return _verify(root, benchmarks, given=bool(names))
     if not names:
-        raise UsageError("names: say which data sets to fetch, such as breastmnist")
+        raise UsageError("names: expected data sets to fetch, such as breastmnist")
     for text, benchmark in zip(names, benchmarks, strict=True):
         arrays = splits.arrays_of(benchmark, root)
         print(f"{text}: {len(arrays.train_y)} training rows, MD5 {arrays.checksum}")
@@ -43,9 +43,9 @@ def carry_out(command: arguments.DataCommand) -> int:
 
 
 def _show(root: Path, benchmarks: Sequence[Benchmark]) -> int:
-    """What each data set holds; nothing is downloaded for it."""
+    """Print what each data set holds, without downloading anything."""
     if not benchmarks:
-        raise UsageError("names: say which data sets to show, such as breastmnist or folder:DIR")
+        raise UsageError("names: expected data sets to show, such as breastmnist or folder:DIR")
     for benchmark in benchmarks:
         print("\n".join(facts.lines(splits.arrays_of(benchmark, root, download=False), benchmark)))
     return 0

@@ -21,7 +21,7 @@ WIDTH = 110
 
 
 def lines(check: bool) -> tuple[list[str], bool]:
-    """The listing, and whether every method is available; ``check`` imports them all."""
+    """Return the listing, and whether all methods are available; ``check`` imports them."""
     shown, available = [], True
     kinds = {name: _kind(name, entry) for name, entry in methods.registry().items()}
     for kind, heading in HEADINGS.items():
@@ -45,10 +45,8 @@ def lines(check: bool) -> tuple[list[str], bool]:
                 shown.append(_line(name, summary.first_line, summary.source))
                 shown += _arguments(summary)
     shown.append("Your own")
-    shown.append(
-        _line("py:MODULE:NAME", "your method: a class of MODULE.py, or what makes one", "")
-    )
-    shown.append(_line("wrap(call=py:...)", "your transform of images, as an upstream", ""))
+    shown.append(_line("py:MODULE:NAME", "your own method, a class or factory in MODULE.py", ""))
+    shown.append(_line("wrap(call=py:...)", "your own image transform, as an upstream", ""))
     shown.append("Benchmarks")
     for name, entry in catalogue.CATALOGUE.items():
         train, val, test = entry.counts
@@ -77,7 +75,7 @@ def _kind(name: str, entry: methods.Entry) -> str:
 
 
 def _arguments(summary: methods.Summary) -> list[str]:
-    """What a method takes and its presets, on lines below its own."""
+    """The arguments, presets and costs of a method, on the lines below it."""
     costs = [f"{cost:g}" for cost in summary.costs]
     parts = (
         ("takes", summary.takes),

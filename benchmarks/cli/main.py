@@ -1,4 +1,4 @@
-"""The command line, ``augbench``: each command imports what it needs, when it is called."""
+"""The command line, ``augbench``: each command imports what it needs only when called."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from methods.naming import NamingError
 
 
 def main() -> None:
-    """What ``augbench``, ``python -m augbench`` and ``python -m benchmarks`` do."""
+    """Entry point of ``augbench``, ``python -m augbench`` and ``python -m benchmarks``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a table has signs that not every terminal has
+            stream.reconfigure(errors="replace")  # tables have characters that some terminals lack
     try:
         try:
             sys.exit(run(sys.argv[1:]))
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        # The reader of our output is gone (| head), and Python would complain again at exit.
+        # The reader of our output is gone (| head); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
 
 
 def read(arguments: list[str]) -> Any:
-    """The command that a command line asks for.
+    """Parse a command line.
 
     Raises:
-        SystemExit: help was asked for, or the arguments cannot be read (code 2).
+        SystemExit: help was requested, or the arguments are invalid (code 2).
     """
     return tyro.cli(
         Command,  # type: ignore[arg-type]
@@ -66,11 +66,11 @@ def read(arguments: list[str]) -> Any:
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out a command line; its exit code: 0, 1 (something failed), 2 (usage) or 130.
+    """Run a command line; return 0, 1 (something failed), 2 (usage) or 130 (interrupted).
 
     Raises:
-        SystemExit: help was asked for, or the arguments cannot be read (code 2).
-        BrokenPipeError: nobody reads the output any more.
+        SystemExit: help was requested, or the arguments are invalid (code 2).
+        BrokenPipeError: the reader of the output is gone.
     """
     if arguments == ["--version"]:
         print(f"augbench {version('augbench')}")
@@ -109,10 +109,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _about_studies(command: SweepCommand) -> list[str]:
-    """What ``augbench sweep`` prints where it runs nothing: the list, or that a file is new.
+    """Handle ``augbench sweep`` with --list or --init; return the lines to print.
 
     Raises:
-        NamingError, UsageError: a study is named as well, or the new one cannot be written.
+        NamingError, UsageError: a study is given as well, or the new file cannot be written.
     """
     from benchmarks.studies import shipped
 
@@ -122,7 +122,7 @@ def _about_studies(command: SweepCommand) -> list[str]:
         return shipped.lines()
     shipped.write_new(command.init)
     again = shlex.join(["augbench", "sweep", str(command.init), "--dry-run"])
-    return [f"{command.init}: a study to change; what it would run: {again}"]
+    return [f"{command.init}: a study to edit. To see what it would run: {again}"]
 
 
 def _carry_out(

@@ -1,4 +1,4 @@
-"""``augbench predict``: the images of a file under a network that was kept."""
+"""``augbench predict``: predicts the images of a file with a saved network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from methods.base import Spec
 
 
 def carry_out(command: arguments.PredictCommand) -> int:
-    """Write the predictions, and print the scores where there are labels; the exit code."""
+    """Write the predictions, and print scores if there are labels; return the exit code."""
     folder = command.run
     try:
         run, _ = runs.read_run(folder)
@@ -36,7 +36,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
     result = runs.read_result(folder)
     if result is None or result["status"] != "done" or not (folder / "model.pt").exists():
         raise UsageError(
-            f"run: {folder} holds no network; make it again with augbench run --save-model ..."
+            f"run: {folder} has no saved network; run it again with augbench run --save-model ..."
         )
     asked = parse_benchmark(command.data)
     if asked != Benchmark(name="npz", path=asked.path):

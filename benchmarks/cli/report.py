@@ -1,4 +1,4 @@
-"""``augbench report`` and ``augbench plan``: what they print; needs neither torch nor ray."""
+"""``augbench report`` and ``augbench plan``; needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.naming import NamingError
 
 
 def carry_out(command: ReportCommand | PlanCommand) -> int:
-    """Do what the command says; the exit code."""
+    """Run the command; return the exit code."""
     try:
         return _report(command) if isinstance(command, ReportCommand) else _plan(command)
     except (NamingError, UsageError, NoRuns, OSError) as error:
@@ -37,10 +37,10 @@ def _report(command: ReportCommand) -> int:
 
 
 def write(command: ReportCommand) -> list[Path]:
-    """Write the report; the files that a reader opens, the page first.
+    """Write the report; return the files that a reader opens, the page first.
 
     Raises:
-        UsageError, NoRuns: a value that cannot be used; a folder without results.
+        UsageError, NoRuns: an invalid value; a folder without results.
         StudyError: the study file cannot be used.
     """
     wanted = [each.strip() for each in command.format.split(",") if each.strip()]
@@ -74,7 +74,7 @@ def _plan(command: PlanCommand) -> int:
     root = shipped.find(root) if root.name in shipped.names() else root
     if root.is_file():
         if study:
-            raise UsageError("study: expected none beside a study file")
+            raise UsageError("study: expected no --study with a study file")
         root, study = command.out.expanduser(), question.name_in(root)
     if not root.is_dir():
         raise UsageError(f"runs: expected a results folder or a study file, got {root}")
@@ -82,7 +82,7 @@ def _plan(command: PlanCommand) -> int:
     found, _, older = versions.newest(*asked.own(*records.scan(root)), command.all_versions)
     plain = [record for record in found if not record.searched]
     if not any(record.done for record in plain):
-        raise NoRuns(f"{root}: expected runs with results, from which variances can be taken")
+        raise NoRuns(f"{root}: expected finished runs, to estimate variances from")
     print(plan.plan(plain, asked, command.detect, command.power))
     if older:
         print(f"\n{wrapped(older)}")

@@ -14,15 +14,14 @@ from benchmarks.studies.rounds import Work
 
 
 def problems_of(outcomes: Outcomes) -> dict[str, str]:
-    """Why runs could not be carried out, by id."""
+    """Why runs could not be executed, by id."""
     return {name: each.text for name, each in outcomes.items() if isinstance(each, Problem)}
 
 
 def tables_of(
     work: Work, problems: dict[str, str]
 ) -> list[tuple[Experiment, list[differences.RowRuns]]]:
-    """Each table that has a run which is asked for, with its rows, also those whose plug-in cannot
-    be had."""
+    """Each table with a wanted run, and its rows, including those whose plug-in is unavailable."""
     asked = {cell.run.id for cell in work.cells()}
     shown = []
     for place, experiment in enumerate(work.plan.experiments):
@@ -30,7 +29,7 @@ def tables_of(
         read = [_row(experiment, row, work.root, problems, asked) for row in rows]
         read = [each for each in read if each.records or each.reasons]
         if read:
-            for name, reason in experiment.missing:  # the first row is what others are set beside
+            for name, reason in experiment.missing:  # the others are compared with the first row
                 absent = differences.RowRuns(name, "none", (), (reason,))
                 read.insert(experiment.block.methods.index(name), absent)
             shown.append((experiment, read))

@@ -1,4 +1,4 @@
-"""``augbench run``: a study of one cell, done in this process, and its metrics."""
+"""``augbench run``: runs a study of one cell in this process and prints its metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from methods import own
 
 @own.kept()
 def carry_out(command: arguments.RunCommand) -> int:
-    """Do the run unless it is done, and print its metrics; the exit code."""
+    """Do the run unless it is done, and print its metrics; return the exit code."""
     options = options_of(command)
     if command.seed < 0:
         raise UsageError(f"seed: expected 0 or more, got {command.seed}")
@@ -61,8 +61,8 @@ def carry_out(command: arguments.RunCommand) -> int:
         print(f"selected epoch: not offered, {result['selection']['reason']}")
     cost = result["cost"]
     print(
-        f"cost: {cost['charged_seconds']:.1f} s charged, {cost['seconds_per_epoch']:.2f} s an "
-        f"epoch, {cost['passes_per_row']:.2f} passes a row, {cost['memory_mib']:.0f} MiB"
+        f"cost: {cost['charged_seconds']:.1f} s charged, {cost['seconds_per_epoch']:.2f} s per "
+        f"epoch, {cost['passes_per_row']:.2f} passes per row, {cost['memory_mib']:.0f} MiB"
     )
     print(_shown(folder))
     return 0

@@ -1,4 +1,4 @@
-"""``augbench runs``: lists and deletes the runs of a folder; needs neither torch nor ray."""
+"""``augbench runs``: lists and deletes runs; needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from benchmarks.running.codes import FAILURE, USAGE
 from methods.naming import NamingError
 
 TRIALS = "(trials of a search)"
-"""In place of their rows, of which each trial has another."""
+"""Stands for their rows, because each trial has a row of its own."""
 RIGHT = ("runs", "seed", "size")
 """Columns of numbers."""
 
 
 def carry_out(command: RunsCommand) -> int:
-    """Do what the command says; the exit code."""
+    """Run the command; return the exit code."""
     try:
         return _carry_out(command)
     except BrokenPipeError:
@@ -45,12 +45,12 @@ def _carry_out(command: RunsCommand) -> int:
     choice = inventory.choice(command.where)
     if command.delete and not command.where:
         raise UsageError(
-            "delete: expected --where beside it, which says what to delete (--where 'row=*' is all)"
+            "delete: expected --where with the runs to delete (--where 'row=*' for all)"
         )
     if command.yes and not command.delete:
-        raise UsageError("yes: expected --delete beside it")
+        raise UsageError("yes: expected --delete with it")
     if command.delete and not command.yes and not sys.stdin.isatty():
-        raise UsageError("delete: expected a terminal to ask on, or --yes")
+        raise UsageError("delete: expected a terminal for the confirmation, or --yes")
     root = command.folder.expanduser()
     if not root.is_dir():
         raise UsageError(f"folder: expected a results folder, got {command.folder}")
@@ -85,11 +85,11 @@ HEAD = {
     True: ("id", "state", "version", "seed", "size", "changed", "benchmark", "model", "setting",
            "row", "reason"),
 }  # fmt: skip
-"""Columns of a line for each run (True), or for those that differ in seed alone."""
+"""Columns of the listing by run (True), or by runs that differ only in seed."""
 
 
 def _each(chosen: Sequence[Item]) -> list[dict[str, Any]]:
-    """A line a run; size in bytes."""
+    """One line per run; sizes in bytes."""
     settings = inventory.settings(chosen)
     lines = []
     for each in sorted(chosen, key=lambda each: (_place(each, settings), _seed(each), each.id)):
@@ -102,7 +102,7 @@ def _each(chosen: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _together(chosen: Sequence[Item]) -> list[dict[str, Any]]:
-    """A line for runs that differ in seed alone; size in bytes."""
+    """One line for runs that differ only in seed; sizes in bytes."""
     settings = inventory.settings(chosen)
     groups: dict[tuple[str, ...], list[Item]] = {}
     for each in sorted(chosen, key=lambda each: _place(each, settings)):
@@ -137,7 +137,7 @@ def _flat(value: Any) -> Any:
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:
-    """The lines as a table; the row, which may be long, stands last."""
+    """The lines as a table, with the row last because it may be long."""
     shown = [{name: _shown(name, value) for name, value in line.items()} for line in lines]
     head = [name for name in shown[0] if any(line[name] for line in shown)]
     align = ["right" if name in RIGHT else "left" for name in head]
@@ -180,7 +180,7 @@ def _counted(chosen: Sequence[Item]) -> str:
 
 
 def _delete(root: Path, chosen: Sequence[Item], yes: bool) -> int:
-    """Delete these runs, having asked; the exit code."""
+    """Delete these runs after asking; return the exit code."""
     kept = {each.id: reason for each in chosen if (reason := _kept(each))}
     going = [each for each in chosen if each.id not in kept]
     for name, reason in kept.items():
@@ -221,7 +221,7 @@ def _agreed(text: str) -> bool:
 
 
 def _kept(item: Item) -> str:
-    """Why a run is not deleted; empty where it may be."""
+    """Why a run is not deleted; empty if it may be."""
     if item.state == "running":
         return f"in use by {item.reason}"
     if item.folder.is_symlink():
@@ -232,7 +232,7 @@ def _kept(item: Item) -> str:
 
 
 def _referred(root: Path, going: Sequence[Item]) -> list[str]:
-    """The studies whose runs these are."""
+    """Name the studies that these runs belong to."""
     told = []
     for name in question.names(root):
         own = [each for each in going if each.id in question.read(root, name).runs]
@@ -240,7 +240,7 @@ def _referred(root: Path, going: Sequence[Item]) -> list[str]:
             search = root / question.STUDIES / name / "search.json"
             kept = any(each.searched for each in own) and search.is_file()
             told.append(
-                f"{len(own)} of them belong to the study {name}: its next sweep makes them again"
-                + (f"; the outcome of its search stays in {search}" if kept else "")
+                f"{len(own)} of them belong to the study {name}: its next sweep runs them again"
+                + (f"; the result of its search stays in {search}" if kept else "")
             )
     return told

@@ -1,4 +1,4 @@
-"""What a method makes of images, drawn: draws of some rows, extremes of weight, learned policy."""
+"""Figures of what a method does to images: draws, extreme weights, the learned policy."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from methods import own
 from methods.base import Batch, Context, Method
 
 POOL = 512
-"""Augmented rows of which the extremes are drawn, where an epoch has so many."""
+"""Number of augmented rows (at most one epoch) from which the extremes are drawn."""
 SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
-"""Differences of factors, and moves of a target, that a caption would not show."""
+"""Changes of a weight or target that are too small for a caption."""
 
 
 @own.kept()
 def carry_out(command: arguments.ShowCommand) -> int:
-    """Draw what the command asks for; the exit code."""
+    """Draw the figure; return the exit code."""
     for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
         if getattr(command, name) < least:
             raise UsageError(f"{name}: expected {least} or more, got {getattr(command, name)}")
     if command.out.suffix not in FIGURES:
         raise UsageError(f"out: expected a name in .png, .pdf or .svg, got {command.out}")
-    if not command.out.parent.is_dir():  # said before anything is trained
+    if not command.out.parent.is_dir():  # before anything is trained
         raise UsageError(f"out: expected a name in a folder that exists, got {command.out}")
     try:
         show(
@@ -76,8 +76,8 @@ def carry_out(command: arguments.ShowCommand) -> int:
     except errors.TrainingFailed as reason:
         print(f"augbench: {reason}", file=sys.stderr)
         return FAILURE
-    except errors.Interrupted:  # unlike a run, nothing was written to go on from
-        print("\naugbench: stopped in training; nothing is kept", file=sys.stderr)
+    except errors.Interrupted:  # unlike a run, it has no checkpoint
+        print("\naugbench: stopped during training; nothing was saved", file=sys.stderr)
         return INTERRUPTED
     print(command.out)
     return 0
@@ -99,17 +99,17 @@ def show(
 ) -> None:
     """Write the figure, by ``rows``, ``weight`` or ``class``.
 
-    ``rows``: a column of originals and ``draws`` draws of each, told what was done; of a method
-    that adds rows each of these once, beside the row it was made from, with their difference and
-    what the network makes of both. ``weight``: of a pool of augmented rows, ``draws`` with the
-    highest and with the lowest weight, and those whose label moved most. ``class``: the learned
-    probability and magnitude of each operation, a mean over the training rows of each class. The
-    network, for methods that need one, has trained under the method for ``epochs`` epochs,
-    as a run does; what is drawn is the epoch after them.
+    ``rows``: a column of originals and ``draws`` draws of each, with captions of what was done. If
+    the method adds rows, each added row once, next to its original, with their difference and the
+    network's prediction for both. ``weight``: from a pool of augmented rows, ``draws`` rows with
+    the highest and the lowest weight, and those whose label changed most. ``class``: the learned
+    probability and magnitude of each operation, averaged over the training rows of each class. For
+    methods that need one, the network first trains under the method for ``epochs`` epochs, as in a
+    run; the figure shows the next epoch.
 
     Raises:
-        NotApplicable: the method does not work on these data, by weight leaves weights and labels
-            alone, by class learns nothing of operations, or adds no row yet.
+        NotApplicable: the method does not work on these data, changes no weight or label (by
+        weight), learns nothing about operations (by class), or adds no row yet.
         TrainingFailed: the network could not be trained.
         Interrupted: SIGINT or SIGTERM while it trained.
     """
@@ -171,7 +171,7 @@ def show(
 
 
 class _Watched(Method):
-    """Passes on what its upstream does; keeps the run's optimiser and the first batch of a step."""
+    """Wraps an upstream; keeps the run's optimiser and the first batch of each step."""
 
     optimizer: Optimizer
     given: Batch | None = None
@@ -192,7 +192,7 @@ class _Watched(Method):
 def _trained(
     run: Run, splits: Splits, method: Method, progress: Progress
 ) -> tuple[nn.Module, Optimizer]:
-    """The network and its optimiser after a run; ``method`` has then learned with them."""
+    """Train a run; return the network and its optimiser. ``method`` learns with them."""
     watched = _Watched(method)
     try:
         return fit(run, splits, watched, progress=progress).model, watched.optimizer
@@ -226,18 +226,18 @@ def _draw_rows(
 
 
 def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None:
-    """Write what was learned of each operation, class by class.
+    """Draw what was learned about each operation, class by class.
 
     Raises:
-        NotApplicable: it learned nothing of operations.
+        NotApplicable: it learned nothing about operations.
     """
     learned = method.learned()
     names = next((part.operations for part in method.parts() if part.operations), ())
     found = [name for name in ("probability", "magnitude") if name in learned]
     if not found:
         raise NotApplicable(
-            "by class: it learns no probability or magnitude of operations; --by rows draws what "
-            "becomes of the images"
+            "by class: it learns no probability or magnitude of operations; --by rows draws the "
+            "augmented images"
         )
     labels = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
     groups = [("all rows", np.arange(len(labels)))]
@@ -252,14 +252,14 @@ def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None
         tables,
         [f"{name} ({len(rows)})" for name, rows in groups],
         [name.replace("_", " ") for name in names],
-        "class as trained on (rows)" if len(groups) > 1 else "",
+        "training label (rows)" if len(groups) > 1 else "",
         title,
         path,
     )
 
 
 def _mean_of(values: Tensor, rows: np.ndarray) -> np.ndarray:
-    """(P,) mean of those rows; of all where the rows share one."""
+    """(P,) mean over those rows; over all if the rows share one policy."""
     kept = values if len(values) == 1 else values[torch.from_numpy(rows)]
     return kept.detach().cpu().numpy().mean(axis=0)
 
@@ -274,7 +274,7 @@ def _draw_added(
     title: str,
     path: Path,
 ) -> None:
-    """Write the grid of rows that the method adds to a batch of training, beside their originals.
+    """Draw the rows that the method adds to a training batch, next to their originals.
 
     Raises:
         NotApplicable: it adds none.
@@ -304,33 +304,36 @@ def _draw_added(
     augmentation_grid(
         _images(origin),
         drawn,
-        [f"{name}\nsays {said}" for name, said in zip(names, before, strict=True)],
-        [[f"says {said}", f"norm {float(n):.2f}"] for said, n in zip(after, norms, strict=True)],
-        f"{title}; what the network says in eval mode",
+        [f"{name}\npredicted {said}" for name, said in zip(names, before, strict=True)],
+        [
+            [f"predicted {said}", f"norm {float(n):.2f}"]
+            for said, n in zip(after, norms, strict=True)
+        ],
+        f"{title}; predictions in eval mode",
         path,
         columns=("augmented", f"difference x {scale:.3g}"),
     )
 
 
 def _likeliest(p: Tensor, classes: tuple[str, ...]) -> str:
-    """The class of the highest probability, and this."""
+    """The most probable class and its probability."""
     return f"{_short(classes[int(p.argmax())])}: {float(p.max()):.3f}"
 
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """Augmented rows, and what the method made of their targets and weights."""
+    """Augmented rows, with their targets and weights before and after the method."""
 
     x: Tensor
     """(n, C, H, W)"""
     before: Tensor
-    """(n, K) targets as the augmentation gave them"""
+    """(n, K) targets after the augmentation"""
     after: Tensor
-    """(n, K) targets that are trained on"""
+    """(n, K) targets after the method"""
     factor: Tensor
-    """(n,) weight that is trained with, over that which the augmentation gave"""
+    """(n,) weight after the method, relative to that after the augmentation"""
     captions: list[str]
-    """n texts: what was done to the image"""
+    """n strings: what was done to each image"""
 
     @property
     def moved(self) -> Tensor:
@@ -341,11 +344,11 @@ class _Pool:
 def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _Pool:
     """Augmented rows of the coming epoch's batches: ``POOL`` of them, or one pass if that is less.
 
-    What targets and weights were before is what the upstream handed over (of mixup, mixed targets).
-    It is watched: its first call in a step is taken to be on the rows that the method refines,
-    which are the first ones of its batch. A method without an upstream is compared with the rows
-    as drawn. Left out are rows that the method does not weigh or that passed by the upstream (the
-    clean rows of SAFLEX), and rows that it added.
+    The targets and weights before the method are those that its upstream returned (mixed targets
+    for mixup). The upstream's first call in a step is assumed to be on the rows that the method
+    refines, which come first in its batch. A method without an upstream is compared with the rows
+    as drawn. Rows that the method does not weight, that bypass the upstream (the clean rows of
+    SAFLEX) or that it adds are left out.
 
     Raises:
         NotApplicable: the method returns other rows than its upstream did.
@@ -388,7 +391,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
 
 
 def _watch(method: Method) -> _Watched | None:
-    """What from now on watches the upstream of the innermost method that can have one, if it has.
+    """Wrap the upstream of the innermost method that has one, to record what it returns.
 
     So head_refit or shuffled_weights over saflex show what saflex's own upstream gave.
     """
@@ -416,7 +419,7 @@ def _as_drawn(out: Batch, batch: Batch, ctx: TrainingContext) -> Batch:
 
 
 def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tuple[list[Band], str]:
-    """The bands that there are, and what the title says of those that there are not.
+    """The bands of the figure, and a note for the title on those that are empty.
 
     Raises:
         NotApplicable: there are none.
@@ -426,12 +429,12 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
     changed = int((moved > SAME_LABEL).sum())
     if not varied and not changed:
         raise NotApplicable(
-            f"by weight: over {rows} augmented rows all weights are equal and no label moved; "
-            "--by rows draws what becomes of the images"
+            f"by weight: over {rows} augmented rows all weights are equal and no label changed; "
+            f"--by rows draws the augmented images"
         )
     chosen, notes = [], []
     if varied:
-        # From the two ends of one order, so that no row is in both where many weights are equal.
+        # Taken from both ends of one order, so that no row is in both when many weights are equal.
         order = factor.argsort(stable=True)
         count = min(draws, rows // 2)
         none = int((factor < SAME_WEIGHT).sum())
@@ -441,13 +444,13 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
     else:
         notes.append("all weights are equal")
     if changed:
-        # Hard labels all move by 1: of those rather what is not in the bands above.
+        # Hard labels all change by 1: prefer rows that are not in the bands above.
         drawn = np.isin(np.arange(rows), [int(row) for _, index in chosen for row in index])
         order = torch.from_numpy(np.lexsort((drawn, -moved.numpy().round(3))))
-        heading = f"label moved most ({changed} of {rows} labels moved)"
+        heading = f"label changed most ({changed} of {rows} labels changed)"
         chosen.append((heading, order[: min(draws, changed)]))
     else:
-        notes.append("no label moved")
+        notes.append("no label changed")
     several = kind == "multi-label"
     bands = [
         Band(
@@ -461,11 +464,11 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
 
 
 def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str:
-    """The label, what became of it where it moved, the factor of the weight, and the warp."""
+    """The label, its new value if it changed, the factor of the weight, and the warp."""
     before, after = pool.before[row], pool.after[row]
     parts = [_named(before, classes)]
     if float(pool.moved[row]) > SAME_LABEL:
-        if several:  # of many entries, the one that moved most
+        if several:  # the entry that changed most
             most = int((after - before).abs().argmax())
             shown = f"{_short(classes[most])}: {float(before[most]):.2f}"
             parts.append(f"{shown} -> {float(after[most]):.2f}")
@@ -482,7 +485,7 @@ def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
 
 
 def _in_turn(strata: np.ndarray, rows: int, seed: int) -> Tensor:
-    """Places of some rows, stratum by stratum in turn; drawn by the seed."""
+    """Positions of some rows, taken from each stratum in turn; drawn by the seed."""
     order = torch.randperm(len(strata), generator=generator(seed, "show")).numpy()
     rank = np.empty(len(strata), int)
     for stratum in np.unique(strata):
@@ -497,7 +500,7 @@ def _images(x: Tensor) -> np.ndarray:
 
 
 def _captions(batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...]) -> list[str]:
-    """What the method tells, else what became of target and weight."""
+    """What the method reports, else the change of target and weight."""
     texts = []
     for row in range(len(batch.x)):
         parts = [told[row]] if row < len(told) and told[row] else []
@@ -511,7 +514,7 @@ def _captions(batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...
 
 
 def _named(y: Tensor, classes: tuple[str, ...]) -> str:
-    """The class, or the two largest shares."""
+    """The class, or the two classes with the largest shares."""
     top = y.topk(min(2, len(y)))
     pairs = [(classes[int(k)], float(v)) for v, k in zip(*top, strict=True) if float(v) > 0.005]
     if not pairs:

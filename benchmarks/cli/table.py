@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "results"
-"""Of a table that is written into no file."""
+"""Label of a table that is not written to a file."""
 WRITERS: dict[str, Callable[[Table], str]] = {
     "text": lambda made: f"{table.text(made)}\n",
     "md": table.markdown,
@@ -40,7 +40,7 @@ Made = TypeVar("Made")
 
 
 def carry_out(command: TableCommand) -> int:
-    """Do what the command says; the exit code."""
+    """Run the command; return the exit code."""
     try:
         made = written(command)
     except (NamingError, UsageError, NoRuns, OSError) as error:
@@ -53,10 +53,10 @@ def carry_out(command: TableCommand) -> int:
 
 
 def written(command: TableCommand) -> str:
-    """The table as it is printed, or the name of the file that it was written into.
+    """The table as text, or the name of the file that it was written to.
 
     Raises:
-        UsageError, NamingError: a value that cannot be used.
+        UsageError, NamingError: an invalid value.
         NoRuns: a folder without results.
     """
     kind, metrics = _format(command), _metrics(command)
@@ -85,7 +85,7 @@ def written(command: TableCommand) -> str:
 
 
 def numbers(command: TableCommand) -> DataFrame:
-    """The numbers of the table, which is also written where the command names a file."""
+    """The numbers of the table; also writes the file that the command names."""
     metrics = _metrics(command)
     if command.out is not None:
         written(command)
@@ -111,7 +111,7 @@ def _metrics(command: TableCommand) -> list[str]:
     if not wanted:
         raise UsageError(f"metrics: expected some of {', '.join(MEASURES)}, got none")
     if command.published and (more := [each for each in wanted if not MEASURES[each].percent]):
-        raise UsageError(f"published: expected accuracy and auc alone beside it, got {more[0]}")
+        raise UsageError(f"published: expected only accuracy and auc with it, got {more[0]}")
     return wanted
 
 
@@ -151,7 +151,7 @@ def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
         except records.Damaged as damaged:
             found = [record for record in found if record.folder != damaged.folder]
             print(f"left out: {damaged}", file=sys.stderr)
-    raise NoRuns(f"{root}: expected runs with results, from which a table can be made")
+    raise NoRuns(f"{root}: expected finished runs")
 
 
 def _block(
@@ -172,8 +172,8 @@ def _block(
     names = ", ".join(question.names(root))
     study = f" or --study NAME ({names})" if names and not command.study else ""
     raise UsageError(
-        f"{len(numbers)} blocks have these rows and benchmarks, and no table may mix them; choose "
-        f"one with --model, --protocol, --block NUMBER{study}\n{table.text(listed)}"
+        f"{len(numbers)} blocks have these rows and benchmarks, and a table cannot mix blocks; "
+        f"choose one with --model, --protocol, --block NUMBER{study}\n{table.text(listed)}"
     )
 
 
