@@ -162,7 +162,7 @@ def test_published_rows_of_the_same_methods(root: Path, capsys: pytest.CaptureFi
     every = printed(capsys, root, BOTH, "--published")
     assert "none [medmnist_v2, table 3]" in every and "mixup [saflex, table 1]" in every
     said = refused(capsys, root, "--published", "--metrics", "ece")
-    assert "expected accuracy and auc alone" in said
+    assert "expected only accuracy and auc" in said
 
 
 @pytest.mark.parametrize(
