@@ -346,7 +346,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "fewer labels": (
         lambda path: save(path, train_labels=LABELS[:-3]),
-        ("80 train_images and 77 train_labels", "expected as many"),
+        ("80 train_images and 77 train_labels", "expected equal numbers"),
     ),
 }
 
@@ -440,7 +440,7 @@ def test_data_is_listed_fetched_and_verified(
     assert code == 2 and "did you mean 'breastmnist'?" in text
     assert not files(tmp_path / "data"), "nothing is fetched before all names are read"
     code, text = refused(capsys, ["data", "fetch", *place])
-    assert code == 2 and "names: say which data sets to fetch" in text
+    assert code == 2 and "names: expected data sets to fetch" in text
     code, text = refused(capsys, ["data", "verify", f"npz:{given}", *place])
     assert code == 2 and "names: expected an official data set" in text
 

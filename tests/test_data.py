@@ -1105,7 +1105,7 @@ def test_from_arrays_in_three_lines() -> None:
     assert (len(found.train), len(found.select), len(found.test)) == (45, 60, 60)
     assert found.meta is not None and len(found.meta) == 15
     assert found.spec.classes == 3 and found.spec.shape == (1, 8, 8)
-    with pytest.raises(DataError, match="as many"):
+    with pytest.raises(DataError, match="expected equal numbers"):
         Splits.from_arrays((pair[0], pair[1][:-1]), pair, pair)
 
 

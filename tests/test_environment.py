@@ -94,7 +94,7 @@ class TestFilesOfTheUsersOwn:
         done = python("import methods, augbench\naugbench.build('none')", project)
         said = done.stderr.strip().splitlines()[-1]
         assert said.startswith("ImportError: augbench needs its own package 'methods' in ")
-        assert f"{ROOT / 'methods'}, but {project / 'methods.py'} is imported" in said
+        assert f"{ROOT / 'methods'}, but {project / 'methods.py'} was imported" in said
         (project / "analysis" / "__init__.py").write_text("")
         done = python("import analysis, augbench\naugbench.main()", project)
         assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -105,7 +105,7 @@ class TestFilesOfTheUsersOwn:
         folder = ModuleType("benchmarks")
         folder.__path__ = ["/home/me/benchmarks"]
         monkeypatch.setitem(sys.modules, "benchmarks", folder)
-        with pytest.raises(ImportError, match="but /home/me/benchmarks is imported under that"):
+        with pytest.raises(ImportError, match="but /home/me/benchmarks was imported under that"):
             augbench.bind()
 
     def test_importing_augbench_alone_touches_nothing(self, project: Path) -> None:

@@ -147,7 +147,7 @@ def test_show_prints_each_set_and_downloads_none(
     assert main.run(["data", "show", "breastmnist", "--data", str(tmp_path)]) == 1
     assert "downloading is off" in capsys.readouterr().err
     assert main.run(["data", "show"]) == 2
-    assert "say which data sets to show" in capsys.readouterr().err
+    assert "expected data sets to show" in capsys.readouterr().err
 
 
 def test_they_are_read_before_the_first_run_and_not_again(

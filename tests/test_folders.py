@@ -152,7 +152,7 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
         load("folder", path=path, size=8, root=tmp_path)
     bad.unlink()
     noise(tmp_path / "set" / "val" / "dog" / "x.png")
-    with pytest.raises(DataError, match="has the class 'dog', which train/ has not"):
+    with pytest.raises(DataError, match="has the class 'dog', which train/ lacks"):
         load("folder", path=path, size=8, root=tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has train/ but no test/"):
         load("folder", path=str(folder), root=tmp_path)
     (folder / "test").mkdir()
-    with pytest.raises(DataError, match="has 1 folders: expected one a class"):
+    with pytest.raises(DataError, match="has 1 folders: expected 2 or more, one per class"):
         load("folder", path=str(folder), root=tmp_path)
     (folder / "train" / "b").mkdir()
     with pytest.raises(DataError, match="is empty"):
@@ -243,7 +243,9 @@ def test_names_that_stand_for_a_split() -> None:
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     for split in ("train", "Training", "test"):
         fill(tmp_path / split, "a", "b")
-    with pytest.raises(DataError, match="has Training/ and train/, which are both the train split"):
+    with pytest.raises(
+        DataError, match="has Training/ and train/, which both mean the train split"
+    ):
         read(tmp_path)
 
 
@@ -282,7 +284,7 @@ def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
 def test_a_folder_in_a_folder_is_named(tmp_path: Path) -> None:
     fill(tmp_path / "set" / "train", "a", "b")
     with pytest.raises(
-        DataError, match=r"has 1 folders: expected one a class, .* \(is set the one"
+        DataError, match=r"has 1 folders: expected 2 or more, one per class, .* \(is set the one"
     ):
         read(tmp_path)
 
@@ -297,9 +299,9 @@ def test_what_lies_beside_splits_and_classes_is_told(tmp_path: Path) -> None:
     a = read(tmp_path)
     assert counts(a) == (4, 4, 4)
     assert a.notes == (
-        "folders beside the splits are left out: masks/ (only val/, valid/ and validation/ are "
+        "folders next to the splits are left out: masks/ (only val/, valid/ and validation/ are "
         "a validation split)",
-        "beside the folders of the classes, so left out: 2, the first found.pgm",
+        "next to the class folders, so left out: 2, the first found.pgm",
     )
 
 
@@ -361,7 +363,7 @@ def test_texts_beside_images_are_left_out_and_told(tmp_path: Path) -> None:
     (tmp_path / "b" / "labels.csv").write_text("file,label\n")
     a = read(tmp_path)
     assert sum(counts(a)) == 10 and a.checksum == checksum
-    assert "texts among the images are left out: 2, the first a/README.txt" in a.notes
+    assert "text files among the images are left out: 2, the first a/README.txt" in a.notes
 
 
 @pytest.mark.parametrize(
@@ -406,7 +408,7 @@ def test_sixteen_bits_that_use_their_range_are_scaled_dark_images_too(tmp_path: 
             deep(tmp_path / name / f"{i}.png", value)
     a = read(tmp_path)
     assert a.train_x.ndim == 3 and set(np.unique(a.train_x)) == {900 >> 8, 40000 >> 8}
-    assert "10 images of more than 8 bits a channel brought to 8" in a.notes
+    assert "10 images of more than 8 bits per channel reduced to 8" in a.notes
 
 
 def test_sixteen_bits_of_which_no_image_uses_the_range_are_refused(tmp_path: Path) -> None:
@@ -442,7 +444,9 @@ def test_a_name_is_one_line_of_text(tmp_path: Path) -> None:
 def test_images_without_folders_of_classes_are_counted(tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.pgm")
-    with pytest.raises(DataError, match=r"has 0 folders: expected one a class, .*; it has 3 files"):
+    with pytest.raises(
+        DataError, match=r"has 0 folders: expected 2 or more, one per class, .*; it has 3 files"
+    ):
         read(tmp_path)
 
 
@@ -451,7 +455,7 @@ def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
     assert "classes differ only in upper and lower case: Cat, cat" in read(tmp_path).notes
     for split, names in (("train", ("Cat", "dog")), ("test", ("cat", "dog"))):
         fill(tmp_path / "set" / split, *names)
-    with pytest.raises(DataError, match="has the class 'cat', which train/ has not, but 'Cat'"):
+    with pytest.raises(DataError, match="has the class 'cat', which train/ lacks, but 'Cat'"):
         read(tmp_path / "set")
 
 
@@ -553,7 +557,7 @@ def test_a_level_further_down(tmp_path: Path) -> None:
 def test_an_image_above_the_level_is_named(tmp_path: Path) -> None:
     patients(tmp_path)
     picture(tmp_path / "b" / "stray.pgm")
-    with pytest.raises(DataError, match=r"b/stray\.pgm lies 0 folders below .*groups=1 expects 1"):
+    with pytest.raises(DataError, match=r"b/stray\.pgm is 0 folders below .*groups=1 needs 1"):
         read(tmp_path, groups=1)
 
 
@@ -612,12 +616,12 @@ BAD_TABLES = {
     "a column that is not there": ("file,who,b\n", "who.csv:patient", "has no column 'patient'"),
     "which column": ("file,who,b\n", "who.csv", r"as FILE\.csv:COLUMN; it has file, who, b"),
     "not UTF-8": (b"file,who\n\xff,1\n", "who.csv", "cannot be read as CSV in UTF-8"),
-    "empty": ("", "who.csv", "has not two columns: .* it has none"),
+    "empty": ("", "who.csv", "does not have two columns: .* it has none"),
     "a short line": ("file,who\n0.pgm\n", "who.csv", "line 2 has 1 columns, expected 2"),
     "two groups": (
         "file,who\na/0.pgm,x\na/0.pgm,y\n",
         "who.csv",
-        "line 3: 'a/0.pgm' is of 'y', and above of 'x'",
+        "line 3: 'a/0.pgm' has the group 'y', but above 'x'",
     ),
     "missing": (
         "file,who\na/0.pgm,x\na/1.pgm,\n",

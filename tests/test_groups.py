@@ -259,7 +259,7 @@ def test_arrays_of_ones_own_with_patients() -> None:
     assert found.groups is not None and found.groups["test"] == 6
     assert found.groups["train"] + found.groups["meta"] == 24
     assert Splits.from_arrays(*made.values(), meta_fraction=0.25).groups is None
-    with pytest.raises(DataError, match="expected as many"):
+    with pytest.raises(DataError, match="expected equal numbers"):
         Splits.from_arrays(*made.values(), groups=(second, first, third))
 
 

@@ -140,7 +140,7 @@ class TestFunctions:
             augbench.sweep("quickstart", settings=["training.epoch=1"], out=tmp_path)
         with pytest.raises(UsageError, match="expected a results folder"):
             augbench.records(tmp_path / "nothing")
-        with pytest.raises(UsageError, match="that hold runs with results"):
+        with pytest.raises(UsageError, match="with finished runs"):
             augbench.records(tmp_path)
         with pytest.raises(UsageError, match="each: expected metric or run, got 'seed'"):
             augbench.records(tmp_path, each="seed")  # type: ignore[arg-type]

@@ -346,8 +346,8 @@ BAD = {
     "16 bits": (change(val_images=lambda x: x.astype(np.uint16)), "the type is uint16, expected"),
     "NaN": (change(train_images=spoil(np.nan)), "train_images: 2 of 3840 values are NaN"),
     "infinite": (change(train_images=spoil(-np.inf)), "2 of 3840 values are NaN or infinite"),
-    "not scaled": (change(train_images=spoil(255)), r"values lie in \[0, 255\], expected \[0, 1\]"),
-    "below 0": (change(train_images=spoil(-1)), r"lie in \[-1, 1\]"),
+    "not scaled": (change(train_images=spoil(255)), r"values are in \[0, 255\], expected \[0, 1\]"),
+    "below 0": (change(train_images=spoil(-1)), r"are in \[-1, 1\]"),
     "float labels": (change(train_labels=lambda y: y / 2), "train_labels: the type is float64"),
     "text labels": (change(test_labels=lambda y: y.astype(str)), "expected integers"),
     "negative label": (change(val_labels=lambda y: y.astype(int) - 1), "run from -1 to 1"),
@@ -417,7 +417,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
                 load("npz", path=str(path), root=tmp_path / "root", memory_gib=memory_gib)
     with pytest.raises(DataError, match="does not exist"):
         load("npz", path=str(tmp_path / "none.npz"), root=tmp_path)
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         load("npz", path=str(tmp_path), root=tmp_path)
     with pytest.raises(DataError, match="npz needs a path"):
         load("npz", root=tmp_path)
@@ -524,7 +524,7 @@ def test_what_is_more_than_rounding_is_refused_with_all_digits(
     tmp_path: Path, high: float, low: float, kind: type, shown: str
 ) -> None:
     path = saved(tmp_path, floats(high, low, kind))
-    with pytest.raises(DataError, match=f"train_images: the values lie in {shown}, expected"):
+    with pytest.raises(DataError, match=f"train_images: the values are in {shown}, expected"):
         load("npz", path=path, root=tmp_path)
 
 

@@ -543,7 +543,7 @@ def test_a_dry_run_refuses_what_the_sweep_would(
     monkeypatch.setattr(capacity, "gpus", lambda: 0)
     monkeypatch.setattr(capacity, "cores", lambda: 4)
     for setting, part in (
-        ("resources.cpus=64", "takes 64 cores, and this machine has 4"),
+        ("resources.cpus=64", "needs 64 cores, but this machine has 4"),
         (
             "resources.trials_per_gpu=2",
             "has 0: train on the CPU with --set resources.trials_per_gpu=0",

@@ -23,13 +23,13 @@ def load_digits(entry: Entry) -> Arrays:
 
     found = find_spec("sklearn")
     if found is None or found.origin is None:
-        raise DataError("digits come with scikit-learn, which is not installed here.")
+        raise DataError("digits come with scikit-learn, which is not installed.")
     # The file itself: to import scikit-learn for it takes longer than a short run.
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): install scikit-learn again.") from error
+        raise DataError(f"{path} cannot be read ({error}): reinstall scikit-learn.") from error
     small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     edge = entry.sizes[0]
     x = np.stack(

@@ -136,12 +136,13 @@ def _refuse_unlike_splits(
         x, y = pieces[f"{split}_x"], pieces[f"{split}_y"]
         if len(x) != len(y):
             raise DataError(
-                f"{path} has {len(x)} {split}_images and {len(y)} {split}_labels: expected as many."
+                f"{path} has {len(x)} {split}_images and {len(y)} {split}_labels: expected equal "
+                f"numbers."
             )
         if len(pieces.get(f"{split}_g", x)) != len(x):
             raise DataError(
                 f"{path} has {len(x)} {split}_images and {len(pieces[f'{split}_g'])} "
-                f"{split}_groups: expected as many."
+                f"{split}_groups: expected equal numbers."
             )
         if (x.shape[1:], x.dtype) != (first.shape[1:], first.dtype):
             raise DataError(
@@ -376,7 +377,7 @@ def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
     rounding = max(ROUNDING, 2 * float(np.finfo(array.dtype).eps))
     if low < -rounding or high > 1 + rounding:
         raise DataError(
-            f"{what}: the values lie in [{_digits(low)}, {_digits(high)}], expected [0, 1]: scale "
+            f"{what}: the values are in [{_digits(low)}, {_digits(high)}], expected [0, 1]: scale "
             f"them, or store uint8."
         )
     if array.dtype != np.float32 and isinstance(array, np.memmap):

@@ -1,4 +1,4 @@
-"""What a data set holds, in lines that a user reads before trusting a number of it."""
+"""The description of a data set that is printed before its first run."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
     Raises DataError for everything that is wrong, with the file and what to do.
     """
     if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
+        what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(
             f"{shown(path)} {what}: expected one folder per class, or train/ and test/."
         )
@@ -69,8 +69,8 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
     images = _decoded(path, files, size)
     _refuse_empty_splits(path, parts, images.files)
     _refuse_unknown_range(path, images.deep)
-    walk.tell(images.texts, "texts among the images are left out")
-    walk.tell(images.warned, "images that the reader complains of, used as it reads them")
+    walk.tell(images.texts, "text files among the images are left out")
+    walk.tell(images.warned, "images with warnings from the reader, used as read")
     walk.notes.extend(pictures.told(images.done))
     names = patients.of_files(path, images.files, groups)
     if names is not None:

@@ -161,7 +161,7 @@ class Walk:
             beside = [f"{name}/" for name in top.folders if name not in parts.values()]
             if beside:
                 self.notes.append(
-                    f"folders beside the splits are left out: {some(beside)} (only val/, valid/ "
+                    f"folders next to the splits are left out: {some(beside)} (only val/, valid/ "
                     f"and validation/ are a validation split)"
                 )
         files = {
@@ -170,7 +170,7 @@ class Walk:
         files.update(top.files)
         self.tell(
             sorted(file for file in files if Path(file).suffix.lower() not in TEXTS),
-            "beside the folders of the classes, so left out",
+            "next to the class folders, so left out",
         )
         self.tell(sorted(self._hidden), "hidden or of the system, so left out")
 
@@ -196,7 +196,8 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
             continue
         if split in found:
             raise DataError(
-                f"{shown(root)} has {found[split]}/ and {name}/, which are both the {split} split: "
+                f"{shown(root)} has {found[split]}/ and {name}/, which both mean the {split} "
+                f"split: "
                 f"remove or rename one."
             )
         found[split] = name
@@ -206,8 +207,8 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
         others = [f"{n}/" for n in top.folders if n != found["train"]]
         beside = f" (beside it: {some(others)})" if others else ""
         raise DataError(
-            f"{shown(root)} has {found['train']}/ but no test/{beside}: add it, or name the folder "
-            f"that is it test/; or, to have them split, put the folders of the classes directly "
+            f"{shown(root)} has {found['train']}/ but no test/{beside}: add it, or rename the "
+            f"test folder to test/; or, to have the images split, put the class folders directly "
             f"into {shown(root)}. A class named {found['train']} needs another name."
         )
     # What only resembles splits would be taken for classes, and a network learn which is which.
@@ -239,11 +240,11 @@ def classes_of(
             elif name not in classes:
                 like = [known for known in classes if known.casefold() == name.casefold()]
                 hint = f", but {like[0]!r}: make them one name" if like else ""
-                raise DataError(f"{where} has the class {name!r}, which train/ has not{hint}.")
+                raise DataError(f"{where} has the class {name!r}, which train/ lacks{hint}.")
             if part in classes[name]:
                 raise DataError(
                     f"{where} has two folders for the class {name!r}, whose names differ only in "
-                    f"how letters with accents are stored: make them one."
+                    f"how accented letters are stored: merge them."
                 )
             classes[name][part] = _joined(folder, stored)
     if len(classes) < 2:
@@ -251,8 +252,8 @@ def classes_of(
         hint = f" (is {some(list(classes))} the one to name?)" if classes else ""
         hint = f"; it has {files} files" if files and not classes else hint
         raise DataError(
-            f"{shown(walk.root / parts[first])} has {len(classes)} folders: expected one a class, "
-            f"2 or more, with its images in it{hint}."
+            f"{shown(walk.root / parts[first])} has {len(classes)} folders: expected 2 or more, "
+            f"one per class, each with its images{hint}."
         )
     folded = Counter(name.casefold() for name in classes)
     alike = [name for name in classes if folded[name.casefold()] > 1]

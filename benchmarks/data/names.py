@@ -80,7 +80,7 @@ def parse_benchmark(text: str) -> Benchmark:
         if call.name in GROUPED:
             raise NamingError(
                 f"{call.name}: folds: expected none, as its official split keeps images of one "
-                "patient, scan or slide on one side, and folds would not"
+                "patient, scan or slide in one split, and folds would not"
             )
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)

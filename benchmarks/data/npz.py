@@ -40,7 +40,7 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             return x, None
         y = checked_labels(_member(archive, f"{prefix}labels", path), f"{path}, {prefix}labels")
     if len(x) != len(y):
-        raise DataError(f"{path} has {len(x)} images and {len(y)} labels: expected as many.")
+        raise DataError(f"{path} has {len(x)} images and {len(y)} labels: expected equal numbers.")
     return x, y
 
 
@@ -98,7 +98,7 @@ def _members(archive: zipfile.ZipFile) -> list[str]:
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """An npz as the zip archive that it is."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}: expected an npz file.")
     try:
         archive = zipfile.ZipFile(path)

@@ -28,8 +28,8 @@ def of_files(root: Path, files: Sequence[File], groups: int | str | None) -> lis
         *folders, _ = label(file.inside).split("/")
         if len(folders) < groups:
             raise DataError(
-                f"{shown(root / file.name)} lies {len(folders)} folders below its class, "
-                f"groups={groups} expects {groups} or more: put it into the folder of its patient."
+                f"{shown(root / file.name)} is {len(folders)} folders below its class, but "
+                f"groups={groups} needs {groups} or more: put it into the folder of its patient."
             )
         names.append("/".join(folders[:groups]))
     return names
@@ -48,7 +48,7 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
         key = cell.replace("\\", "/").removeprefix(prefix).removeprefix("./")
         if of_cell.setdefault(key, group) != group:
             raise DataError(
-                f"{shown(path)}, line {line}: {cell!r} is of {group!r}, and above of "
+                f"{shown(path)}, line {line}: {cell!r} has the group {group!r}, but above "
                 f"{of_cell[key]!r}: expected one group per image."
             )
     # An image may be named by its path or the end of it, with or without the format, where no
@@ -88,7 +88,7 @@ def _table(path: Path, column: str) -> tuple[list[str], list[tuple[int, str, str
         raise DataError(f"{shown(path)} does not exist: groups expects a CSV file.") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{shown(path)} cannot be read as CSV in UTF-8: {error}. Save it as that."
+            f"{shown(path)} cannot be read as CSV in UTF-8: {error}. Save it in that format."
         ) from error
     names = [name.strip() for name in rows[0]] if rows else []
     image = next((k for k, name in enumerate(names) if name.lower() in IMAGE_COLUMNS), 0)
@@ -96,7 +96,7 @@ def _table(path: Path, column: str) -> tuple[list[str], list[tuple[int, str, str
     if not column and len(others) == 1:
         column = others[0]
     if others.count(column) != 1:
-        what = f"has no column {column!r}" if column else "has not two columns"
+        what = f"has no column {column!r}" if column else "does not have two columns"
         raise DataError(
             f"{shown(path)} {what}: expected a first line that names the columns, and the one of "
             f"the groups as FILE.csv:COLUMN; it has {', '.join(names) or 'none'}."

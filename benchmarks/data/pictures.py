@@ -39,9 +39,9 @@ NOT_READ = (  # offset, bytes, and what a file is that has them there
 DONE = {
     "turned": "turned as their orientation tag says",
     "ground": "with transparency composited on black",
-    "clear": "transparent all over, so black",
+    "clear": "fully transparent, so black",
     "pages": "of several pages or frames, of which the first is used",
-    "deep": "of more than 8 bits a channel brought to 8",
+    "deep": "of more than 8 bits per channel reduced to 8",
     "white is zero": "in which 0 is white inverted",
     "cmyk": "converted from CMYK to RGB without a colour profile",
     "profile": "with a colour profile or gamma other than that of sRGB, which is not applied",

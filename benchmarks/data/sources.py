@@ -200,7 +200,7 @@ def _compare(
 def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) -> Arrays:
     """A user's own file in the keys of MedMNIST; an official file is known by its MD5."""
     with opened(path):
-        pass  # what is no archive at all is told before its checksum is taken
+        pass  # a file that is not an archive is reported before its checksum is computed
     md5 = _checksum(path, root)
     official = {
         file.md5: entry

@@ -1,1 +1,1 @@
-"""Carrying out runs: one on disk, many on this machine or a Ray cluster."""
+"""Execution of runs: one on disk, many on this machine or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""What one run of a study takes, and how many runs fit on this machine. Needs no ray."""
+"""What one run of a study needs, and how many runs fit on this machine. Needs no ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Where the runs go, and how many fit there."""
+    """Where the runs are executed, and how many fit there."""
 
     address: str
     """of a Ray that is joined; empty: this machine alone"""
@@ -36,7 +36,7 @@ class Capacity:
 def cores() -> int:
     """Of this machine, as far as this process may use them: its affinity and its container's quota.
 
-    Of a quota of 2.5 cores three are told: two would leave a fifth of it unused.
+    A quota of 2.5 cores counts as three: two would leave a fifth of it unused.
     """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -102,19 +102,19 @@ def here(study: Study, workers: int | None) -> Capacity:
     """This machine, with as many runs at a time as are asked for or fit.
 
     Raises:
-        StudyError: it has not what one run takes, or not the GPUs for so many.
+        StudyError: it lacks what one run needs, or the GPUs for so many runs.
     """
     has, own = cores(), gpus()
     cpus, gpu = takes(study, own > 0)
     if gpu > own:
         key = "gpus" if study.resources.gpus is not None else "trials_per_gpu"
         raise StudyError(
-            f"resources: one run takes {gpu:g} GPU, and this machine has {own}: train on the CPU "
+            f"resources: one run needs {gpu:g} GPU, but this machine has {own}: train on the CPU "
             f"with --set resources.{key}=0, or name a cluster with --address"
         )
     if cpus > has:
         raise StudyError(
-            f"resources: one run takes {cpus:g} cores, and this machine has {has}: set cpus to "
+            f"resources: one run needs {cpus:g} cores, but this machine has {has}: set cpus to "
             f"{has} or less"
         )
     fit = int(has / cpus + 1e-9)

@@ -1,3 +1,3 @@
-"""Exit codes of the command line; 0 where all went well."""
+"""Exit codes of the command line; 0 means success."""
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130

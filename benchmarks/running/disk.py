@@ -1,4 +1,4 @@
-"""One run on disk: done once, resumed where it stopped, and told how it ended."""
+"""One run on disk: done once, resumed where it stopped, with a record of how it ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from methods.own import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a run is carried out; nothing here changes its numbers on one kind of machine."""
+    """How a run is executed; nothing here changes its numbers on one kind of machine."""
 
     device: str = "cpu"
     """empty: what the executor has"""
@@ -54,12 +54,12 @@ def execute(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Status:
-    """Do one run on disk unless it is done; afterwards its directory says how it ended.
+    """Do one run on disk unless it is done; afterwards its directory records how it ended.
 
     ``stop`` is asked before every step whether to end there.
 
     Raises:
-        Interrupted: SIGINT, SIGTERM or ``stop``; the same call goes on from the checkpoint.
+        Interrupted: SIGINT, SIGTERM or ``stop``; the same call resumes from the checkpoint.
         DataError: the data are unavailable; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
@@ -111,9 +111,9 @@ def conclude(
     state: Literal["failed", "stopped"],
     reason: str,
 ) -> Status:
-    """Say from outside how a run ended that cannot say it; its checkpoint stays where it failed.
+    """Record how a run ended that could not do so itself; its checkpoint is kept.
 
-    A run that has ended meanwhile keeps its own word.
+    A run that has ended meanwhile keeps its own record.
 
     Raises:
         OSError: the results cannot be written.

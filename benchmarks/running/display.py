@@ -1,4 +1,4 @@
-"""What is said while runs are done: a line for each that ends, and how far all of them are."""
+"""Progress of many runs: a line for each that ends, and the state of all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.studies.costs import Costs
 from benchmarks.studies.plan import label
 
 EVERY_SECONDS = 30.0
-"""Between two lines of where the sweep stands, without a terminal."""
+"""Seconds between two progress lines without a terminal."""
 
 
 class Display:

@@ -1,4 +1,4 @@
-"""What is left of a round of jobs, and what becomes of those that are handed out; for any executor.
+"""The jobs of a round: which are left, and what became of the others. For any executor.
 
 An executor takes a job with ``offer`` under a name of its own, and tells by that name what happens
 to it. What is done stands in the runs' directories, and is looked up there.

@@ -1,4 +1,4 @@
-"""A first look at code of the user's own, on images of the benchmark, before any run of it."""
+"""A check of the user's own code on images of the benchmark, before its first run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CPU_BATCH = 32
 def look(
     wanted: Sequence[Cell], ledger: Ledger, options: Options, device: str, fetch: bool = True
 ) -> None:
-    """Look at each method of the user's own on each benchmark and network where none is done yet.
+    """Check each method of the user's own on each benchmark and network without finished runs.
 
     What was found and how long it takes is said. Without ``fetch`` a data set that is not on this
     machine is left to the machines that have it.

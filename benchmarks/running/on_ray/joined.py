@@ -1,4 +1,4 @@
-"""A Ray that others have started: what it has, and whether its machines can do the runs."""
+"""A running Ray cluster: what it has, and whether its machines can do the runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Ca
     """Join the Ray at an address.
 
     Raises:
-        StudyError: none answers there, or no machine has what one run takes.
+        StudyError: none answers there, or no machine has what one run needs.
     """
     try:
         remote = address.startswith(CLIENT)
@@ -58,7 +58,7 @@ def join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Ca
     if not fit:
         largest = max(has)
         raise StudyError(
-            f"resources: one run takes {cpus:g} cores and {gpu:g} GPU, and the largest of "
+            f"resources: one run needs {cpus:g} cores and {gpu:g} GPU, but the largest of "
             f"{len(machines)} machine(s) at {address} has {largest[0]:g} cores and {largest[1]:g} "
             "GPU: change resources in the file"
         )
@@ -109,7 +109,8 @@ def check_here(root: str, flag: str, options: Options, benchmarks: list[Any]) ->
         probe.unlink()
     except FileNotFoundError:
         problems.append(
-            f"{root} is another folder than on the machine that started the sweep: put the results "
+            f"{root} is a different folder from that on the machine that started the sweep: put "
+            f"the results "
             "on storage that all machines share, with out: in the file or --out"
         )
     except OSError as error:

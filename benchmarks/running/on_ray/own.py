@@ -1,4 +1,4 @@
-"""A Ray of our own, that only this machine can reach; of it nothing is left behind."""
+"""A Ray of our own, reachable only from this machine, that leaves nothing behind."""
 
 from __future__ import annotations
 
