@@ -260,6 +260,29 @@ class DataCommand:
 
 
 @dataclass(kw_only=True)
+class DoctorCommand:
+    """Show what a run would use here, and check a training step on the GPU against the CPU.
+
+    Exits with 1 if the step is wrong, or the data or results folder cannot be used.
+
+    Example: augbench doctor --jobs 4 --threads 2
+    """
+
+    out: Path = Path("runs")
+    """results folder"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU if there is one"""
+    threads: int = 1
+    """CPU threads of a run"""
+    jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
+    """runs at a time"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(kw_only=True)
 class ReportCommand:
     """Write one page on a folder of runs: tables, statistics, figures, costs, failures.
 
@@ -396,6 +419,7 @@ Command = (
     | Annotated[PlanCommand, subcommand("plan")]
     | Annotated[RunsCommand, subcommand("runs")]
     | Annotated[DataCommand, subcommand("data")]
+    | Annotated[DoctorCommand, subcommand("doctor")]
 )
 
 

@@ -18,6 +18,7 @@ from benchmarks.cli.arguments import (
     Command,
     CompareCommand,
     DataCommand,
+    DoctorCommand,
     ListCommand,
     PlanCommand,
     PredictCommand,
@@ -96,7 +97,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
         if isinstance(
-            command, ReportCommand | TableCommand | PlanCommand | RunsCommand
+            command, ReportCommand | TableCommand | PlanCommand | RunsCommand | DoctorCommand
         ) and not str(stop):
             said = f"stopped. Start again with: {again}"
         else:
@@ -132,6 +133,7 @@ def _carry_out(
     | PredictCommand
     | ShowCommand
     | DataCommand
+    | DoctorCommand
     | ReportCommand
     | TableCommand
     | PlanCommand
@@ -177,6 +179,10 @@ def _carry_out(
                 from benchmarks.cli import data
 
                 return data.carry_out(command)
+            case DoctorCommand():
+                from benchmarks.cli import doctor
+
+                return doctor.carry_out(command)
     except BrokenPipeError:
         raise
     except Exception as error:

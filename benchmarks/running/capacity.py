@@ -83,6 +83,17 @@ def _quota_of(group: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def crowded(workers: int, threads: int) -> str:
+    """A warning where so many runs with so many threads take more cores than there are, else ""."""
+    has, needs = cores(), workers * threads
+    if needs <= has:
+        return ""
+    return (
+        f"{workers} run(s) at a time with {threads} thread(s) each use {needs} cores, but this "
+        f"machine has {has}: each run may take many times as long; use fewer runs or threads"
+    )
+
+
 def gpus() -> int:
     """Of this machine."""
     import torch  # noqa: PLC0415 - takes a second, which counting cores does not need
