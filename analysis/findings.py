@@ -236,10 +236,7 @@ def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[flo
 
 
 class Best(NamedTuple):
-    """The row of the highest mean of a column, empty where none has a result, and the others.
-
-    Where rows have three seeds, it is one of these.
-    """
+    """The row of the best mean of a column, empty where none has a result, and the others."""
 
     top: str
     tied: frozenset[str]
@@ -260,9 +257,8 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     means = {name: values for name, values in means.items() if values}
     if not means:
         return Best("", frozenset(), frozenset())
-    whole = [name for name, values in means.items() if len(values) >= INFERENCE_SEEDS]
     sign = -1 if MEASURES[metric].lower else 1
-    top = max(whole or means, key=lambda name: sign * float(np.mean(means[name])))
+    top = max(means, key=lambda name: sign * float(np.mean(means[name])))
     if metric not in SHOWN:
         return Best(top, frozenset(), frozenset())
     others = [name for name in means if name != top]

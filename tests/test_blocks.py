@@ -395,7 +395,7 @@ def test_the_best_and_what_is_tied_with_it(tmp_path: Path) -> None:
     assert findings.best(few, [], "accuracy") == ("", frozenset(), frozenset(), ())
 
 
-def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_tested(
+def test_a_row_of_few_seeds_is_not_tested_and_if_it_leads_nothing_is_marked(
     tmp_path: Path,
 ) -> None:
     block = study(tmp_path, none=0.2, mixup=3.0, crop=3.0, flip=3.0)
@@ -407,8 +407,8 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
         column.name: replace(digits, rows=rows) if column is digits else column
         for column in block.columns
     }
-    for record in short.records:  # luck makes no best row
-        record.result["metrics"]["last"]["test"]["accuracy"] = 1.0
+    for record in short.records:
+        record.result["metrics"]["last"]["test"]["accuracy"] = 0.1
     found = findings.best(made_of["digits"], ["none", "mixup", "crop", "flip"], "accuracy")
     assert found.untested == {"flip"} and {found.top, *found.tied} == {"mixup", "crop"}
     assert found.top == top
@@ -417,3 +417,14 @@ def test_a_row_of_few_seeds_is_said_not_to_be_tested_and_leaves_the_others_teste
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
     assert line.endswith("repeat of folds) with it: flip on digits.")
     assert any("italics (tied): not significantly different" in note for note in table.notes)
+    for record in short.records:
+        record.result["metrics"]["last"]["test"]["accuracy"] = 1.0
+    assert findings.best(made_of["digits"], ["none", "mixup", "crop", "flip"], "accuracy") == (
+        "flip", frozenset(), {"none", "mixup", "crop"}, ()
+    )  # fmt: skip
+    table = results.main_table(short_block, "accuracy", "accuracy", False, "last")
+    place = table.head.index("digits, % ↑")
+    marks = [row[place].mark for group in table.groups for row in group.rows]
+    assert len(marks) == 4 and not any(marks)
+    (line,) = (note for note in table.notes if note.startswith("Nothing is marked"))
+    assert line.endswith("fewer than 3 seeds: digits: flip (n = 2).")

@@ -123,6 +123,27 @@ def test_few_seeds_are_not_marked(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert re.search(r"crop +\d+\.\d\d \(n = 1\)", printed(capsys, tmp_path))
 
 
+def test_nothing_is_marked_where_a_row_of_few_seeds_leads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(4):
+        for benchmark in ("bloodmnist", "dermamnist"):
+            make_run(tmp_path, "none", seed, 0.2, benchmark=benchmark)
+            if seed < 2 or benchmark == "bloodmnist":
+                make_run(tmp_path, "mixup", seed, 6.0, benchmark=benchmark)
+    told = "Nothing is marked in a column whose highest mean is that of a row with fewer than 3"
+    for kind, mark in (("text", "(best)"), ("md", "**"), ("tex", "\\textbf"), ("html", "<strong>")):
+        text = printed(capsys, tmp_path, "--format", kind)
+        assert told in " ".join(text.split())
+        assert "dermamnist (accuracy): mixup (n = 2); dermamnist (AUC): mixup" in " ".join(
+            text.split()
+        )
+        found = [line for line in text.splitlines() if re.search(r"\d\d\.\d\d", line)]
+        assert sum(line.count(mark) for line in found) == (4 if kind == "md" else 2)
+    assert "(" not in printed(capsys, tmp_path, "--rows=none,mixup", "--benchmarks=derma",
+                              "--format=csv").splitlines()[1]  # fmt: skip
+
+
 def test_average_and_mean_rank(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--metrics", "accuracy", "--average", "--rank", "--format", "md")
     text = printed(capsys, root, "--rows", f"{SAFLEX},none@train,none", *given)

@@ -54,7 +54,7 @@ class Scores:
 
     @cached_property
     def tops(self) -> dict[tuple[str, str], Best]:
-        """The best row of each column by data set and metric; controls and few seeds have none."""
+        """The best row of each column by data set and metric; never a control."""
         names = [entry.name for entry in self.block.compared]
         if self.when != "last" or len(names) < 2:
             return {}
@@ -91,7 +91,7 @@ class Scores:
 
     def _mark(self, column: Column, metric: str, name: str) -> Mark:
         found = self.tops.get((column.name, metric))
-        if found is None or self.counts[column.name, found.top] < INFERENCE_SEEDS:
+        if found is None or self.counts.get((column.name, found.top), 0) < INFERENCE_SEEDS:
             return ""
         return "best" if name == found.top else "tied" if name in found.tied else ""
 
@@ -134,30 +134,41 @@ class Scores:
             key for key, top in told.items() if self.counts[key[0], top.top] >= INFERENCE_SEEDS
         }
         notes, lines = [], []
+        lower = any(MEASURES[metric].lower for metric in self.metrics)
+        best_of = "best" if lower else "highest"
         if enough:
             controls = ", without control rows" if self.block.controls else ""
-            one = any(MEASURES[metric].lower for metric in self.metrics)
             tested = (
                 "; italics (tied): not significantly different from it (population interval, 5 %, "
                 "corrected for all pairs of rows)"
             )
             notes.append(
-                f"Bold (best): the {'best' if one else 'highest'} mean of a column{controls}"
+                f"Bold (best): the {best_of} mean of a column{controls}"
                 f"{tested if set(SHOWN) & set(self.metrics) else ''}."
             )
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
             if untested:
                 notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
-        few = list(dict.fromkeys(key[0] for key in told if key not in enough))
-        if few:
+        few = {key: top.top for key, top in told.items() if key not in enough}
+        none = list(dict.fromkeys(name for name, _ in few if not self._enough(name)))
+        if none:
             notes.append(
                 f"No row has {INFERENCE_SEEDS} seeds, so nothing is tested or marked: "
-                f"{', '.join(few)}."
+                f"{', '.join(none)}."
+            )
+        ahead = [
+            f"{name}{self._of(metric)}: {top} (n = {self.counts[name, top]})"
+            for (name, metric), top in few.items()
+            if self._enough(name)
+        ]
+        if ahead:
+            notes.append(
+                f"Nothing is marked in a column whose {best_of} mean is that of a row with fewer "
+                f"than {INFERENCE_SEEDS} seeds: {'; '.join(ahead)}."
             )
         for (name, metric), top in told.items():
             if top.untested and (name, metric) in enough:
-                of = f" ({MEASURES[metric].name})" if len(self.metrics) > 1 else ""
-                lines.append(f"{self._untested(name, top)} on {name}{of}")
+                lines.append(f"{self._untested(name, top)} on {name}{self._of(metric)}")
         if lines:
             notes.append(
                 f"Not tested against the best, because they share fewer than {INFERENCE_SEEDS} "
@@ -165,6 +176,14 @@ class Scores:
                 f"{'; '.join(lines)}."
             )
         return notes
+
+    def _of(self, metric: str) -> str:
+        return f" ({MEASURES[metric].name})" if len(self.metrics) > 1 else ""
+
+    def _enough(self, column: str) -> bool:
+        """Whether a row that may be marked has the seeds that a test takes."""
+        there = (self.counts[column, entry.name] for entry in self.block.compared)
+        return max(there) >= INFERENCE_SEEDS
 
     def _untested(self, column: str, found: Best) -> str:
         there = {e.name for e in self.block.compared if self.counts[column, e.name]}
