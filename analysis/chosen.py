@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from analysis.blocks import Block, Column, Entry, bare
@@ -75,6 +75,34 @@ class Choice:
             [(entry, label or entry.name) for entry, label in rows],
             [(column, label or column.name) for column, label in columns],
         )
+
+
+def on_benchmarks(blocks: Sequence[Block], names: Sequence[str]) -> list[Block]:
+    """The blocks with these data sets alone and the rows that have runs there; none named: all.
+
+    Raises:
+        NamingError: no block has a data set of that name, or several of a block match.
+    """
+    if not names:
+        return list(blocks)
+    made, errors = [], {}
+    for block in blocks:
+        found: dict[str, Column] = {}
+        for name in names:
+            try:
+                column = _column(block, name)
+            except NamingError as error:
+                errors.setdefault(name, []).append(error)
+            else:
+                found[column.name] = column
+        columns = tuple(found.values())
+        kept = [e for e in block.entries if any(each.rows[e.name].records for each in columns)]
+        if kept:
+            made.append(replace(block, entries=tuple(kept), columns=columns))
+    for told in errors.values():
+        if len(told) == len(blocks):
+            raise told[0]
+    return made
 
 
 def _once(where: str, names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis import blocks, findings
+from analysis import blocks, chosen, findings
 from analysis.blocks import Block, Column
 from analysis.findings import Finding
 from analysis.numbers import number
@@ -133,12 +133,6 @@ def images_needed(variances: Crossed, effect: float, wanted: float, level: float
     return math.ceil(drawn * images * (quantiles / effect) ** 2)
 
 
-def _test(variances: Crossed) -> str:
-    """The test split as it was drawn."""
-    of = f" of {variances.clusters} patients" if variances.clusters else ""
-    return f"{variances.images} test images{of}"
-
-
 @dataclass(frozen=True)
 class Need:
     """What a comparison on one data set needs."""
@@ -203,12 +197,21 @@ def _seconds(column: Column, names: Sequence[str]) -> float:
     return total
 
 
-def plan(found: Sequence[Record], question: Question, effect: float, wanted: float) -> str:
-    """The seeds and hours that each comparison needs to show ``effect`` points, as text."""
-    texts = []
-    for block in blocks.split(found, question.labels):
-        if block.done:
-            texts.append(_of_block(block, question, effect, wanted))
+def plan(
+    found: Sequence[Record],
+    question: Question,
+    effect: float,
+    wanted: float,
+    benchmarks: Sequence[str] = (),
+) -> str:
+    """The seeds and hours that each comparison needs to show ``effect`` points, as text.
+
+    Raises:
+        NamingError: one of the ``benchmarks`` is not there, or several match.
+    """
+    made = [block for block in blocks.split(found, question.labels) if block.done]
+    made = chosen.on_benchmarks(made, benchmarks)
+    texts = [_of_block(block, question, effect, wanted) for block in made]
     return "\n\n\n".join(texts)
 
 
@@ -219,8 +222,8 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     listed = needs(block, found, effect, wanted)
     if not listed:
         return (
-            f"{head}\nNo variance can be estimated: that takes a comparison with at least two "
-            "seeds whose predictions differ on one test split (of at least two patients, if known)."
+            f"{head}\nNo variance can be estimated yet: a comparison needs at least two seeds "
+            "whose predictions differ on the same test images (of at least two patients, if known)."
         )
     body = [
         [
@@ -265,40 +268,41 @@ def _left_out(listed: Sequence[Need], found: Sequence[Finding]) -> list[str]:
     if not left:
         return []
     return [
-        "Left out, because their variance cannot be estimated (fewer than two seeds, equal "
+        "Left out because the variance cannot be estimated (fewer than two seeds, equal "
         f"predictions, one test patient, or folds): {', '.join(left)}."
     ]
 
 
-def _of_patients(listed: Sequence[Need]) -> str:
-    return " (of patients where known)" if any(each.variances.clusters for each in listed) else ""
-
-
 def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
-    lines = [
-        f"{each.row} over {each.base}, {each.column}: no number of seeds can show "
-        f"{_points(effect)} on {_test(each.variances)}; about {each.images} "
-        f"{'patients' if each.variances.clusters else 'images'} would be needed."
-        for each in listed
-        if each.ever[0] is False
-    ]
-    lines += [
-        f"{each.row} over {each.base}, {each.column}: {each.variances.seeds} seeds are too few "
-        f"to tell whether any number of seeds can show {_points(effect)} on "
-        f"{_test(each.variances)}: the variance due to the choice of images is too uncertain."
-        for each in listed
-        if each.ever[0] is None
-    ]
+    lines = []
+    if never := [each for each in listed if each.ever[0] is False]:
+        lines.append(
+            f"no number: more seeds cannot show {_points(effect)} on these test images. About so "
+            f"many would be needed: {'; '.join(map(_images, never))}."
+        )
+    if any(each.ever[0] is None for each in listed):
+        lines.append(
+            f"unknown: there are too few seeds so far to tell whether more can show "
+            f"{_points(effect)} on these test images, as the image se is still too uncertain."
+        )
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):
-        lines.append(f"What can be shown takes at most {hours:.1f} more hours, one run at a time.")
+        lines.append(f"The missing seeds take at most {hours:.1f} hours, one run at a time.")
     few = min(each.variances.seeds for each in listed)
     low, high = (math.sqrt((few - 1) / special.chdtri(few - 1, q)) for q in (0.025, 0.975))
-    lines.append(
-        "seed sd: of paired differences on these images, in points; image se: standard error from "
-        f"the choice of test images{_of_patients(listed)}, which more seeds do not reduce. From "
-        f"{few} seeds, the seed sd is uncertain: the true value may be {low:.1f} to {high:.1f} "
-        "times as large (95 %). So the power is averaged over possible values, and fewer seeds may "
-        "suffice. family: .05 divided by the number of comparisons, the worst case of Holm."
-    )
-    return lines
+    of = " (of patients, where known)" if any(each.variances.clusters for each in listed) else ""
+    return [
+        *lines,
+        f"n: seeds so far. seed sd: standard deviation over seeds of the paired difference, in "
+        f"points; the true value may be {low:.1f} to {high:.1f} times that of {few} seeds (95 %), "
+        "and the power is averaged over that range. image se: standard error due to the choice of "
+        f"test images{of}, which more seeds do not reduce. family: the level is 0.05 divided by "
+        "the number of comparisons, the worst case of Holm's correction, so fewer seeds may do.",
+    ]
+
+
+def _images(need: Need) -> str:
+    """What a comparison would need instead of seeds, and has."""
+    of = need.variances
+    what, there = ("patients", of.clusters) if of.clusters else ("images", of.images)
+    return f"{need.row} over {need.base} on {need.column} {need.images} {what} (has {there})"

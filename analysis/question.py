@@ -141,6 +141,17 @@ def names(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"{STUDIES}/*/{FILE}"))
 
 
+def covers(root: Path, asked: Question, options: str) -> str:
+    """That runs of a study stand among others, and the options that choose; empty if none do."""
+    swept = names(root)
+    if not swept or asked.runs:
+        return ""
+    return (
+        f"All runs in the folder are included, whether they belong to a study "
+        f"({', '.join(swept)}) or not. To choose: {options}."
+    )
+
+
 def as_name(stem: str) -> str:
     """A study's name from that of its file."""
     return re.sub(r"[^\w.-]+", "-", stem).lstrip("-.") or "study"

@@ -11,8 +11,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "deviation over the seeds. If images have several labels, the mean over labels.",
         "best, tied": "the best mean of a column (bold), and what is not significantly different "
         "from it (italics; population interval, 5 % level, corrected for all pairs of rows of the "
-        "column). Control rows and rows with fewer than three seeds are not marked. Nothing is marked "
-        "where such a row of few seeds has the best mean.",
+        "column). Control rows and rows with fewer than three seeds are not marked. Nothing is "
+        "marked where such a row of few seeds has the best mean.",
         "cost, cost ratio, ratio": "training time per epoch relative to the same upstream without "
         "the method (for an upstream, relative to none), median over seeds. For a row with an "
         "equal budget, the time of whole runs.",

@@ -12,6 +12,7 @@ import pytest
 import augbench
 from analysis import records
 from analysis.report.page import Options, report
+from analysis.runs import Training
 from benchmarks.cli import main
 from benchmarks.cli.arguments import UsageError
 from methods.naming import NamingError
@@ -142,6 +143,19 @@ def test_nothing_is_marked_where_a_row_of_few_seeds_leads(
         assert sum(line.count(mark) for line in found) == (4 if kind == "md" else 2)
     assert "(" not in printed(capsys, tmp_path, "--rows=none,mixup", "--benchmarks=derma",
                               "--format=csv").splitlines()[1]  # fmt: skip
+
+
+def test_the_caption_names_the_epochs_and_a_note_what_else_differs_between_data_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for benchmark, epochs, batch in (("digits", 2, 32), ("bloodmnist", 5, 64), ("octmnist", 5, 64)):
+        training = Training(epochs=epochs, batch_size=batch)
+        make_run(tmp_path, "none", benchmark=benchmark, epochs=epochs, training=training)
+    text = " ".join(printed(capsys, tmp_path).split())
+    assert "equal, 5 epochs (bloodmnist, octmnist), 2 epochs (digits), last epoch." in text
+    assert "differs between data sets: batch_size 64 (bloodmnist, octmnist), 32 (digits)." in text
+    one = " ".join(printed(capsys, tmp_path, "--benchmarks=digits").split())
+    assert "protocol equal, 2 epochs, last epoch." in one and "differs" not in one
 
 
 def test_average_and_mean_rank(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,9 +306,11 @@ def test_labels_of_the_study_are_used(root: Path, capsys: pytest.CaptureFixture[
     (root / "study.yaml").write_text("labels: {mixup: Mixup, bloodmnist: Blood}\n")
     try:
         text = printed(capsys, root, "--rows", "Mixup,none=N", "--benchmarks", "Blood")
+        short = printed(capsys, root, "--rows", "Mixup,none=N", "--no-legend")
     finally:
         (root / "study.yaml").unlink()
     assert "Names in full: Mixup = mixup; N = none; Blood = bloodmnist." in text
+    assert "Mixup" in short and "Names in full" not in short
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -24,6 +24,7 @@ from analysis.plan import (
 )
 from analysis.question import Question
 from analysis.stats import Crossed, crossed, population_interval
+from benchmarks.cli import main
 from tests.made import make_run
 from tests.test_stats import study
 
@@ -160,6 +161,33 @@ def attained(given: Crossed, sds: tuple[float, float, float], effect: float, rep
     return found / repeats
 
 
+def test_of_several_studies_in_a_folder_it_says_so_and_takes_the_benchmarks_that_are_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(command: str, *options: str) -> str:
+        code = main.run([command, str(tmp_path), *options])
+        shown = capsys.readouterr()
+        assert code == (2 if "augbench:" in shown.err else 0)
+        return " ".join(f"{shown.out} {shown.err}".split())
+
+    for seed in range(3):
+        for benchmark, method in (("digits", "mixup"), ("bloodmnist", "crop")):
+            make_run(tmp_path, "none", seed, 1.0, benchmark=benchmark)
+            make_run(tmp_path, method, seed, 1.2, benchmark=benchmark)
+    mixed = "whether they belong to a study (quick) or not. To choose: --study NAME, --benchmarks"
+    assert "To choose" not in said("plan")
+    folder = tmp_path / "studies" / "quick"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text("runs: [a]\n")
+    every, one = said("plan"), said("plan", "--benchmarks", "blood")
+    assert f"{mixed}." in every and "mixup over none" in every
+    assert "To choose" not in one and "mixup" not in one
+    assert "crop over none bloodmnist 3" in one and "seeds, family of 1 " in one
+    assert "unknown benchmark 'chest'" in said("plan", "--benchmarks", "blood,chest")
+    assert f"{mixed}, --rows." in said("table")
+    assert "To choose" not in said("table", "--rows=none,crop") + said("table", "--benchmarks=dig")
+
+
 def test_the_promised_power_is_attained_in_a_small_simulation() -> None:
     sds = (1.0, 4.0, 6.0)
     given = with_seeds(variances(*sds, 10, 156), 6)
@@ -213,7 +241,7 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     # Made predictions are as hard for one image as for another: seeds alone matter.
     text = plan.plan(found, Question(), 0.1, 0.8)
     assert "unknown" in text and "no number" not in text and " images would be" not in text
-    assert "4 seeds are too few to tell whether any number of seeds can show 0.1 points" in text
+    assert "too few seeds so far to tell whether more can show 0.1 points" in " ".join(text.split())
     (one,) = findings.findings(blocks.split(found)[0], Question())
     assert one.difference is not None
     few_images = variances(1.5, 30.0, 20.0, 10, 156)
@@ -226,8 +254,8 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     text = " ".join(plan.plan(found, Question(), 1.0, 0.8).split())
     images = plan.images_needed(few_images, 1.0, 0.8, 0.95)
     assert (
-        "no number of seeds can show 1 point on 156 test images; "
-        f"about {images} images would be needed" in text
+        "more seeds cannot show 1 point on these test images. About so many would be needed: "
+        f"mixup over none on digits {images} images (has 156)." in text
     )
     monkeypatch.undo()
     one = [record for record in found if record.run.seed == 0]

@@ -263,12 +263,7 @@ def _of_study(root: Path, asked: Question) -> list[str]:
 
 def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
     """Which runs no table sets beside others."""
-    swept, told = question.names(root), []
-    if swept and not asked.runs:
-        told.append(
-            f"This report covers every run in the folder, of all studies ({', '.join(swept)}); "
-            "--study NAME limits it to one."
-        )
+    told = list(filter(None, [question.covers(root, asked, "--study NAME")]))
     if searched:
         told.append(f"{searched} run(s) of searches appear only in the tables of the search.")
     return [*told, older] if older else told

@@ -17,6 +17,7 @@ from analysis.metrics import MEASURES, SHOWN
 from analysis.numbers import MISSING, counted, mean_sd, number
 from analysis.report import published
 from analysis.report.tables import folds_note, patients_note, ratio
+from analysis.runs import Training, field_names
 from analysis.stats import INFERENCE_SEEDS
 from analysis.table import Group, Mark, Table, TableCell, cells
 
@@ -270,6 +271,8 @@ class Options:
     published: bool = False
     only: bool = False
     """published rows of the methods of the table alone"""
+    legend: bool = True
+    """the full names of rows and data sets under a label"""
 
 
 def paper_table(
@@ -314,8 +317,10 @@ def paper_table(
     if any(entry.control for entry in block.entries):
         notes.append(TRANSFER)
     notes += [*folds_note(block.columns), *patients_note(block.columns)]
-    names = [(entry.name, entry.row) for entry in block.entries]
-    notes += legend([*names, *((column.name, column.key) for column in block.columns)])
+    notes += _training_note(block.columns)
+    if options.legend:
+        names = [(entry.name, entry.row) for entry in block.entries]
+        notes += legend([*names, *((column.name, column.key) for column in block.columns)])
     return Table(
         name,
         options.caption or _caption(made),
@@ -337,7 +342,29 @@ def _caption(made: Scores) -> str:
         f"mean ± standard deviation over {counted(counts)} seeds"
     )  # fmt: skip
     network = f"{setting['model']}, protocol {setting['protocol']}"
-    return f"Test {what}: {seeds}; {network}, {_epoch(made.when)}."
+    epochs = _by_set(made.block.columns, lambda training: f"{training.epochs} epochs")
+    return f"Test {what}: {seeds}; {network}, {epochs}, {_epoch(made.when)}."
+
+
+def _by_set(columns: Sequence[Column], told: Callable[[Training], str]) -> str:
+    """What is told of the training, with the data sets of each where they differ."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        found.setdefault(told(column.training), []).append(column.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
+
+
+def _training_note(columns: Sequence[Column]) -> list[str]:
+    """In what the training differs between data sets, beside its epochs; empty in nothing."""
+    fields = {
+        name: _by_set(columns, lambda training, name=name: str(getattr(training, name)))
+        for name in field_names(Training)
+        if name != "epochs" and len({getattr(each.training, name) for each in columns}) > 1
+    }
+    told = "; ".join(f"{name} {values}" for name, values in fields.items())
+    return [f"Training differs between data sets: {told}."] if told else []
 
 
 def _ranks(block: Block, metric: str) -> dict[str, str]:

@@ -328,8 +328,10 @@ class TableCommand:
     """how the table is written; tex needs the package booktabs alone"""
     out: Annotated[Path | None, _default("none: print it")] = None
     """file to write: .tex, .md, .csv, .html or .txt"""
-    caption: Annotated[str, _default("metrics, seeds, network and protocol")] = ""
+    caption: Annotated[str, _default("metrics, seeds, network, protocol and epochs")] = ""
     """caption of the table"""
+    no_legend: bool = False
+    """leave out the full names of what has a label"""
     label: Annotated[str, _default("tab: and the name of the file")] = ""
     """label for references in LaTeX"""
     average: bool = False
@@ -367,6 +369,8 @@ class PlanCommand:
     """results folder of the study file"""
     study: str = ""
     """use only the runs of this study, one that augbench sweep has run there"""
+    benchmarks: Annotated[str, _default("all")] = ""
+    """benchmarks, by name or a part of it that no other has, separated by commas"""
     detect: float = 1.0
     """points of accuracy"""
     power: float = 0.8

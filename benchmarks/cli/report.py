@@ -17,7 +17,7 @@ from benchmarks.cli.arguments import (
 )
 from benchmarks.running.codes import FAILURE, USAGE
 from benchmarks.studies import shipped
-from methods.naming import NamingError
+from methods.naming import NamingError, split
 
 
 def carry_out(command: ReportCommand | PlanCommand) -> int:
@@ -83,7 +83,9 @@ def _plan(command: PlanCommand) -> int:
     plain = [record for record in found if not record.searched]
     if not any(record.done for record in plain):
         raise NoRuns(f"{root}: expected finished runs, to estimate variances from")
-    print(plan.plan(plain, asked, command.detect, command.power))
-    if older:
-        print(f"\n{wrapped(older)}")
+    wanted = split(command.benchmarks)
+    print(plan.plan(plain, asked, command.detect, command.power, wanted))
+    mixed = "" if wanted else question.covers(root, asked, "--study NAME, --benchmarks")
+    for remark in filter(None, (older, mixed)):
+        print(f"\n{wrapped(remark)}")
     return 0

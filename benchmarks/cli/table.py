@@ -17,7 +17,7 @@ from analysis.records import Record
 from analysis.report import results, tables
 from analysis.report.page import NoRuns
 from analysis.runs import write_text
-from analysis.table import Table
+from analysis.table import Table, wrapped
 from benchmarks.cli.arguments import TableCommand, UsageError
 from benchmarks.running.codes import FAILURE, USAGE
 from methods.naming import NamingError, split, unknown
@@ -70,6 +70,7 @@ def written(command: TableCommand) -> str:
         rank=command.rank,
         published=command.published,
         only=bool(command.rows),
+        legend=not command.no_legend,
     )
     made = _of_block(
         command,
@@ -143,6 +144,9 @@ def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
     found = [record for record in found if not record.searched]
     if older:
         print(older, file=sys.stderr)
+    mixed = question.covers(root, asked, "--study NAME, --benchmarks, --rows")
+    if mixed and not (command.rows or command.benchmarks):
+        print(wrapped(mixed), file=sys.stderr)
     if unread:
         print(f"{len(unread)} run(s) without a result are left out.", file=sys.stderr)
     while any(record.done for record in found):
