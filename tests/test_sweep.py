@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -534,7 +535,6 @@ def test_each_run_of_a_trial_shows_its_own_seconds(
         board.ended(cell, Status("done"), result)
     shown = capsys.readouterr().err
     assert shown.count("done, 24.0 s, select AUC 0.5") == 2
-    assert board._spent == [24.0, 24.0]
 
 
 def test_temporary_files_lie_where_sockets_can(
@@ -616,16 +616,43 @@ def test_of_an_interrupted_run_only_the_rest_is_left(job: Job) -> None:
     cost = {"charged_seconds": 300.0, "evaluation_seconds": 0.0, "epochs": 3}
     costs.saw(job.first.run, {"cost": cost})
     board = display(job.first, done=2, costs=costs)
-    assert "1 left, 2 min left" in board.where()
+    assert "1 waiting, about 2 min left" in board.where()
 
 
 def test_where_the_sweep_stands(job: Job) -> None:
     board = display(job.first, workers=2)
-    assert board.where().startswith("0 done, 0 running, 1 left, an unknown time left")
+    assert board.where().startswith("0 done, 0 running, 1 waiting, time left unknown, ")
     board.started(job.first)
-    assert board.where().startswith("0 done, 1 running, 0 left")
+    assert board.where().startswith("0 done, 1 running, time left unknown, ")
     board.ended(job.first, Status("failed", "why"), None)
-    assert board.where().startswith("0 done, 0 running, 1 failed, 0 left, 0 s left")
+    assert re.fullmatch(r"0 done, 0 running, 1 failed, \d+ % busy", board.where())
+
+
+def test_the_time_left_is_that_of_each_data_set(job: Job) -> None:
+    """A small set tells nothing of a large one; what is not known yet is at least not counted."""
+    large, other = (
+        replace(job.first, run=replace(job.first.run, benchmark=name)) for name in ("a", "b")
+    )
+    costs = Costs()
+    board = display(job.first, large, other, workers=2, costs=costs)
+    board.started(job.first)
+    cost = {"charged_seconds": 0.3, "evaluation_seconds": 0.0, "epochs": 3}
+    costs.saw(job.first.run, {"cost": cost})
+    board.ended(job.first, Status("failed", "why"), None)
+    assert "2 waiting, time left unknown, " in board.where()
+    costs.saw(large.run, {"cost": {**cost, "charged_seconds": 600.0}})
+    assert "2 waiting, at least 10 min left, " in board.where()
+    costs.saw(other.run, {"cost": {**cost, "charged_seconds": 60.0}})
+    assert "2 waiting, about 10 min left, " in board.where(), "no sooner than the longest run"
+
+
+def test_a_run_that_takes_longer_than_foreseen_is_finishing(job: Job) -> None:
+    costs = Costs()
+    costs.saw(job.first.run, {"cost": {"charged_seconds": 0.0, "evaluation_seconds": 0.0,
+                                       "epochs": 3}})  # fmt: skip
+    board = display(job.first, costs=costs)
+    board.started(job.first)
+    assert board.where().startswith("0 done, 1 running, finishing, ")
 
 
 def test_a_record_of_failures_that_was_cut_short_counts_as_none(job: Job, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import methods
 from analysis.runs import Status
 from benchmarks.running.problems import Problem
+from benchmarks.studies import costs
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
 from benchmarks.studies.plan import label
@@ -22,19 +24,18 @@ class Display:
     """A line for each run that ends; on a terminal also a line that changes."""
 
     def __init__(
-        self, left: Mapping[str, Cell], done: Mapping[str, int], workers: int, costs: Costs
+        self, left: Mapping[str, Cell], done: Mapping[str, int], workers: int, known: Costs
     ) -> None:
         """``left`` are the runs to do by id, of some of which so many epochs are ``done``."""
         from tqdm import tqdm  # noqa: PLC0415 - only where runs are left to do
 
-        self._tqdm, self._count, self._workers, self._costs = tqdm, len(left), workers, costs
+        self._tqdm, self._count, self._workers, self._costs = tqdm, len(left), workers, known
         self._ended: Counter[str] = Counter()
         self._running: dict[str, tuple[Cell, float]] = {}
         self._left, self._done = dict(left), dict(done)
         self._reached: dict[str, list[tuple[int, float]]] = {}
         """of runs at work: the first and the last epoch that was told, and when"""
         self._busy = 0.0
-        self._spent: list[float] = []
         self._noted: set[str] = set()
         self._start = self._last = time.monotonic()
         self._bar = tqdm(
@@ -74,7 +75,6 @@ class Display:
             self._costs.saw(cell.run, result)
             cost, scores = result["cost"], result["metrics"]["last"]["select"]
             seconds = cost["charged_seconds"] + cost["evaluation_seconds"]
-            self._spent.append(seconds)
             text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
         number = sum(self._ended.values())
         mark = ", " if state == "done" else ": "
@@ -97,13 +97,15 @@ class Display:
         self._bar.close()
 
     def where(self) -> str:
-        """Done, running, failed, left; the time left; how much of the workers' time was used."""
+        """Runs by state; the time left; how much of the workers' time was used."""
         now = time.monotonic()
         elapsed = max(now - self._start, 1e-9)
         failed = self._ended["failed"] + self._ended["not done"]
         counts = [f"{sum(self._ended.values()) - failed} done", f"{len(self._running)} running"]
         counts += [f"{failed} failed"] if failed else []
-        counts += [f"{len(self._left) - len(self._running)} left", f"{self._remaining(now)} left"]
+        waiting = len(self._left) - len(self._running)
+        counts += [f"{waiting} waiting"] if waiting else []
+        counts += [self._remaining(now)] if self._left else []
         busy = self._busy + sum(now - since for _, since in self._running.values())
         return ", ".join([*counts, f"{100 * busy / elapsed / self._workers:.0f} % busy"])
 
@@ -114,31 +116,36 @@ class Display:
             self._busy += time.monotonic() - since
 
     def _remaining(self, now: float) -> str:
-        total = 0.0
-        for name, cell in self._left.items():
-            seconds = self._foreseen(cell)
-            if seconds is None:
-                return "an unknown time"
-            since = self._running[name][1] if name in self._running else now
-            total += max(seconds - (now - since), 0.0)
-        return duration(total / self._workers)
+        foreseen = {name: self._foreseen(cell) for name, cell in self._left.items()}
+        known = {name: seconds for name, seconds in foreseen.items() if seconds is not None}
+        if not known:
+            return "time left unknown"
+        rest = {
+            name: max(seconds - (now - self._running.get(name, (None, now))[1]), 0.0)
+            for name, seconds in known.items()
+        }
+        seconds = max(sum(rest.values()) / self._workers, *rest.values())
+        if len(known) < len(foreseen):
+            return f"at least {duration(seconds)} left"
+        return f"about {duration(seconds)} left" if seconds >= 1 else "finishing"
 
     def _foreseen(self, cell: Cell) -> float | None:
-        """Seconds of a run: by runs like it, else by the pace of those at work; None: unknown."""
+        """Seconds of a run: by those on its data and network that ended, else by the pace of those
+        at work; None: unknown."""
         done = self._done.get(cell.run.id, 0)
         known = self._costs.of(cell.run, done)
         if known is not None:
             return known
-        if self._spent:
-            return sum(self._spent) / len(self._spent)
-        paces = [
-            (then - first) / (last - begin)
-            for (begin, first), (last, then) in (
-                (told[0], told[-1]) for told in self._reached.values()
-            )
-            if last > begin
-        ]
-        return sum(paces) / len(paces) * (cell.run.training.epochs - done) if paces else None
+        paces = []
+        for name, told in self._reached.items():
+            (begin, first), (last, then) = told[0], told[-1]
+            other = self._left[name].run
+            if last > begin and costs.alike(other) == costs.alike(cell.run):
+                paces.append((then - first) / (last - begin) / methods.cost(other.method))
+        if not paces:
+            return None
+        epochs = cell.run.training.epochs - done
+        return sum(paces) / len(paces) * methods.cost(cell.run.method) * epochs
 
     def _show(self) -> None:
         self._bar.set_description_str(self.where())

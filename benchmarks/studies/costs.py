@@ -61,8 +61,8 @@ class Costs:
 
     def __init__(self, device: str = "") -> None:
         self._device = device
-        self._exact: dict[str, list[float]] = {}
-        self._alike: dict[str, list[float]] = {}
+        self._exact: dict[tuple[object, ...], list[float]] = {}
+        self._alike: dict[tuple[object, ...], list[float]] = {}
 
     def saw(self, run: runs.Run, result: Mapping[str, Any]) -> None:
         """Remember what a run that is done has taken, if it was on such a device."""
@@ -70,9 +70,9 @@ class Costs:
         if not cost or (self._device and result["device"]["type"] != self._device):
             return
         seconds = (cost["charged_seconds"] + cost["evaluation_seconds"]) / cost["epochs"]
-        self._exact.setdefault(self._key(run), []).append(seconds)
+        self._exact.setdefault(_exactly(run), []).append(seconds)
         plain = seconds / methods.cost(run.method)
-        self._alike.setdefault(self._key(run, own=False), []).append(plain)
+        self._alike.setdefault(alike(run), []).append(plain)
 
     def of(self, run: runs.Run, done: int = 0) -> float | None:
         """Mean of the other seeds; else of other rows on the same data and network; else None.
@@ -81,19 +81,22 @@ class Costs:
         it is the rest.
         """
         for seconds, cost in (
-            (self._exact.get(self._key(run)), 1.0),
-            (self._alike.get(self._key(run, own=False)), methods.cost(run.method)),
+            (self._exact.get(_exactly(run)), 1.0),
+            (self._alike.get(alike(run)), methods.cost(run.method)),
         ):
             if seconds:
                 return sum(seconds) / len(seconds) * cost * (run.training.epochs - done)
         return None
 
-    @staticmethod
-    def _key(run: runs.Run, own: bool = True) -> str:
-        training = run.training
-        parts = [run.benchmark, run.model, str(training.batch_size), training.precision]
-        parts.append(str(run.threads))
-        return "|".join([*parts, run.method, run.control] if own else parts)
+
+def alike(run: runs.Run) -> tuple[object, ...]:
+    """What runs share whose epochs differ by what their methods cost alone."""
+    training = run.training
+    return (run.benchmark, run.model, training.batch_size, training.precision, run.threads)
+
+
+def _exactly(run: runs.Run) -> tuple[object, ...]:
+    return (*alike(run), run.method, run.control)
 
 
 def costs_in(root: Path, device: str = "") -> Costs:
