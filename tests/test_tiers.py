@@ -132,10 +132,7 @@ def test_every_beginning_of_a_sweep_is_a_balanced_table(tmp_path: Path) -> None:
         assert set(counts.values()) == {seeds}
 
 
-TIERED = [name for name in shipped.names() if name != "quickstart"]
-
-
-@pytest.mark.parametrize("name", TIERED)
+@pytest.mark.parametrize("name", shipped.names())
 def test_shipped_tiers_plan_without_data_at_hand(name: str, tmp_path: Path) -> None:
     path = shipped.find(Path(name))
     whole = loading.load(path)
