@@ -87,7 +87,10 @@ FLAGS = ("channels_last", "compile")
 """Fields of a training that the command line can set."""
 
 PRESETS: dict[str, tuple[str, Training]] = {
-    "medmnist": ("Yang et al., MedMNIST v2, Sci. Data 2023, arXiv:2110.14795", Training()),
+    "medmnist": (
+        "Yang et al., MedMNIST v2, Sci. Data 2023, arXiv:2110.14795",
+        Training(channels_last=True),
+    ),
     "autodo": (
         "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863",
         Training(
@@ -98,6 +101,7 @@ PRESETS: dict[str, tuple[str, Training]] = {
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=5,
+            channels_last=True,
         ),
     ),
 }

@@ -253,7 +253,7 @@ def test_width_goes_into_the_model() -> None:
 
 
 def test_presets_and_overrides() -> None:
-    assert cells.training_of("medmnist", {}) == Training()
+    assert cells.training_of("medmnist", {}) == Training(channels_last=True)
     sgd = cells.training_of("autodo", {"epochs": 30})
     assert sgd == replace(runs.PRESETS["autodo"][1], epochs=30)
     with pytest.raises(NamingError, match="did you mean 'medmnist'"):

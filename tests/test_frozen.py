@@ -99,7 +99,7 @@ def cell_of(made: Made) -> Cell:
     row = cells.parse_row(made.row, protocol)
     if made.budget != "steps":
         row = replace(row, budget=made.budget, epochs=3)
-    training = {"epochs": 2, "batch_size": 64, **made.training}
+    training = {"epochs": 2, "batch_size": 64, "channels_last": False, **made.training}
     checksum = CHECKSUMS.get(made.benchmark)
     if checksum is None:
         checksum = splits.arrays_of(benchmark, default_root()).checksum

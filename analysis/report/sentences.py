@@ -453,7 +453,8 @@ def _training(column: Column, preset: str) -> list[str]:
         if own[name] != base[name] and not (name == "momentum" and own["optimizer"] != "sgd"):
             value = own[name]
             words += [_option(name), f"{value:g}" if isinstance(value, float) else str(value)]
-    return words + [_option(name) for name in FLAGS if own[name]]
+    changed = [name for name in FLAGS if own[name] != base[name]]
+    return words + [_option(name if own[name] else f"no-{name}") for name in changed]
 
 
 def _option(name: str) -> str:

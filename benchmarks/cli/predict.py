@@ -50,6 +50,8 @@ def carry_out(command: arguments.PredictCommand) -> int:
     spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
     needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
     network = models.build(run.model, spec, needs).to(rows.y.device)
+    if run.training.channels_last:  # another memory format rounds differently
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = torch.load(folder / "model.pt", map_location=rows.y.device, weights_only=True)
     network.load_state_dict(weights)
     logits = evaluation.logits_of(network, rows)

@@ -152,7 +152,6 @@ def _tell_settings(run: Run, progress: Progress) -> None:
     training = run.training
     for name, on in (
         ("bfloat16 autocast", training.precision == "bfloat16"),
-        ("channels_last", training.channels_last),
         ("torch.compile", training.compile),
     ):
         if on:
