@@ -239,16 +239,28 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert (
         code == 2
         and "rum" in text
-        and "list, run, compare, sweep, predict, show, report, table, plan, runs, data, doctor"
-        in text
+        and "list, run, compare, sweep, predict, show, report, table, plan, runs, pack" in text
     )
 
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "run", "compare", "sweep", "predict", "show", "report", "plan", "runs", "data",
-     "doctor"],
-)  # fmt: skip
+    [
+        "list",
+        "run",
+        "compare",
+        "sweep",
+        "predict",
+        "show",
+        "report",
+        "plan",
+        "runs",
+        "pack",
+        "unpack",
+        "data",
+        "doctor",
+    ],
+)
 def test_help_shows_types_defaults_and_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

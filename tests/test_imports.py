@@ -168,6 +168,7 @@ def test_torchvision_is_never_imported_at_import_time(module: str) -> None:
         ("analysis.comparison", ("torch", "ray", "matplotlib", "torchvision")),
         ("benchmarks.cli.table", ("torch", "ray", "pandas", "torchvision", "kornia")),
         ("benchmarks.cli.report", ("torch", "ray", "torchvision", "kornia")),
+        ("benchmarks.cli.pack", ("torch", "ray", "pandas", "matplotlib", "sklearn", "scipy")),
         ("benchmarks.cli.runs", ("torch", "ray", "pandas", "matplotlib", "sklearn", "scipy")),
         (
             "benchmarks.running.disk",

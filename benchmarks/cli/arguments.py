@@ -411,6 +411,51 @@ class RunsCommand:
     """show the traceback of an error"""
 
 
+@dataclass(kw_only=True)
+class PackCommand:
+    """Pack the results of a folder's finished runs into one file, for another machine.
+
+    Checkpoints, saved networks and sample images stay behind; runs that have not ended do too.
+
+    Example: augbench pack runs --out runs.tar.zst --where benchmark=breastmnist
+    """
+
+    runs: Positional[Path] = Path("runs")
+    """results folder"""
+    out: Path = Path("runs.tar.zst")
+    """file to write"""
+    study: Annotated[str, _default("all runs")] = ""
+    """pack only the runs of this study, one that augbench sweep has run there"""
+    where: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(metavar="KEY=VALUE,...", help_behavior_hint="(default: all)"),
+    ] = ()
+    """pack only the runs that match, as for augbench runs"""
+    piece: Annotated[int | None, _default("one file")] = None
+    """cut into pieces of at most so many MiB: runs.tar.zst.001, runs.tar.zst.002 and so on"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(kw_only=True)
+class UnpackCommand:
+    """Add the runs of a pack to a results folder; every file is checked against its SHA-256.
+
+    Runs that are there already are kept. Runs of another device or other versions of torch or
+    augbench go into a folder of their own beside it.
+
+    Example: augbench unpack runs.tar.zst --into runs
+    """
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(required)")]
+    """what augbench pack wrote; of a pack in pieces the first, with the others beside it"""
+    into: Path = Path("runs")
+    """results folder, made where it is missing"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
 Command = (
     Annotated[ListCommand, subcommand("list")]
     | Annotated[RunCommand, subcommand("run")]
@@ -422,6 +467,8 @@ Command = (
     | Annotated[TableCommand, subcommand("table")]
     | Annotated[PlanCommand, subcommand("plan")]
     | Annotated[RunsCommand, subcommand("runs")]
+    | Annotated[PackCommand, subcommand("pack")]
+    | Annotated[UnpackCommand, subcommand("unpack")]
     | Annotated[DataCommand, subcommand("data")]
     | Annotated[DoctorCommand, subcommand("doctor")]
 )

@@ -20,6 +20,7 @@ from benchmarks.cli.arguments import (
     DataCommand,
     DoctorCommand,
     ListCommand,
+    PackCommand,
     PlanCommand,
     PredictCommand,
     ReportCommand,
@@ -28,10 +29,22 @@ from benchmarks.cli.arguments import (
     ShowCommand,
     SweepCommand,
     TableCommand,
+    UnpackCommand,
     UsageError,
 )
 from benchmarks.running.codes import FAILURE, INTERRUPTED, USAGE
 from methods.naming import NamingError
+
+AGAIN = (
+    ReportCommand,
+    TableCommand,
+    PlanCommand,
+    RunsCommand,
+    PackCommand,
+    UnpackCommand,
+    DoctorCommand,
+)
+"""Commands that begin anew where they were stopped."""
 
 
 def main() -> None:
@@ -96,9 +109,7 @@ def run(arguments: list[str]) -> int:
         return _carry_out(command)
     except KeyboardInterrupt as stop:
         again = shlex.join(["augbench", *arguments])
-        if isinstance(
-            command, ReportCommand | TableCommand | PlanCommand | RunsCommand | DoctorCommand
-        ) and not str(stop):
+        if isinstance(command, AGAIN) and not str(stop):
             said = f"stopped. Start again with: {again}"
         else:
             kept = str(stop) or "stopped; finished work is kept"
@@ -137,7 +148,9 @@ def _carry_out(
     | ReportCommand
     | TableCommand
     | PlanCommand
-    | RunsCommand,
+    | RunsCommand
+    | PackCommand
+    | UnpackCommand,
 ) -> int:
     if isinstance(command, ReportCommand | PlanCommand):
         from benchmarks.cli import report
@@ -151,6 +164,10 @@ def _carry_out(
         from benchmarks.cli import runs
 
         return runs.carry_out(command)
+    if isinstance(command, PackCommand | UnpackCommand):
+        from benchmarks.cli import pack
+
+        return pack.carry_out(command)
     from benchmarks.cli import common  # loads torch, which neither --help nor list needs
 
     try:

@@ -147,7 +147,7 @@ def _text(lines: Sequence[dict[str, Any]]) -> str:
 
 def _shown(name: str, value: Any) -> str:
     if name == "size":
-        return _size(value)
+        return size_text(value)
     if name == "seeds":
         return _ranges(value)
     if name == "changed":
@@ -166,7 +166,8 @@ def _ranges(seeds: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, each)) for each in found)
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
+    """``12.3 MB``."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -176,7 +177,7 @@ def _size(size: float) -> str:
 
 def _counted(chosen: Sequence[Item]) -> str:
     count = len(chosen)
-    return f"{count} run{'s' * (count != 1)}, {_size(sum(each.extent.size for each in chosen))}"
+    return f"{count} run{'s' * (count != 1)}, {size_text(sum(each.extent.size for each in chosen))}"
 
 
 def _delete(root: Path, chosen: Sequence[Item], yes: bool) -> int:

@@ -1,0 +1,143 @@
+"""``augbench pack`` and ``augbench unpack``: runs in one file; need neither torch nor ray."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from analysis import inventory, packing, question, records, runs
+from benchmarks.cli.arguments import PackCommand, UnpackCommand, UsageError
+from benchmarks.cli.runs import size_text
+from benchmarks.running.codes import FAILURE, USAGE
+from methods.naming import NamingError
+
+MIB = 2**20
+
+
+def carry_out(command: PackCommand | UnpackCommand) -> int:
+    """Do what the command says; the exit code."""
+    try:
+        return _pack(command) if isinstance(command, PackCommand) else _unpack(command)
+    except BrokenPipeError:
+        raise
+    except (NamingError, UsageError, OSError, runs.Held) as error:
+        if command.debug:
+            traceback.print_exc()
+        print(f"augbench: {error}", file=sys.stderr)
+        return FAILURE if isinstance(error, OSError | runs.Held) else USAGE
+
+
+def _pack(command: PackCommand) -> int:
+    choice = inventory.choice(command.where)
+    root, out = command.runs.expanduser(), command.out.expanduser()
+    if not root.is_dir():
+        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+    if out.is_dir():
+        raise UsageError(f"out: expected a file, got the directory {command.out}")
+    if command.piece is not None and command.piece < 1:
+        raise UsageError(f"piece: expected 1 MiB or more, got {command.piece}")
+    studies = [command.study] if command.study else question.names(root)
+    of_study = {study: question.read(root, study).runs for study in studies}
+    found = [
+        each
+        for each in choice.of(inventory.items(root))
+        if not command.study or each.id in of_study[command.study]
+    ]
+    chosen = [each for each in found if each.state in records.STATES and _is_own(each)]
+    if not chosen:
+        raise UsageError(f"runs: expected runs that have ended, found none in {root} to pack")
+    ids = {each.id for each in chosen}
+    studies = [study for study in studies if ids & of_study[study]]
+    members = packing.members(root, [each.folder for each in chosen], studies)
+    with _bar(sum(each.size for each in members), "packing") as bar:
+        piece = (command.piece or 0) * MIB
+        written = packing.pack(members, out, piece, bar.update)
+    size = sum(path.stat().st_size for path in written)
+    where = f"{written[0]}" + (f" to {written[-1].name}" if len(written) > 1 else "")
+    states = Counter(each.state for each in found if each.id not in ids)
+    left = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    told = f" Left out: {left}." if left else ""
+    print(f"Packed {_counted(len(chosen))} into {where} ({size_text(size)}).{told}")
+    return 0
+
+
+def _is_own(item: inventory.Item) -> bool:
+    return item.run is not None and item.run.id == item.id
+
+
+def _unpack(command: UnpackCommand) -> int:
+    if not command.files:
+        raise UsageError("files: expected a file that augbench pack wrote, got none")
+    root = command.into.expanduser()
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"into: expected a directory, found the file {command.into}")
+    packs = packing.packs([path.expanduser() for path in command.files])
+    there = root.is_dir()
+    work = packing.workplace(root)
+    try:
+        with runs.locked(work):
+            try:
+                return _unpack_all(root, packs, work)
+            finally:
+                packing.empty(work)
+    finally:
+        with suppress(OSError):  # another process unpacks there
+            work.rmdir()
+        if not there:
+            with suppress(OSError):  # it holds runs
+                root.rmdir()
+
+
+def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
+    counts, whole = Counter[str](), root.resolve()
+    beside: Counter[Path] = Counter()
+    for files in packs:
+        packing.empty(work)
+        with _bar(sum(path.stat().st_size for path in files), "unpacking") as bar:
+            ids = packing.extract(files, work, bar.update)
+        placed = packing.places(whole, [work / name for name in ids])
+        # those of the results folder first: what it holds decides where others go
+        order = sorted(placed.items(), key=lambda each: (each[1] != whole, each[0]))
+        moved: dict[Path, set[str]] = {}
+        for folder, place in order:
+            try:
+                outcome = packing.move_in(folder, place / folder.name)
+            except (packing.PackError, runs.Held) as error:
+                print(f"not unpacked: {folder.name}: {error}", file=sys.stderr)
+                counts["refused"] += 1
+                continue
+            counts[outcome] += 1
+            moved.setdefault(place, set()).add(folder.name)
+            if place != whole:
+                beside[place] += 1
+        for place, own in moved.items():
+            for kept in packing.move_studies(work, place, own):
+                print(f"not unpacked: {kept} is there and differs, and is kept", file=sys.stderr)
+    refused = counts["refused"] > 0
+    for place, count in sorted(beside.items()):
+        again = shlex.join(["augbench", "report", str(place)])
+        print(
+            f"{_counted(count)} of another device or other versions in {place}. Report: {again}",
+            file=sys.stderr,
+        )
+    told = f"Unpacked {_counted(counts['unpacked'])} into {root}"
+    told += f"; {counts['there already']} there already" if counts["there already"] else ""
+    print(f"{told}; {counts['refused']} refused." if refused else f"{told}.")
+    return FAILURE if refused else 0
+
+
+def _bar(total: int, what: str) -> Any:
+    """Shown on a terminal alone."""
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+
+
+def _counted(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
