@@ -76,9 +76,13 @@ def _content(path: Path) -> bytes:
     return f"{runs.to_json({**result, 'files': kept})}\n".encode()
 
 
-def members(root: Path, folders: Sequence[Path], studies: Sequence[str]) -> list[Member]:
-    """What a pack of these runs and studies holds, in order of name."""
-    paths = [folder / name for folder in folders for name in FILES]
+def members(
+    root: Path, folders: Sequence[Path], studies: Sequence[str], asked: bool = True
+) -> list[Member]:
+    """What a pack of these runs and studies holds, in order of name; ``asked``: with the study
+    file that lies beside the runs."""
+    paths = [root / question.FILE] if asked else []
+    paths += [folder / name for folder in folders for name in FILES]
     paths += [root / question.STUDIES / study / name for study in studies for name in STUDY_FILES]
     made = []
     for path in sorted(each for each in paths if each.is_file()):
@@ -103,9 +107,9 @@ def pack(
     others: dict[str, Any] = {}
     for each in found:
         folder, _, name = each.name.partition("/")
-        place = others if folder == question.STUDIES else runs_in.setdefault(folder, {})
-        key = each.name if folder == question.STUDIES else name
-        place[key] = {"sha256": each.sha256, "size": each.size}
+        is_study = folder in (question.STUDIES, question.FILE)
+        place = others if is_study else runs_in.setdefault(folder, {})
+        place[each.name if is_study else name] = {"sha256": each.sha256, "size": each.size}
     manifest = {"format": FORMAT, "runs": runs_in, "studies": others}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
@@ -297,7 +301,7 @@ def _check(name: str) -> None:
     """Refuse every name but those that ``members`` makes, and so every path outside."""
     files, studies = "|".join(map(re.escape, FILES)), "|".join(map(re.escape, STUDY_FILES))
     study = rf"{question.STUDIES}/[^./\\\0][^/\\\0]*/({studies})"
-    if not re.fullmatch(rf"[0-9a-f]{{16}}/({files})|{study}", name):
+    if not re.fullmatch(rf"[0-9a-f]{{16}}/({files})|{study}|study\.yaml", name):
         raise PackError(f"{name!r} is not the name of a file of a run or a study")
 
 
@@ -410,26 +414,24 @@ def same_results(one: Path, other: Path) -> bool:
     )
 
 
-def move_studies(folder: Path, root: Path, ids: set[str]) -> Iterator[str]:
-    """Move the files of the studies that have some of these runs; those there that differ.
+def move_studies(folder: Path, root: Path, ids: set[str]) -> Iterator[Path]:
+    """Move the study file, and those of the studies that have some of these runs; yields those
+    that are there and differ.
 
     A file that is there is kept: predictions that were written down are not replaced.
     """
+    names = [question.FILE]
     for study in question.names(folder):
-        if not ids & question.read(folder, study).runs:
+        if ids & question.read(folder, study).runs:
+            names += [f"{question.STUDIES}/{study}/{name}" for name in STUDY_FILES]
+    for source, target in ((folder / name, root / name) for name in names):
+        if not source.is_file():
             continue
-        for name in STUDY_FILES:
-            source = folder / question.STUDIES / study / name
-            target = root / question.STUDIES / study / name
-            if not source.is_file():
-                continue
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                runs.write_atomically(
-                    target, lambda file, path=source: file.write(path.read_bytes())
-                )
-            elif source.read_bytes() != target.read_bytes():
-                yield str(target)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            runs.write_text(target, source.read_text(encoding="utf-8"))
+        elif source.read_bytes() != target.read_bytes():
+            yield target
 
 
 def workplace(root: Path) -> Path:

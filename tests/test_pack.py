@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from analysis import inventory, packing, records, runs
+from analysis import inventory, packing, question, records, runs
 from benchmarks.cli.main import run as cli
 from benchmarks.running.codes import FAILURE, INTERRUPTED, USAGE
 from tests.made import make_run
@@ -40,6 +40,7 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(kept, root / "backup")
     study(root, "first", [each.name for each in runs.folders(root)])
     study(root, "second", ["0" * 16])
+    (root / "study.yaml").write_text("question: why\n")
     return root
 
 
@@ -113,6 +114,11 @@ def test_what_reports_read_comes_back(root: Path, tmp_path: Path, capsys: Shown)
     assert not names & {"model.pt", "samples.npz", "checkpoint.pt", "lock", "events"}
     assert "learned.npz" in names and "corruption.npz" in names
     assert [path.name for path in (into / "studies").iterdir()] == ["first"]
+    assert question.read(into) == question.read(root)
+    (into / "study.yaml").write_text("question: what\n")
+    assert unpacked(pack, into) == 0
+    assert "study.yaml is there and differs" in capsys.readouterr().err
+    assert question.read(into).text == "what"
     assert not (into / ".unpack").exists()
 
 
@@ -198,7 +204,8 @@ def test_another_sum_is_refused(root: Path, tmp_path: Path, capsys: Shown) -> No
         "studies/../study.yaml",
         "studies/a/b/study.yaml",
         "0123456789ABCDEF/run.json",
-        "study.yaml",
+        "other.yaml",
+        "study.yaml/study.yaml",
     ],
 )
 @pytest.mark.parametrize("listed", [True, False])

@@ -56,10 +56,13 @@ def _pack(command: PackCommand) -> int:
         raise UsageError(f"runs: expected runs that have ended, found none in {root} to pack")
     ids = {each.id for each in chosen}
     studies = [study for study in studies if ids & of_study[study]]
-    members = packing.members(root, [each.folder for each in chosen], studies)
+    members = packing.members(root, [each.folder for each in chosen], studies, not command.study)
     with _bar(sum(each.size for each in members), "packing") as bar:
         piece = (command.piece or 0) * MIB
-        written = packing.pack(members, out, piece, bar.update)
+        try:
+            written = packing.pack(members, out, piece, bar.update)
+        except OSError as error:
+            raise _named(error, out) from error
     size = sum(path.stat().st_size for path in written)
     where = f"{written[0]}" + (f" to {written[-1].name}" if len(written) > 1 else "")
     states = Counter(each.state for each in found if each.id not in ids)
@@ -102,7 +105,10 @@ def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
     for files in packs:
         packing.empty(work)
         with _bar(sum(path.stat().st_size for path in files), "unpacking") as bar:
-            ids = packing.extract(files, work, bar.update)
+            try:
+                ids = packing.extract(files, work, bar.update)
+            except OSError as error:
+                raise _named(error, root) from error
         placed = packing.places(whole, [work / name for name in ids])
         # those of the results folder first: what it holds decides where others go
         order = sorted(placed.items(), key=lambda each: (each[1] != whole, each[0]))
@@ -132,6 +138,13 @@ def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
     told += f"; {counts['there already']} there already" if counts["there already"] else ""
     print(f"{told}; {counts['refused']} refused." if refused else f"{told}.")
     return FAILURE if refused else 0
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the file, which that of a full disk does not tell."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return runs.StorageError(error.errno, error.strerror, str(path))
 
 
 def _bar(total: int, what: str) -> Any:
