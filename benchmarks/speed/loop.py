@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Arguments:
 class Loop:
     """The trainer's own steps under one method, with network, optimiser and order of their own.
 
-    ``rows`` is the size of a batch, ``steps`` how many of them ``order`` holds.
+    ``rows`` is the size of a batch, ``steps`` how many of them ``order`` holds; ``training`` are
+    more fields of a run's training, such as its precision.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Loop:
         steps: int,
         epochs: int = 1,
         device: str = "cpu",
+        **training: Any,
     ) -> None:
         self.method, self.name, self.splits = build(method), canonical(method), splits
         self.order = training_order(len(splits.train), (), rows, steps, 0, 0, "train")
@@ -69,15 +71,17 @@ class Loop:
         seed_global(place, 0, "init")
         network = models.build(model, splits.spec, self.method.requires()).to(place)
         check_fits(self.name, self.method, splits, network, model)
-        training = Training(epochs=epochs, batch_size=rows)
+        asked = Training(epochs=epochs, batch_size=rows, **training)
+        if asked.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ctx = TrainingContext.of_splits(
             network,
-            make_optimizer(network, training),
+            make_optimizer(network, asked),
             task_of(splits.kind),
             splits,
             epochs=epochs,
             seed=0,
-            training=training,
+            training=asked,
         )
         self.method.to(place)
         self.ctx.enter("setup")

@@ -1,0 +1,691 @@
+"""What a GPU does, in one command of three minutes: python -m benchmarks.speed.gpu --json FILE"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import tyro
+from tabulate import tabulate
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import methods
+from analysis import runs
+from benchmarks.speed.loop import Loop, random_splits
+from benchmarks.training import models
+from benchmarks.training.errors import first_line
+from benchmarks.training.machine import (
+    describe_device,
+    installed_versions,
+    peak_memory,
+    reset_peak_memory,
+)
+from methods.base import Spec
+
+PEAKS = {
+    "H200": 989.5,
+    "H100 PCIe": 756.5,
+    "H100 NVL": 835.5,
+    "H100": 989.5,
+    "A100": 312.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+"""Dense TFLOP/s of the tensor cores in bfloat16, or float16 where a card lacks it (V100, T4).
+
+By NVIDIA's data sheets (half of what they print "with sparsity"). The first name that is in the
+card's own counts, so that a name comes before those that it begins with.
+"""
+CLASSES = 2
+OUTER = {"autodo": "start=1.0", "lpa3": "warmup=0"}
+"""What these need to work from the first epoch on."""
+LATE = "out of time"
+LOADED = ["benchmarks.speed.loop", "torch.utils.flop_counter"]
+"""What all workers need is imported once."""
+AIMS = """\
+Aims on an H100 or H200: harness at most 1.05 times the plain loop; one run at least 20,000
+images/s; a packed GPU at least 60,000 (goal 95,000); RandAugment at most 5 % of a step and at least
+500,000 images/s."""
+
+
+@dataclass
+class Arguments:
+    """Images of random pixels, 28x28x3; their content does not matter here."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    """where network and rows are"""
+    json: Path | None = None
+    """file to write as well"""
+    seconds: float = 170.0
+    """for everything; what does not fit is "not measured: out of time", the last first"""
+    tiny: bool = False
+    """narrow networks, two processes and four methods, to try the script itself"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a worker trains."""
+
+    model: str = "resnet18"
+    method: str = "none"
+    batch_size: int = 128
+    precision: str = "bfloat16"
+    channels_last: bool = True
+    compile: bool = False
+    plain: bool = False
+    """a loop as one would write it, without the harness"""
+    batches: int = 24
+    """steps of an epoch; a quarter as many hold the meta rows"""
+
+    @property
+    def form(self) -> str:
+        """Precision, memory format and compilation in words."""
+        parts = [self.precision, "channels_last" * self.channels_last, "compiled" * self.compile]
+        return ", ".join(filter(None, parts))
+
+
+class Steps(Protocol):
+    """What can be trained step by step."""
+
+    def epoch(self) -> None:
+        """As many steps as ``batches``."""
+        ...
+
+    def phases(self) -> dict[str, float]:
+        """Charged seconds by phase since the last call; waits for the device."""
+        ...
+
+
+class Harness(Loop):
+    """The trainer's own steps."""
+
+    def __init__(self, setting: Setting, device: str) -> None:
+        rows, meta = setting.batch_size, setting.batches // 4
+        count, share = (setting.batches + meta) * rows, meta / (setting.batches + meta)
+        super().__init__(
+            setting.method,
+            setting.model,
+            random_splits(count, classes=CLASSES, meta_fraction=share, device=device),
+            rows=rows,
+            steps=setting.batches,
+            epochs=4,
+            device=device,
+            precision=setting.precision,
+            channels_last=setting.channels_last,
+            compile=setting.compile,
+        )
+
+    def epoch(self) -> None:
+        """The method's own phase, then every step; always the second epoch, where all work."""
+        self.ctx.epoch, self.ctx.step = 1, len(self.order)
+        with self.ctx.charged("begin_epoch"):
+            self.method.begin_epoch(self.ctx)
+        self.train(self.order)
+
+    def phases(self) -> dict[str, float]:
+        """Charged seconds by phase since the last call."""
+        found = self.ctx.clock.take()
+        self.ctx.forget()
+        return found
+
+
+class Plain:
+    """The same steps without the harness: Adam on rows that lie on the device."""
+
+    def __init__(self, setting: Setting, device: str) -> None:
+        self.place, self.setting = torch.device(device), setting
+        self.format = torch.channels_last if setting.channels_last else torch.contiguous_format
+        torch.manual_seed(0)
+        count = setting.batches * setting.batch_size
+        model = models.build(setting.model, Spec(count, CLASSES, (3, 28, 28))).to(self.place)
+        self.model = model.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        self.x = torch.randint(256, (count, 3, 28, 28), dtype=torch.uint8, device=self.place)
+        self.y = torch.arange(count, device=self.place) % CLASSES
+
+    def epoch(self) -> None:
+        """A pass over the rows in a new order."""
+        low = self.setting.precision == "bfloat16"
+        order = torch.randperm(len(self.x), device=self.place)
+        for index in order.split(self.setting.batch_size):
+            x = (self.x[index].float() / 255).contiguous(memory_format=self.format)
+            with torch.autocast(self.place.type, torch.bfloat16, enabled=low):
+                loss = F.cross_entropy(self.model(x).float(), self.y[index])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def phases(self) -> dict[str, float]:
+        """None: it has no clock."""
+        if self.place.type == "cuda":
+            torch.cuda.synchronize()
+        return {}
+
+
+@dataclass
+class Rate:
+    """What one process reached."""
+
+    images_per_second: float
+    """images of training rows that it went through, by the wall clock"""
+    step_seconds: float
+    """median over epochs"""
+    memory_mib: float
+    """peak that torch allocated on the GPU; on a CPU the process's"""
+    used_mib: float
+    """of the whole GPU, by all that use it; nan on a CPU"""
+    phases: dict[str, float] = field(default_factory=dict)
+    """charged seconds of a step"""
+
+
+class Trainer:
+    """What a worker does: prepare a setting, then measure it."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.steps = device, None
+
+    def prepare(self, setting: Setting) -> None:
+        """Build it and take its first steps, which allocate, tune and compile."""
+        self.steps = None
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        self.setting = setting
+        reset_peak_memory(torch.device(self.device))
+        self.steps = (Plain if setting.plain else Harness)(setting, self.device)
+        self.steps.epoch()
+        self.steps.phases()
+
+    def flops(self) -> float:
+        """Floating-point operations of a training step for each image."""
+        assert self.steps is not None
+        with FlopCounterMode(display=False) as counter:
+            self.steps.epoch()
+        self.steps.phases()
+        return counter.get_total_flops() / (self.setting.batches * self.setting.batch_size)
+
+    def measure(self, start: float, seconds: float) -> Rate:
+        """Train from a time on (``time.time``) for so many seconds, at least an epoch."""
+        assert self.steps is not None
+        time.sleep(max(0.0, start - time.time()))
+        taken, charged = [], []
+        begun = last = time.perf_counter()
+        while not taken or last - begun < seconds:
+            self.steps.epoch()
+            charged.append(self.steps.phases())  # waits for the device
+            now = time.perf_counter()
+            taken.append(now - last)
+            last = now
+        used = float("nan")
+        if self.device == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            used = (total - free) / 2**20
+        names, batches = charged[0], self.setting.batches
+        return Rate(
+            batches * self.setting.batch_size * len(taken) / (last - begun),
+            statistics.median(taken) / batches,
+            peak_memory(torch.device(self.device)),
+            used,
+            {name: statistics.median(each[name] for each in charged) / batches for name in names},
+        )
+
+
+def serve(connection: Connection, device: str, variables: Mapping[str, str]) -> None:
+    """Do what is asked, one call of ``Trainer`` after the other, until nobody asks any more."""
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    trainer = Trainer(device)
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = "done", getattr(trainer, name)(*arguments)
+        except Exception as error:  # a method may fail in any way, a card run out of memory
+            answer = "failed", first_line(error)
+        with suppress(OSError):
+            connection.send(answer)
+
+
+class NotMeasured(RuntimeError):
+    """Why something has no number."""
+
+
+class Worker:
+    """A process that trains."""
+
+    def __init__(self, device: str, variables: Mapping[str, str]) -> None:
+        # forked from a process that has loaded torch, so that 16 begin in the time of one
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LOADED)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, device, dict(variables)), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def ask(self, name: str, *arguments: Any) -> None:
+        """Begin a call."""
+        with suppress(OSError):  # it died: its answer says so
+            self.connection.send((name, arguments))
+
+    def answer(self, until: float) -> Any:
+        """What the call returned.
+
+        Raises:
+            NotMeasured: it failed, the process died, or the time (``time.monotonic``) is over.
+        """
+        if not self.connection.poll(max(0.0, until - time.monotonic())):
+            self.close()
+            raise NotMeasured(LATE)
+        try:
+            state, value = self.connection.recv()
+        except (EOFError, OSError):
+            self.close()
+            raise NotMeasured("the process died") from None
+        if state == "failed":
+            raise NotMeasured(value)
+        return value
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class Measurements:
+    """All that is measured within the time that is given, and what was not."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments, self.device = arguments, arguments.device
+        self.deadline = time.monotonic() + arguments.seconds
+        self.span = 0.1 if arguments.tiny else 1.0
+        self.workers: list[Worker] = []
+        self.variables: dict[str, str] = {}
+        tiny = arguments.tiny
+        self.counts = (1, 2) if tiny else (1, 2, 4, 8, 16)
+        self.size: dict[str, Any] = {"batch_size": 8, "batches": 8} if tiny else {}
+        self.model = "small_cnn(width=0.25)" if tiny else "resnet18"
+        self.found: dict[str, list[dict[str, Any]]] = {"rates": [], "packed": [], "methods": []}
+        self.flops: dict[str, float] = {}
+
+    def setting(self, **more: Any) -> Setting:
+        """The setting that is measured unless something else is said."""
+        return Setting(**{"model": self.model, **self.size, **more})
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def together(self, setting: Setting, count: int) -> list[Rate]:
+        """So many processes at once.
+
+        Raises:
+            NotMeasured: one of them failed, or the time is over.
+        """
+        if self.left() < 2 * self.span:
+            raise NotMeasured(LATE)
+        while len(self.workers) < count:
+            self.workers.append(Worker(self.device, self.variables))
+        chosen = self.workers[:count]
+        for worker in chosen:
+            worker.ask("prepare", setting)
+        self._answers(chosen)
+        start = time.time() + (0.05 if count > 1 else 0.0)
+        for worker in chosen:
+            worker.ask("measure", start, self.span)
+        return self._answers(chosen)
+
+    def _answers(self, chosen: Sequence[Worker]) -> list[Any]:
+        """Of all of them, also where one has failed: the next answer is to the next question."""
+        found, problem = [], None
+        for worker in chosen:
+            try:
+                found.append(worker.answer(self.deadline))
+            except NotMeasured as reason:
+                problem = reason
+        if problem is not None:
+            self.workers = [each for each in self.workers if each.process.is_alive()]
+            raise problem
+        return found
+
+    def count_flops(self, setting: Setting) -> None:
+        """Of a model whose setting the first worker has just been measured with."""
+        self.workers[0].ask("flops")
+        self.flops[setting.model] = self.workers[0].answer(self.deadline)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.close()
+        self.workers = []
+
+    # --- what is measured, the most important first -----------------------------------------------
+
+    def rate(self, name: str, setting: Setting) -> None:
+        """A plain step, alone."""
+        line: dict[str, Any] = {"what": name, "form": setting.form, **asdict(setting)}
+        self.found["rates"].append(line)
+        try:
+            (rate,) = self.together(setting, 1)
+            if not setting.plain and not setting.compile and setting.model not in self.flops:
+                self.count_flops(setting)
+        except NotMeasured as reason:
+            line["not_measured"] = str(reason)
+            return
+        line |= asdict(rate) | self.share(setting, rate.images_per_second)
+
+    def share(self, setting: Setting, images_per_second: float) -> dict[str, float]:
+        """Achieved TFLOP/s, and their share of the card's peak where it is known."""
+        if setting.model not in self.flops:
+            return {}
+        reached = images_per_second * self.flops[setting.model] / 1e12
+        known = peak(describe_device(torch.device(self.device))["name"])
+        low = setting.precision != "float32"
+        return {"tflops": reached} | ({"share": reached / known} if known and low else {})
+
+    def pack(self, mps: str) -> None:
+        """1, 2, 4 ... runs together; ``mps``: why not, or how they share the card."""
+        for count in self.counts:
+            line: dict[str, Any] = {"runs": count, "sharing": mps}
+            self.found["packed"].append(line)
+            try:
+                rates = self.together(self.setting(), count)
+            except NotMeasured as reason:
+                line["not_measured"] = str(reason)
+                continue
+            total = sum(each.images_per_second for each in rates)
+            line["images_per_second"] = total
+            line["memory_mib"] = max(each.memory_mib for each in rates)
+            line["used_mib"] = rates[0].used_mib
+            line |= self.share(self.setting(), total)
+
+    def pack_under_mps(self) -> None:
+        """The same with a control daemon of our own."""
+        try:
+            with mps() as variables:
+                self.close()
+                self.variables = variables
+                self.pack("MPS")
+                self.close()
+        except NotMeasured as reason:
+            self.found["packed"].append({"sharing": "MPS", "not_measured": str(reason)})
+        self.variables = {}
+
+    def method(self, name: str, count: int) -> None:
+        """A method's step, ``count`` runs together."""
+        lines = self.found["methods"]
+        if name not in (each["method"] for each in lines):
+            lines.append({"method": name})
+        line = next(each for each in lines if each["method"] == name)
+        kind = "alone" if count == 1 else "packed"
+        try:
+            rates = self.together(self.setting(method=name), count)
+        except NotMeasured as reason:
+            line[kind] = {"not_measured": str(reason)}
+            return
+        charged = statistics.median(sum(each.phases.values()) for each in rates)
+        line[kind] = {
+            "runs": count,
+            "images_per_second": sum(each.images_per_second for each in rates),
+            "charged_step": charged,
+            "memory_mib": max(each.memory_mib for each in rates),
+            "phases": rates[0].phases,
+        }
+        plain = next(each.get(kind, {}) for each in lines if each["method"] == "none")
+        if "charged_step" in plain:
+            line[kind]["ratio"] = charged / plain["charged_step"]
+
+    def best(self) -> int:
+        """How many runs together trained the most images."""
+        done = [each for each in self.found["packed"] if "images_per_second" in each]
+        together = [each for each in done if each["runs"] > 1]
+        most = max(together, key=lambda each: each["images_per_second"], default=None)
+        return most["runs"] if most else self.counts[1]
+
+    def everything(self, report: Callable[[], None]) -> None:
+        """All of it; ``report`` is called after each part."""
+        names = TINY if self.arguments.tiny else every_method()
+        eager = {"precision": "float32", "channels_last": False}
+        parts: list[Callable[[], None]] = [
+            lambda: self.rate("harness", self.setting()),
+            lambda: self.rate("plain loop", self.setting(plain=True)),
+            lambda: self.rate("harness", self.setting(**eager)),
+            lambda: self.pack("time-sliced" if self.device == "cuda" else "cores"),
+            *(lambda name=name: self.method(name, 1) for name in names),
+        ]
+        if self.device == "cuda":
+            parts.append(self.pack_under_mps)
+        if not self.arguments.tiny:
+            parts += [
+                lambda: self.rate("harness", self.setting(model="resnet50")),
+                lambda: self.rate("harness", self.setting(model="resnet50", **eager)),
+            ]
+        parts += [lambda name=name: self.method(name, self.best()) for name in names]
+        if not self.arguments.tiny:  # to compile takes a minute
+            parts += [
+                lambda: self.rate("harness", self.setting(compile=True)),
+                lambda: self.rate("harness", self.setting(model="resnet50", compile=True)),
+            ]
+        for part in parts:
+            part()
+            report()
+
+
+TINY = ("none", "randaugment", "saflex(preset=stable)", "autodo(start=1.0)")
+
+
+def every_method() -> list[str]:
+    """The plain step, then learned methods with their presets, then all others."""
+    learned, others = [], []
+    for name in methods.BUILTIN:
+        if name in ("none", "wrap"):
+            continue
+        found = methods.summary(name).presets
+        needs = OUTER.get(name, "")
+        for preset in found or ("",):
+            given = [f"preset={preset}"] if preset and preset != found[0] else []
+            text = ", ".join([*given, *filter(None, [needs])])
+            (learned if found else others).append(f"{name}({text})" if text else name)
+    return ["none", "randaugment", *learned, *(each for each in others if each != "randaugment")]
+
+
+def peak(card: str) -> float:
+    """FLOP/s of the tensor cores; 0 of a card that is not in the table."""
+    words = card.replace("-", " ")
+    return next((1e12 * value for name, value in PEAKS.items() if _in(name, words)), 0.0)
+
+
+def _in(name: str, card: str) -> bool:
+    """Whether all words of a name are among those of a card."""
+    return set(name.split()) <= set(card.split())
+
+
+@contextmanager
+def mps() -> Iterator[dict[str, str]]:
+    """A control daemon of MPS with folders of its own; the variables by which a process joins it.
+
+    One that runs already is left alone.
+
+    Raises:
+        NotMeasured: it is not installed, or does not start.
+    """
+    program = shutil.which("nvidia-cuda-mps-control")
+    if program is None:
+        raise NotMeasured("nvidia-cuda-mps-control is not installed")
+    with tempfile.TemporaryDirectory(prefix="mps-") as folder, ExitStack() as stack:
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        environment = {**os.environ, **variables}
+
+        def control(*arguments: str, told: str = "") -> None:
+            subprocess.run(
+                [program, *arguments],
+                env=environment,
+                input=told,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+
+        try:
+            control("-d")
+            stack.callback(control, told="quit\n")
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NotMeasured(f"MPS did not start: {first_line(error)}") from error
+        yield variables
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def number(line: Mapping[str, Any], name: str, form: str, factor: float = 1.0) -> str:
+    """A value of a line; empty where it has none."""
+    value = line.get(name, math.nan)
+    return "" if math.isnan(value) else format(factor * value, form)
+
+
+def tables(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """Plain steps, runs together, methods."""
+    plain = next((e for e in found["rates"] if e["plain"]), {}).get("step_seconds")
+    body = [
+        [
+            line["what"],
+            line["model"],
+            line["form"],
+            number(line, "images_per_second", ",.0f"),
+            number(line, "step_seconds", ".2f", 1000),
+            f"{line['step_seconds'] / plain:.3f}"
+            if plain and "step_seconds" in line and place == 0
+            else "",
+            number(line, "tflops", ".3g"),
+            number(line, "share", ".1f", 100),
+            number(line, "memory_mib", ",.0f"),
+        ]
+        for place, line in enumerate(found["rates"])
+    ]
+    heads = ["plain step", "network", "form", "images/s", "ms a step", "to the plain loop"]
+    heads += ["TFLOP/s", "% of peak", "MiB"]
+    told = [table(heads, body)]
+    body = [
+        [
+            line["sharing"],
+            str(line.get("runs", "")),
+            number(line, "images_per_second", ",.0f"),
+            number(line, "tflops", ".3g"),
+            number(line, "share", ".1f", 100),
+            number(line, "memory_mib", ",.0f"),
+            number(line, "used_mib", ",.0f"),
+        ]
+        for line in found["packed"]
+    ]
+    heads = ["sharing", "runs", "images/s", "TFLOP/s", "% of peak", "MiB a run", "MiB of the GPU"]
+    told.append(table(heads, body))
+    body = []
+    for line in found["methods"]:
+        row = [line["method"]]
+        for kind in ("alone", "packed"):
+            one = line.get(kind, {})
+            row += [number(one, "ratio", ".2f"), number(one, "images_per_second", ",.0f")]
+        row.append(number(line.get("alone", {}), "memory_mib", ",.0f"))
+        body.append(row)
+    heads = ["method", "ratio alone", "images/s", "ratio packed", "images/s", "MiB alone"]
+    return [*told, table(heads, body)]
+
+
+def missing(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """A line for each reason for which something was not measured."""
+    reasons: dict[str, list[str]] = {}
+    for line in found["rates"]:
+        name = f"{line['what']} of {line['model']} ({line['form']})"
+        reasons.setdefault(line.get("not_measured", ""), []).append(name)
+    for line in found["packed"]:
+        name = f"{line.get('runs', 'any')} run(s) together ({line['sharing']})"
+        reasons.setdefault(line.get("not_measured", ""), []).append(name)
+    for line in found["methods"]:
+        for kind in ("alone", "packed"):
+            reason = line.get(kind, {}).get("not_measured", "")
+            reasons.setdefault(reason, []).append(f"{line['method']} {kind}")
+    reasons.pop("", None)
+    return [f"not measured: {reason}: {'; '.join(names)}" for reason, names in reasons.items()]
+
+
+def notes(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """What the phases of RandAugment and AutoDO say, by the run's clock."""
+    alone = {line["method"]: line.get("alone", {}).get("phases", {}) for line in found["methods"]}
+    told, whole = [], sum(alone.get("none", {}).values())
+    given = alone.get("randaugment", {})
+    if given:
+        own, step = given["augment"], sum(given.values())
+        batch = found["rates"][0]["batch_size"]
+        told.append(
+            f"randaugment: {100 * own / step:.1f} % of its step, {batch / own:,.0f} images/s"
+        )
+    for name, phases in alone.items():
+        if name.startswith("autodo") and phases and whole:
+            outer, inner = phases["outer"], sum(phases.values()) - phases["outer"]
+            told.append(
+                f"{name}: outer step {1000 * outer:.2f} ms, {outer / whole:.2f} of a plain step; "
+                f"inner step {inner / whole:.2f}"
+            )
+    return told
+
+
+def table(heads: list[str], body: list[list[str]]) -> str:
+    """Words to the left, numbers to the right."""
+    words = sum(head in ("plain step", "network", "form", "sharing", "method") for head in heads)
+    aligned = ("left",) * words + ("right",) * (len(heads) - words)
+    return tabulate(body, headers=heads, colalign=aligned if body else None, disable_numparse=True)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, write the file."""
+    arguments = tyro.cli(Arguments, description=__doc__, args=given)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA GPU was found; --device cpu --tiny tries the script itself")
+    measured = Measurements(arguments)
+    head = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": describe_device(torch.device(arguments.device)),
+        "cores": os.cpu_count(),
+        "versions": installed_versions(),
+        "tiny": arguments.tiny,
+    }
+
+    def report() -> None:
+        if arguments.json is not None:
+            runs.write_text(arguments.json, runs.to_json({**head, **measured.found}) + "\n")
+
+    try:
+        measured.everything(report)
+    finally:
+        measured.close()
+    print(
+        f"{head['date']}, {head['device']['name']}, {head['cores']} cores, torch "
+        f"{torch.__version__}, 28x28x3, batch {measured.setting().batch_size}, Adam"
+    )
+    print("\n\n".join(tables(measured.found)))
+    print("\n".join(["", *notes(measured.found), *missing(measured.found), AIMS]))
+
+
+if __name__ == "__main__":
+    main()

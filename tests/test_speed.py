@@ -1,0 +1,128 @@
+"""The script that measures a GPU runs here on the CPU, with narrow networks."""
+
+import json
+import math
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import methods
+from benchmarks.speed import gpu
+
+
+def numbers(node: Any) -> list[float]:
+    """All numbers below a node of the file but those that a CPU has not."""
+    if isinstance(node, dict):
+        return [
+            each for name, value in node.items() if name != "used_mib" for each in numbers(value)
+        ]
+    if isinstance(node, list):
+        return [each for value in node for each in numbers(value)]
+    return [node] if isinstance(node, float) else []
+
+
+def test_the_whole_script_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "speed.json"
+    gpu.main(["--device", "cpu", "--tiny", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert "not_measured" not in file.read_text()
+    assert [line["what"] for line in found["rates"]] == ["harness", "plain loop", "harness"]
+    assert all(line["images_per_second"] > 0 for line in found["rates"])
+    assert found["rates"][0]["tflops"] > 0 and "share" not in found["rates"][0]
+    assert [line["runs"] for line in found["packed"]] == [1, 2]
+    assert [line["method"] for line in found["methods"]] == list(gpu.TINY)
+    for line in found["methods"]:
+        assert line["alone"]["runs"] == 1 and line["packed"]["runs"] == 2
+        assert line["alone"]["ratio"] > 0 and line["packed"]["ratio"] > 0
+    assert all(math.isfinite(each) for each in numbers(found))
+    outer = {line["method"]: line["alone"]["phases"]["outer"] for line in found["methods"]}
+    assert outer["autodo(start=1.0)"] > 0
+    shown = capsys.readouterr().out
+    assert "randaugment: " in shown and "autodo(start=1.0): outer step " in shown
+
+
+def test_what_no_time_is_left_for_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "speed.json"
+    gpu.main(["--device", "cpu", "--tiny", "--seconds", "0", "--json", str(file)])
+    lines = json.loads(file.read_text())
+    assert {line["not_measured"] for line in lines["rates"] + lines["packed"]} == {"out of time"}
+    shown = capsys.readouterr().out
+    assert "not measured: out of time: harness of small_cnn(width=0.25)" in shown
+    assert "randaugment alone" in shown and "autodo(start=1.0) packed" in shown
+
+
+def test_a_worker_that_fails_answers_the_next_question() -> None:
+    measured = gpu.Measurements(gpu.Arguments(device="cpu", tiny=True))
+    try:
+        with pytest.raises(gpu.NotMeasured, match="unknown model"):
+            measured.together(measured.setting(model="resnet19"), 1)
+        first = measured.workers[0].process.pid
+        (rate,) = measured.together(measured.setting(), 1)
+        assert rate.images_per_second > 0 and measured.workers[0].process.pid == first
+        measured.deadline = time.monotonic() + 2 * measured.span + 0.05
+        with pytest.raises(gpu.NotMeasured, match="out of time"):
+            measured.together(measured.setting(model="resnet50", batches=1000), 1)
+        assert measured.workers == []
+    finally:
+        measured.close()
+
+
+def test_every_method_and_preset_is_measured() -> None:
+    built = [methods.build(name) for name in gpu.every_method()]
+    assert len(built) == len(methods.BUILTIN) - 1 + sum(
+        max(0, len(methods.summary(name).presets) - 1) for name in methods.BUILTIN
+    )  # all but wrap, which is a function of one's own
+
+
+@pytest.mark.parametrize(
+    ("card", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("Tesla T4", 65.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("a card of next year", 0.0),
+    ],
+)
+def test_the_peak_is_that_of_the_card(card: str, peak: float) -> None:
+    assert gpu.peak(card) == 1e12 * peak
+
+
+CONTROL = """#!/bin/sh
+read asked
+echo "$CUDA_MPS_PIPE_DIRECTORY $1 $asked" >> {log}
+exit {code}
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_control_daemon_is_started_and_stopped_in_its_own_folder(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, program = tmp_path / "log", tmp_path / "nvidia-cuda-mps-control"
+    program.write_text(CONTROL.format(log=log, code=code))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if code:
+        with pytest.raises(gpu.NotMeasured, match="MPS did not start"), gpu.mps():
+            pass
+        return
+    with gpu.mps() as variables:
+        folder = Path(variables["CUDA_MPS_PIPE_DIRECTORY"])
+        assert folder.is_dir()
+    assert not folder.exists()
+    started, stopped = (line.split() for line in log.read_text().splitlines())
+    assert started == [str(folder), "-d"] and stopped == [str(folder), "quit"]
+
+
+def test_without_a_control_program_mps_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(gpu.NotMeasured, match="is not installed"), gpu.mps():
+        pass
