@@ -48,7 +48,7 @@ class Training:
     """multistep: the factor"""
     warmup_epochs: int = 0
     """epochs over which the rate rises from a tenth"""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     compile: bool = False
 

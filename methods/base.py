@@ -181,7 +181,7 @@ class Context(Protocol):
     def repeatable(self) -> bool:
         """Whether the model called under ``replay`` equals ``forward`` to rounding.
 
-        It does not under bfloat16 or ``torch.compile``.
+        It does not under ``torch.compile`` or where the training step is not float32.
         """
         ...
 

@@ -56,6 +56,7 @@ def test_it_tells_what_a_run_would_use(tmp_path: Path, capsys: pytest.CaptureFix
     found = told(capsys)
     assert f"torch {torch.__version__}" in found["Versions"]
     assert found["Device"].startswith("cpu: ")
+    assert found["Precision"] == "float32; --precision auto would be float32"
     assert found["CPU"] == "4 core(s); 2 run(s) at a time with 2 thread(s) each"
     assert "breastmnist" in found["Data"] and "pneumoniamnist" not in found["Data"]
     assert found["Results"].endswith("GiB free") and found["Ray"]

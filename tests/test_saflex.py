@@ -1612,7 +1612,12 @@ class TestFallbacks:
             found = []
             for bfloat16 in (False, True):
                 text = f"saflex({GAINS}, clean_fraction=0.25, derivative={derivative})"
-                desk = Desk(saflex(text), network().float(), data, bfloat16=bfloat16)
+                desk = Desk(
+                    saflex(text),
+                    network().float(),
+                    data,
+                    precision="bfloat16" if bfloat16 else "float32",
+                )
                 out = desk.augment(desk.batch(dtype=torch.float32))
                 assert (out.logits is None) == (bfloat16 or derivative == "dual")
                 found.append(out.w)

@@ -51,8 +51,10 @@ class Setting:
     """decay of the learning rate"""
     warmup_epochs: Annotated[int | None, OF_PRESET] = None
     """epochs of linear warm-up"""
-    precision: Annotated[Literal["float32", "bfloat16"] | None, OF_PRESET] = None
-    """bfloat16 is autocast in the training forward"""
+    precision: Annotated[
+        Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None, OF_PRESET
+    ] = None
+    """of the training step (auto: bfloat16 on GPUs that have it, float16 on older ones)"""
     channels_last: bool = True
     """memory format of images and convolutions; faster, and part of the run's id"""
     compile: bool = False

@@ -20,6 +20,7 @@ from benchmarks.running.codes import FAILURE
 from benchmarks.running.problems import IN_THE_WAY
 from benchmarks.training.errors import first_line
 from benchmarks.training.machine import describe_device
+from benchmarks.training.precision import automatic
 from benchmarks.training.trainer import threads
 
 OPTIONAL = ("optuna", "tensorboard", "wandb", "mlflow")
@@ -43,6 +44,7 @@ def carry_out(command: arguments.DoctorCommand) -> int:
          f"Python {platform.python_version()}")  # fmt: skip
     for line in _devices(device):
         _say("Device", line)
+    _say("Precision", f"float32; --precision auto would be {automatic()}")
     _say("CPU", f"{has} core(s); {jobs} run(s) at a time with {command.threads} thread(s) each")
     warnings.append(capacity.crowded(jobs, command.threads))
     unusable = _unusable(data, write=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.training import models
+from benchmarks.training.precision import tf32
 from methods.base import Spec
 
 MODEL = "resnet18(width=0.5, activation=celu)"
@@ -53,16 +54,9 @@ def _step(device: torch.device, dtype: torch.dtype) -> tuple[float, torch.Tensor
         network = models.build(MODEL, Spec(ROWS, CLASSES, SHAPE)).to(device, dtype)
     x = torch.rand(ROWS, *SHAPE, generator=rng).to(device, dtype)
     y = (torch.arange(ROWS) % CLASSES).to(device)
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
+    with tf32(False):
         loss = F.cross_entropy(network(x), y)
         loss.backward()
-    finally:
-        for switch, was in zip(switches, before, strict=True):
-            switch.allow_tf32 = was
     parts = [
         each.grad.flatten().cpu().double() for each in network.parameters() if each.grad is not None
     ]

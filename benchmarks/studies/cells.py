@@ -15,7 +15,7 @@ from analysis.facts import column_key
 from analysis.runs import Run, Training
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol
-from benchmarks.training import models
+from benchmarks.training import models, precision
 from methods.naming import OWN, Call, NamingError, call_of, parse, render, split, unknown
 
 DIRTY = "dirty"
@@ -337,7 +337,7 @@ def _taken_before(baseline: Run, budget: str, of: str, taken: Taken) -> tuple[in
 
 
 def training_of(preset: str, overrides: dict[str, Any]) -> Training:
-    """A preset with the fields that a user gave.
+    """A preset with the fields that a user gave; precision "auto" becomes that of this machine.
 
     Raises:
         NamingError: an unknown preset, or a value that is not allowed.
@@ -345,6 +345,8 @@ def training_of(preset: str, overrides: dict[str, Any]) -> Training:
     if preset not in runs.PRESETS:
         raise unknown("preset", preset, runs.PRESETS)
     base = asdict(runs.PRESETS[preset][1])  # type: ignore[call-overload]
+    if overrides.get("precision") == "auto":
+        overrides = {**overrides, "precision": precision.automatic()}
     try:
         made = Training(**{**base, **overrides})
     except ValueError as error:

@@ -47,6 +47,7 @@ def snapshot(state: State, ctx: TrainingContext, method: Method, clone: bool) ->
         "model": ctx.model.state_dict(),
         "optimizer": ctx.optimizer.state_dict(),
         "method": method.state_dict(),
+        "loss_scale": ctx.arithmetic.state_dict(),
     }
     return copy.deepcopy(content) if clone else content
 
@@ -74,6 +75,7 @@ def restore(
     ctx.model.load_state_dict(content["model"])
     ctx.optimizer.load_state_dict(content["optimizer"])
     method.load_state_dict(content["method"])
+    ctx.arithmetic.load_state_dict(content.get("loss_scale", {}))
     state.resumed += 1
     progress.note(f"{name}: resuming after epoch {state.epoch} of {ctx.epochs}")
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks.data.seeding import preserved, seed_global
 from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, RowStream, rows_from_tensors
 from benchmarks.training.charging import Clock, PassCounter
+from benchmarks.training.precision import Arithmetic, Precision
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods.base import Batch, Spec, Task
 from methods.functional import buffers_kept
@@ -35,7 +36,7 @@ class TrainingContext:
         epochs: int,
         seed: int,
         device: torch.device,
-        bfloat16: bool = False,
+        precision: Precision = "float32",
         channels_last: bool = False,
         compiled: nn.Module | None = None,
     ) -> None:
@@ -45,7 +46,8 @@ class TrainingContext:
         self.clock, self.counter = Clock(device), PassCounter(model)
         self._run = model if compiled is None else compiled
         self._seed, self.device = seed, device
-        self._bfloat16, self._channels_last = bfloat16, channels_last
+        self.arithmetic = Arithmetic(precision, device)
+        self._channels_last = channels_last
         self._forwarded = False
         self._sums: dict[str, tuple[float, int]] = {}
 
@@ -77,7 +79,7 @@ class TrainingContext:
             epochs=epochs,
             seed=seed,
             device=splits.train.y.device,
-            bfloat16=training.precision == "bfloat16",
+            precision=training.precision,
             channels_last=training.channels_last,
             compiled=cast("nn.Module", torch.compile(model)) if training.compile else None,
         )
@@ -111,10 +113,10 @@ class TrainingContext:
         self._seed_global("forward")
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with self.autocast():
+        with self.arithmetic.forward():
             logits = self._run(x)
         self.clock.switch(phase)
-        return logits.float() if self._bfloat16 else logits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     @contextmanager
     def replay(self) -> Iterator[None]:
@@ -126,11 +128,7 @@ class TrainingContext:
     @property
     def repeatable(self) -> bool:
         """Whether the model called under ``replay`` equals ``forward`` to rounding."""
-        return not self._bfloat16 and self._run is self.model
-
-    def autocast(self) -> torch.autocast | nullcontext[None]:
-        """bfloat16 autocast where the run asks for it."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        return self.arithmetic.is_float32 and self._run is self.model
 
     @contextmanager
     def uncharged(self) -> Iterator[None]:

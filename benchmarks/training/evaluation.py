@@ -17,6 +17,7 @@ from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows
 from benchmarks.training.checkpoint import State
 from benchmarks.training.errors import TrainingFailed
+from benchmarks.training.precision import tf32
 from methods.base import Method, overrides
 
 EVALUATION_BATCH = 512
@@ -124,7 +125,7 @@ def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
     """
     training, parts = model.training, []
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         for start in range(0, len(rows), EVALUATION_BATCH):
             end = min(start + EVALUATION_BATCH, len(rows))
             index = torch.arange(start, end, device=rows.y.device)

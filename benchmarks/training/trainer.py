@@ -41,6 +41,7 @@ from benchmarks.training.machine import (
     peak_memory,
     reset_peak_memory,
 )
+from benchmarks.training.precision import tf32
 from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.schedule import learning_rate, make_optimizer
 from benchmarks.training.tasks import task_of
@@ -89,7 +90,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM, or ``stop`` said so.
     """
     progress, device = progress or Silent(), torch.device(device)
-    with threads(run.threads):
+    with threads(run.threads), tf32(False):
         network = _network(run, splits, method, device, model)
         _tell_settings(run, progress)
         ctx = TrainingContext.of_splits(
@@ -151,7 +152,7 @@ def _network(
 def _tell_settings(run: Run, progress: Progress) -> None:
     training = run.training
     for name, on in (
-        ("bfloat16 autocast", training.precision == "bfloat16"),
+        (training.precision, training.precision != "float32"),
         ("torch.compile", training.compile),
     ):
         if on:
@@ -319,8 +320,10 @@ def train_step(
     loss = out.w @ losses
     ctx.clock.switch("backward")
     ctx.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    ctx.optimizer.step()
+    ctx.arithmetic.backward(loss)
+    skipped = ctx.arithmetic.update(ctx.optimizer)
+    if ctx.arithmetic.precision == "float16":
+        ctx.log(steps_skipped=skipped)
     ctx.clock.switch("")
     return loss.detach(), out
 
