@@ -41,13 +41,15 @@ ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8
 
 @dataclass(frozen=True)
 class Case:
-    """The data of a check: channels of the images, and the kind of task."""
+    """The data of a check: channels of the images, the kind of task, and where they lie."""
 
     channels: int
     kind: str = "multi-class"
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.channels} channel(s), {self.kind}"
+        place = "" if self.device == "cpu" else f", {self.device}"
+        return f"{self.channels} channel(s), {self.kind}{place}"
 
 
 CASES = (Case(1), Case(3), Case(1, "multi-label"))
@@ -69,6 +71,7 @@ class Bench:
         """Rows of the training split; the last ``elsewhere`` have index -1."""
         count = self.ctx.spec.rows
         index = torch.randperm(count, generator=generator("contract batch", step))[:rows]
+        index = index.to(self.ctx.device)
         batch = self.ctx.train.rows(index)
         if elsewhere:
             index = index.clone()
@@ -89,7 +92,7 @@ class Bench:
 
 
 def splits(case: Case, meta: bool) -> Splits:
-    """Random images whose labels can be learned, the same at every call."""
+    """Random images whose labels can be learned, the same at every call and on every device."""
     rng = generator("contract data", case.channels, case.kind)
     count = 2 * (ROWS + META_ROWS)
     labels = torch.arange(count) % CLASSES
@@ -100,6 +103,7 @@ def splits(case: Case, meta: bool) -> Splits:
     else:
         y = torch.nn.functional.one_hot(labels, CLASSES).float()
     places = [0, ROWS, ROWS + META_ROWS, 2 * ROWS + META_ROWS, count]
+    bright, y = bright.to(case.device), y.to(case.device)
     parts = [rows_from_tensors(bright[a:b], y[a:b]) for a, b in pairwise(places)]
     return Splits(
         train=parts[0],
@@ -131,7 +135,9 @@ def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4
     """
     task = task_of(made.kind)
     torch.manual_seed(0)
-    network = models.build(model, made.spec, method.requires())
+    device = made.train.y.device
+    network = models.build(model, made.spec, method.requires()).to(device)
+    method.to(device)
     try:
         check_fits("the method", method, made, network, model)
     except NotApplicable as reason:
@@ -314,7 +320,7 @@ def train(
               training=training)  # fmt: skip
     made = splits(case, "meta" in method.requires())
     try:
-        return fit(run, made, method, **arguments)  # type: ignore[arg-type]
+        return fit(run, made, method, device=case.device, **arguments)  # type: ignore[arg-type]
     except NotApplicable as reason:
         raise Skipped(str(reason)) from reason
 

@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ LONG = (
     "test_study",
 )
 """Files that take long, which come first: two workers then end at about the same time."""
+collect_ignore = [] if find_spec("hypothesis") else ["test_naming.py"]
+"""A bare machine with a GPU may lack hypothesis, and runs all others."""
 known: set[int] = set()
 
 
