@@ -1,1 +1,1 @@
-"""What is to be run: study files, their plans, cells, costs and searches."""
+"""What to run: study files, their plans, cells, costs and searches."""

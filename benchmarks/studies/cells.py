@@ -1,4 +1,4 @@
-"""From what a user writes to the cells of a comparison."""
+"""The cells of a comparison, made from what a user writes."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ DIRTY = "dirty"
 
 @dataclass(frozen=True)
 class Cell:
-    """A run with what is needed to carry it out and to show it."""
+    """A run, with what is needed to execute and to show it."""
 
     run: Run
     benchmark: Benchmark
     recorded: dict[str, Any]
-    """Kept in run.json beside the cell, not hashed."""
+    """Stored in run.json with the cell, not hashed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table before it meets a seed: a method, its rows, its budget."""
+    """A row of a table, without a seed: a method, the rows it trains on, its budget."""
 
     method: str
     control: Control = "all"
     dirty: bool = False
     budget: str = "steps"
     epochs: int = 0
-    """0 for those of the training preset"""
+    """0: as in the training preset"""
     detail: str = ""
-    """how the number of epochs came about"""
+    """how the number of epochs was derived"""
     of: str = ""
-    """id of the run, at seed 0, whose budget this one has"""
+    """id, at seed 0, of the run that sets the budget"""
 
     @property
     def name(self) -> str:
-        """How it is called in tables, beside its budget."""
+        """Its name in tables, without the budget."""
         dirty = f"@{DIRTY}" if self.dirty else ""
         control = "" if self.control == "all" else f"@{self.control}"
         return f"{self.method}{control}{dirty}"
@@ -64,7 +64,7 @@ def parse_row(text: str, protocol: Protocol) -> Row:
     """``method`` or ``method@train``, ``@train+meta``, ``@meta``, ``@dirty``.
 
     Raises:
-        NamingError: an unknown method or control, or a control that says nothing here.
+        NamingError: an unknown method or control, or a control that does not apply.
     """
     name, *rest = split(text, "@") or [""]
     if not name or text.strip().startswith("@"):
@@ -77,11 +77,11 @@ def parse_row(text: str, protocol: Protocol) -> Row:
         raise unknown("control row", "@".join(rest), known)
     if control == DIRTY:
         if not needs_meta:
-            raise NamingError(f"{text}: {method} learns from no meta rows that could be dirty")
+            raise NamingError(f"{text}: {method} learns from no meta rows, so none can be dirty")
         return Row(method, "all", dirty=True)
     if control != "all" and needs_meta:
         raise NamingError(
-            f"{text}: control rows are for methods without meta rows, {method} needs some"
+            f"{text}: control rows are for methods without meta rows, but {method} needs them"
         )
     # These name the same labelled rows as the method alone.
     alias = "train" if protocol.name == "paper" else "train+meta"
@@ -92,22 +92,22 @@ def row_name(text: str) -> str:
     """The name of the row that a text such as ``mixup(alpha=0.2)@train`` stands for.
 
     Raises:
-        NamingError: the method is not known, or cannot be built so.
+        NamingError: the method is unknown, or cannot be built with these arguments.
     """
     method, control, budget = runs.row_parts(text)
     kind, of, costly = budget.partition(" of ")
     try:
         budget = kind + of + (methods.canonical(costly) if costly else "")
         return runs.row_name(methods.canonical(method), control, budget)
-    except methods.Unavailable:  # a row of the table that says why
+    except methods.Unavailable:  # its row in the table gives the reason
         return text
 
 
 def label_key(text: str) -> str:
-    """The row, or the data set, that a key of ``labels`` stands for, as tables are asked for it.
+    """The row or data set that a key of ``labels`` stands for, spelled as in tables.
 
     Raises:
-        NamingError: neither a benchmark nor a row.
+        NamingError: it is neither a benchmark nor a row.
     """
     try:
         benchmark = parse_benchmark(text)
@@ -117,19 +117,19 @@ def label_key(text: str) -> str:
 
 
 def model_name(text: str, width: float | None) -> str:
-    """The canonical model, with ``--width`` put in."""
+    """The canonical model, with ``--width`` applied."""
     if width is None:
         return models.canonical(text)
     if text.startswith(OWN):
-        raise NamingError(f"width: expected none beside your own network {text!r}, got {width}")
+        raise NamingError(f"width: expected none with your own network {text!r}, got {width}")
     call = parse(text)
     if not isinstance(call, Call) or "width" in dict(call.arguments):
-        raise NamingError(f"width: give it once, beside the model or in it, got {text!r}")
+        raise NamingError(f"width: expected it once, as --width or in the model, got {text!r}")
     return models.canonical(render(call_of(call.name, {**dict(call.arguments), "width": width})))
 
 
 def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) -> list[Row]:
-    """The control rows that design and protocol ask for beside ``rows``, each once.
+    """The control rows that design and protocol require in addition to ``rows``, each once.
 
     For a method that needs meta rows, over an upstream U: ``U@train`` (the pool without the meta
     rows; under ``paper`` U itself) and under ``paper`` ``U@train+meta``; on corrupted labels
@@ -156,8 +156,8 @@ def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) 
 def upstream_of(method: str) -> str:
     """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``.
 
-    Of a control around the method that it controls, or around one that learns from meta rows, it
-    is the upstream of that method.
+    For a control that wraps the method it controls, or wraps one that learns from meta rows, it is
+    the upstream of that method.
     """
     expression = parse(method)
     given = dict(expression.arguments) if isinstance(expression, Call) else {}
@@ -170,7 +170,7 @@ def upstream_of(method: str) -> str:
 
 
 def _controls_upstream(method: str) -> bool:
-    """Whether a method is a control of the method that it is put around."""
+    """Whether a method is a control of the method that it wraps."""
     return methods.build(method).controls == "upstream"
 
 
@@ -203,7 +203,7 @@ def make_cell(
         "model": models.version_of(model),
         **methods.versions(row.method),
     }
-    # Only what decides a number is part of the id: these rows are the pool, however it is cut.
+    # Only what affects a result is part of the id: these rows are the pool, however it is split.
     plain = row.control == "all" and not needs_meta and not benchmark.corrupts
     if protocol.name == "paper" or plain:
         protocol = Protocol(name=protocol.name)
@@ -237,7 +237,7 @@ def make_cell(
 
 
 def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
-    """The names that rows with an equal budget beside ``rows`` may have."""
+    """The names that the equal-budget rows for ``rows`` may have."""
     plain = {row.method for row in rows if row.control == "all" and not row.dirty}
     found = []
     for method in plain:
@@ -249,15 +249,15 @@ def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
 
 
 Taken = Sequence[tuple[Run, dict[str, Any]]]
-"""Runs with an equal budget, and what was recorded beside them."""
+"""Equal-budget runs, and what was recorded with them."""
 
 
 def equal_budgets_in(root: Path) -> Taken:
-    """The runs with an equal budget that lie in a results folder."""
+    """The equal-budget runs in a results folder."""
     found = []
     for folder in runs.folders(root):
         try:
-            # most runs have none, and reading all of a run takes ten times as long
+            # most runs have none, and reading a whole run takes ten times as long
             if json.loads((folder / "run.json").read_bytes())["run"]["budget"] != "steps":
                 found.append(runs.read_run(folder))
         except runs.UNREADABLE:
@@ -272,11 +272,11 @@ def equal_budget_rows(
     taken: Taken | None = None,
 ) -> list[Row]:
     """For each method that costs more than its upstream, the upstream with as many passes or as
-    much time: an explicit number of epochs, taken once and then read back from disk.
+    much time: an explicit number of epochs, computed once and then read back from disk.
 
-    Only runs that are done count; no cell may have dirty meta rows. A row of control, a control of
-    a method, or a row of another budget has no such row. ``taken`` is what lies in ``root``, where
-    the caller knows it.
+    Only finished runs count; no cell may have dirty meta rows. Control rows, controls of a method
+    and rows of another budget get none. ``taken``: the equal-budget runs in ``root``, if the
+    caller has read them.
     """
     plain = {
         (cell.run.method, cell.run.seed): cell
@@ -317,9 +317,9 @@ def equal_budget_rows(
 
 
 def _taken_before(baseline: Run, budget: str, of: str, taken: Taken) -> tuple[int, str]:
-    """Epochs and detail of an earlier run with this budget that else is ``baseline``, else 0.
+    """Epochs and detail of an earlier run with this budget, otherwise as ``baseline``; or 0.
 
-    ``of`` is the id of the run, at seed 0, whose budget it is.
+    ``of`` is the id, at seed 0, of the run that sets the budget.
     """
 
     def setting(each: Run) -> str:
@@ -337,7 +337,7 @@ def _taken_before(baseline: Run, budget: str, of: str, taken: Taken) -> tuple[in
 
 
 def training_of(preset: str, overrides: dict[str, Any]) -> Training:
-    """A preset with the fields that a user gave; precision "auto" becomes that of this machine.
+    """A preset, overridden by the given fields; precision "auto" becomes that of this machine.
 
     Raises:
         NamingError: an unknown preset, or a value that is not allowed.
@@ -359,7 +359,7 @@ def training_of(preset: str, overrides: dict[str, Any]) -> Training:
 
 
 def plain(error: ValueError) -> str:
-    """The sentence of a pydantic error without its frame."""
+    """The message of a pydantic error, without what surrounds it."""
     listed = getattr(error, "errors", None)
     if listed is None:
         return str(error)

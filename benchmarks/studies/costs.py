@@ -1,4 +1,4 @@
-"""What runs cost, foreseen from those that are done, else from the shipped table."""
+"""What runs cost, estimated from finished runs, else from the shipped table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from methods.naming import NamingError
 
 
 class Shipped(NamedTuple):
-    """What a training step without a method takes on one kind of device."""
+    """The time of a training step without a method on one kind of device."""
 
     seconds: float
-    """of an image of 28 x 28 x 3 in resnet18; in other networks by their operations"""
+    """per 28 x 28 x 3 image in resnet18; other networks in proportion to their operations"""
     where: str
 
 
@@ -32,7 +32,7 @@ SHIPPED = {
 
 
 def shipped(model: str, shape: tuple[int, int, int], classes: int, device: str) -> float:
-    """Seconds of a plain training step for each image, by the shipped table."""
+    """Seconds per image of a plain training step, from the shipped table."""
     return SHIPPED[device].seconds * _operations(model, shape, classes) / _operations()
 
 
@@ -40,24 +40,24 @@ def shipped(model: str, shape: tuple[int, int, int], classes: int, device: str) 
 def _operations(
     model: str = "resnet18", shape: tuple[int, int, int] = (3, 28, 28), classes: int = 10
 ) -> float:
-    """Of a forward pass of one image; of a network that cannot be counted those of resnet18."""
+    """Operations of a forward pass of one image; resnet18's if they cannot be counted."""
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             models.build(model, Spec(2, classes, shape))(torch.zeros(2, *shape))
     except NamingError:
         raise
-    except (Exception, SystemExit):  # one of the user's own may look at numbers
+    except (Exception, SystemExit):  # a user's own network may read values
         return _operations()
     return counter.get_total_flops() / 2
 
 
 def method_of(run: runs.Run) -> str:
-    """The method whose cost a run has: its own, or that whose budget it is given."""
+    """The method that sets a run's cost: its own, or the one whose budget it gets."""
     return run.budget.partition(" of ")[2] or run.method
 
 
 class Costs:
-    """Seconds of a run, foreseen from the runs that lie in the results folder."""
+    """Estimated seconds of a run, from the runs in the results folder."""
 
     def __init__(self, device: str = "") -> None:
         self._device = device
@@ -65,7 +65,7 @@ class Costs:
         self._alike: dict[tuple[object, ...], list[float]] = {}
 
     def saw(self, run: runs.Run, result: Mapping[str, Any]) -> None:
-        """Remember what a run that is done has taken, if it was on such a device."""
+        """Record what a finished run took, if it ran on this kind of device."""
         cost = result.get("cost")
         if not cost or (self._device and result["device"]["type"] != self._device):
             return
@@ -75,10 +75,9 @@ class Costs:
         self._alike.setdefault(alike(run), []).append(plain)
 
     def of(self, run: runs.Run, done: int = 0) -> float | None:
-        """Mean of the other seeds; else of other rows on the same data and network; else None.
+        """Mean over other seeds; else over other rows on the same data and network; else None.
 
-        Other rows count by what their method costs. Of a run of which so many epochs are ``done``
-        it is the rest.
+        Other rows are scaled by the cost of their method. Epochs that are ``done`` do not count.
         """
         for seconds, cost in (
             (self._exact.get(_exactly(run)), 1.0),
@@ -100,7 +99,7 @@ def _exactly(run: runs.Run) -> tuple[object, ...]:
 
 
 def costs_in(root: Path, device: str = "") -> Costs:
-    """What the runs in a results folder have taken, on one kind of device or on any."""
+    """What the runs in a results folder took, on one kind of device or on any."""
     costs = Costs(device)
     for folder in runs.folders(root):
         result = runs.read_result(folder)

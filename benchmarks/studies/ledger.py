@@ -1,4 +1,4 @@
-"""What a study has done and has left, as its results folder says."""
+"""What is done and what is left of a study, read from its results folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 
 FAILURES = "failures.jsonl"
-"""In a run's directory: a line for each time that it failed, with the reason."""
+"""In a run's directory: one line per failure, with the reason."""
 UNFINISHED = ("new", "interrupted")
 
 
 def unfinished(status: Status, folder: Path, save_model: bool = False) -> bool:
-    """Whether a run has not ended, or lacks the network that is to be kept of it."""
+    """Whether a run has not ended, or lacks the network that it should save."""
     if status.state == "done" and save_model:
         return not (folder / "model.pt").exists()
     return status.state in UNFINISHED
 
 
 class Ledger:
-    """What lies in the results folder, read anew whenever it is asked."""
+    """The state of the results folder, read again at every call."""
 
     def __init__(
         self, root: Path, retries: int, retry_failed: bool = False, save_model: bool = False
@@ -39,16 +39,16 @@ class Ledger:
         return runs.folder_of(self.root, cell.run)
 
     def status(self, cell: Cell) -> Status:
-        """How the run stands."""
+        """The state of the run."""
         return runs.status_of(self.folder(cell))
 
     def epochs(self, cell: Cell) -> int:
-        """Epochs of an unfinished run from which it goes on; 0 where it begins anew."""
+        """The epoch from which an unfinished run resumes; 0 if it starts over."""
         interrupted = self.status(cell).state == "interrupted"
         return len(search.lines_of(self.folder(cell))) if interrupted else 0
 
     def failures(self, cell: Cell) -> list[str]:
-        """The reasons of its failures."""
+        """The reasons for its failures."""
         try:
             lines = (self.folder(cell) / FAILURES).read_text(encoding="utf-8").splitlines()
             return [json.loads(line)["reason"] for line in lines]
@@ -56,7 +56,7 @@ class Ledger:
             return []
 
     def failed(self, cell: Cell, reason: str) -> None:
-        """Count a failure."""
+        """Record a failure."""
         folder = self.folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         line = {"reason": reason, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -64,7 +64,7 @@ class Ledger:
             file.write(json.dumps(line) + "\n")
 
     def to_do(self, cell: Cell, status: Status | None = None) -> bool:
-        """Whether the run is to be started; one that failed, as often as its tries allow."""
+        """Whether to start the run; a failed one only if it has tries left."""
         status = status or self.status(cell)
         if status.state != "failed":
             return unfinished(status, self.folder(cell), self._save_model)
@@ -72,11 +72,11 @@ class Ledger:
         return (self._retry_failed and forgiven) or self.tries_left(cell)
 
     def tries_left(self, cell: Cell) -> bool:
-        """Whether a run that failed is tried again; one that failed elsewhere failed once."""
+        """Whether to try a failed run again; one that failed elsewhere counts as one failure."""
         return max(1, len(self.failures(cell))) <= self.retries
 
     def begin(self, wanted: Sequence[Cell]) -> None:
-        """With --retry-failed what failed before this command is forgotten."""
+        """With --retry-failed, forget the failures before this command."""
         for cell in wanted if self._retry_failed else ():
             if cell.run.id not in self._forgiven:
                 if self.status(cell).state == "failed":

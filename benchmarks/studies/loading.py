@@ -1,4 +1,4 @@
-"""The study in a study file, with what a command sets put over it."""
+"""Reads a study file and applies the settings of the command."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from methods.naming import parameters as arguments_of
 
 
 def load(path: Path, settings: Sequence[str] = (), tier: str = WHOLE) -> Study:
-    """The study in a file, with ``settings`` such as ``training.epochs=5`` put over it.
+    """The study in a file, overridden by ``settings`` such as ``training.epochs=5``.
 
     Raises:
-        StudyError: it cannot be read, a key is not known, or a value is not allowed.
-        NamingError: it has no such tier, or nothing is in that.
+        StudyError: an unreadable file, an unknown key, or an invalid value.
+        NamingError: the tier is unknown or empty.
     """
     read = studyfile.read(path)
     content = read.content
@@ -59,7 +59,7 @@ def load(path: Path, settings: Sequence[str] = (), tier: str = WHOLE) -> Study:
         if getattr(made, extra) is not None and importlib.util.find_spec(extra) is None:
             text = f"it is not installed: pip install 'augbench[{extra}]', or leave it out"
             raise file.error((extra,), text)
-    if not settings:  # which may have put other rows in the place of those that a tier names
+    if not settings:  # they may have replaced rows that a tier names
         file.check_tiers(made)
     return made.of_tier(tier)
 
@@ -76,7 +76,7 @@ def _setting(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _places(content: dict[str, Any], key: str) -> list[tuple[str, ...]]:
-    """Where a key is set: at the top, and in each block that would else go before that."""
+    """Where a key is set: at the top, and in each block that would override it."""
     blocks = content.get("blocks") if key in PRODUCT else None
     listed = blocks if isinstance(blocks, list) else []
     held = [place for place, block in enumerate(listed) if isinstance(block, dict) and key in block]
@@ -84,22 +84,24 @@ def _places(content: dict[str, Any], key: str) -> list[tuple[str, ...]]:
 
 
 def _put(content: Any, keys: tuple[str, ...], value: Any, setting: str) -> Any:
-    """A copy of a mapping or a list, with the value put in; anchors may share the original."""
+    """A copy of a mapping or list with the value set; YAML anchors may share the original."""
     if not keys:
         return value
     key, *rest = keys
     if isinstance(content, list):
         if not key.isdigit() or int(key) >= len(content):
             raise StudyError(
-                f"--set {setting}: expected a number from 0 to {len(content) - 1} in the place of "
-                f"{key!r}, as the file has a list of {len(content)} there"
+                f"--set {setting}: expected a number from 0 to {len(content) - 1} instead of "
+                f"{key!r}, because the file has a list of {len(content)} there"
             )
         place = int(key)
         inner = _put(content[place], tuple(rest), value, setting)
         return [*content[:place], inner, *content[place + 1 :]]
     held = content if isinstance(content, dict) else {}
     if key.isdigit():
-        raise StudyError(f"--set {setting}: the file has no list in which {key} could be a place")
+        raise StudyError(
+            f"--set {setting}: expected a key, got {key}, as the file has no list there"
+        )
     return {**held, key: _put(held.get(key), tuple(rest), value, setting)}
 
 
@@ -141,7 +143,7 @@ class _File(StudyFile):
         return found
 
     def checked(self, block: Block, where: Keys) -> None:
-        """Refuse what only the rest of augbench can tell to be wrong."""
+        """Refuse errors that only the rest of augbench can detect."""
         known = runs.field_names(Training)
         for key in block.training:
             if key not in known:
@@ -153,13 +155,13 @@ class _File(StudyFile):
         for key, check in checks(block):
             try:
                 check()
-            except methods.Unavailable:  # a row of the table that says why, not a slip
+            except methods.Unavailable:  # no error: its row in the table gives the reason
                 continue
             except ValueError as error:
                 raise StudyError(f"study {self.path}{self.line((*where, key))}: {error}") from None
 
     def check_tiers(self, made: Study) -> None:
-        """Refuse a tier that names what no block has."""
+        """Refuse a tier with a name that no block has."""
         for name, tier in made.tiers.items():
             for key in SPELLED:
                 try:
@@ -168,7 +170,7 @@ class _File(StudyFile):
                     raise self.error(("tiers", name, key), str(error)) from error
                 if found:
                     got, known = found
-                    text = f"expected what a block of the file has, got {got!r}"
+                    text = f"expected a name from a block of the file, got {got!r}"
                     raise self.error(("tiers", name, key), text + nearest(got, known))
 
     def searched(self, tune: Tune, block: Block) -> None:
@@ -179,7 +181,7 @@ class _File(StudyFile):
             if key not in known:
                 raise self.unknown(where, known)
             if key == "epochs":
-                raise self.error(where, "expected none, as every trial has equal passes")
+                raise self.error(where, "expected none, because all trials have equal passes")
             try:
                 for value in parameter(key, space).grid():
                     cells.training_of(block.preset, {**block.training, key: value})
@@ -191,7 +193,7 @@ class _File(StudyFile):
                 raise self.unknown(where, methods.registry())
             try:
                 takes = arguments_of(methods.load(name))
-            except methods.Unavailable:  # a row of the table that says why
+            except methods.Unavailable:  # its row in the table gives the reason
                 continue
             for key, space in spaces.items():
                 if key not in takes:
@@ -204,5 +206,5 @@ class _File(StudyFile):
 
 
 def _less(text: str, key: str) -> str:
-    """An error without the key, which the place in the file tells."""
+    """An error without the key, which the position in the file already shows."""
     return text.removeprefix("tune: ").removeprefix(f"{key}: ")

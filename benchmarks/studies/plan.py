@@ -1,4 +1,4 @@
-"""From a study to its experiments and their cells. Needs no ray."""
+"""The experiments of a study and their cells. Needs no ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from methods.naming import OWN, NamingError, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What must be known of a data set to name its runs."""
+    """What the names of a data set's runs depend on."""
 
     checksum: str
     shape: tuple[int, int, int]
@@ -48,10 +48,10 @@ class Source:
 
 
 def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
-    """Facts about a data set, from the catalogue where its files are the official ones.
+    """Facts about a data set, from the catalogue if its files are the official ones.
 
     Raises:
-        DataError: a file of one's own cannot be read.
+        DataError: a user's own file cannot be read.
     """
     entry = CATALOGUE.get(benchmark.name)
     if entry is not None and any(entry.files.values()) and not study.allow_unverified:
@@ -75,13 +75,13 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
 
 
 def pool_of(benchmark: Benchmark, source: Source) -> float:
-    """About how many labelled rows an epoch passes over, without a look at the data."""
+    """Approximate number of labelled rows per epoch, without reading the data."""
     rows = float(source.counts[0])
-    if benchmark.folds:  # of the others an eighth is select
+    if benchmark.folds:  # an eighth of the other folds is select
         rows = sum(source.counts) * (1 - 1 / benchmark.folds) * 7 / 8
     if benchmark.rows_per_class:
         rows = min(rows, benchmark.rows_per_class * source.classes)
-    return rows / 2 * (1 + 1 / benchmark.imbalance)  # one half of the classes is cut down
+    return rows / 2 * (1 + 1 / benchmark.imbalance)  # half of the classes are reduced
 
 
 @dataclass(frozen=True, config={"arbitrary_types_allowed": True})
@@ -102,11 +102,11 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """How it is called in messages."""
+        """Its name in messages."""
         return f"{canonical(self.benchmark)}, {self.model}, {self.protocol.name}"
 
     def of(self, row: Row, training: Training | None = None) -> Callable[[int], Cell]:
-        """Makes the cell of a row for a seed; what is the same for all seeds is done once."""
+        """A function that makes the cell of a row for a seed; shared work is done once."""
         first = cells.make_cell(
             row,
             self.benchmark,
@@ -122,7 +122,7 @@ class Experiment:
         return lambda seed: replace(first, run=_with_seed(first.run, seed))
 
     def cells(self, rows: Iterable[Row] | None = None) -> list[Cell]:
-        """The runs, seed by seed, so that a sweep cut short has whole seeds."""
+        """The runs, seed by seed, so that an interrupted sweep has complete seeds."""
         makers = [self.of(row) for row in (self.rows if rows is None else rows)]
         return [make(seed) for seed in self.seeds for make in makers]
 
@@ -140,18 +140,18 @@ class Plan:
     """The experiments of a study."""
 
     def __init__(self, study: Study, root: Path, whole: bool = True) -> None:
-        """``whole``: seeds of a benchmark with folds must be whole repeats of them."""
+        """``whole``: the seeds of a benchmark with folds must cover every fold equally often."""
         self.study, self.data_root, self._whole = study, root, whole
         self._sources: dict[tuple[object, ...], Source] = {}
         self._fits: set[tuple[str, tuple[int, ...], int]] = set()
 
     def check_family(self) -> None:
-        """Refuse a comparison that no table of the study can make; of a tier leave it out.
+        """Refuse a comparison that no table of the study can make; in a tier, leave it out.
 
         Raises:
-            StudyError: names the row and the nearest one, or what is missing beside it.
+            StudyError: names the row and the nearest one, or what is missing.
         """
-        sides: dict[str, set[str]] = {}  # blocks may hold rows of one table between them
+        sides: dict[str, set[str]] = {}  # the rows of one table may come from several blocks
         for experiment in self.experiments:
             sides.setdefault(experiment.name, set()).update(self._names(experiment))
         absent = {name for experiment in self.experiments for name, _ in experiment.missing}
@@ -165,7 +165,7 @@ class Plan:
         self.study = replace(self.study, family=tuple(made))
 
     def check_labels(self) -> None:
-        """Refuse a label for what no table of the study has; of a tier leave it out.
+        """Refuse a label for what no table of the study has; in a tier, leave it out.
 
         Raises:
             StudyError: names it and the nearest row or data set.
@@ -184,7 +184,7 @@ class Plan:
         self.study = replace(self.study, labels=kept)
 
     def _names(self, experiment: Experiment) -> set[str]:
-        """The rows that a table has, or will have once those of an equal budget are known."""
+        """The rows that a table has, or will have once its equal-budget rows are known."""
         return {row.name for row in experiment.rows}.union(
             *(cells.equal_budget_names(experiment.rows, kind) for kind in experiment.block.same)
         )
@@ -203,14 +203,14 @@ class Plan:
             source = self.source(benchmark)
             self._check(network, source)
             rows, missing = rows_of(block.methods, protocol)
-            if block.controls or protocol.name == "paper":  # there they are compulsory
+            if block.controls or protocol.name == "paper":  # paper requires them
                 rows += cells.control_rows(rows, benchmark, protocol)
             default = range(advised(source.counts[2], benchmark.folds))
             seeds = tuple(default if block.seeds is None else block.seeds)
             if benchmark.folds and self.study.tune is not None:
                 raise NamingError(
-                    f"tune: {canonical(benchmark)}: expected the official split, as rows that "
-                    "choose a setting would be test rows of other folds"
+                    f"tune: {canonical(benchmark)}: expected the official split, because rows "
+                    "that choose a setting would be test rows of other folds"
                 )
             if self._whole:
                 check_seeds(benchmark, seeds)
@@ -227,7 +227,7 @@ class Plan:
             )
 
     def own_names(self) -> list[str]:
-        """The names of code of one's own in it, ``py:module:name``, each once."""
+        """The names of the user's own code, ``py:module:name``, each once."""
         found: dict[str, None] = {}
         for experiment in self.experiments:
             if experiment.model.startswith(OWN):
@@ -252,7 +252,7 @@ class Plan:
 
 
 def _unmade(row: str, base: str, sides: dict[str, set[str]], absent: set[str]) -> str:
-    """Why none of the tables, the names of their rows in ``sides``, compares these two, or ""."""
+    """Why no table compares these two rows, or ""; ``sides``: the row names of each table."""
     known = set().union(*sides.values())
     for name in filter(None, (row, base)):
         if name not in known | absent:
@@ -263,15 +263,15 @@ def _unmade(row: str, base: str, sides: dict[str, set[str]], absent: set[str]) -
     ):
         return ""
     if base:
-        return f"{row} and {base} stand in no table together"
+        return f"no table has both {row} and {base}"
     return f"{row} has no baseline; write {row}{OVER}ROW, or add none"
 
 
 def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], object]]]:
-    """What only the rest of augbench can tell to be wrong, key by key; no data are read.
+    """Checks, by key, of what only the rest of augbench can know; they read no data.
 
-    ``whole``: seeds of a benchmark with folds must be whole repeats of them.
-    A check raises ValueError, of a row whose plug-in is unavailable ``methods.Unavailable``.
+    ``whole``: the seeds of a benchmark with folds must cover every fold equally often.
+    A check raises ValueError, or ``methods.Unavailable`` for a row whose plug-in is unavailable.
     """
     seeds = block.seeds if block.seeds is not None and whole else ()
     return [
@@ -295,19 +295,19 @@ def check_model(model: str, spec: Spec) -> None:
     """Refuse a network that cannot be built.
 
     Raises:
-        NamingError: the message holds the reason.
+        NamingError: the message gives the reason.
     """
     try:
         try:
-            with torch.device("meta"):  # shapes are checked, and nothing is filled with numbers
+            with torch.device("meta"):  # checks shapes without allocating values
                 models.build(model, spec)
         except NamingError:
             raise
-        except Exception:  # one of the user's own may look at numbers while it is built
+        except Exception:  # a user's own network may read values while it is built
             models.build(model, spec)
     except NamingError:
         raise
-    except (Exception, SystemExit) as error:  # one of the user's own may raise anything
+    except (Exception, SystemExit) as error:  # a user's own network may raise anything
         shape = " x ".join(map(str, spec.shape))
         raise NamingError(
             f"model: {model} cannot be built for {shape} images: {type(error).__name__}: {error}"
@@ -327,12 +327,12 @@ def rows_of(names: Sequence[str], protocol: Protocol) -> tuple[list[Row], list[t
 
 
 def label(cell: Cell) -> str:
-    """A run in words, the name of its table first: what ``--only`` is compared with."""
+    """The name of a run, which ``--only`` is matched against; the name of its table first."""
     run = cell.run
     return f"{run.benchmark}, {run.model}, {run.protocol}, {run.row}, seed {run.seed}"
 
 
 def chosen(pattern: str) -> Callable[[Cell], bool]:
-    """Whether a run's label holds the pattern; ``*`` and ``?`` stand for any letters."""
+    """A test whether a run's label contains the pattern, with wildcards ``*`` and ``?``."""
     plain = pattern.replace("[", "[[]")  # names of rows have brackets
     return lambda cell: fnmatch.fnmatchcase(label(cell), f"*{plain}*") if pattern else True

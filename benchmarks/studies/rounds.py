@@ -1,4 +1,4 @@
-"""In which rounds a study is carried out: jobs, searches, equal budgets. Needs no ray."""
+"""The rounds of a study: jobs, searches, equal budgets. Needs no ray."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Round:
-    """Jobs that may run at once."""
+    """Jobs that may run in parallel."""
 
     jobs: list[Job]
     ladder: Ladder | None = None
@@ -62,7 +62,7 @@ class RowSearch:
         self.trials: list[Trial] = []
 
     def grow(self, root: Path) -> bool:
-        """Add the trials that can be named by now; whether there were any."""
+        """Add the trials that are known by now; return whether there were any."""
         tune, have = self.tune, len(self.trials)
         if tune.search != "optuna":
             settings = search.listed(self.row, self.experiment.training, tune)[have:]
@@ -82,7 +82,7 @@ class RowSearch:
 
     @property
     def unnamed(self) -> int:
-        """Trials that are still to be proposed, once others have ended."""
+        """The number of trials still to be proposed, once others have ended."""
         return self.tune.trials - len(self.trials)
 
     def ended(self, outcomes: Sequence[Outcome]) -> bool:
@@ -95,7 +95,7 @@ class RowSearch:
         return search.asked(self.row, self.experiment.training, self.tune, seen, count)
 
     def outcomes(self, root: Path) -> list[Outcome]:
-        """The trials as they stand on disk."""
+        """How each trial ended, read from disk."""
         return [search.outcome(trial, root, self.tune.metric) for trial in self.trials]
 
     def jobs(self) -> list[Job]:
@@ -109,7 +109,7 @@ class RowSearch:
 def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
     """Refuse a search whose choice would be noise, or whose rows or extra are unavailable.
 
-    Without ``fetch``, a data set that is not on this machine is not looked at.
+    Without ``fetch``, data sets that are not on this machine are skipped.
 
     Raises:
         StudyError: names the table and what to do.
@@ -144,7 +144,7 @@ def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
 
 
 def _check_grid(plan: Plan, tune: Tune) -> None:
-    """Every row has as many trials: the one as written, and points of a grid."""
+    """Every row gets the same number of trials: the row as written, and points of its grid."""
     sizes = {
         f"{experiment.name}, {row.name}": search.grid_size(row, experiment.training, tune)
         for experiment in plan.experiments
@@ -154,14 +154,14 @@ def _check_grid(plan: Plan, tune: Tune) -> None:
     most = sizes.get(smallest, tune.trials) + 1
     if tune.trials > most:
         raise StudyError(
-            f"tune.trials: expected {most} or less, as the grid of {smallest} has {most - 1} "
-            f"points beside the row as written and every row gets as many trials, got "
+            f"tune.trials: expected {most} or less, because all rows get the same number of trials "
+            f"and the grid of {smallest} has {most - 1} points besides the row as written, got "
             f"{tune.trials}; [choice, ...] gives a parameter more points"
         )
 
 
 class Work:
-    """The runs of a study, in rounds: what later rounds hold depends on how earlier ones ended."""
+    """The runs of a study, in rounds: later rounds depend on the results of earlier ones."""
 
     def __init__(self, plan: Plan, root: Path, only: Callable[[Cell], bool]) -> None:
         self.plan, self.root, self._only = plan, root, only
@@ -173,10 +173,10 @@ class Work:
             if tune
         ]
         self.extra: dict[int, list[Row]] = {}
-        """rows with an equal budget, by the place of their table"""
+        """equal-budget rows, by the index of their table"""
 
     def rounds(self) -> Iterator[Round]:
-        """Jobs, of which those that are done are left out by who carries them out."""
+        """Jobs, including finished ones, which the executor skips."""
         if self.searches:
             yield from self._searching()
             return
@@ -187,7 +187,7 @@ class Work:
             yield Round(self._jobs(more))
 
     def foresee(self) -> None:
-        """Name every run that the file and the results folder tell of, without doing any."""
+        """Name every run that follows from the file and the results folder, without running any."""
         for each in self.searches:
             while each.grow(self.root):
                 pass
@@ -195,7 +195,7 @@ class Work:
             self._equal_budgets()
 
     def unnamed(self) -> list[Cell]:
-        """For each run of a trial that is still to be proposed one that takes as long."""
+        """A stand-in of equal length for each run of the trials still to be proposed."""
         return [
             cell
             for each in self.searches
@@ -204,7 +204,7 @@ class Work:
         ]
 
     def _equal_budgets(self) -> list[Cell]:
-        """The runs whose budget is that of runs which are done."""
+        """The equal-budget runs whose budget is known from finished runs."""
         asked = any(experiment.block.same for experiment in self.plan.experiments)
         taken = cells.equal_budgets_in(self.root) if asked else ()
         found: list[Cell] = []
@@ -230,11 +230,11 @@ class Work:
         yield Round(self._jobs(self._finals(ended=True)))
 
     def outcomes(self) -> list[list[Outcome]]:
-        """The trials of each search as they stand on disk."""
+        """How each trial of each search ended, read from disk."""
         return [each.outcomes(self.root) for each in self.searches]
 
     def budgets(self, outcomes: Sequence[Sequence[Outcome]]) -> list[int | None]:
-        """For each search the passes of the cheapest of its table: what equal passes means there.
+        """For each search, the passes of the cheapest search of its table: the equal budget there.
 
         None until every search of the table has ended.
         """
@@ -244,12 +244,12 @@ class Work:
             beside = [(each, own) for each, own in pairs if each.experiment is experiment]
             spent = [sum(one.passes for one in own) for _, own in beside]
             ended = all(each.ended(own) for each, own in beside)
-            # a row that is skipped takes none
+            # a skipped row takes none
             found.append(min(filter(None, spent), default=None) if ended else None)
         return found
 
     def _finals(self, ended: bool = False) -> list[Cell]:
-        """The runs on fresh seeds that can be named by now, or just those of ended searches."""
+        """The runs on fresh seeds that are known by now, or only those of ended searches."""
         outcomes = self.outcomes()
         budgets = self.budgets(outcomes)
         return [
@@ -279,7 +279,7 @@ class Work:
         return ladder
 
     def whole(self) -> list[Cell]:
-        """Every run of the study that can be named by now."""
+        """Every run of the study that is known by now."""
         if self.searches:
             trials = [
                 cell for each in self.searches for trial in each.trials for cell in trial.cells
@@ -294,14 +294,14 @@ class Work:
         return by_seed(wanted)
 
     def cells(self) -> list[Cell]:
-        """Those of them that are asked for."""
+        """The selected runs among ``whole``."""
         return [cell for cell in self.whole() if self._only(cell)]
 
 
 def by_seed(cells: Sequence[Cell]) -> list[Cell]:
     """Each run once, every table's first seed before any second one.
 
-    So a sweep that was cut short holds tables whose rows have the same seeds.
+    So an interrupted sweep leaves tables whose rows have the same seeds.
     """
     once = {cell.run.id: cell for cell in cells}
     return sorted(once.values(), key=lambda cell: cell.run.seed)

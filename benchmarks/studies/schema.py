@@ -1,4 +1,4 @@
-"""What a study may say, as typed objects that refuse what is not allowed."""
+"""The contents of a study, as typed objects that refuse invalid values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from benchmarks.training import models
 from methods.naming import NamingError, unknown, written_out
 
 WHOLE = "full"
-"""The tier of a study that is all of its file."""
+"""The tier that is the whole file."""
 MAX_RUNS = 100_000
-"""More than this is a slip of the pen, and would fill a disk with directories."""
+"""More is probably a typing error, and would fill a disk with directories."""
 
 
 def _listed(value: Any) -> Any:
@@ -41,7 +41,7 @@ def _seeds(value: Any) -> Any:
 
 
 NAME = re.compile(r"\w[\w.-]*")
-"""Of a study and of a tier: a folder's."""
+"""Names of studies and tiers, which become names of folders."""
 Names = Annotated[tuple[str, ...], BeforeValidator(written_out)]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Listed = BeforeValidator(_listed)
@@ -50,14 +50,14 @@ Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds)]
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Resources:
-    """What one run takes."""
+    """What one run uses."""
 
     cpus: float | None = None
-    """cores; the run's threads unless given"""
+    """cores; default: the run's threads"""
     gpus: float | None = None
-    """0 trains on the CPU; one unless given, where there are any"""
+    """0 trains on the CPU; default: one, if there are any"""
     trials_per_gpu: int = 0
-    """so many runs share a GPU; the same as gpus: 1/k"""
+    """how many runs share a GPU; k is the same as gpus: 1/k"""
 
     def __post_init__(self) -> None:
         if self.cpus is not None and not 0 < self.cpus < math.inf:
@@ -71,18 +71,18 @@ class Resources:
 
     @property
     def gpu(self) -> float | None:
-        """GPUs of one run; None where the file does not say."""
+        """GPUs of one run; None if the file does not say."""
         return 1 / self.trials_per_gpu if self.trials_per_gpu else self.gpus
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Asha:
-    """Successive halving: at each rung only the best share of a row's trials goes on."""
+    """Successive halving: at each rung only the best share of a row's trials continues."""
 
     grace: int = 1
     """epochs before the first rung"""
     factor: int = 3
-    """one in so many goes on, and the next rung is so many times as far"""
+    """one trial in this many continues; the next rung is this many times further"""
 
     def __post_init__(self) -> None:
         if self.grace < 1:
@@ -98,20 +98,20 @@ class Tune:
     trials: int = 16
     search: Literal["random", "grid", "optuna"] = "random"
     metric: Literal["auc", "accuracy"] = "auc"
-    """of the select split; test is never seen"""
+    """on the select split; test is never used"""
     seeds: int = 1
-    """a trial's score is the mean over so many seeds; 3 or more where select is small"""
+    """seeds per trial, whose scores are averaged; 3 or more if select is small"""
     final_seeds: int = 10
-    """fresh seeds on which the winner and the default run"""
+    """fresh seeds for the winner and the default"""
     asha: Asha | None = None
     common: dict[str, Any] = field(default_factory=dict)
-    """what every row searches beside the spaces of the methods in it; name: [kind, ...]"""
+    """what every row searches besides the spaces of its methods; name: [kind, ...]"""
     spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     """replaces a method's own space"""
     batch: int = 8
-    """optuna: so many trials are asked for at a time"""
+    """optuna: trials proposed at a time"""
     seed: int = 0
-    """decides the list of trials"""
+    """determines the list of trials"""
 
     def __post_init__(self) -> None:
         for name in ("trials", "seeds", "final_seeds", "batch"):
@@ -128,7 +128,7 @@ class Block:
     models: Names = ("resnet18",)
     methods: Names = ()
     seeds: Seeds | None = None
-    """10, and 30 where test has under 500 rows"""
+    """default: 10, or 30 if test has fewer than 500 rows"""
     preset: str = "medmnist"
     training: dict[str, Any] = field(default_factory=dict)
     """fields that differ from the preset"""
@@ -153,14 +153,14 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """Rows of all tables together, control rows apart."""
+        """Rows of all tables together, without control rows."""
         axes = (self.benchmarks, self.models, self.protocols, self.methods)
         return math.prod(map(len, axes))
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Tier:
-    """A part of a study: of each block what is named here too. An empty key leaves all of it."""
+    """A part of a study: of each block, only what is also named here. An empty key keeps all."""
 
     benchmarks: Benchmarks = ()
     models: Names = ()
@@ -170,10 +170,10 @@ class Tier:
     controls: bool = True
     """false leaves out the control rows that ``controls: true`` adds"""
     same: Annotated[tuple[Literal["passes", "time"], ...], Listed] | None = None
-    """[] leaves out the rows of an equal budget"""
+    """[] leaves out the equal-budget rows"""
 
     def of(self, block: Block) -> Block | None:
-        """What it leaves of a block; None: nothing."""
+        """What it keeps of a block; None: nothing."""
         kept = {
             name: _shared(getattr(block, name), getattr(self, name), same)
             for name, same in SPELLED.items()
@@ -187,7 +187,7 @@ class Tier:
         return replace(block, **kept, same=same, controls=controls)
 
     def unknown(self, key: str, blocks: Sequence[Block]) -> tuple[str, list[str]] | None:
-        """A name under a key that stands in no block, and the names that do."""
+        """A name under a key that no block has, and the names that blocks have."""
         same = SPELLED[key]
         known = list(dict.fromkeys(name for block in blocks for name in getattr(block, key)))
         spelled = set(map(same, known))
@@ -197,7 +197,7 @@ class Tier:
 
 
 def _shared(held: Sequence[Any], asked: Sequence[Any], same: Callable[[Any], Any]) -> Any:
-    """Those of ``held`` that are asked for; all of them where nothing is asked."""
+    """Those of ``held`` that are in ``asked``; all of them if ``asked`` is empty."""
     wanted = set(map(same, asked))
     return tuple(each for each in held if same(each) in wanted) if wanted else held
 
@@ -208,25 +208,25 @@ SPELLED: dict[str, Callable[[str], str]] = {
     "methods": cells.row_name,
     "protocols": str,
 }
-"""The keys whose names a tier chooses from, each with the one spelling of such a name."""
+"""The keys whose names a tier chooses from, each with the function that makes names canonical."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Study(Asked):
-    """What a study file says, beside what it asks."""
+    """The contents of a study file, besides what it asks."""
 
     name: str
     blocks: tuple[Block, ...] = ()
     resources: Resources = field(default_factory=Resources)
     workers: int | None = None
-    """runs at a time; as many as fit unless given"""
+    """runs at a time; default: as many as fit"""
     address: str = ""
-    """of a Ray cluster; RAY_ADDRESS and --address go before it"""
+    """of a Ray cluster; RAY_ADDRESS and --address override it"""
     dashboard: bool = False
     out: Path = Path("runs")
     data: Path | None = None
     retries: int = 1
-    """how often a run that failed is tried again"""
+    """how often a failed run is tried again"""
     checkpoint_every: int = 1
     allow_unverified: bool = False
     memory_gib: float = 4.0
@@ -239,7 +239,7 @@ class Study(Asked):
     tiers: dict[str, Tier] = field(default_factory=dict)
     """parts of the study by name, for ``--tier``"""
     tier: str = WHOLE
-    """the part that is meant; not a key of the file"""
+    """the selected part; not a key of the file"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,11 +250,11 @@ class Study(Asked):
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         for block in self.blocks if self.tune is not None else ():
             if block.same:
-                raise ValueError("same: expected none beside tune, which has equal passes itself")
+                raise ValueError("same: expected none with tune, which has equal passes itself")
             if block.seeds is not None:
-                raise ValueError("seeds: expected none beside tune; see tune.seeds and final_seeds")
+                raise ValueError("seeds: expected none with tune; see tune.seeds and final_seeds")
         if self.tune is not None and any(tier.seeds is not None for tier in self.tiers.values()):
-            raise ValueError("tiers: expected no seeds beside tune; see tune.seeds and final_seeds")
+            raise ValueError("tiers: expected no seeds with tune; see tune.seeds and final_seeds")
         each = self.tune.trials * self.tune.seeds if self.tune is not None else 0
         count = sum(block.rows * (each or len(block.seeds or (0,))) for block in self.blocks)
         if count > MAX_RUNS:
@@ -272,7 +272,7 @@ class Study(Asked):
         """A part of the study, NAME-TIER, whose runs are among those of the whole.
 
         Raises:
-            NamingError: there is no such tier, or nothing of the file is in it.
+            NamingError: the tier is unknown or empty.
         """
         if tier == WHOLE:
             return self
@@ -280,14 +280,14 @@ class Study(Asked):
             raise unknown("tier", tier, (*self.tiers, WHOLE))
         kept = tuple(filter(None, map(self.tiers[tier].of, self.blocks)))
         if not kept:
-            raise NamingError(f"tier {tier!r}: expected some runs of the file, and none is left")
+            raise NamingError(f"tier {tier!r}: expected some runs of the file, got none")
         return replace(self, name=f"{self.name}-{tier}", blocks=kept, tier=tier)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Row and base of each comparison of the family, in the names that runs have.
+        """Row and base of each comparison of the family, under the names that runs have.
 
         Raises:
-            NamingError: one of them is no row.
+            NamingError: one of them is not a row.
         """
         found = [comparison(entry) for entry in self.family]
         return [(cells.row_name(row), base and cells.row_name(base)) for row, base in found]
@@ -296,7 +296,7 @@ class Study(Asked):
         """The labels by the names that runs have.
 
         Raises:
-            NamingError: a name is no row and no benchmark, or stands there in two spellings.
+            NamingError: a name is neither a row nor a benchmark, or is given in two spellings.
         """
         found: dict[str, str] = {}
         for name, label in self.labels.items():
@@ -318,12 +318,12 @@ class Study(Asked):
 
 
 PRODUCT = runs.field_names(Block)
-"""What a block may say; at the top of the file it is the default of every block."""
+"""The keys of a block; at the top of the file they are the defaults of every block."""
 OF_STUDY = tuple(name for name in runs.field_names(Study) if name not in ("name", "tier"))
 
 
 def protocols_of(block: Block) -> list[Protocol]:
-    """The protocols that a block asks for."""
+    """The protocols of a block."""
     return [
         Protocol(name=name, meta_fraction=block.meta_fraction, crossfit=block.crossfit)
         if name == "equal"

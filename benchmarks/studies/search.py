@@ -1,4 +1,4 @@
-"""The search of hyper-parameters: trials, who goes on at a rung, the winner. Needs no ray."""
+"""Hyper-parameter search: trials, which of them continue at a rung, the winner. Needs no ray."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from methods.naming import Call, Links, NamingError, Value, call_of, parse, rend
 from methods.naming import parameters as arguments_of
 
 SMALL_SELECT_SEEDS = 3
-"""A trial's score is the mean over so many seeds at least, where select is small."""
+"""The fewest seeds that a trial's score may average if select is small."""
 FIRST_SEED = 1000
-"""Trials run on seeds from here on, so that those from 0 on are fresh for winner and default."""
+"""Trials use seeds from here on, so those from 0 on are fresh for the winner and the default."""
 
 
 def parameters(row: Row, training: Training, tune: Tune) -> tuple[Parameter, ...]:
@@ -42,7 +42,7 @@ def parameters(row: Row, training: Training, tune: Tune) -> tuple[Parameter, ...
         own = tune.spaces.get(call.name, type(methods.build(render(call))).space)
         takes = arguments_of(methods.load(call.name))
         for argument, space in own.items():
-            if argument in takes:  # of a method's own space a preset may leave some out
+            if argument in takes:  # a preset may leave out some of a method's space
                 key = f"{call.name}.{argument}"
                 found[key] = parameter(key, space)
     return tuple(found.values())
@@ -53,18 +53,18 @@ def _calls(expression: Call | Links) -> list[Call]:
     found = []
     for call in listed:
         found.append(call)
-        inner = dict(call.arguments).get("upstream")  # a bare word elsewhere is no method
+        inner = dict(call.arguments).get("upstream")  # a bare word elsewhere is not a method
         if isinstance(inner, Call | Links):
             found += _calls(inner)
     return found
 
 
 def applied(row: Row, training: Training, values: Mapping[str, Any]) -> tuple[Row, Training]:
-    """The row and the training with these values put in."""
+    """The row and the training with these values applied."""
     own: dict[str, dict[str, Any]] = {}
     common = {}
     for key, value in values.items():
-        name, dot, argument = key.rpartition(".")  # a module of one's own may have dots too
+        name, dot, argument = key.rpartition(".")  # the name of a user's module may have dots too
         if dot:
             own.setdefault(name, {})[argument] = value
         else:
@@ -110,7 +110,7 @@ def grid_size(row: Row, training: Training, tune: Tune) -> int:
 
 
 def listed(row: Row, training: Training, tune: Tune) -> list[Values]:
-    """The settings of a random search or a grid: a function of the file alone.
+    """The settings of a random search or a grid, which depend only on the file.
 
     The first is the row as written. A parameter has the same value in the k-th random trial of
     every row that has it, so that rows differ in their own parameters only.
@@ -125,7 +125,7 @@ def listed(row: Row, training: Training, tune: Tune) -> list[Values]:
         return settings
     points = itertools.product(*(each.grid() for each in space))
     grid = [dict(zip((each.key for each in space), point, strict=True)) for point in points]
-    # A grid that is larger than the number of trials is visited in an order of its own.
+    # If the grid has more points than there are trials, a random subset is used.
     order = _rng(tune.seed, 0, "grid").permutation(len(grid))
     return settings + [grid[place] for place in sorted(order[: tune.trials - 1])]
 
@@ -141,12 +141,12 @@ def asked(
     seen: Sequence[tuple[Values, float | None]],
     count: int,
 ) -> list[Values]:
-    """The next settings that Optuna proposes, having seen the scores of the trials before them.
+    """The next settings that Optuna proposes, given the scores of the trials before them.
 
-    A trial that was pruned or that failed has no score. The proposals depend on what was seen and
-    on the file, not on the order in which runs end, so they are the same after a restart.
+    A pruned or failed trial has no score. The proposals depend on these scores and on the file,
+    not on the order in which runs end, so they are the same after a restart.
     """
-    optuna = importlib.import_module("optuna")  # an extra
+    optuna = importlib.import_module("optuna")  # an optional dependency
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {each.key: _distribution(each, optuna) for each in parameters(row, training, tune)}
     sampler = optuna.samplers.TPESampler(seed=seed_of(tune.seed, row.method, len(seen)) % 2**32)
@@ -183,7 +183,7 @@ def _distribution(each: Parameter, optuna: Any) -> Any:
 
 
 def _encoded(value: Any) -> Any:
-    """Optuna takes scalars only; a list is told by its text."""
+    """Optuna takes only scalars, so a list becomes text."""
     return repr(value) if isinstance(value, list | tuple) else value
 
 
@@ -196,7 +196,7 @@ def _decoded(each: Parameter, value: Any) -> Any:
 def trial_of(experiment: Experiment, row: Row, number: int, values: Values, tune: Tune) -> Trial:
     """The runs of one setting."""
     seeds = range(FIRST_SEED, FIRST_SEED + tune.seeds)
-    # Those of the row as written too: which of them halving has left alone is no chance.
+    # Also for the row as written: which of its runs survive halving is not random.
     return Trial(number, dict(values), tuple(_cells(experiment, row, values, seeds, searched=True)))
 
 
@@ -208,7 +208,7 @@ def finals(experiment: Experiment, row: Row, values: Values, tune: Tune) -> list
 def _cells(
     experiment: Experiment, row: Row, values: Values, seeds: Iterable[int], searched: bool
 ) -> list[Cell]:
-    """The runs of a setting; those of a search say so, as no plain table may hold them."""
+    """The runs of a setting; those of a search are marked, to keep them out of plain tables."""
     make = experiment.of(*applied(row, experiment.training, values))
     made = [make(seed) for seed in seeds]
     if not searched:
@@ -217,7 +217,7 @@ def _cells(
 
 
 def refused(rows: int, rarest: int, protocol: str, tune: Tune) -> str:
-    """Why hyper-parameters cannot be chosen on this select split; empty where they can."""
+    """Why hyper-parameters cannot be chosen on this select split; empty if they can."""
     from benchmarks.training.evaluation import MIN_SELECT_CLASS, MIN_SELECT_ROWS  # noqa: PLC0415 - torch
 
     if protocol == "paper":
@@ -228,15 +228,15 @@ def refused(rows: int, rarest: int, protocol: str, tune: Tune) -> str:
     small = rows < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS
     if small and tune.seeds < SMALL_SELECT_SEEDS:
         return (
-            f"the select split has {rows} rows, {rarest} of its rarest class (large are "
-            f"{MIN_SELECT_ROWS} and {MIN_SELECT_CLASS}): one run's score is mostly noise, so set "
+            f"the select split is small, with {rows} rows and {rarest} of its rarest class (below "
+            f"{MIN_SELECT_ROWS} or {MIN_SELECT_CLASS}): one run's score is mostly noise, so set "
             f"tune.seeds to {SMALL_SELECT_SEEDS} or more, got {tune.seeds}"
         )
     return ""
 
 
 def rungs(asha: Asha | None, epochs: int) -> tuple[int, ...]:
-    """The epochs at which a trial must earn its way on."""
+    """The epochs after which only the best trials continue."""
     if asha is None:
         return ()
     found, at = [], asha.grace
@@ -247,7 +247,7 @@ def rungs(asha: Asha | None, epochs: int) -> tuple[int, ...]:
 
 
 class Ladder:
-    """Asynchronous successive halving: a trial goes on from a rung if it is among the best there.
+    """Asynchronous successive halving: a trial continues past a rung if it is among the best there.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, in the
     form that stops a trial at once instead of letting it wait.
@@ -258,12 +258,12 @@ class Ladder:
         self._scores: dict[tuple[str, int], dict[int, float]] = {}
 
     def seen(self, group: str, rung: int, trial: int, score: float) -> None:
-        """Remember the score that a trial of a row had at a rung; nan is worse than any other."""
+        """Record the score of a row's trial at a rung; nan ranks below all others."""
         worst = -math.inf if math.isnan(score) else score
         self._scores.setdefault((group, rung), {})[trial] = worst
 
     def goes_on(self, group: str, rung: int, trial: int) -> bool:
-        """Whether a trial that was seen there is among the best 1/factor so far."""
+        """Whether a trial is among the best 1/factor seen at this rung so far."""
         scores = self._scores[group, rung]
         own = scores[trial]
         better = sum(score > own for score in scores.values())
@@ -271,7 +271,7 @@ class Ladder:
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl as far as it goes; nothing where there is none."""
+    """The lines of metrics.jsonl so far; empty if there is no such file."""
     try:
         return runs.read_lines(folder / "metrics.jsonl")
     except (OSError, ValueError):
@@ -279,9 +279,9 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def score_at(folders: Iterable[Path], epoch: int, metric: str) -> float:
-    """Mean over seeds of a select metric after so many epochs; nan where a run has not got there.
+    """Mean over seeds of a select metric after ``epoch`` epochs; nan if a run has not reached it.
 
-    Test metrics are not read, even where a run records them.
+    Test metrics are not read, even if a run records them.
     """
     scores = []
     for folder in folders:
@@ -297,15 +297,15 @@ class Outcome:
     number: int
     values: Values
     state: str
-    """done, stopped, failed, skipped, or new where it has not ended"""
+    """done, stopped, failed, skipped, or new (not ended)"""
     rung: int
-    """epochs after which it was stopped; 0 where it was not"""
+    """epochs after which it was stopped; 0 if it was not"""
     score: float
-    """of select after the last epoch that it trained, mean over seeds"""
+    """on select after the last epoch that it trained, mean over seeds"""
     passes: int
     """forward and backward passes of rows, over all seeds"""
     test: float
-    """the same metric on test, for the record; it chooses nothing. nan unless done"""
+    """the same metric on test, only recorded, never used to choose; nan unless done"""
 
     @property
     def complete(self) -> bool:
@@ -341,13 +341,13 @@ def outcome(trial: Trial, root: Path, metric: str) -> Outcome:
 
 
 def winner(outcomes: Iterable[Outcome]) -> Outcome | None:
-    """The complete trial with the best select score, of equals the first; None where none is."""
+    """The complete trial with the best select score, the first of equals; None if there is none."""
     complete = [each for each in outcomes if each.complete]
     return max(complete, key=lambda each: (each.score, -each.number)) if complete else None
 
 
 def within(outcomes: Sequence[Outcome], passes: int) -> list[Outcome]:
-    """The first trials that together cost at most so many passes, and at least one."""
+    """The first trials that together cost at most ``passes``, but at least one."""
     spent, kept = 0, list(outcomes[:1])
     spent = kept[0].passes if kept else 0
     for each in outcomes[1:]:
@@ -359,7 +359,7 @@ def within(outcomes: Sequence[Outcome], passes: int) -> list[Outcome]:
 
 
 def regret(outcomes: Sequence[Outcome]) -> float:
-    """Test score that choosing on select gave away: of the best trial on test, less the winner's.
+    """Test score lost by choosing on select: that of the best trial on test minus the winner's.
 
     In the unit of the metric, over complete trials; nan with fewer than two: nothing was chosen.
     """
@@ -374,7 +374,7 @@ def expected(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
     """For each number of trials n: the mean select and test score of the winner of n of them.
 
     Over all subsets of n trials, without replacement. A trial that did not complete cannot win,
-    and a subset without any complete one is left out; ``share`` tells how many are not.
+    and a subset without any complete one is left out; ``share`` is the fraction kept.
 
     Source: Dodge et al., Show Your Work, EMNLP 2019, in the form without replacement.
     """

@@ -1,4 +1,4 @@
-"""The studies that come with augbench, found by name, and a new one to begin with."""
+"""The shipped studies, found by name, and the template of a new one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ FOLDER = augbench.HERE / "ray_configs"
 SUFFIXES = ("", ".yaml", ".yml")
 WIDTH = 110
 NEW = """\
-# A study to change: what it asks, what it runs, and where the results go.
+# A study to edit: what it asks, what it runs, and where the results go.
 #
 # augbench sweep {name} --dry-run    prints every run and what it costs
-# augbench sweep {name}              carries them out; killed, the same command goes on
+# augbench sweep {name}              runs it; after an interruption, the same command resumes
 # augbench report runs --study {study}
 question: Does mixup help on small images of handwritten digits?
-prediction: >              # written before the first run; the report sets the outcome beside it
+prediction: >              # written before the first run; the report shows it with the outcome
   Mixup is equivalent to no augmentation within half a point.
 margin: 0.5                # points of accuracy within which two rows count as equal
 family: [mixup]            # comparisons that are tested: a row over its upstream, or "a over b"
 
 benchmarks: digits         # augbench list shows them; a folder of your own images: folder:DIR
 models: small_cnn          # or resnet18(width=0.25), py:package.module:factory
-methods: [none, mixup]     # rows; "{{crop|mixup}}" stands for one after the other
-controls: false            # true: the control rows of methods that learn, too
-seeds: 3                   # from 0 on; ten are advised
-preset: medmnist           # training preset; what follows goes before it
+methods: [none, mixup]     # rows; "{{crop|mixup}}" applies one after the other
+controls: false            # true: also the control rows of methods that learn
+seeds: 3                   # 0, 1 and 2; ten are recommended
+preset: medmnist           # training preset; the next line overrides it
 training: {{epochs: 20}}     # also batch_size, learning_rate, optimizer, schedule, ...
-protocols: equal           # paper: the validation split is what methods learn from
+protocols: equal           # paper: methods learn from the validation split
 
 out: runs                  # results folder
 resources: {{cpus: 1}}       # of one run; also gpus, trials_per_gpu
@@ -40,16 +40,16 @@ resources: {{cpus: 1}}       # of one run; also gpus, trials_per_gpu
 
 
 def names() -> list[str]:
-    """Of the studies that come with augbench."""
+    """Names of the shipped studies."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def find(file: Path) -> Path:
-    """The study file that is meant: one that exists, else the shipped study of that name.
+    """The file itself if it exists, else the shipped study of that name.
 
     Raises:
-        NamingError: it looks like a name, and no study bears it; or it is a path to nothing, and a
-            shipped study bears that file's name.
+        NamingError: no shipped study has that name; or the path does not exist, but a shipped
+            study has that file name.
     """
     if file.is_file() or file.suffix not in SUFFIXES:
         return file
@@ -78,7 +78,7 @@ def lines() -> list[str]:
 
 
 def _comment(text: str) -> tuple[str, dict[str, str]]:
-    """The first line of the comment at a file's top, and what it says under Cost and the like."""
+    """The first line of the comment at the top of a file, and its parts such as Cost."""
     first, *more = [line[1:] for line in text[: text.find("\nquestion:")].splitlines()]
     parts: dict[str, str] = {}
     key = ""
@@ -93,12 +93,12 @@ def _comment(text: str) -> tuple[str, dict[str, str]]:
 
 
 def write_new(file: Path) -> None:
-    """Write a commented study to begin with.
+    """Write a commented template study.
 
     Raises:
         NamingError: the file exists, or its folder does not.
     """
-    from analysis.question import as_name  # noqa: PLC0415 - the list has no need of numpy
+    from analysis.question import as_name  # noqa: PLC0415 - the list does not need numpy
 
     if not file.parent.is_dir():
         raise NamingError(f"init: expected a name in a folder that exists, got {file}")
@@ -106,4 +106,4 @@ def write_new(file: Path) -> None:
         with file.open("x", encoding="utf-8", errors="backslashreplace") as new:
             new.write(NEW.format(name=shlex.quote(str(file)), study=as_name(file.stem)))
     except FileExistsError as error:
-        raise NamingError(f"init: {file} is there already: choose another name") from error
+        raise NamingError(f"init: {file} already exists: choose another name") from error

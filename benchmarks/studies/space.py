@@ -1,4 +1,4 @@
-"""What a search draws from: the kinds of space, read from a file or from a method."""
+"""Search spaces, read from a file or from a method."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from methods.naming import NamingError, number_of, unknown
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 GRID_POINTS = 3
-"""Of a range in a grid."""
+"""Grid points per range."""
 DIGITS = 4
-"""Significant digits of a drawn number: enough, and names stay short."""
+"""Significant digits of a drawn number: enough, and they keep names short."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that is searched: ``learning_rate``, or ``saflex.beta`` of a method."""
+    """One searched parameter: ``learning_rate``, or ``saflex.beta`` of a method."""
 
     key: str
     kind: str
     values: tuple[Any, ...]
-    """of a choice its options, else the low and the high end"""
+    """the options of a choice, else the low and the high end"""
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """A value."""
+        """Draw a value."""
         if self.kind == "choice":
             return self.values[int(rng.integers(len(self.values)))]
         low, high = self.values
@@ -52,7 +52,7 @@ class Parameter:
 
 
 def short(value: float) -> float:
-    """The number with as many digits as names show."""
+    """The number, rounded to the digits that names show."""
     return float(f"{value:.{DIGITS}g}")
 
 
@@ -60,7 +60,7 @@ def parameter(key: str, space: Any) -> Parameter:
     """The parameter that ``[kind, ...]`` stands for.
 
     Raises:
-        NamingError: an unknown kind, or values that are no range.
+        NamingError: an unknown kind, or values that are not a range.
     """
     shown = f"tune: {key}"
     if not isinstance(space, list | tuple) or not space or not isinstance(space[0], str):
