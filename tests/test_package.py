@@ -215,7 +215,7 @@ class TestCommandLine:
 
         file.write_text("mine")
         assert main.run(["sweep", "--init", str(file)]) == 2
-        assert "is there already" in capsys.readouterr().err
+        assert "already exists" in capsys.readouterr().err
         assert file.read_text() == "mine"
         assert main.run(["sweep", "--init", str(tmp_path / "none" / "s.yaml")]) == 2
         assert "a folder that exists" in capsys.readouterr().err

@@ -141,7 +141,10 @@ tune:
     [
         ("common: {learning_rat: [uniform, 0, 1]}", "did you mean 'learning_rate'"),
         ("common: {learning_rate: [unifrm, 0, 1]}", "learning_rate: unknown kind 'unifrm'"),
-        ("common: {epochs: [int, 1, 3]}", "epochs: expected none, as every trial has equal passes"),
+        (
+            "common: {epochs: [int, 1, 3]}",
+            "epochs: expected none, because all trials have equal passes",
+        ),
         ("common: {batch_size: [int, 1, 3]}", r"batch_size: expected 2 or more .*, got 1"),
         ("common: {batch_size: [uniform, 2, 3]}", r"batch_size: .*integer.* got 2\.5"),
         ("spaces: {saflx: {beta: [uniform, 0, 1]}}", "did you mean 'saflex'"),
@@ -167,7 +170,7 @@ def test_a_number_with_an_exponent_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["same: passes", "seeds: 3"])
 def test_what_a_search_decides_itself_is_refused_beside_it(tmp_path: Path, key: str) -> None:
-    with pytest.raises(StudyError, match=rf"line 6: {key.partition(':')[0]}: expected none beside"):
+    with pytest.raises(StudyError, match=rf"line 6: {key.partition(':')[0]}: expected none with"):
         made(tmp_path, f"tune: {{trials: 3}}\n{key}\n")
 
 

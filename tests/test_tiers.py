@@ -95,7 +95,11 @@ def test_python_takes_a_tier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ("methods: none}", "methods: mixup}", "plain.methods: expected what a block of the file"),
+        (
+            "methods: none}",
+            "methods: mixup}",
+            "plain.methods: expected a name from a block of the file",
+        ),
         ("methods: none}", "methods: randagment}", "unknown method 'randagment'; did you mean"),
         ("benchmarks: digits, m", "benchmarks: digit, m", "quick.benchmarks: unknown benchmark"),
         ("models: small_cnn, m", "models: resnet18, m", "got 'resnet18'; did you mean 'resnet18("),
