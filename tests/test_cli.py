@@ -1095,7 +1095,7 @@ def test_a_run_is_stopped_and_goes_on(
         patch.setattr(progress, "for_terminal", Stops)
         assert main.run(given) == 130
     shown = capsys.readouterr()
-    assert shown.out == "" and "stopped in epoch 6; 5 finished before are kept." in shown.err
+    assert shown.out == "" and "stopped in epoch 6; finished epochs kept: 5." in shown.err
     assert shlex.join(["augbench", *given]) in shown.err
     assert left_behind(tmp_path) == {"checkpoint.pt"}, "also what no checkpoint was due for"
     assert main.run(given) == 0

@@ -410,7 +410,7 @@ def test_a_search_that_has_not_ended_has_no_winner(
     sweep._print_searches(whole, root)
     shown = capsys.readouterr().out
     assert "at equal passes: not yet" in shown
-    assert "not all trials have ended: nothing is chosen yet" in shown
+    assert "not all trials have finished: nothing is chosen yet" in shown
     kept = json.loads((root / "studies" / "searching" / "search.json").read_text())
     assert [row["equal_passes"] for row in kept] == [None, None]
     assert [row["winner"] is None for row in kept] == [False, True]
@@ -433,12 +433,12 @@ def test_trials_that_are_proposed_later_are_counted(
     path, root = tmp_path / "searching.yaml", tmp_path / "runs"
     arguments = ["sweep", str(path), "--dry-run", "--out", str(root), "--set", "methods=[none]"]
     assert main.run(arguments) == 0
-    assert "28 runs: 13 new, 15 of trials that are proposed once" in capsys.readouterr().out
+    assert "28 runs: 13 new, 15 in trials that are proposed once" in capsys.readouterr().out
     work = Work(Plan(study_, tmp_path), root, lambda cell: True)
     carry_out(next(work.rounds()).jobs, None, Ledger(root, retries=0))
     assert main.run(arguments) == 0
     shown = capsys.readouterr().out
-    assert "28 runs: 12 done, 13 new, 3 of trials that are proposed once" in shown
+    assert "28 runs: 12 done, 13 new, 3 in trials that are proposed once" in shown
 
 
 def test_after_a_restart_the_rungs_are_read_from_disk(tmp_path: Path) -> None:

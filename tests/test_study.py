@@ -480,9 +480,9 @@ def test_rows_of_an_equal_budget_are_foreseen(
     text = SMALL.replace("[none, mixup]", "[none, head_refit]") + "same: passes\n"
     path, root = write(tmp_path, text), tmp_path / "runs"
     only = ["--only", "none [passes of"]
-    assert "More come on top: rows of an equal budget" in dry(path, root, capsys)
+    assert "More runs follow: equal-budget rows" in dry(path, root, capsys)
     assert main.run(["sweep", str(path), "--dry-run", "--out", str(root), *only]) == 2
-    assert "have a name once their methods are done" in capsys.readouterr().err
+    assert "are named once their methods are done" in capsys.readouterr().err
     (experiment,) = Plan(loading.load(path), tmp_path).experiments
     for cell in experiment.cells():
         finish(cell, root, {"none": 2.0, "head_refit": 5.0}[cell.run.method])

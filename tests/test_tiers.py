@@ -194,7 +194,7 @@ def test_hours_by_a_probe(
     monkeypatch.setattr(probe, "_steps", lambda run, made, limit: [9.0, 0.32, 0.32])
     code, shown, _ = dry(tmp_path, capsys)
     assert code == 0
-    assert "They take about as long as 8 runs of none" in shown
+    assert "They take about as long as 8 runs of the method none" in shown
     counts = Plan(load(tmp_path, SMALL), tmp_path).experiments[0].source.counts
     assert f"About {duration(0.01 * counts[0] * 10 * 8)}: 4 runs by a probe" in shown
 

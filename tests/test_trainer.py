@@ -396,7 +396,7 @@ def test_a_network_of_ones_own_needs_only_logits() -> None:
 
     fitted = fit(a_run("mixup"), splits(Case(1), False), methods.build("mixup"), model=mine)
     assert fitted.result["cost"]["passes_per_row"] == 2
-    with pytest.raises(NotApplicable, match="gives logits only"):
+    with pytest.raises(NotApplicable, match="returns only logits"):
         made = splits(Case(1), True)
         fit(a_run("head_refit"), made, methods.build("head_refit"), model=mine)
 
@@ -504,7 +504,7 @@ def test_checkpoints_every_k_epochs_and_an_interrupt_keeps_the_last_epoch(
 
     real = trainer._signals
     monkeypatch.setattr(trainer, "_signals", Stops)
-    with pytest.raises(errors.Interrupted, match="2 finished before are kept"):
+    with pytest.raises(errors.Interrupted, match="finished epochs kept: 2"):
         fit(
             a_run(epochs=4),
             splits(Case(1), False),
@@ -632,7 +632,9 @@ def test_a_network_without_a_second_set_is_skipped_with_the_reason(model: str) -
     """mlp has no normalisation, and a network that fit is given is taken as it is."""
     text = "lpa3(auxiliary_norm=true)"
     own = partial(models.build, model) if model == "small_cnn" else None
-    with pytest.raises(NotApplicable, match=f"second set of batch normalisation, {model} has none"):
+    with pytest.raises(
+        NotApplicable, match=f"second set of batch normalisation layers, {model} has none"
+    ):
         fit(
             replace(a_run(text), model=model),
             splits(Case(1), False),

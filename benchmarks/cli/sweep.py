@@ -37,7 +37,7 @@ from benchmarks.studies.schema import Study
 from methods import own
 
 MOST_TABLES = 4
-"""More are not printed at once."""
+"""The most tables that are printed at once."""
 STATES = {
     "done": "done",
     "interrupted": "to do, resumes from its checkpoint",
@@ -46,16 +46,16 @@ STATES = {
     "skipped": "skipped",
     "stopped": "stopped",
 }
-EQUAL_BUDGETS = "rows of an equal budget have a name once their methods are done"
+EQUAL_BUDGETS = "equal-budget rows are named once their methods are done"
 
 
 @own.kept()
 def carry_out(command: arguments.SweepCommand) -> int:
-    """Do what the study file says; the exit code."""
+    """Run the study; return the exit code."""
     if command.file is None:
         raise arguments.UsageError(
             "file: expected a study file or the name of a shipped study (augbench sweep --list "
-            "shows them; --init FILE writes one to begin with), got none"
+            "shows them; --init FILE writes a template), got none"
         )
     file = shipped.find(command.file)
     if file != command.file:
@@ -88,11 +88,11 @@ def carry_out(command: arguments.SweepCommand) -> int:
         )
         later = any(experiment.block.same for experiment in plan.experiments)
         raise StudyError(
-            f"only: expected a pattern that a run's name holds, such as {names[0]!r}, got "
+            f"only: expected a pattern in the name of a run, such as {names[0]!r}, got "
             f"{command.only!r}" + (f" ({EQUAL_BUDGETS})" if later else "")
         )
     if len(wanted) > schema.MAX_RUNS:
-        raise StudyError(f"the file names {len(wanted)} runs, expected {schema.MAX_RUNS:,} at most")
+        raise StudyError(f"the file names {len(wanted)} runs, expected at most {schema.MAX_RUNS:,}")
     if command.dry_run:
         return _dry_run(command, work, ledger, wanted)
     _remember(work)
@@ -105,7 +105,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
 
 
 def _remember(work: Work) -> None:
-    """Leave the study beside its runs: what it asks, and which runs are its own."""
+    """Store the study with its runs: what it asks, and which runs belong to it."""
     root, name = work.root, work.plan.study.name
     folder = root / STUDIES / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _remember(work: Work) -> None:
             print(
                 f"The prediction was changed {kept[-1].when}; reports show both.", file=sys.stderr
             )
-    if kept:  # a prediction that was made before the results is not made anew after them
+    if kept:  # a prediction made before the results keeps its date
         asked |= {"prediction": kept[0].text, "predictions": [asdict(each) for each in kept]}
     content = {**asked, "runs": sorted(cell.run.id for cell in own)}
     written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
@@ -140,7 +140,7 @@ def _heading(asked: Study) -> list[str]:
 def _dry_run(
     command: arguments.SweepCommand, work: Work, ledger: Ledger, wanted: Sequence[Cell]
 ) -> int:
-    """Print every run, what is done, what would run, and the time that it is to take."""
+    """Print every run, what is done, what would run, and how long it would take."""
     plan, asked = work.plan, work.plan.study
     print("\n".join([*_heading(asked), ""]))
     left, states = [], Counter[str]()
@@ -163,16 +163,16 @@ def _dry_run(
     left += [(cell, 0) for cell in unnamed]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     if unnamed:
-        counted += f", {len(unnamed)} of trials that are proposed once others have ended"
+        counted += f", {len(unnamed)} in trials that are proposed once others have ended"
     print(f"\n{len(wanted) + len(unnamed)} runs: {counted or 'none'}; {len(left)} to do")
     if left:
-        print(f"They take about as long as {hours.worth(left):.0f} runs of none")
+        print(f"They take about as long as {hours.worth(left):.0f} runs of the method none")
     if asked.tune is not None:
-        print("The winners' runs on fresh seeds come on top: the search names them.")
+        print("The winners' runs on fresh seeds are added once the search has found them.")
     if any(experiment.block.same for experiment in plan.experiments) and any(
         cell.run.budget == "steps" for cell, _ in left
     ):
-        print(f"More come on top: {EQUAL_BUDGETS}.")
+        print(f"More runs follow: {EQUAL_BUDGETS}.")
     if not left:
         return 0
     told, refused = hours.lines(left, plan, ledger.root, where_of(command, asked))
@@ -183,10 +183,10 @@ def _dry_run(
 
 
 def where_of(command: arguments.SweepCommand, asked: Study) -> Where:
-    """Which executor; the command's address goes before RAY_ADDRESS, and that before the file's.
+    """The executor; the command's address overrides RAY_ADDRESS, which overrides the file's.
 
     Raises:
-        StudyError: what this executor cannot do.
+        StudyError: the executor cannot do what is asked.
     """
     address = command.address
     if not address and command.executor == "ray":
@@ -198,7 +198,7 @@ def where_of(command: arguments.SweepCommand, asked: Study) -> Where:
 
 
 def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root: Path) -> Outcomes:
-    """Carry out the rounds of the study."""
+    """Run the rounds of the study."""
     asked = work.plan.study
     options = Options(
         device="",
@@ -209,7 +209,7 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
     )
 
     def begin(wanted: Sequence[Cell]) -> None:
-        # What others hold is told by augbench data show; reading all of them would take long.
+        # augbench data show describes the others; reading all of them would take long.
         read_data([cell for cell in wanted if cell.benchmark.path], ledger, options)
         _, gpu = capacity.takes(asked, capacity.gpus() > 0)
         device = "cuda" if gpu and capacity.gpus() else "cpu"
@@ -220,7 +220,7 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
 
 
 def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: bool) -> int:
-    """Print what was found and what failed; the exit code."""
+    """Print the results and the failures; return the exit code."""
     wanted = work.cells()
     problems = results.problems_of(outcomes)
     statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
@@ -252,7 +252,7 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: b
 
 
 def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
-    """What runs that share a GPU need of it; empty on a CPU."""
+    """The GPU memory that a run needs; empty on a CPU."""
     peaks = []
     for cell in wanted:
         result = runs.read_result(ledger.folder(cell)) or {}
@@ -265,7 +265,7 @@ def _print_tables(work: Work, problems: dict[str, str], verbose: bool) -> None:
     shown = results.tables_of(work, problems)
     if len(shown) > MOST_TABLES:
         names = "\n".join(f"  {experiment.name}" for experiment, _ in shown)
-        print(f"\n{len(shown)} tables; --only NAME prints one of\n{names}")
+        print(f"\n{len(shown)} tables; print one with --only NAME:\n{names}")
         return
     for _, read in shown:
         study = work.plan.study
@@ -274,7 +274,7 @@ def _print_tables(work: Work, problems: dict[str, str], verbose: bool) -> None:
 
 
 def _print_searches(work: Work, root: Path) -> None:
-    """The chosen values, and what they are worth on fresh seeds; all of it into search.json."""
+    """Print the chosen values and their gain on fresh seeds; write all of it to search.json."""
     kept, read = [], work.outcomes()
     for each, outcomes, budget in zip(work.searches, read, work.budgets(read), strict=True):
         found = rounds.record(each, outcomes, budget)
@@ -284,7 +284,7 @@ def _print_searches(work: Work, root: Path) -> None:
         counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         print(f"\n{each.name}\n  {len(outcomes)} trials: {counted}; {found['passes']:,} passes")
         if not each.ended(outcomes):
-            print("  not all trials have ended: nothing is chosen yet")
+            print("  not all trials have finished: nothing is chosen yet")
             continue
         best = search.winner(outcomes)
         if best is None:
@@ -297,7 +297,7 @@ def _print_searches(work: Work, root: Path) -> None:
         compared = [("chosen against as written", best.values)]
         cheap = None if budget is None else search.winner(search.within(outcomes, budget))
         if budget is None:
-            print("  at equal passes: not yet, another row has trials that have not ended")
+            print("  at equal passes: not yet, another row has unfinished trials")
         elif cheap is not None and cheap.values != best.values:
             print(f"  at equal passes: trial {cheap.number}, {sentences.settings(cheap.values)}")
             compared.append(("at equal passes against as written", cheap.values))
@@ -311,7 +311,7 @@ def _print_searches(work: Work, root: Path) -> None:
 
 
 def _fresh(each: RowSearch, values: search.Values, root: Path) -> tuple[str, dict[str, Any]]:
-    """A setting against the row as written, on seeds that the search has not seen."""
+    """A setting compared with the row as written, on seeds that the search has not seen."""
     if not values:
         return "the row as written won", {"difference": 0.0}
     read = [

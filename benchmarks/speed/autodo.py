@@ -17,7 +17,7 @@ from methods.autodo import AutoDO
 from methods.base import Spec
 
 STEPS = 12
-"""Steps of one measurement, and outer steps of one phase."""
+"""Inner steps per measurement, and outer steps per phase."""
 MILLION = 1_000_000
 
 
@@ -148,9 +148,9 @@ def main() -> None:
     what = f"{STEPS} batches of training and {arguments.meta_batches} of meta rows, Adam"
     loop.show(what, arguments, ["inner", "outer", "without meta", "epoch"], body)
     print(f"ms: {loop.clock(arguments.device)} by the run's clock, of an inner step.")
-    print("inner, outer: a step as a ratio to a plain step, the features of the meta rows, made")
-    print("once a phase, included; without meta: without them; epoch: inner and outer phase.")
-    print("target: of an outer step; 1.0 without meta for A,W,S, and 2.2 for an epoch, are others.")
+    print("inner, outer: a step as a ratio to a plain step, including the features of the meta")
+    print("rows, computed once per phase; without meta: without them; epoch: both phases.")
+    print("target: of an outer step; other targets for A,W,S: 1.0 without meta, 2.2 per epoch.")
     print(memory())
 
 

@@ -28,22 +28,22 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass
 class Arguments:
-    """Images of random pixels in PneumoniaMNIST's numbers; their content does not matter here."""
+    """As many random images as PneumoniaMNIST has; their content does not matter here."""
 
     model: str = "resnet18(width=0.25)"
     """network"""
     epochs: int = 2
-    """epochs a run"""
+    """epochs per run"""
     repeats: int = 5
     """runs of each loop, in turn"""
     threads: int = 1
     """CPU threads"""
     batch_size: int = 128
-    """rows a step"""
+    """rows per step"""
 
 
 def plain(model_name: str, sets: list[Pair], epochs: int, batch_size: int) -> float:
-    """Seconds of a loop as one would write it: Adam, select AUC each epoch, test at the end."""
+    """Seconds of a simple hand-written loop: Adam, select AUC each epoch, test at the end."""
     start = time.perf_counter()
     torch.manual_seed(0)
     tensors = [(torch.from_numpy(x)[:, None], torch.from_numpy(y)) for x, y in sets]

@@ -1,4 +1,4 @@
-"""A method's steps as the trainer makes them, timed in turn, for the scripts that compare them."""
+"""A method's steps as in the trainer, timed in turn, for the scripts that compare them."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Arguments:
     model: str = "resnet18"
     """network"""
     batch_size: int = 64
-    """rows a step"""
+    """rows per step"""
     repeats: int = 5
     """rounds, each of some steps of every row of the table"""
     threads: int = 1
     """CPU threads"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where network and rows are"""
+    """device of the network and the rows"""
 
 
 class Loop:
-    """The trainer's own steps under one method, with network, optimiser and order of their own.
+    """The trainer's steps under one method, with their own network, optimiser and order.
 
-    ``rows`` is the size of a batch, ``steps`` how many of them ``order`` holds; ``training`` are
-    more fields of a run's training, such as its precision.
+    ``rows`` is the size of a batch, ``steps`` the number of batches in ``order``, ``training``
+    further fields of a run's training, such as its precision.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Loop:
         self.method.begin_epoch(self.ctx)
 
     def train(self, batches: Iterable[torch.Tensor]) -> int:
-        """A step for each of these batches of indices; returns the rows that were trained on."""
+        """Take a step for each of these batches of indices; return the rows trained on."""
         trained = 0
         for index in batches:
             _, out = train_step(self.method, self.ctx, self.splits.train, index, self.name)
@@ -103,14 +103,14 @@ class Loop:
         return trained
 
     def charged(self) -> float:
-        """Charged seconds since the last call: the clock stands still in the audit."""
+        """Charged seconds since the last call: the clock stops during the audit."""
         return sum(self.ctx.clock.take().values())
 
 
 def measured(
     loops: Mapping[Key, Timed], repeats: int, measure: Callable[[Timed], Measure]
 ) -> dict[Key, list[Measure]]:
-    """What ``measure`` says of each loop, in turn, round by round."""
+    """The results of ``measure`` for each loop, in turn, round by round."""
     found: dict[Key, list[Measure]] = {key: [] for key in loops}
     for _ in range(repeats):
         for key, loop in loops.items():
@@ -119,7 +119,7 @@ def measured(
 
 
 def ratios(seconds: Sequence[float], plain: Sequence[float]) -> list[float]:
-    """Each as a ratio to that of the same round."""
+    """Ratios to the plain step of the same round."""
     return [one / other for one, other in zip(seconds, plain, strict=True)]
 
 
@@ -129,7 +129,7 @@ def spread(found: Sequence[float]) -> list[str]:
 
 
 def milliseconds(seconds: Sequence[float], steps: int) -> str:
-    """The median of a step."""
+    """The median milliseconds of a step."""
     return f"{1000 * statistics.median(seconds) / steps:.0f}"
 
 
@@ -141,12 +141,12 @@ def against(ratio: float, target: float | None) -> list[str]:
 
 
 def show(what: str, arguments: Arguments, headers: Sequence[str], body: list[list[str]]) -> None:
-    """Print a table under the day, the setting and the machine."""
+    """Print a table under the date, the setting and the machine."""
     print(
         f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
         f"{what}, {described(arguments.device, arguments.threads, arguments.repeats)}"
     )
-    columns = ["", "ms a step", *headers, "target", "within 10 %"]
+    columns = ["", "ms / step", *headers, "target", "within 10 %"]
     numbers = ("left", *["right"] * (len(columns) - 1))
     print(tabulate(body, headers=columns, colalign=numbers, disable_numparse=True))
 

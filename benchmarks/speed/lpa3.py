@@ -33,7 +33,7 @@ class Way(NamedTuple):
     target: float | None = None
     """ratio to the plain step"""
     rows: float = 1
-    """rows a step, in batches"""
+    """rows per step, in batches"""
     epochs: int = 1
     """epochs of one measurement, each over the same rows"""
 
@@ -114,11 +114,11 @@ def main() -> None:
         )
     headers = ["ratio", "from-to", "forward", "backward", "trained", "bound"]
     loop.show("Adam", arguments, headers, body)
-    print(f"ms: {loop.clock(arguments.device)} by the run's clock (it stands still in the audit).")
+    print(f"ms: {loop.clock(arguments.device)} by the run's clock (it stops during the audit).")
     print(
-        "forward, backward: passes for each row drawn; trained: rows whose backward pass goes to\n"
-        "the weights too, a pass more; bound: their sum over that of the plain step, which is 3.\n"
-        "refresh: the mean of an epoch that attacks anew and one that goes on from it."
+        "forward, backward: passes per drawn row; trained: rows whose backward pass also reaches\n"
+        "the weights, one more pass; bound: their sum divided by that of the plain step, 3.\n"
+        "refresh: the mean of an epoch with new attacks and one that reuses them."
     )
     print(CODE)
 

@@ -1,4 +1,4 @@
-"""Images a second beside Pillow's and kornia's: python -m benchmarks.speed.randaugment"""
+"""Images per second against Pillow and kornia: python -m benchmarks.speed.randaugment"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Arguments:
     batches: tuple[int, ...] = (128, 512)
     """rows of a batch"""
     repeats: int = 60
-    """calls of each, in turn; the mean is printed, as a batch's operations are drawn"""
+    """calls of each, in turn; the mean is printed, because a batch's operations are random"""
     step: bool = True
     """also the share of a plain ResNet-18 (width 1) training step, batch 128, 28x28x3"""
 
@@ -79,13 +79,13 @@ def images(rows: int, channels: int, size: int) -> Tensor:
 
 
 def batch_of(x: Tensor) -> Batch:
-    """A batch of these images; what else it holds does not matter here."""
+    """A batch of these images; its other contents do not matter here."""
     rows = torch.arange(len(x), device=x.device)
     return Batch(x, torch.zeros(len(x), 2, device=x.device), rows / len(x), rows)
 
 
 def pillow(x: Tensor, repeats: int) -> float:
-    """Images a second of torchvision's RandAugment, Pillow's images in and tensors out."""
+    """Images per second of torchvision's RandAugment, from Pillow images to tensors."""
     import_torchvision()
     from torchvision.transforms import RandAugment as Theirs  # noqa: PLC0415
     from torchvision.transforms.functional import to_tensor  # noqa: PLC0415
@@ -101,7 +101,7 @@ def pillow(x: Tensor, repeats: int) -> float:
 
 
 def measure(x: Tensor, repeats: int, timed: Clock) -> tuple[float, float, int]:
-    """Seconds of ours and of kornia's, and kornia's failures."""
+    """Seconds of ours and of kornia's, and the number of kornia's failures."""
     ours, batch = RandAugment(n=2, m=9), batch_of(x)
     theirs = kornia.augmentation.auto.RandAugment(n=2, m=9).to(x.device)
     own, other, failures = [], [], 0
@@ -171,7 +171,7 @@ def main() -> None:
             shares.append(f"{100 * share:.2f} % of a step of {plain:.0f} ms on {threads} thread(s)")
     headers = ["threads", "images", "batch", "images/s", "Pillow", "ratio", "kornia", "ratio"]
     print(tabulate(body, headers=headers, floatfmt=("", "", "", ".0f", ".0f", ".1f", ".0f", ".1f")))
-    print("Pillow: one image at a time with the conversion to a tensor, one process times threads.")
+    print("Pillow: one image at a time, converted to a tensor, in one process, times threads.")
     print("kornia: one policy for a whole batch.")
     for line in shares:
         print(f"randaugment, batch 128, 28x28x3: {line} (plain ResNet-18, width 1; medians)")

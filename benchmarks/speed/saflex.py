@@ -16,7 +16,7 @@ from benchmarks.speed.loop import Loop
 from methods.saflex import Saflex
 
 CYCLE = 4
-"""Steps of one measurement: as many as the presets keep a meta gradient."""
+"""Steps per measurement: as many as the presets reuse a meta gradient for."""
 PLAIN = "plain"
 PAPER = (
     "paper: 1.42 on average, 1.54 over RandAugment, 1.31 over mixup "
@@ -41,7 +41,7 @@ class Way(NamedTuple):
     target: float | None = None
     """ratio to the plain step"""
     batches: int = 1
-    """rows a step, in batches"""
+    """rows per step, in batches"""
 
 
 WAYS = [
@@ -84,7 +84,7 @@ class Steps(Loop):
 
     @property
     def partial(self) -> bool:
-        """Whether it runs a part of the network alone, which the hooks at the trunk cannot see."""
+        """Whether it runs only a part of the network, which the hooks at the trunk cannot see."""
         return isinstance(self.method, Saflex) and self.method.stages is not None
 
 
@@ -120,16 +120,16 @@ def main() -> None:
     headers = ["ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
     loop.show(f"upstream {arguments.upstream}, Adam", arguments, headers, body)
     print(
-        f"ms: {loop.clock(arguments.device)} by the run's clock (it stands still in the audit), "
+        f"ms: {loop.clock(arguments.device)} by the run's clock (it stops during the audit), "
         f"of {CYCLE} steps each."
     )
     print(
-        "B: rows of a batch; forward, backward: passes for each row of the plain step, a tangent "
+        "B: rows of a batch; forward, backward: passes per row of the plain step, a tangent "
         "counted as backward; bound: (forward + 2 backward) / 3."
     )
     print(
-        "fast: a backward pass that ends early counts as whole and a pass of the last stage alone "
-        "as none, so its bound is that of the operations (FLOPs, as a ratio)."
+        "fast: a backward pass that ends early counts as a full pass, and a pass of only the last "
+        "stage as none, so its bound is that of the operations (FLOPs, as a ratio)."
     )
     print(PAPER)
 

@@ -33,7 +33,7 @@ class Arguments:
     runs: int = 40
     """runs of the sweep"""
     seconds: float = 5.0
-    """that a run sleeps"""
+    """how long a run sleeps"""
     workers: int = 2
     """runs at a time"""
     planned: int = 1000
@@ -56,12 +56,12 @@ class Sleeper(nn.Module):
 
 
 def sleeper(spec: Spec) -> nn.Module:
-    """The network of these runs; the seconds of a run stand in the environment."""
+    """The network of these runs; the seconds of a run are read from the environment."""
     return Sleeper(spec, float(os.environ.get("AUGBENCH_SLEEP", "0")) / STEPS)
 
 
 def study(folder: Path, runs: int) -> Path:
-    """A study of so many runs on random pixels."""
+    """A study of ``runs`` runs on random pixels."""
     rng, data = np.random.default_rng(0), folder / "pixels.npz"
     arrays = {}
     for split in ("train", "val", "test"):
@@ -78,7 +78,7 @@ def study(folder: Path, runs: int) -> Path:
 
 
 def alone(folder: Path) -> float:
-    """Seconds of one run in a process that has done one before."""
+    """Seconds of one run in a process that has done another before."""
     benchmark = parse_benchmark(f"npz:{folder / 'pixels.npz'}")
     training = training_of("medmnist", {"epochs": 1, "batch_size": BATCH})
     taken = []

@@ -1,1 +1,1 @@
-"""The one loop that trains a network, and what it sees."""
+"""The training loop, and what belongs to it."""

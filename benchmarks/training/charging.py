@@ -1,4 +1,4 @@
-"""What a run costs: charged seconds by phase, and the rows that pass through its network."""
+"""What a run costs: charged seconds by phase, and rows that pass through its network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PHASES = ("data", "outer", "augment", "forward", "backward")
 
 
 class Clock:
-    """Charged time by phase: events on a GPU; on a CPU the process's CPU seconds a thread.
+    """Charged time by phase: events on a GPU; on a CPU the process's CPU seconds per thread.
 
-    CPU seconds do not count what else the machine does, so that runs beside each other can be
-    compared; on an idle machine they are wall seconds.
+    CPU seconds leave out other work of the machine, so that runs at the same time can be compared;
+    on an idle machine they equal wall seconds.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class Clock:
         return left
 
     def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call; the clock must stand in no phase."""
+        """Seconds of each phase since the last call; the clock must be outside all phases."""
         seconds: dict[str, float] = dict.fromkeys(map(str, PHASES), 0.0)
         if self._cuda:
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What a run has reached, on disk and back."""
+"""Saves and restores the progress of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from methods.base import Method
 
 @dataclass
 class State:
-    """What a run has reached at the end of an epoch; with the modules, all that resuming needs."""
+    """The progress of a run after an epoch; with the modules, all that resuming needs."""
 
     epoch: int = 0
     metric_lines: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class State:
 
 
 def write_lines(folder: Path, state: State) -> None:
-    """Write metrics.jsonl and timing.jsonl as far as the run has come."""
+    """Write metrics.jsonl and timing.jsonl up to the current epoch."""
     for name, lines in (
         ("metrics.jsonl", state.metric_lines),
         ("timing.jsonl", state.timing_lines),
@@ -41,7 +41,7 @@ def write_lines(folder: Path, state: State) -> None:
 
 
 def snapshot(state: State, ctx: TrainingContext, method: Method, clone: bool) -> dict[str, Any]:
-    """All that resuming needs; ``clone`` where training goes on before it is written."""
+    """All that resuming needs; ``clone`` if training continues before it is written."""
     content = {
         "state": {name: getattr(state, name) for name in runs.field_names(State)},
         "model": ctx.model.state_dict(),
@@ -53,14 +53,14 @@ def snapshot(state: State, ctx: TrainingContext, method: Method, clone: bool) ->
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Put a snapshot in the place of the last one."""
+    """Replace the checkpoint with this snapshot."""
     runs.write_atomically(folder / "checkpoint.pt", lambda file: torch.save(content, file))
 
 
 def restore(
     folder: Path | None, ctx: TrainingContext, method: Method, progress: Progress, name: str
 ) -> State:
-    """The state in the checkpoint, or a new one; a checkpoint that was cut short is dropped."""
+    """The state in the checkpoint, or a new one; a truncated checkpoint is ignored."""
     path = folder / "checkpoint.pt" if folder is not None else None
     if path is None or not path.exists():
         return State()

@@ -1,4 +1,4 @@
-"""What a run is refused or ended for: a method that does not fit, a wrong batch, a loss."""
+"""Checks that refuse or end a run: an unsuitable method, an invalid batch, a loss that is nan."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def check_fits(
     needs, spec = method.requires(), splits.spec
     if "features" in needs and not isinstance(network, Model):
         raise NotApplicable(
-            f"{name} needs the stages of a methods.base.Model, {model_name} gives logits only"
+            f"{name} needs the stages of a methods.base.Model, {model_name} returns only logits"
         )
     if "auxiliary_norm" in needs and not has_branches(network):
         raise NotApplicable(
-            f"{name} needs a second set of batch normalisation, {model_name} has none: take one of "
-            "our networks that has batch normalisation, such as resnet18"
+            f"{name} needs a second set of batch normalisation layers, {model_name} has none: use "
+            "one of our networks with batch normalisation, such as resnet18"
         )
     if "image" in needs and spec.kind != "image":
         raise NotApplicable(f"{name} needs images, the data are {spec.kind}s")

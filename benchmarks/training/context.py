@@ -1,4 +1,4 @@
-"""What a method sees of a run, and the same for a training loop of one's own."""
+"""What a method sees of a run, and the same for your own training loop."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TrainingContext:
         seed: int,
         training: Training | None = None,
     ) -> TrainingContext:
-        """The context of a run; select and test rows stay behind."""
+        """The context of a run, without select and test rows."""
         training = training or Training()
         meta = None
         if splits.meta is not None:
@@ -85,7 +85,7 @@ class TrainingContext:
         )
 
     def enter(self, call: str) -> None:
-        """Begin a call of the method: generators and draws are functions of the place."""
+        """Begin a call of the method: seeds generators and draws by epoch, step and call."""
         self._forwarded = False
         self._seed_global(call)
         for stream in (self.train, self.meta):
@@ -94,7 +94,7 @@ class TrainingContext:
 
     @contextmanager
     def charged(self, call: str) -> Iterator[None]:
-        """A call of the method beside its steps, whose time is charged as its own phase."""
+        """A call of the method outside its steps, charged as a phase of its own."""
         self.enter(call)
         self.clock.switch("outer")
         yield
@@ -120,7 +120,7 @@ class TrainingContext:
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Generators as ``forward`` finds them in this step, so that dropout draws equal masks."""
+        """Generators as ``forward`` gets them in this step, so that dropout masks are the same."""
         with preserved(self.device):
             self._seed_global("forward")
             yield
@@ -155,7 +155,7 @@ class TrainingContext:
             self._sums[name] = (total + float(value), count + 1)
 
     def take_log(self) -> dict[str, float]:
-        """The epoch's averages; forgets them."""
+        """Return the epoch's averages and clear them."""
         means = {name: total / count for name, (total, count) in sorted(self._sums.items())}
         self._sums.clear()
         return means
@@ -177,7 +177,7 @@ class TrainingContext:
 
 
 class OwnLoop(TrainingContext):
-    """A context for a training loop of one's own; made by ``own_loop``."""
+    """A context for your own training loop; made by ``own_loop``."""
 
     _batches = 0
 
@@ -193,10 +193,10 @@ class OwnLoop(TrainingContext):
         return Batch(x=x, y=y, w=w, index=index)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell which epoch comes next, from 0."""
+        """Set the epoch that comes next, counted from 0."""
         self.epoch, self.step = epoch, self._batches
         self.enter("begin_epoch")
-        self.clock.take()  # nobody reads it here, and it would grow
+        self.clock.take()  # nothing reads it here, and it would grow
 
 
 def own_loop(
@@ -210,7 +210,7 @@ def own_loop(
     seed: int = 0,
     multi_label: bool = False,
 ) -> OwnLoop:
-    """A context from model, optimiser and loaders of (inputs, labels) for a loop of one's own.
+    """A context for your own loop, from a model, an optimiser and loaders of (inputs, labels).
 
     The loaders are read once; inputs (B, C, H, W) in [0, 1], labels (B,) int or targets (B, K).
 

@@ -1,14 +1,14 @@
-"""How a training ends that does not reach its end."""
+"""Reasons why training ends early."""
 
 from __future__ import annotations
 
 
 class TrainingFailed(RuntimeError):
-    """A run that cannot go on; the message is the reason in result.json."""
+    """A run that cannot continue; the message is the reason in result.json."""
 
 
 class Interrupted(RuntimeError):
-    """The run was told to end, by SIGINT, SIGTERM or its caller; its checkpoint is on disk."""
+    """The run was stopped by SIGINT, SIGTERM or its caller; its checkpoint is on disk."""
 
 
 def first_line(error: BaseException) -> str:

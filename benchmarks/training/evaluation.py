@@ -51,7 +51,7 @@ def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
 def judge(
     run: Run, splits: Splits, network: nn.Module, state: State, method: Method
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics and logits of the last and, where it is offered, of the selected epoch."""
+    """Metrics and logits of the last epoch and, if it is offered, of the selected epoch."""
     offered, reason = selection_offered(splits, method)
     predictions = {
         "select_targets": labels_of(splits.select, splits.kind),

@@ -1,4 +1,4 @@
-"""Weights that were trained on ImageNet, from torchvision."""
+"""ImageNet weights from torchvision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from methods.own import import_torchvision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What torchvision's networks normalise colours by."""
+"""The colour normalisation of torchvision's networks."""
 
 
 def load_imagenet(stem: nn.Module, stages: Iterable[nn.Module], name: str) -> None:
@@ -31,7 +31,7 @@ def load_imagenet(stem: nn.Module, stages: Iterable[nn.Module], name: str) -> No
         given = [tensor for source in sources for tensor in source.state_dict().values()]
         wanted = list(goal.state_dict().values())
         if [tensor.shape for tensor in given] != [tensor.shape for tensor in wanted]:
-            raise RuntimeError(f"torchvision's {name} has other layers than ours")
+            raise RuntimeError(f"torchvision's {name} has different layers from ours")
         with torch.no_grad():
             for target, tensor in zip(wanted, given, strict=True):
                 target.copy_(tensor)

@@ -1,4 +1,4 @@
-"""What a run ran on: hardware, versions, memory."""
+"""The machine of a run: hardware, versions, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """A process may do many runs: each starts with a peak of its own, where the system can."""
+    """Reset the peak, if the system can, because a process may do many runs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """The hardware in words, recorded beside every timing."""
+    """The hardware in words, recorded with every timing."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
@@ -60,7 +60,7 @@ def _processor() -> str:
 
 @cache
 def installed_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in ("augbench", "torch", "numpy", "scipy", "scikit-learn", "pillow", "kornia"):
         try:

@@ -1,4 +1,4 @@
-"""A network by its name, and a user's own by that of its factory."""
+"""Networks by name, and a user's own by the name of its factory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from methods.branches import add_branch
 from methods.naming import OWN, Call, NamingError, bind, call_of, parse, render, unknown
 
 VERSION = 1
-"""Raised whenever a network's numbers change; part of a run's id."""
+"""Increased whenever a network's results change; part of a run's id."""
 
 
 def canonical(text: str) -> str:
-    """The one form in which a model is written.
+    """The canonical spelling of a model.
 
     ``py:package.module:factory`` names a user's own factory, called with the Spec.
 
@@ -35,8 +35,8 @@ def canonical(text: str) -> str:
 def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
     """A new network on the CPU, initialised from the global generator.
 
-    Where ``needs``, a method's, hold "auxiliary_norm", a network with batch normalisation gets a
-    second set of it; its weights are else the same.
+    If a method's ``needs`` contain "auxiliary_norm", a network with batch normalisation gets a
+    second set of it; its other weights stay the same.
 
     Raises:
         NamingError: an unknown name or argument, or a value that does not fit the data.
@@ -59,7 +59,7 @@ def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
 
 
 def version_of(text: str) -> int:
-    """What a run's id holds of a model: our version, or a hash of the user's own code."""
+    """The version of a model in a run's id: ours, or a hash of the user's own code."""
     if not text.startswith(OWN):
         return VERSION
     _own(text)

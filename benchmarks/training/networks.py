@@ -62,7 +62,7 @@ class StagedModel(Model):
         self.head = head
 
     def forward(self, x: Tensor, branch: int = 0) -> Tensor:
-        """Logits (B, K); ``branch`` 1 by the second set of normalisation layers, where there is."""
+        """Logits (B, K); ``branch`` 1 uses the second set of normalisation layers, if any."""
         if branch == 0:
             return super().forward(x)
         with on_branch(self, branch):
@@ -224,7 +224,7 @@ def resnet18(
 ) -> StagedModel:
     """ResNet-18; 3x3 stem below 64 pixels, ImageNet's stem from there on.
 
-    Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as MedMNIST's experiments.
+    Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """
     depths = [2, 2, 2, 2]
     return _resnet(depths, BasicBlock, spec, width=width, activation=activation, weights=weights)
@@ -239,7 +239,7 @@ def resnet50(
 ) -> StagedModel:
     """ResNet-50; 3x3 stem below 64 pixels, ImageNet's stem from there on.
 
-    Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as MedMNIST's experiments.
+    Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """
     depths = [3, 4, 6, 3]
     return _resnet(depths, Bottleneck, spec, width=width, activation=activation, weights=weights)

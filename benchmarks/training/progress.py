@@ -1,4 +1,4 @@
-"""How a run tells what it does: a bar on a terminal, plain lines elsewhere, or nothing."""
+"""How a run reports its progress: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 
 class Gone(RuntimeError):
-    """Nobody is left to be told; the run stops and keeps its checkpoint."""
+    """Nothing listens to the run any more; it stops and keeps its checkpoint."""
 
 
 class Progress(Protocol):
     """What the trainer calls while it works."""
 
     def begin(self, name: str, epochs: int, done: int, images: int) -> None:
-        """A run of ``epochs`` epochs of ``images`` rows begins, ``done`` of them before now."""
+        """A run of ``epochs`` epochs of ``images`` rows begins; ``done`` epochs are done."""
         ...
 
     def advance(self, images: int, loss: float) -> None:
-        """So many rows were trained on; ``loss`` is the latest."""
+        """``images`` more rows were trained on; ``loss`` is the latest."""
         ...
 
     def epoch(self, number: int, line: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Progress(Protocol):
         ...
 
     def end(self) -> None:
-        """The run ended, in whatever way."""
+        """The run ended, for whatever reason."""
         ...
 
 
@@ -57,7 +57,7 @@ class Silent:
 
 
 class Bar:
-    """One bar a run with images per second and the time left."""
+    """One bar per run, with images per second and the time left."""
 
     def __init__(self) -> None:
         from tqdm import tqdm  # noqa: PLC0415 - a run without a terminal does not need it
@@ -66,7 +66,7 @@ class Bar:
         self._epochs, self._epoch, self._metric = 0, 0, ""
 
     def begin(self, name: str, epochs: int, done: int, images: int) -> None:
-        """Open the bar where the run stands."""
+        """Open the bar at the current epoch."""
         self._epochs, self._epoch, self._metric = epochs, done, ""
         with _unheard():
             self._bar = self._tqdm(
@@ -107,7 +107,7 @@ class Bar:
 
 
 class Lines:
-    """A plain line an epoch, but at most one in ten seconds, and one at the end."""
+    """One plain line per epoch, but at most one every ten seconds, and one at the end."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds, self._name, self._epochs = seconds, "", 0
@@ -115,7 +115,7 @@ class Lines:
         self._images = self._first = 0
 
     def begin(self, name: str, epochs: int, done: int, images: int) -> None:
-        """Remember what runs."""
+        """Remember the run."""
         self._name, self._epochs, self._first, self._images = name, epochs, done, 0
         self._start = self._last = time.monotonic()
 
@@ -124,7 +124,7 @@ class Lines:
         self._images += images
 
     def epoch(self, number: int, line: dict[str, Any]) -> None:
-        """Print where the run stands."""
+        """Print the progress."""
         now = time.monotonic()
         if now - self._last < self._seconds and number < self._epochs:
             return
@@ -146,13 +146,13 @@ class Lines:
 
 
 def say(text: str) -> None:
-    """Print it on standard error, where it is read before a run."""
+    """Print to standard error."""
     with _unheard():
         print(text, file=sys.stderr, flush=True)
 
 
 def _unheard() -> AbstractContextManager[None]:
-    """A run is not lost because nobody reads what it says, or because a log's disk is full."""
+    """Keeps a run alive if nothing reads its output, or if the disk of a log is full."""
     return suppress(OSError)
 
 
@@ -161,5 +161,5 @@ def _number(value: float | None) -> str:
 
 
 def for_terminal() -> Progress:
-    """A bar where standard error is a terminal, else lines."""
+    """A bar if standard error is a terminal, else lines."""
     return Bar() if sys.stderr.isatty() else Lines()

@@ -27,8 +27,8 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
 def learning_rate(training: Training, epoch: int) -> float:
     """The rate of an epoch, counted from 0.
 
-    ``multistep`` falls by ``gamma`` at each milestone; ``cosine`` falls to a thousandth; with a
-    warm-up the rate first rises in a line from a tenth to what the schedule then has.
+    ``multistep`` multiplies by ``gamma`` at each milestone; ``cosine`` falls to a thousandth; a
+    warm-up first rises linearly from a tenth to the value of the schedule at its end.
     """
     if epoch < training.warmup_epochs:
         goal = _scheduled(training, training.warmup_epochs)

@@ -1,4 +1,4 @@
-"""How logits, targets and losses go together for each kind of task."""
+"""Losses and labels for each kind of task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class MultiClass:
-    """One label of K a row; binary and ordinal sets too, as MedMNIST's protocol has them."""
+    """One of K labels per row; also binary and ordinal sets, as in MedMNIST's protocol."""
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of each row (B,), in nats; affine in ``y`` (B, K)."""
@@ -20,7 +20,7 @@ class MultiClass:
 
 
 class MultiLabel:
-    """K yes-or-no labels a row (ChestMNIST)."""
+    """K yes-or-no labels per row (ChestMNIST)."""
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Binary cross-entropy averaged over the labels (B,), in nats; affine in ``y`` (B, K)."""

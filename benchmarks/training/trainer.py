@@ -1,4 +1,4 @@
-"""The one loop that trains: ``fit`` a network under a method."""
+"""The training loop: ``fit`` a network under a method."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from methods.base import Batch, Method, Spec
 from methods.branches import has_branches
 
 CHECK_EVERY = 50
-"""Steps between two looks at the losses: each look waits for the device."""
+"""Steps between two checks of the losses, because each check waits for the device."""
 SAMPLES = 4
-"""Rows of which it is kept what they were trained on as."""
+"""Rows that are kept as samples, as drawn and as trained on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What ``fit`` hands back."""
+    """What ``fit`` returns."""
 
     model: nn.Module
     method: Method
@@ -79,15 +79,15 @@ def fit(
     checkpoint_every: int = 1,
     stop: Callable[[], bool] | None = None,
 ) -> Fitted:
-    """Train one network and judge it; ``model`` makes a network of one's own from the Spec.
+    """Train and evaluate one network; ``model`` makes your own network from the Spec.
 
-    With ``folder`` it goes on from the checkpoint there and writes one every
-    ``checkpoint_every`` epochs. ``stop`` is asked before every step whether to end here.
+    With ``folder`` it resumes from the checkpoint there and writes one every
+    ``checkpoint_every`` epochs. ``stop`` is called before every step; true ends the run there.
 
     Raises:
         NotApplicable: the method does not work on this task, data or network.
-        TrainingFailed: the loss is not finite, or the method handed back a wrong batch.
-        Interrupted: SIGINT or SIGTERM, or ``stop`` said so.
+        TrainingFailed: the loss is not finite, or the method returned an invalid batch.
+        Interrupted: SIGINT or SIGTERM, or ``stop`` returned true.
     """
     progress, device = progress or Silent(), torch.device(device)
     with threads(run.threads), tf32(False):
@@ -120,7 +120,7 @@ def fit(
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch works with so many threads inside."""
+    """Sets torch's number of threads for the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -136,7 +136,7 @@ def _network(
     device: torch.device,
     model: Callable[[Spec], nn.Module] | None,
 ) -> nn.Module:
-    """The network as the run's seed begins it, where it is trained."""
+    """The network, initialised from the run's seed, on the training device."""
     seed_global(device, run.seed, "init")
     if model is None:
         made = models.build(run.model, splits.spec, method.requires())
@@ -161,7 +161,7 @@ def _tell_settings(run: Run, progress: Progress) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A run in training: what it is made of, and what it reports to and is kept in."""
+    """A run in training: its parts, its progress display and its folder."""
 
     run: Run
     splits: Splits
@@ -174,7 +174,7 @@ class _Job:
 
     @property
     def keep(self) -> str:
-        """Which rows are trained on where there are folds."""
+        """Which rows are trained on if there are folds."""
         return "meta" if self.run.control == "meta" else "train"
 
     @property
@@ -184,7 +184,7 @@ class _Job:
 
 @dataclass(eq=False)
 class _Epoch:
-    """What one epoch trains on, and what its steps came to."""
+    """What one epoch trains on, and the results of its steps."""
 
     rate: float
     order: list[Tensor]
@@ -195,7 +195,7 @@ class _Epoch:
 
 
 def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
-    """The epochs that are left; with the samples of the last one."""
+    """Train the remaining epochs; return the state and the samples of the last epoch."""
     run, ctx = job.run, job.ctx
     state = _set_up(job)
     offered, _ = selection_offered(job.splits, job.method)
@@ -222,14 +222,14 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
 
 
 def _set_up(job: _Job) -> State:
-    """The method's own start, and what the run has reached before."""
+    """Set up the method, and restore the progress of the run."""
     run, method, ctx = job.run, job.method, job.ctx
     with ctx.charged("setup"):
         method.setup(ctx)
     state = restore(job.folder, ctx, method, job.progress, f"{run.row}, seed {run.seed}")
-    if state.resumed:  # what setup cost and told was counted when the run began
+    if state.resumed:  # setup was timed and logged when the run began
         ctx.forget()
-    if state.resumed and job.folder is not None:  # these tell how far it is, if it stops again
+    if state.resumed and job.folder is not None:  # they show its progress if it stops again
         write_lines(job.folder, state)
     return state
 
@@ -257,7 +257,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
     """Every step of an epoch.
 
     Raises:
-        Interrupted: the run is asked to stop.
+        Interrupted: the run was asked to stop.
     """
     run, ctx, rows = job.run, job.ctx, job.splits.train
     shown = job.is_last_epoch and run.seed == 0 and ctx.spec.kind == "image"
@@ -265,7 +265,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
     for place, index in enumerate(epoch.order):
         if job.stop():
             raise Interrupted(
-                f"stopped in epoch {ctx.epoch + 1}; {ctx.epoch} finished before are kept"
+                f"stopped in epoch {ctx.epoch + 1}; finished epochs kept: {ctx.epoch}"
             )
         loss, out = train_step(job.method, ctx, rows, index, run.method)
         epoch.losses.append(loss)
@@ -283,7 +283,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
 
 
 def _kept(job: _Job, state: State) -> dict[str, Any] | None:
-    """Write what an epoch reached; the snapshot, where its checkpoint is not yet due."""
+    """Write the progress; return the snapshot if its checkpoint is not yet due."""
     if job.folder is None:
         return None
     write_lines(job.folder, state)
@@ -331,7 +331,7 @@ def train_step(
 def _samples(rows: Rows, method: Method, batch: Batch) -> dict[str, np.ndarray]:
     """The first rows of a batch, uint8 (n, H, W, C), as they were drawn and as trained on.
 
-    Of a method that adds rows, the added ones beside those that they were made from.
+    If the method adds rows, the added ones and those that they were made from.
     """
     added = method.added()
     if added is not None and len(added.x):
@@ -348,7 +348,7 @@ def _pixels(x: Tensor) -> np.ndarray:
 
 
 def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
-    """Judge the network after an epoch, and add to the state what is known of it."""
+    """Evaluate the network after an epoch and add the results to the state."""
     ctx = job.ctx
     forward, backward = ctx.counter.take()
     seconds = ctx.clock.take()
@@ -386,7 +386,7 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
 
 
 def _scores(job: _Job, epoch: _Epoch) -> dict[str, dict[str, float]]:
-    """Quick scores by split, of passes that are not counted.
+    """Quick scores by split; their passes are not counted.
 
     Raises:
         TrainingFailed: the network's logits are not finite.
