@@ -1,8 +1,8 @@
 """Methods by name: ``build("crop+mixup(alpha=0.2)")``; importing this package loads nothing heavy.
 
 A third party adds a method through the entry-point group ``augbench.methods``: a name, and
-"module:callable" that returns a ``methods.base.Method``. One's own needs no package: the name
-``py:module:callable`` is its own entry.
+"module:callable" that returns a ``methods.base.Method``. Your own code needs no package: name it
+``py:module:callable``.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 GROUP = "augbench.methods"
 SOURCE = "Source: "
 UPSTREAM = "upstream"
-"""The argument that makes a method of what is else an upstream."""
+"""A class with this argument is a method; one without it is an upstream."""
 OURS = "methods."
 
 
 class Entry(NamedTuple):
-    """Where a method is found."""
+    """Where to find a method."""
 
     target: str
     """ "module:callable" """
     kind: str = ""
-    """plug-in; empty for one of ours, which is listed as what it declares itself to be"""
+    """plug-in; empty for a built-in method, which is listed as the kind that it declares"""
 
 
 BUILTIN = {
@@ -91,7 +91,7 @@ class Unavailable(NamingError):
 
 @cache
 def registry() -> dict[str, Entry]:
-    """Every method by name; a built-in name cannot be taken by a plug-in."""
+    """All methods by name; a plug-in cannot take a built-in name."""
     found = {
         point.name: Entry(point.value, "plug-in")
         for point in importlib.metadata.entry_points(group=GROUP)
@@ -100,7 +100,7 @@ def registry() -> dict[str, Entry]:
 
 
 def known(name: str) -> bool:
-    """Whether a name is registered, or names code of one's own."""
+    """Whether a name is registered, or refers to the user's own code."""
     return name.startswith(OWN) or name in registry()
 
 
@@ -112,8 +112,8 @@ def load(name: str) -> Callable[..., Method]:
     """The callable behind a name.
 
     Raises:
-        NamingError: the name is not registered, or code of one's own cannot be used.
-        Unavailable: a plug-in's module cannot be imported; the message holds the reason.
+        NamingError: the name is not registered, or the user's own code cannot be used.
+        Unavailable: a plug-in's module cannot be imported; the message gives the reason.
     """
     if name.startswith(OWN):
         return _load_own(name)
@@ -141,25 +141,25 @@ def _load_own(name: str) -> Callable[..., Method]:
         for each in signature(found).parameters.values():
             if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty:
                 raise NamingError(
-                    f"method {name!r} must be given {each.name}, expected a function that makes a "
-                    f"method from keyword arguments alone{_wrapped(name)}"
+                    f"method {name!r} has the positional argument {each.name}, expected a function "
+                    f"that returns a method and takes keyword arguments only{_wrapped(name)}"
                 )
         return cast("Callable[..., Method]", found)
     what = (
-        "a class that is no Method" if isinstance(made, type) else f"of type {type(made).__name__}"
+        "a class but not a Method" if isinstance(made, type) else f"of type {type(made).__name__}"
     )
     raise NamingError(
-        f"method {name!r} is {what}, expected a class of augbench.Method or a function that makes "
-        f"one{_wrapped(name) if callable(made) else ''}"
+        f"method {name!r} is {what}, expected a subclass of augbench.Method or a function that "
+        f"returns one{_wrapped(name) if callable(made) else ''}"
     )
 
 
 def _wrapped(name: str) -> str:
-    return f"; as a transform of images write wrap(call={name})"
+    return f"; if it transforms images, write wrap(call={name})"
 
 
 def takes_upstream(name: str) -> bool:
-    """Whether a method is put around an upstream: whether it has an argument of that name.
+    """Whether a method takes an upstream, that is, has an argument of that name.
 
     Raises:
         NamingError: the name is not registered, or its module cannot be imported.
@@ -168,9 +168,9 @@ def takes_upstream(name: str) -> bool:
 
 
 def canonical(text: str) -> str:
-    """The one form in which a method is written: arguments sorted, defaults left out.
+    """The canonical name of a method: arguments sorted, defaults left out.
 
-    Arguments that a preset sets are written as that preset.
+    Arguments that match a preset are replaced by that preset.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
@@ -187,7 +187,7 @@ def _canonical(expression: Call | Links) -> Call | Links:
     presets = _presets(function)
     bound = bind(expression, function, presets=presets)
     inner = call_of(expression.name, {k: _canonical_value(v) for k, v in bound.items()})
-    # Once more, because upstream=none+none has only now become a default.
+    # Bind again, because upstream=none+none has only now become a default.
     return contract(call_of(inner.name, bind(inner, function)), function, presets)
 
 
@@ -204,7 +204,7 @@ def _presets(function: Callable[..., Method]) -> Mapping[str, Mapping[str, Any]]
 
 
 def build(text: str) -> Method:
-    """A new method from its name.
+    """Build a new method from its name.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
@@ -230,13 +230,13 @@ def _build(expression: Call | Links) -> Method:
         method = function(**arguments)
     except NamingError:
         raise
-    except (Exception, SystemExit) as error:  # code of others may fail in any way
+    except (Exception, SystemExit) as error:  # third-party code may fail in any way
         whose = f"method {render(expression)!r}"
         if expression.name.startswith(OWN):
-            raise NamingError(f"{whose} cannot be made: {own.said(error)}") from error
+            raise NamingError(f"{whose} cannot be built: {own.said(error)}") from error
         if isinstance(error, TypeError | ValueError):
             raise NamingError(f"{whose}: {error}") from error
-        raise Unavailable(f"{whose} cannot be made: {type(error).__name__}: {error}") from error
+        raise Unavailable(f"{whose} cannot be built: {type(error).__name__}: {error}") from error
     whose = f"method {expression.name!r} ({_target(expression.name)})"
     if not isinstance(method, Method):
         hint = _wrapped(expression.name) if expression.name.startswith(OWN) else ""
@@ -245,17 +245,17 @@ def _build(expression: Call | Links) -> Method:
         )
     if isinstance(method.controls, str) and method.controls not in get_args(get_args(Controls)[0]):
         raise NamingError(
-            f"{whose} controls {method.controls!r}, expected upstream, meta, or names of methods: "
-            f"({method.controls!r},)"
+            f"{whose} has controls = {method.controls!r}, expected 'upstream', 'meta' or a tuple "
+            f"of method names such as ({method.controls!r},)"
         )
     return method
 
 
 @cache
 def cost(text: str) -> float:
-    """Time of a training step under a method in plain steps, as its classes declare.
+    """Time of a training step with a method, in plain steps, as its classes declare it.
 
-    What is not available, or declares none, counts as a plain step.
+    A method that is unavailable or declares no cost counts as a plain step.
     """
     total = 1.0
     with suppress(NamingError):
@@ -267,7 +267,7 @@ def cost(text: str) -> float:
 
 
 def label(text: str) -> str:
-    """A method's name with the short names that classes have; empty where none has one.
+    """A method's name with the short names of its classes; empty if none has a short name.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
@@ -289,10 +289,10 @@ def _labelled(expression: Call | Links) -> Call | Links:
 
 
 def versions(text: str) -> dict[str, int]:
-    """Version of every class along the chain and hash of every preset, by name.
+    """Version of every class in the chain and hash of every preset, by name.
 
-    They are part of a run's id, so that it tells a preset of other content from this one. Of what
-    others define the hash holds the code too, as nobody raises a version at every edit.
+    They are part of a run's id, so that changing a preset changes the id. For third-party classes
+    the hash covers the code too, as nobody raises a version at every edit.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
@@ -313,12 +313,12 @@ def versions(text: str) -> dict[str, int]:
 
 
 def own_names(text: str) -> list[str]:
-    """The names of code of one's own in a method: ``py:mine:pipeline`` of ``wrap(call=...)``."""
+    """Names of the user's own code in a method, such as the argument of ``wrap(call=...)``."""
     return _own_names(parse(text))
 
 
 def own_parts(text: str) -> list[str]:
-    """The calls in a method that are code of one's own, or are given some; inner ones first."""
+    """The calls in a method that are the user's own code or take some; inner calls first."""
     calls = _calls(_canonical(parse(text)))
     found = [render(call) for call in calls if _own_names(Call(call.name, tuple(_texts(call))))]
     return list(dict.fromkeys(reversed(found)))
@@ -344,7 +344,7 @@ def _version(part: Method) -> int:
 
 
 def _content(made: Callable[..., Method], version: str) -> int:
-    """A hash of a version and of the code in which a class or function of others is defined."""
+    """A hash of the version and the code of a third-party class or function."""
     text = f"{version}\n{own.version(made.__module__)}"
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
@@ -371,21 +371,21 @@ class Declared(NamedTuple):
 
     @property
     def kind(self) -> Literal["upstream", "method", "control"]:
-        """A control says what it controls; a method is put around an upstream."""
+        """A control declares what it controls; a method takes an upstream."""
         if self.controls:
             return "control"
         return "method" if self.takes_upstream else "upstream"
 
 
 def declared(name: str) -> Declared | None:
-    """What a method declares, read from its file; nothing is imported.
+    """What a method declares, read from its file without importing anything.
 
-    None where that does not tell: the name is not registered, or its class stands elsewhere.
+    None if the name is not registered or the class is defined in another file.
     """
     if not known(name):
         return None
     module, _, attribute = _target(name).partition(":")
-    with own.kept():  # which looks into the current folder
+    with own.kept():  # searches the current folder
         path = own.file_of(module)
     return _declared(path, attribute) if path is not None else None
 
@@ -416,18 +416,18 @@ class Summary(NamedTuple):
     reason: str
     """Empty, or why the method is unavailable."""
     takes: tuple[str, ...] = ()
-    """Its arguments with their defaults, ``beta=0.0``, as far as they stand in the same file."""
+    """Its arguments with their defaults, ``beta=0.0``, if they are defined in the same file."""
     presets: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     """Time of a training step in plain steps, by preset."""
 
 
 def summary(name: str) -> Summary:
-    """First line of the docstring and the ``source`` of a method, read from its file."""
+    """Summary of a method (docstring, source, arguments, costs), read from its file."""
     target = registry()[name].target
     module, _, attribute = target.partition(":")
     if not name.isidentifier():
-        return Summary("", "", f"{target}: {name!r} cannot be written in a call; use an identifier")
+        return Summary("", "", f"{target}: {name!r} is not an identifier, so no call can name it")
     try:
         found = importlib.util.find_spec(module)
     except (Exception, SystemExit) as error:  # find_spec imports a plug-in's parent package
@@ -448,7 +448,7 @@ def summary(name: str) -> Summary:
 
 
 def _defined(name: str, tree: ast.Module) -> ast.ClassDef | ast.FunctionDef | None:
-    """The class or function of a name in a file; None where it only passes it on."""
+    """The class or function of this name in a file; None if the file only imports it."""
     found = (each for each in tree.body if isinstance(each, ast.ClassDef | ast.FunctionDef))
     return next((each for each in found if each.name == name), None)
 
@@ -474,7 +474,7 @@ def _costs_in(node: ast.ClassDef | ast.FunctionDef) -> tuple[float, ...]:
 
 
 def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | None:
-    """What a statement of the body gives a name."""
+    """The value that a class or function body assigns to a name."""
     for statement in node.body:
         if isinstance(statement, ast.Assign | ast.AnnAssign):
             goals = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -484,7 +484,7 @@ def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | Non
 
 
 def _takes(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[str, ...]:
-    """Keyword arguments with their defaults; of a class those of its constructor or a base's."""
+    """Keyword arguments with their defaults; for a class, those of its constructor or a base's."""
     made: ast.FunctionDef | None = node if isinstance(node, ast.FunctionDef) else None
     if isinstance(node, ast.ClassDef):
         inside = (each for kind in _lineage(node, tree) for each in kind.body)
@@ -499,7 +499,7 @@ def _takes(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[str,
 def _lineage(
     node: ast.ClassDef | ast.FunctionDef, tree: ast.Module
 ) -> Iterator[ast.ClassDef | ast.FunctionDef]:
-    """A class and its bases, as far as they stand in the same file; a function alone."""
+    """A class and those of its bases that are defined in the same file; or a function alone."""
     yield node
     for base in node.bases if isinstance(node, ast.ClassDef) else ():
         found = _defined(base.id, tree) if isinstance(base, ast.Name) else None
@@ -508,16 +508,16 @@ def _lineage(
 
 
 def _default(value: ast.expr | None) -> str:
-    """A default as it is written in a method's name."""
+    """A default value as a method's name writes it."""
     if value is None:
         return "..."
     try:
         return render(ast.literal_eval(value))
-    except (ValueError, TypeError, NamingError):  # a constant, or what no name can hold
+    except (ValueError, TypeError, NamingError):  # a named constant, or a value no name can hold
         return ast.unparse(value)
 
 
 def _source_told(docstring: str) -> str:
-    """The line of a function's docstring that tells the source."""
+    """The line of a function's docstring that gives the source."""
     lines = (line.strip() for line in docstring.splitlines())
     return next((line.removeprefix(SOURCE) for line in lines if line.startswith(SOURCE)), "")

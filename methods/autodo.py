@@ -1,4 +1,4 @@
-"""AutoDO: warp, weight and soft label of every training row, by implicit differentiation."""
+"""AutoDO: a learned warp, weight and soft label per training row, by implicit differentiation."""
 
 from __future__ import annotations
 
@@ -28,47 +28,48 @@ from methods.implicit import (
 
 OPERATIONS = ("rotate", "translate_x", "translate_y", "shear_x", "shear_y", "scale_x", "scale_y")
 RANGES = (math.radians(30), 0.45, 0.45, 0.3, 0.3, math.log(1.5), math.log(1.5))
-"""Angle; shares of width and height; matrix entries; logarithms: where the magnitude is 1."""
+"""Values at magnitude 1: angle, shares of width and height, matrix entries, logarithms."""
 CHUNK = 512
-"""Meta rows that go through the network at once."""
+"""Meta rows per forward pass."""
 
 
 class AutoDO(Method):
     """Learn augmentation, weight and soft label of each training row from meta rows.
 
-    Row i has for each of seven warps (rotation about the centre, translation, shear and scale along
-    both axes) a probability and a magnitude, a weight 1.44 softplus(omega_i) and a soft label
-    softmax(t_i), all learned (``augment``, ``weight``, ``label`` switch the parts; ``shared`` has
-    one set of warps for all rows). The network trains on warped rows with the Kullback-Leibler
-    divergence from soft label to prediction, ``symmetric`` the mean of both directions.
+    For row i it learns a probability and a magnitude of each of seven warps (rotation about the
+    centre, translation, shear and scale along both axes), a weight 1.44 softplus(omega_i) and a
+    soft label softmax(t_i) (``augment``, ``weight``, ``label`` switch these parts on; ``shared``
+    learns one set of warps for all rows). The network trains on the warped rows with the
+    Kullback-Leibler divergence from soft label to prediction, or with ``symmetric`` the mean of
+    both directions.
 
-    From epoch ``start`` on (a share of the epochs, or from 1 their number) an outer phase precedes
-    each epoch (``outer_steps`` in the log counts its steps): with the network frozen in eval mode,
-    it passes once over the training rows in batches of ``outer_batch`` and steps their
-    hyper-parameters by RMSprop with rate ``learning_rate`` (falling by a cosine) down the
-    hypergradient - v^T H^-1 d2L / dtheta dlambda (Eq. 5), theta the head's weights, v the meta
-    gradient over ``meta_rows`` rows or ``full``. ``solver``: ``neumann`` with ``terms`` and
+    From epoch ``start`` on (a share of the epochs, or a number of epochs if 1 or more) an outer
+    phase precedes each epoch (the log counts its steps as ``outer_steps``). With the network frozen
+    in eval mode, it passes once over the training rows in batches of ``outer_batch`` and updates
+    their hyper-parameters by RMSprop with the learning rate ``learning_rate`` (cosine schedule)
+    down the hypergradient - v^T H^-1 d2L / dtheta dlambda (Eq. 5), theta the head's weights, v the
+    meta gradient over ``meta_rows`` rows or ``full``. ``solver``: ``neumann`` with ``terms`` and
     ``step`` (or ``auto``, from the largest eigenvalue), ``cg`` to a relative residual of
-    ``tolerance``, ``identity`` (DARTS). ``curvature``:
-    ``gauss_newton``, or the ``hessian`` of the loss, which may be indefinite; ``damping`` is added
-    to either, as is the optimiser's weight decay where that is a penalty (not AdamW's). A series
-    that diverges is refused, or with ``force`` told by a warning and in the log.
+    ``tolerance``, ``identity`` (DARTS). ``curvature``: ``gauss_newton``, or the ``hessian`` of the
+    loss, which may be indefinite. Both include ``damping`` and the optimiser's weight decay if it
+    is a penalty (not AdamW's). A series that diverges is an error, or with ``force`` a warning and
+    an entry in the log.
 
-    Rows that the upstream adds (index -1) stay as they are; what it does to a label is overruled
-    by a learned one.
+    Rows that the upstream adds (index -1) stay unchanged; a learned label replaces whatever the
+    upstream does to the label.
 
-    ``preset=exact`` solves by conjugate gradients and takes the meta gradient over all meta rows.
+    ``preset=exact`` solves by conjugate gradients and uses the meta gradient over all meta rows.
 
     **Deviations.** From the paper (P) and its authors' code at commit ad80c5c (C): weights keep the
-    total of a batch, and the hypergradient knows it; the warp is one, about the image's centre, in
-    shares of its size, with logarithmic scale, black outside, and without C's detour over four
-    times the size; sigma is the standard deviation and its range the whole of ``RANGES`` (C; P has
-    a variance and a further M/10); initial probability 0.25 (P; C has 0.2) and magnitude 0.5; soft
-    labels start from ``smoothing`` 0.1 (P; C has 0.05); the Gauss-Newton curvature in place of the
-    Hessian; the factor ``step`` before the sum is kept; the weight
-    decay is part of H (P; C leaves it out); the loss is symmetric whatever is learned
-    (``symmetric=when_soft`` is C's switch); meta rows are not augmented (P; C augments them); no
-    warm-up of the outer rate, which falls to a thousandth.
+    total of a batch, and the hypergradient accounts for it; one warp about the image's centre, in
+    shares of its size, with logarithmic scale, black outside, and without C's upsampling to four
+    times the size; sigma is the standard deviation over the full ``RANGES`` (C; P has a variance
+    and a further M/10); initial probability 0.25 (P; C has 0.2) and magnitude 0.5; soft labels
+    start from ``smoothing`` 0.1 (P; C has 0.05); Gauss-Newton curvature instead of the Hessian; the
+    factor ``step`` before the sum is kept; the weight decay is part of H (P; C omits it); the loss
+    is symmetric whatever is learned (``symmetric=when_soft`` is C's rule); meta rows are not
+    augmented (P; C augments them); the outer learning rate has no warm-up and falls to a
+    thousandth.
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
@@ -126,7 +127,7 @@ class AutoDO(Method):
                 f"outer_batch, meta_rows: expected 2 or more, got {outer_batch}, {meta_rows}"
             )
         if not (augment or weight or label):
-            raise ValueError("augment, weight, label: one of them must be on")
+            raise ValueError("augment, weight, label: at least one must be true")
         series_only = "" if solver == "neumann" else f"solver={solver}"
         for name, given, beside in (
             ("shared", shared, "" if augment else "augment=false"),
@@ -136,7 +137,7 @@ class AutoDO(Method):
             ("tolerance", tolerance != 1e-4, "" if solver == "cg" else f"solver={solver}"),
         ):
             if given and beside:
-                raise ValueError(f"{name}: it has no effect with {beside}, leave it out")
+                raise ValueError(f"{name}: it has no effect with {beside}; leave it out")
         self.parts_on = {"augment": augment, "weight": weight, "label": label}
         self.shared, self.start = shared, start
         self.solver, self.terms, self.step, self.force = solver, terms, step, force
@@ -149,24 +150,24 @@ class AutoDO(Method):
         self._warned = False
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Images with one label a row; an upstream whose rows stay rows."""
+        """Images with one label per row; an upstream that keeps rows apart."""
         if self.upstream is not None and self.upstream.mixes_rows:
-            return "autodo has hyper-parameters for each row, its upstream mixes rows"
+            return "autodo learns hyper-parameters per row, but its upstream mixes rows"
         if self.upstream is not None and any(each.draws_rows for each in self.upstream.parts()):
-            return "autodo visits every row once, its upstream draws rows of its own"
+            return "autodo visits every row once, but its upstream draws its own rows"
         if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "autodo has a loss of its own, and so has its upstream"
+            return "autodo has its own loss, and so does its upstream"
         if self.upstream is not None and self.upstream.hands_logits:
-            return "autodo warps rows before the forward, its upstream returns logits"
+            return "autodo warps rows before the forward pass, but its upstream returns logits"
         if self.upstream is not None and "features" in self.upstream.requires():
             return (
-                "autodo runs its upstream in the outer phase too, where the network stands still, "
-                "and its upstream looks at the network in training"
+                "autodo also runs its upstream in the outer phase, where the network is frozen, "
+                "but its upstream needs the network in training"
             )
         return single_label("autodo", task) or super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
-        """Allocate the hyper-parameters of each row at their start."""
+        """Allocate the hyper-parameters of each row at their initial values."""
         super().setup(ctx)
         rows, like = ctx.spec.rows, ctx.train.targets
         if self.parts_on["augment"]:
@@ -194,11 +195,11 @@ class AutoDO(Method):
         ctx.log(outer_steps=int(self.get_buffer("outer_steps")))
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Warped rows with their soft labels and weights; rows from elsewhere as they came."""
+        """Warped rows with their soft labels and weights; added rows (index -1) unchanged."""
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
-            raise ValueError("the upstream of autodo has already used this step's forward")
+            raise ValueError("the upstream of autodo has already run this step's forward pass")
         known, place = batch.index >= 0, batch.index.clamp_min(0)
         x, y, w = batch.x, batch.y, batch.w
         if self.parts_on["augment"]:
@@ -211,7 +212,7 @@ class AutoDO(Method):
         return replace(batch, x=x, y=y, w=w)
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """KL(s||p) of each row (B,), or its mean with KL(p||s); hard targets are smoothed first."""
+        """KL(s||p) per row (B,), or its mean with KL(p||s); hard targets are smoothed first."""
         if not (self.symmetric or self.parts_on["label"]):
             return ctx.task.losses(logits, batch.y)
         s = self._smoothed(batch.y)
@@ -224,7 +225,7 @@ class AutoDO(Method):
         return losses
 
     def captions(self) -> list[str]:
-        """What the upstream did to each row of the last batch, and its warp."""
+        """What the upstream did to each row of the last batch, then the row's warp."""
         before = super().captions()
         if not self.parts_on["augment"]:
             return before
@@ -234,7 +235,7 @@ class AutoDO(Method):
         return [", ".join(filter(None, texts)) for texts in zip(before, own, strict=True)]
 
     def learned(self) -> dict[str, Tensor]:
-        """Per training row: weight (1: untouched), label, and of each warp chance and magnitude."""
+        """Per training row: weight (1: unchanged), label, each warp's probability and magnitude."""
         found = super().learned()
         if self.parts_on["augment"]:
             found["probability"] = self.chance.values.sigmoid()
@@ -246,14 +247,14 @@ class AutoDO(Method):
         return found
 
     def _factors(self, place: Tensor, known: Tensor) -> Tensor:
-        """(B,) factor of each row's weight; 1 for rows from elsewhere."""
+        """(B,) factor on each row's weight; 1 for added rows."""
         return torch.where(known, _factor(self.omega.values[place, 0]), 1.0)
 
     def _smoothed(self, y: Tensor) -> Tensor:
         return (1 - self.smoothing) * y + self.smoothing / y.shape[1]
 
     def _warped(self, x: Tensor, chance: Tensor, spread: Tensor, known: Tensor) -> Tensor:
-        """Rows (B, C, H, W) under a warp drawn from their policy, with a gradient to the policy."""
+        """Rows (B, C, H, W) under a warp drawn from their policy, differentiable in the policy."""
         uniform = torch.rand_like(chance).clamp(1e-6, 1 - 1e-6)
         soft = (chance + uniform.log() - (-uniform).log1p()).sigmoid()  # two-class Gumbel-softmax
         bit = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
@@ -269,7 +270,7 @@ class AutoDO(Method):
             if not isinstance(self.meta_rows, str):
                 some = torch.randperm(len(h), device=h.device)[: self.meta_rows]
                 v = _head_gradient(model, h[some], y[some])
-            elif v is None:  # the network stands still: once a phase
+            elif v is None:  # the network is frozen, so once per phase
                 v = _head_gradient(model, h, y)
             self._outer_step(model, ctx, batch, v, rate, number)
         if self.parts_on["label"]:
@@ -278,16 +279,16 @@ class AutoDO(Method):
 
     @torch.no_grad()
     def meta_features(self, model: Model, ctx: Context) -> tuple[Tensor, Tensor]:
-        """What the head reads of all meta rows (M, D) and their targets: exact while frozen."""
+        """The head's inputs for all meta rows (M, D) and their targets; exact while frozen."""
         if ctx.meta is None:
-            raise ValueError("autodo learns from meta rows: pass some to the context")
+            raise ValueError("autodo learns from meta rows, but the context has none")
         parts = [(_embedded(model, batch.x), batch.y) for batch in ctx.meta.batches(CHUNK)]
         return torch.cat([h for h, _ in parts]), torch.cat([y for _, y in parts])
 
     def _outer_step(
         self, model: Model, ctx: Context, batch: Batch, v: Tensor, rate: float, number: int
     ) -> None:
-        """Step the hyper-parameters of a batch's rows down the hypergradient."""
+        """Update the hyper-parameters of a batch's rows along the negative hypergradient."""
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         known = batch.index >= 0
@@ -321,7 +322,7 @@ class AutoDO(Method):
         now = self.get_buffer("outer_steps")
         rows = place[known]
         if self.parts_on["weight"]:
-            # of c = w f (sum w / sum w f), where dc_i / df_j = c_i (1_ij / f_i - c_j / (f_j sum c))
+            # For c = w f (sum w / sum w f): dc_i / df_j = c_i (1_ij / f_i - c_j / (f_j sum c))
             total = c.sum()
             mean = (c * found.coefficients).sum() / torch.where(total > 0, total, 1.0)
             slope = c * (found.coefficients - mean) * _relative_slope(self.omega.values[place, 0])
@@ -337,7 +338,7 @@ class AutoDO(Method):
                     part.visit(rows, gradient[known], now, rate)
 
     def _log_targets(self, y: Tensor, place: Tensor, known: Tensor) -> Tensor:
-        """(B, K) logarithm of the targets that ``losses`` compares with."""
+        """(B, K) logarithm of the targets that ``losses`` uses."""
         if not (self.symmetric or self.parts_on["label"]):
             return _log(y)
         smoothed = _log(self._smoothed(y))
@@ -346,10 +347,10 @@ class AutoDO(Method):
         return torch.where(known[:, None], self.soft.values[place].log_softmax(dim=1), smoothed)
 
     def _solved(self, head: Head, v: Tensor, ctx: Context, log: bool) -> Tensor:
-        """H^-1 v (K, D) as the solver has it.
+        """H^-1 v (K, D) from the chosen solver.
 
         Raises:
-            DivergenceError, IndefiniteError: the series does not converge, or nothing finite came.
+            DivergenceError, IndefiniteError: the series diverges, or the result is not finite.
             SingularError: conjugate gradients find no solution.
         """
         ends = extreme_eigenvalues(head) if self.solver == "neumann" else None
@@ -361,7 +362,7 @@ class AutoDO(Method):
                 ctx.log(cg_iterations=iterations)
         else:
             smallest, largest = float(ends.smallest), float(ends.largest)
-            # Of a saturated head the curvature is rounding.
+            # For a saturated head the curvature is pure rounding error.
             least = torch.finfo(v.dtype).eps
             step = 1 / (1.2 * max(largest, least)) if isinstance(self.step, str) else self.step
             self._guard(step, smallest, largest, ctx)
@@ -369,7 +370,7 @@ class AutoDO(Method):
         if not bool(solved.isfinite().all()):
             raise DivergenceError(
                 f"the hypergradient is not finite after {ctx.epoch} epochs (solver={self.solver}): "
-                "the network or the series has diverged"
+                "either the network or the series has diverged"
             )
         if log:
             with ctx.uncharged():
@@ -385,7 +386,7 @@ class AutoDO(Method):
         return solved
 
     def _guard(self, step: float, smallest: float, largest: float, ctx: Context) -> None:
-        """Refuse a series that diverges, or with ``force`` warn once and tell the log."""
+        """Refuse a series that diverges, or with ``force`` warn once and log it."""
         try:
             refuse_divergence(step, smallest, largest)
             diverges = False
@@ -403,10 +404,10 @@ class AutoDO(Method):
 
 
 class RowStates(torch.nn.Module):
-    """A value or several for each row, and the RMSprop that moves them.
+    """One or more values per row, and the state of the RMSprop that updates them.
 
-    Equal to a dense RMSprop over all rows: of a row without a gradient only the mean square decays,
-    which is made up for at its next visit.
+    Equal to a dense RMSprop over all rows: for a row without a gradient only the mean square
+    decays, which is caught up at its next visit.
     """
 
     values: Tensor
@@ -424,7 +425,7 @@ class RowStates(torch.nn.Module):
     def visit(
         self, index: Tensor, gradient: Tensor, now: Tensor, rate: float, decay: float = 0.99
     ) -> None:
-        """Step the rows ``index`` (B,), each once, at step ``now``, counted from 1."""
+        """Update the rows ``index`` (B,), each once, at step ``now``, counted from 1."""
         gradient = gradient.to(self.values.dtype)
         away = (now - self.last[index])[:, None].to(self.square.dtype)
         square = self.square[index] * decay**away + (1 - decay) * gradient.square()
@@ -434,12 +435,12 @@ class RowStates(torch.nn.Module):
 
 
 def _factor(omega: Tensor) -> Tensor:
-    """Weight of a row: softplus(omega) / ln 2, which is 1 at 0."""
+    """Weight of a row: softplus(omega) / ln 2, which is 1 at omega = 0."""
     return F.softplus(omega) / math.log(2)
 
 
 def _relative_slope(omega: Tensor) -> Tensor:
-    """Derivative of the logarithm of ``_factor``, which tends to 1 where the factor does to 0."""
+    """Derivative of log ``_factor``, which tends to 1 as the factor tends to 0."""
     tiny = torch.finfo(omega.dtype).tiny
     factor = F.softplus(omega)
     return torch.where(factor > tiny, omega.sigmoid() / factor.clamp_min(tiny), 1.0)
@@ -455,12 +456,12 @@ def _embedded(model: Model, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _head_gradient(model: Model, h: Tensor, y: Tensor) -> Tensor:
-    """(K, D) gradient of the mean cross-entropy in the head's weights."""
+    """(K, D) gradient of the mean cross-entropy with respect to the head's weights."""
     return (model.head(h).softmax(dim=1) - y).T @ h / len(h)
 
 
 def _decay(ctx: Context, model: Model) -> float:
-    """The optimiser's penalty on the head; AdamW's decay is none."""
+    """The optimiser's penalty on the head; AdamW's weight decay is not a penalty."""
     for group in ctx.optimizer.param_groups:
         decoupled = isinstance(ctx.optimizer, AdamW) or group.get("decoupled_weight_decay", False)
         if any(each is model.head.weight for each in group["params"]) and not decoupled:
@@ -469,7 +470,7 @@ def _decay(ctx: Context, model: Model) -> float:
 
 
 def _matrix(amounts: Tensor, height: int, width: int) -> Tensor:
-    """(B, 2, 3) from a place of the output to that of the input, in pixels, about the centre."""
+    """(B, 2, 3) from output to input positions, in pixels, about the centre."""
     angle, right, down, shear_x, shear_y, log_x, log_y = amounts.unbind(dim=1)
     cos, sin = angle.cos(), angle.sin()
     # rotation times shear times scale
@@ -484,7 +485,7 @@ def _matrix(amounts: Tensor, height: int, width: int) -> Tensor:
 
 
 def _told(amounts: list[float]) -> str:
-    """What a warp does to the image, in words, without the parts that are hardly there."""
+    """What a warp does to the image, in words, without negligible parts."""
     angle, right, down, shear_x, shear_y, log_x, log_y = amounts
     parts = [
         (angle, f"rotate {math.degrees(angle):+.0f}°"),

@@ -1,4 +1,4 @@
-"""The contract between a method and the loop that trains with it."""
+"""The contract between a method and the training loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Controls = Literal["upstream", "meta"] | tuple[str, ...]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """A weighted, softly labelled batch: what every method takes and hands back.
+    """A weighted batch with soft labels: what every method takes and returns.
 
     A training step minimises ``w @ losses(model(x), y)``.
     """
@@ -30,15 +30,15 @@ class Batch:
     y: Tensor
     """(B, K) targets; rows on the simplex (MultiClass) or in [0, 1] (MultiLabel)."""
     w: Tensor
-    """(B,) coefficient of each row; 1/B as drawn."""
+    """(B,) weight of each row; 1/B as drawn."""
     index: Tensor
-    """(B,) int64 row of the training split, -1 for a row from elsewhere."""
+    """(B,) int64 row number in the training split, -1 for rows that are not in it."""
     logits: Tensor | None = None
-    """(B, K) with graph: ``ctx.forward(x)``, if the method needed it; so no forward runs twice."""
+    """(B, K) with graph: ``ctx.forward(x)``, if the method ran it, so that it runs only once."""
 
 
 class Added(NamedTuple):
-    """Rows that a method added to a batch, beside those that it made them from."""
+    """Rows that a method added to a batch, and the rows that it made them from."""
 
     origin: Tensor
     """(n, *S)"""
@@ -50,10 +50,10 @@ class Added(NamedTuple):
 
 @dataclass(frozen=True)
 class Spec:
-    """What a method may know of the data before it sees a row."""
+    """What a method may know about the data before it sees a row."""
 
     rows: int
-    """Rows of the training split; ``Batch.index`` is below it."""
+    """Number of rows in the training split; ``Batch.index`` is below it."""
     classes: int
     """K, the width of logits and targets."""
     shape: tuple[int, ...]
@@ -64,19 +64,19 @@ class Spec:
 
 
 class Task(Protocol):
-    """How logits and targets are compared."""
+    """The loss that compares logits with targets."""
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Loss of each row (B,), affine in ``y`` (B, K)."""
+        """Loss per row (B,), affine in ``y`` (B, K)."""
         ...
 
     def labels(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Scores (B, K) made legal targets (B, K): softmax or sigmoid of scores / temperature."""
+        """Turn scores (B, K) into valid targets: softmax or sigmoid of scores / temperature."""
         ...
 
 
 class Stream(Protocol):
-    """The rows of one split; the k-th draw within a call is a function of the run's seed."""
+    """The rows of one split; the run's seed determines the k-th draw within a call."""
 
     @property
     def targets(self) -> Tensor:
@@ -85,7 +85,7 @@ class Stream(Protocol):
 
     @property
     def index(self) -> Tensor:
-        """(len,) rows that may be drawn in this epoch: all but those that crossfit holds out."""
+        """(len,) rows that may be drawn in this epoch: all except those that crossfit holds out."""
         ...
 
     def __len__(self) -> int: ...
@@ -95,11 +95,11 @@ class Stream(Protocol):
         ...
 
     def draw(self, n: int, stratified: bool = False) -> Batch:
-        """``n`` rows without replacement (all rows where the split has fewer)."""
+        """``n`` rows without replacement (all rows if the split has fewer)."""
         ...
 
     def batches(self, n: int) -> Iterator[Batch]:
-        """One shuffled pass in batches of ``n``; the last one may be smaller."""
+        """One shuffled pass in batches of ``n``; the last batch may be smaller."""
         ...
 
 
@@ -107,15 +107,15 @@ class Model(nn.Module, ABC):
     """A network whose parts a method may use: ``head(embed(features(x))) == model(x)``."""
 
     trunk: nn.Module
-    """Maps inputs (B, *S) to the list of its stages' outputs; the trainer counts passes at it.
+    """Maps inputs (B, *S) to the list of stage outputs; the trainer counts its passes.
 
-    Where it has a child ``stages``, an ``nn.ModuleList``, each of them maps the output before it
-    to its own, and a method may run the last ones alone.
+    If it has a child ``stages``, an ``nn.ModuleList``, each stage maps the previous output to its
+    own, and a method may run the last stages alone.
     """
     head: nn.Linear
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the stages for inputs (B, *S) in their natural range."""
+        """Stage outputs for inputs (B, *S) in their natural range."""
         return self.trunk(x)
 
     @abstractmethod
@@ -128,9 +128,9 @@ class Model(nn.Module, ABC):
 
 
 class Context(Protocol):
-    """All that a method may see of a run.
+    """Everything that a method may see of a run.
 
-    Rows of the select and test splits, and which labels are corrupted, cannot be reached from it.
+    It gives no access to the rows of the select and test splits, nor to which labels are corrupted.
     """
 
     epoch: int
@@ -141,27 +141,27 @@ class Context(Protocol):
 
     @property
     def task(self) -> Task:
-        """How logits and targets are compared."""
+        """The loss that compares logits with targets."""
         ...
 
     @property
     def spec(self) -> Spec:
-        """What is known of the data."""
+        """What is known about the data."""
         ...
 
     @property
     def train(self) -> Stream:
-        """The training rows; drawing from it does not move the trainer's own order."""
+        """The training rows; drawing from it does not affect the trainer's own order."""
         ...
 
     @property
     def optimizer(self) -> Optimizer:
-        """To read (Adam's second moments), never to step."""
+        """For reading (Adam's second moments), never for stepping."""
         ...
 
     @property
     def model(self) -> nn.Module:
-        """The network in training; a ``Model`` where the method needs "features"."""
+        """The network being trained; a ``Model`` if the method needs "features"."""
         ...
 
     @property
@@ -170,16 +170,16 @@ class Context(Protocol):
         ...
 
     def forward(self, x: Tensor) -> Tensor:
-        """The trainer's own training forward (its seed, its autocast); at most once a step."""
+        """The trainer's own forward pass (its seed, its autocast); at most once per step."""
         ...
 
     def replay(self) -> AbstractContextManager[None]:
-        """Generators as ``forward`` finds them in this step, so that dropout draws equal masks."""
+        """Sets the generators as in this step's ``forward``, so that dropout masks are the same."""
         ...
 
     @property
     def repeatable(self) -> bool:
-        """Whether the model called under ``replay`` equals ``forward`` to rounding.
+        """Whether the model called under ``replay`` equals ``forward`` up to rounding.
 
         It does not under ``torch.compile`` or where the training step is not float32.
         """
@@ -190,15 +190,15 @@ class Context(Protocol):
         ...
 
     def log(self, **scalars: float) -> None:
-        """Values to be averaged over the epoch and written to metrics.jsonl."""
+        """Log values, averaged over the epoch, to metrics.jsonl."""
         ...
 
 
 class Method(nn.Module, ABC):
-    """What turns a drawn batch into the batch that is trained on, and may learn on the way.
+    """Turns a drawn batch into the batch that is trained on, and may learn while doing so.
 
     Hyper-parameters are keyword-only constructor arguments with defaults: the signature is the
-    schema. ``upstream`` is the augmentation that runs first, where there is one.
+    schema. ``upstream`` is the augmentation that runs first, if there is one.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -208,30 +208,30 @@ class Method(nn.Module, ABC):
     source: ClassVar[str] = ""
     """Authors, title, venue and arXiv number."""
     short_name: ClassVar[str] = ""
-    """Its label: stands for its name in tables and figures, which tell the name beside it."""
+    """Label that replaces its name in tables and figures; a legend gives the name."""
     version: ClassVar[int] = 1
-    """Raised whenever the method's numbers change; part of a run's id."""
+    """Raise it whenever the method's numbers change; part of a run's id."""
     operations: ClassVar[tuple[str, ...]] = ()
-    """Names of the columns of "probability" and "magnitude", where ``learned`` has them."""
+    """Column names of "probability" and "magnitude", if ``learned`` returns them."""
     mixes_rows: bool = False
-    """Whether an output row holds several rows of the input."""
+    """Whether an output row mixes several input rows."""
     draws_rows: ClassVar[bool] = False
-    """Whether it replaces the batch by rows of its own: such a one comes first in a chain."""
+    """Whether it replaces the batch with rows that it draws: it must come first in a chain."""
     as_drawn: bool = False
-    """Whether it must see the rows as they were drawn: such a one comes first in a chain."""
+    """Whether it must see the rows as they were drawn: it must come first in a chain."""
     controls: ClassVar[Controls] = ()
-    """What it is a control of: "upstream", the method that it is put around; "meta", every method
+    """What it is a control of: "upstream", the method passed as its upstream; "meta", every method
     on the same upstream that learns from meta rows; or methods on the same upstream by name,
-    ``("saflex",)``. Empty for what is no control."""
+    ``("saflex",)``. Empty if it is not a control."""
     one_row: bool = False
-    """Whether it remembers what the network makes of each row: nothing before it may mix rows."""
+    """Whether it remembers the network's output for each row: nothing before it may mix rows."""
     hands_logits: bool = False
-    """Whether its batch holds the logits of the step's ``ctx.forward``."""
+    """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Arguments that ``preset=NAME`` stands for; the first is empty and is the bare name."""
+    """Arguments that ``preset=NAME`` sets; the first preset is empty and means the bare name."""
     costs: ClassVar[Mapping[str, float]] = {}
-    """Time of a training step in plain steps, as measured, by preset; the first is that of the bare
-    name and of arguments that no preset has. Empty: a plain step's."""
+    """Measured time of a training step in plain steps, by preset; the first also holds for the bare
+    name and for arguments outside any preset. Empty: as a plain step."""
 
     def __init__(self, upstream: Method | None = None) -> None:
         super().__init__()
@@ -241,58 +241,58 @@ class Method(nn.Module, ABC):
             self.hands_logits = self.hands_logits or upstream.hands_logits
 
     def parts(self) -> Iterator[Method]:
-        """This method and all that run before it."""
+        """This method and all methods that run before it."""
         if self.upstream is not None:
             yield from self.upstream.parts()
         yield self
 
     def requires(self) -> frozenset[str]:
-        """Its ``needs`` and what runs before it requires; more where its arguments ask for it."""
+        """The ``needs`` of this method and of those before it; arguments may add to them."""
         return self.needs | (self.upstream.requires() if self.upstream is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """An empty text, or the reason why the method does not work here."""
+        """The reason why the method cannot be used here, or an empty text."""
         return self.upstream.supports(task, spec) if self.upstream is not None else ""
 
     def setup(self, ctx: Context) -> None:
-        """Allocate what depends on the data; called once, before the first epoch."""
+        """Allocate state that depends on the data; called once, before the first epoch."""
         if self.upstream is not None:
             self.upstream.setup(ctx)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Run a phase of its own before the epoch's first step; drop caches."""
+        """Run the method's own phase before the epoch's first step; drop caches."""
         if self.upstream is not None:
             self.upstream.begin_epoch(ctx)
 
     @abstractmethod
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """The batch to train on, at every step; never changes its input in place."""
+        """Return the batch to train on; called at every step, never changes its input in place."""
 
     def finish(self, ctx: Context) -> None:
-        """Run once after the last step: the only place where a method may change the model."""
+        """Called once after the last step: the only place where a method may change the model."""
         if self.upstream is not None:
             self.upstream.finish(ctx)
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """Loss of each row (B,), before the weights."""
+        """Loss per row (B,), before weighting."""
         if self.upstream is not None:
             return self.upstream.losses(logits, batch, ctx)
         return ctx.task.losses(logits, batch.y)
 
     def weighted(self, rows: int) -> int:
-        """How many of ``rows`` rows, from the first, it works on; the others stay as they came."""
+        """How many of ``rows`` rows, from the first on, it works on; the others stay unchanged."""
         return self.upstream.weighted(rows) if self.upstream is not None else rows
 
     def learned(self) -> dict[str, Tensor]:
-        """What was learned, for learned.npz: arrays by name; empty where nothing is."""
+        """What was learned, as arrays by name for learned.npz; empty if nothing was."""
         return self.upstream.learned() if self.upstream is not None else {}
 
     def captions(self) -> list[str]:
-        """What was done to each row of the last batch, for a figure; empty where not remembered."""
+        """What was done to each row of the last batch, for a figure; empty if not recorded."""
         return self.upstream.captions() if self.upstream is not None else []
 
     def added(self) -> Added | None:
-        """What was added to the last batch, for a figure; None where nothing ever is."""
+        """The rows added to the last batch, for a figure; None if the method never adds any."""
         return self.upstream.added() if self.upstream is not None else None
 
 
@@ -302,21 +302,22 @@ class Chain(Method):
     def __init__(self, links: list[Method]) -> None:
         super().__init__()
         if len(links) < 2:
-            raise ValueError(f"a chain has at least two links, got {len(links)}")
+            raise ValueError(f"a chain needs at least two links, got {len(links)}")
         own = [type(link).__name__ for link in links if overrides(link, "losses")]
         if len(own) > 1:
-            raise ValueError(f"a chain takes one link with a loss of its own, got {own}")
+            raise ValueError(f"only one link of a chain may have its own loss, got {own}")
         late = [
             type(link).__name__ for link in links[1:] if any(p.draws_rows for p in link.parts())
         ]
         if late:
-            raise ValueError(f"{late[0]} draws rows of its own and must be the first link")
+            raise ValueError(f"{late[0]} draws its own rows and must be the first link")
         changed = [
             type(link).__name__ for link in links[1:] if any(p.as_drawn for p in link.parts())
         ]
         if changed:
             raise ValueError(
-                f"{changed[0]} keeps what belongs to a row's own pixels and must be the first link"
+                f"{changed[0]} stores perturbations of the original pixels and must be the first "
+                "link"
             )
         mixed = list(itertools.accumulate((link.mixes_rows for link in links), operator.or_))
         alone = [
@@ -326,18 +327,18 @@ class Chain(Method):
         ]
         if alone:
             raise ValueError(
-                f"{alone[0]} remembers what the network makes of each row, and what runs before it "
+                f"{alone[0]} remembers the network's prediction for each row, but a link before it "
                 "mixes rows"
             )
         learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
         if learning:
             raise ValueError(
-                f"{learning[0]} learns from meta rows and takes what runs before it as its "
-                f"upstream: write {learning[0]}(upstream=...), not a chain"
+                f"{learning[0]} learns from meta rows and cannot be in a chain: write "
+                f"{learning[0]}(upstream=...)"
             )
         early = [type(link).__name__ for link in links[:-1] if link.hands_logits]
         if early:
-            raise ValueError(f"{early[0]} uses the step's forward and must be the last link")
+            raise ValueError(f"{early[0]} runs the step's forward pass and must be the last link")
         self.links = nn.ModuleList(links)
         self.mixes_rows = any(link.mixes_rows for link in links)
         self.hands_logits = links[-1].hands_logits
@@ -346,16 +347,16 @@ class Chain(Method):
         return (cast("Method", link) for link in self.links)
 
     def parts(self) -> Iterator[Method]:
-        """The links and all that run before them."""
+        """The links and all methods that run before them."""
         for link in self._each():
             yield from link.parts()
 
     def requires(self) -> frozenset[str]:
-        """What any link requires."""
+        """The requirements of all links."""
         return frozenset().union(*(link.requires() for link in self._each()))
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """The first reason that a link gives."""
+        """The first reason from any link."""
         return next(filter(None, (link.supports(task, spec) for link in self._each())), "")
 
     def setup(self, ctx: Context) -> None:
@@ -364,7 +365,7 @@ class Chain(Method):
             link.setup(ctx)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Begin the epoch of every link."""
+        """Begin the epoch in every link."""
         for link in self._each():
             link.begin_epoch(ctx)
 
@@ -386,14 +387,14 @@ class Chain(Method):
             link.finish(ctx)
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """The loss of the link that has one of its own, else the task's."""
+        """The loss of the link that defines one, or else the task's."""
         for link in self._each():
             if overrides(link, "losses"):
                 return link.losses(logits, batch, ctx)
         return ctx.task.losses(logits, batch.y)
 
     def learned(self) -> dict[str, Tensor]:
-        """What the links learned; of equal names the last one counts."""
+        """What the links learned; for equal names the last link wins."""
         return {name: value for link in self._each() for name, value in link.learned().items()}
 
     def captions(self) -> list[str]:

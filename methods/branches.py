@@ -1,4 +1,4 @@
-"""A second set of batch normalisation within one network: statistics and scales of its own."""
+"""A second set of batch normalisation layers in a network, with its own statistics and scales."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class BranchedNorm(nn.Module):
-    """Two normalisation layers in one place, of which the chosen one works.
+    """Two normalisation layers in one place, of which one is active.
 
     Source: Xie et al., Adversarial Examples Improve Image Recognition, CVPR 2020, arXiv:1911.09665
     """
@@ -21,12 +21,12 @@ class BranchedNorm(nn.Module):
         self.branch = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Normalise (B, C, H, W); the shape stays the same."""
         return self.auxiliary(x) if self.branch else self.main(x)
 
 
 def add_branch(model: nn.Module) -> None:
-    """Put a second layer, equal to the first one, beside every BatchNorm2d of ``model``."""
+    """Add a second layer, a copy of the first, to every BatchNorm2d of ``model``."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d) and not isinstance(module, BranchedNorm):
@@ -40,16 +40,18 @@ def has_branches(model: nn.Module) -> bool:
 
 @contextmanager
 def on_branch(model: nn.Module, branch: int) -> Iterator[None]:
-    """Every normalisation layer of ``model`` works on this branch inside; restored afterwards.
+    """Use this branch of every normalisation layer of ``model``, and restore it afterwards.
 
     Raises:
-        ValueError: ``branch`` is not 0 or 1, or the model has one branch only.
+        ValueError: ``branch`` is not 0 or 1, or the model has only one branch.
     """
     if branch not in (0, 1):
         raise ValueError(f"branch: expected 0 or 1, got {branch}")
     norms = [module for module in model.modules() if isinstance(module, BranchedNorm)]
     if branch and not norms:
-        raise ValueError("branch: expected 0, as the model has one set of normalisation layers")
+        raise ValueError(
+            "branch: expected 0, as the model has only one set of normalisation layers"
+        )
     before = [norm.branch for norm in norms]
     for norm in norms:
         norm.branch = branch

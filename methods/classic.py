@@ -1,4 +1,4 @@
-"""Augmentations that do not learn: batched, drawn row by row, on the batch's device."""
+"""Augmentations without learning: batched, drawn per row, on the batch's device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from methods.functional import beta, per_row, single_label
 
 
 def _images_only(name: str, spec: Spec) -> str:
-    return "" if spec.kind == "image" else f"{name} needs images, the data are {spec.kind}s"
+    return "" if spec.kind == "image" else f"{name} needs images, but the data are {spec.kind}s"
 
 
 class _Told:
-    """What a method did to each row of the last batch, kept as tensors until someone asks."""
+    """What a method did to each row of the last batch, kept as tensors until it is read."""
 
     def __init__(self) -> None:
         self._values: tuple[Tensor, ...] = ()
@@ -29,7 +29,7 @@ class _Told:
         self._values = values
 
     def rows(self, say: Callable[..., str]) -> list[str]:
-        """``say`` of the values of each row."""
+        """``say`` applied to the values of each row."""
         return [say(*row) for row in zip(*(part.tolist() for part in self._values), strict=True)]
 
 
@@ -76,9 +76,9 @@ class Rotate90(Method):
         self._told = _Told()
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Square images only: a quarter turn gives any other image another shape."""
+        """Square images only: a quarter turn changes the shape of any other image."""
         if spec.kind == "image" and spec.shape[1] != spec.shape[2]:
-            return f"rotate90 needs square images, the images have {spec.shape[1:]}"
+            return f"rotate90 needs square images, but the images have size {spec.shape[1:]}"
         return _images_only("rotate90", spec)
 
     def captions(self) -> list[str]:
@@ -86,7 +86,7 @@ class Rotate90(Method):
         return self._told.rows(lambda turns: f"turned {90 * turns}°" if turns else "")
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Each row draws 0 to 3 quarter turns, all as likely; targets stay."""
+        """Each row draws 0 to 3 quarter turns, uniformly; targets stay."""
         turns = torch.randint(0, 4, (len(batch.x),), device=batch.x.device)
         self._told.remember(turns)
         odd, half = per_row(turns % 2 == 1, batch.x), per_row(turns >= 2, batch.x)
@@ -95,7 +95,7 @@ class Rotate90(Method):
 
 
 class Crop(Method):
-    """Pad each image and cut a window of the old size at a random place."""
+    """Pad each image and cut out a window of the original size at a random position."""
 
     source = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385"
     space: ClassVar[Mapping[str, Any]] = {"pad": ("int", 1, 6)}
@@ -108,19 +108,19 @@ class Crop(Method):
         self._told = _Told()
 
     def captions(self) -> list[str]:
-        """How far the window of each row of the last batch was moved, right and down."""
+        """The offset of each row's window in the last batch, right and down."""
         return self._told.rows(
             lambda down, right: f"crop {right - self.pad:+d} {down - self.pad:+d} px"
         )
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Images only; reflection needs more pixels than it pads."""
+        """Images only; reflection needs images larger than the padding."""
         if self.mode == "reflect" and spec.kind == "image" and min(spec.shape[1:]) <= self.pad:
-            return f"crop(mode=reflect) pads {self.pad} pixels, the images have {spec.shape[1:]}"
+            return f"crop(mode=reflect) needs images above {self.pad} pixels, got {spec.shape[1:]}"
         return _images_only("crop", spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Each row draws its own offset, uniform over the (2 pad + 1)^2 places."""
+        """Each row draws its own offset, uniformly over the (2 pad + 1)^2 positions."""
         rows, channels, height, width = batch.x.shape
         kind = "constant" if self.mode == "zeros" else "reflect"
         padded = torch.nn.functional.pad(batch.x, [self.pad] * 4, mode=kind)
@@ -137,7 +137,7 @@ class Crop(Method):
 class Mixup(Method):
     """Mix each row with a partner: inputs and targets, by a share drawn from Beta(alpha, alpha).
 
-    **Deviations.** The share is drawn for each row; the paper's own code draws one a batch.
+    **Deviations.** The share is drawn per row; the paper's own code draws one per batch.
     """
 
     source = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412"
@@ -164,8 +164,8 @@ class Mixup(Method):
 class CutMix(Method):
     """Paste a rectangle of a partner into each image; targets mix by the area that is left.
 
-    The rectangle covers a share 1 - r of the image with r ~ Beta(alpha, alpha), its centre is
-    uniform, and what falls outside is cut off; targets mix by the area really pasted.
+    The rectangle covers a share 1 - r of the image with r ~ Beta(alpha, alpha). Its centre is
+    uniform, and it is clipped at the border; targets mix by the area actually pasted.
     """
 
     source = "Yun et al., CutMix: Regularization Strategy, ICCV 2019, arXiv:1905.04899"
@@ -183,7 +183,7 @@ class CutMix(Method):
         return _images_only("cutmix", spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """One rectangle for each row; partners are a permutation of the batch."""
+        """One rectangle per row; partners are a permutation of the batch."""
         rows, _, height, width = batch.x.shape
         partner = torch.randperm(rows, device=batch.x.device)
         side = (1 - beta(self.alpha, rows, batch.x)).clamp_min(0).sqrt()
@@ -209,19 +209,19 @@ def _blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 
 class SoftAugmentation(Method):
-    """Crop far beyond the image and trust the label less, the less of the image is left.
+    """Crop far beyond the image; the less of the image is left, the softer the label.
 
     Offsets are normal with ``sigma`` times the edge as standard deviation, truncated at the edge.
     With v the share of the image that is left, the label keeps p = 1 - (1 - 1/K) (1 - v)^k, the
-    other classes share the rest, and with ``reweight`` the row counts p times as much.
+    other classes share the rest, and with ``reweight`` the row's weight is multiplied by p.
 
-    ``sigma`` 0.3 and ``k`` 2 are the paper's; the released CIFAR commands take 12 of 32 pixels.
+    ``sigma`` 0.3 and ``k`` 2 are the paper's; the released CIFAR commands use 12 of 32 pixels.
 
-    **Deviations.** What lies outside the image has the mean of (up to 4,096 of) the training rows,
-    channel by channel; the authors add a normal number times 0.01, after normalisation.
-    ``background`` "random" is uniform in [0, 1] for each row and channel. Weights keep their total
-    over the batch, which the authors have as an option. Of a soft target, the share that its
-    classes lose is spread in the same way.
+    **Deviations.** Pixels outside the image are filled with the per-channel mean of (up to 4,096
+    of) the training rows; the authors add a normal number times 0.01, after normalisation.
+    ``background`` "random" is uniform in [0, 1] per row and channel. The total weight of a batch
+    stays the same, an option in the authors' code. What the classes of a soft target lose is spread
+    in the same way.
     """
 
     source = "Liu et al., Soft Augmentation for Image Classification, CVPR 2023, arXiv:2211.04625"
@@ -245,17 +245,17 @@ class SoftAugmentation(Method):
         self._told = _Told()
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Images with one label a row."""
+        """Images with one label per row."""
         return _images_only("soft_augmentation", spec) or single_label("soft_augmentation", task)
 
     def setup(self, ctx: Context) -> None:
-        """The mean of the training rows, channel by channel."""
+        """Compute the per-channel mean of the training rows."""
         super().setup(ctx)
         mean = ctx.train.draw(4096).x.mean(dim=(0, 2, 3)).view(1, -1, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
 
     def captions(self) -> list[str]:
-        """How far the window of each row of the last batch was moved, right and down."""
+        """The offset of each row's window in the last batch, right and down."""
         return self._told.rows(lambda down, right: f"shift {int(right):+d} {int(down):+d} px")
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
@@ -280,7 +280,7 @@ class SoftAugmentation(Method):
         return replace(batch, x=shifted, y=y, w=w)
 
     def _offset(self, rows: int, edge: int, like: Tensor) -> Tensor:
-        """(rows,) whole pixels, from a normal truncated at -edge and edge (by inversion)."""
+        """(rows,) whole pixels, from a normal truncated to [-edge, edge] (by inversion)."""
         limit = (1 + math.erf(1 / (self.sigma * math.sqrt(2)))) / 2
         uniform = torch.rand(rows, device=like.device) * (2 * limit - 1) + (1 - limit)
         normal = torch.special.ndtri(uniform.clamp(1e-7, 1 - 1e-7))
@@ -288,7 +288,7 @@ class SoftAugmentation(Method):
 
 
 def _shifted(x: Tensor, down: Tensor, right: Tensor, background: Tensor) -> Tensor:
-    """x (B, C, H, W) read ``down`` and ``right`` pixels further on; outside is the background."""
+    """x (B, C, H, W) read ``down`` and ``right`` pixels further; background outside the image."""
     rows, channels, height, width = x.shape
     line = torch.arange(height, device=x.device) + down[:, None].long()
     column = torch.arange(width, device=x.device) + right[:, None].long()
@@ -305,10 +305,11 @@ def _shifted(x: Tensor, down: Tensor, right: Tensor, background: Tensor) -> Tens
 class RandomErasing(Method):
     """Overwrite a rectangle of each image with noise, with probability ``p``.
 
-    The rectangle's area is uniform in [0.02, 0.4] of the image and its height to width is
-    log-uniform in [0.3, 1 / 0.3]; of ten draws the first that fits is taken, else the row stays.
+    The rectangle's area is uniform in [0.02, 0.4] of the image and its aspect ratio (height to
+    width) log-uniform in [0.3, 1 / 0.3]. The first of ten draws that fits is used; if none fits,
+    the row stays unchanged.
 
-    **Deviations.** The paper draws the ratio uniformly, most code since log-uniformly.
+    **Deviations.** The paper draws the ratio uniformly; most later code draws it log-uniformly.
     """
 
     source = "Zhong et al., Random Erasing Data Augmentation, AAAI 2020, arXiv:1708.04896"
@@ -322,7 +323,7 @@ class RandomErasing(Method):
         self._told = _Told()
 
     def captions(self) -> list[str]:
-        """The rectangle that was erased of each row of the last batch, height by width."""
+        """The erased rectangle of each row in the last batch, height by width."""
         return self._told.rows(
             lambda erased, tall, wide: f"erased {tall:.0f} x {wide:.0f} px" if erased else ""
         )
@@ -351,14 +352,14 @@ class RandomErasing(Method):
 
 
 def _placed(size: Tensor, length: int) -> Tensor:
-    """(B, length) mask of ``size`` (B,) pixels at a uniform place wholly inside."""
+    """(B, length) mask of ``size`` (B,) pixels at a uniform position fully inside."""
     start = (torch.rand_like(size) * (length - size + 1)).floor()
     place = torch.arange(length, device=size.device)
     return (place >= start[:, None]) & (place < (start + size)[:, None])
 
 
 class GaussianNoise(Method):
-    """Add normal noise of standard deviation ``sigma`` to every value, cut off at [0, 1]."""
+    """Add normal noise of standard deviation ``sigma`` to every value, clipped to [0, 1]."""
 
     source = "Bishop, Training with Noise is Equivalent to Tikhonov Regularization, 1995"
     space: ClassVar[Mapping[str, Any]] = {"sigma": ("loguniform", 0.01, 0.3)}

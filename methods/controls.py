@@ -1,4 +1,4 @@
-"""Control rows: they tell whether a gain is the method's own."""
+"""Controls: rows that show whether a gain is due to the method itself."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from methods.lpa3 import Lpa3
 
 
 class HeadRefit(Method):
-    """Train as the upstream does, then refit the last layer on the meta rows.
+    """Train with the upstream, then refit the last layer on the meta rows.
 
-    What a method gains over this row is more than clean labels at the head could give. The refit
-    minimises the mean loss over the meta rows plus ``weight_decay / 2`` times the squared norm of
-    the head's weights, from the trained head, by L-BFGS on features in eval mode and in float64.
+    A method that beats this row gains more than clean labels for the head alone can give. The refit
+    starts from the trained head and minimises the mean loss over the meta rows plus
+    ``weight_decay / 2`` times the squared norm of the head's weights, by L-BFGS in float64 on
+    features in eval mode.
     """
 
     source = "Kirichenko et al., Last Layer Re-Training, ICLR 2023, arXiv:2204.02937"
@@ -82,8 +83,8 @@ class HeadRefit(Method):
 class RandomLabel(Method):
     """Draw the labels of the upstream's rows at random: what learned labels must beat.
 
-    ``clean_fraction`` of a batch passes by the upstream with its labels, as in SAFLEX; what the
-    rest then does is add noise.
+    As in SAFLEX, a share ``clean_fraction`` of each batch bypasses the upstream and keeps its
+    labels; the rest only adds noise.
     """
 
     controls = ("saflex",)
@@ -93,7 +94,7 @@ class RandomLabel(Method):
         self.clean_fraction = clean_share(clean_fraction)
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream that has not used the step's forward."""
+        """Any upstream that does not run the step's forward pass."""
         return _forward_left("random_label", self.upstream) or super().supports(task, spec)
 
     def weighted(self, rows: int) -> int:
@@ -101,7 +102,7 @@ class RandomLabel(Method):
         return unclean(rows, self.clean_fraction)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """One of K labels with equal chance; of several labels a row each with chance 1/2."""
+        """One of K labels, uniformly; with several labels per row, each with probability 1/2."""
         part, clean = parted(batch, self.weighted(len(batch.x)))
         part = self.upstream.augment(part, ctx) if self.upstream is not None else part
         if exclusive(ctx.task):
@@ -113,9 +114,9 @@ class RandomLabel(Method):
 
 
 class SelfDistil(Method):
-    """Soften the labels of the upstream's rows by the network itself: (1 - eps) y + eps p.
+    """Soften the labels of the upstream's rows with the network's own p: (1 - eps) y + eps p.
 
-    No meta row is asked: what SAFLEX gains over this row is more than soft labels could give.
+    It uses no meta rows: where SAFLEX beats this row, it gains more than soft labels alone give.
     """
 
     controls = ("saflex",)
@@ -134,7 +135,7 @@ class SelfDistil(Method):
         self.eps, self.clean_fraction = eps, clean_share(clean_fraction)
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream that has not used the step's forward."""
+        """Any upstream that does not run the step's forward pass."""
         return _forward_left("self_distil", self.upstream) or super().supports(task, spec)
 
     def weighted(self, rows: int) -> int:
@@ -153,10 +154,11 @@ class SelfDistil(Method):
 
 
 class ShuffledWeights(Method):
-    """The weights that ``upstream`` learned, handed out among its rows at random.
+    """Shuffle the weights that ``upstream`` learned among its rows.
 
-    What the method gains over this row comes from which row has which weight, and not from fewer
-    rows counting for more. Targets stay with their rows, and so do weights of clean or added rows.
+    Where the method beats this row, the gain comes from which row has which weight, not from giving
+    fewer rows more weight. Targets stay with their rows, and so do the weights of clean or added
+    rows.
     """
 
     controls = "upstream"
@@ -165,13 +167,13 @@ class ShuffledWeights(Method):
         super().__init__(upstream)
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """A method that weighs rows."""
+        """Any upstream that learns row weights."""
         if self.upstream is None or "meta" not in self.upstream.requires():
             return "shuffled_weights needs upstream=, a method that learns weights"
         return super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """A permutation of the weights, after all that the method draws."""
+        """Permute the weights, after all draws of the method."""
         if self.upstream is None:
             return batch
         out = self.upstream.augment(batch, ctx)
@@ -181,10 +183,10 @@ class ShuffledWeights(Method):
 
 
 class NormNoise(Method):
-    """Uniform noise in place of ``upstream``'s attacks, for each row of the attack's own norm.
+    """Replace the attacks of ``upstream`` with uniform noise of the same norm, row by row.
 
-    ``upstream`` is lpa3 with the settings to control: it selects the rows and attacks them, and
-    what it gains over this row is more than noise of this size on these rows could give.
+    ``upstream`` is lpa3 with the settings to control for: it still selects and attacks the rows.
+    Where it beats this row, it gains more than noise of this size on these rows can give.
     """
 
     controls = "upstream"
@@ -195,24 +197,23 @@ class NormNoise(Method):
             upstream.noise_instead = True
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """lpa3 alone, and where it has not used the step's forward."""
+        """Only lpa3, and only if it does not run the step's forward pass."""
         if not isinstance(self.upstream, Lpa3):
             return (
-                "norm_noise needs upstream=lpa3, or lpa3(...) with settings and an upstream of its "
-                "own, such as norm_noise(upstream=lpa3(upstream=crop))"
+                "norm_noise needs upstream=lpa3, or lpa3(...) with its own settings and upstream, "
+                "such as norm_noise(upstream=lpa3(upstream=crop))"
             )
         return _forward_left("norm_noise", self.upstream) or super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """The batch of the upstream, whose added rows are noise."""
+        """The upstream's batch, in which the added rows are noise."""
         return self.upstream.augment(batch, ctx) if self.upstream is not None else batch
 
 
 def _forward_left(name: str, upstream: Method | None) -> str:
-    """The reason against an upstream that has used the forward already, for rows added to it."""
+    """Why an upstream that has already run the forward pass cannot be used; else empty."""
     if upstream is None or not upstream.hands_logits:
         return ""
     return (
-        f"{name} adds rows to those of its upstream, which has already used this step's forward "
-        "on its own"
+        f"{name} adds rows to those of its upstream, which has already run this step's forward pass"
     )

@@ -1,4 +1,4 @@
-"""Batch normalisation by running statistics as part of the convolution before it."""
+"""Folds batch normalisation with running statistics into the convolution before it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from methods.functional import mode
 
 
 class Pair(NamedTuple):
-    """Names of a convolution and of the normalisation that its output goes to."""
+    """Names of a convolution and of the normalisation layer after it."""
 
     conv: str
     norm: str
 
     def layers(self, model: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        """The two of ``model``."""
+        """The two layers in ``model``."""
         conv, norm = model.get_submodule(self.conv), model.get_submodule(self.norm)
         return cast("nn.Conv2d", conv), cast("nn.BatchNorm2d", norm)
 
 
 @contextmanager
 def folded(model: nn.Module, pairs: list[Pair]) -> Iterator[None]:
-    """``model`` in eval mode with each pair as one convolution; restored afterwards, also on error.
+    """Fold each pair of ``model``, in eval mode, into one convolution; restored even on error.
 
-    Scale and shift of a normalisation become those of its convolution's weights, as they stand
-    when the context is entered, and the layer lets everything pass. No gradient reaches the
-    weights.
+    The convolution takes over the layer's scale and shift at the time the context is entered, and
+    the layer becomes the identity. No gradient reaches the weights.
     """
     layers = [pair.layers(model) for pair in pairs]
     own = [(conv, conv.weight, conv.bias) for conv, _ in layers]
@@ -46,7 +45,7 @@ def folded(model: nn.Module, pairs: list[Pair]) -> Iterator[None]:
                     conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
                 )
             conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-            vars(norm)["forward"] = _pass  # what else is read of the layer stays
+            vars(norm)["forward"] = _pass  # the layer's other attributes stay readable
         yield
     finally:
         for conv, weight, bias in own:
@@ -60,16 +59,16 @@ def _pass(x: Tensor) -> Tensor:
 
 
 def foldable(model: Model) -> list[Pair]:
-    """Pairs of ``model``, on its first branch, that may be one convolution each in eval mode.
+    """Pairs of ``model``, on its first branch, that can be folded in eval mode.
 
-    They are read off the graph of its operations: the convolution's output goes to the
-    normalisation and nowhere else, both are called once, and neither is more than it seems. A
-    network that ``torch.fx`` cannot trace, as its operations depend on values, has none.
+    They come from the graph of its operations: the convolution's output goes only to the
+    normalisation layer, both are called once, and both are plain layers without hooks. A network
+    that ``torch.fx`` cannot trace, because its operations depend on values, has no such pairs.
     """
     with mode(model, training=False), on_branch(model, 0):
         try:
             graph = fx.Tracer().trace(_Looked(model))
-        except Exception:  # a user's forward may fail in any way on symbols
+        except Exception:  # a user's forward may fail in any way under tracing
             return []
         modules = dict(model.named_modules())
         return [
@@ -81,7 +80,7 @@ def foldable(model: Model) -> list[Pair]:
 
 
 def _adjacent(graph: fx.Graph) -> Iterator[Pair]:
-    """Two modules of which the second one takes the output of the first, and nothing else does."""
+    """Pairs of modules where only the second one uses the output of the first."""
     calls = Counter(str(node.target) for node in graph.nodes)
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
@@ -95,23 +94,23 @@ def _adjacent(graph: fx.Graph) -> Iterator[Pair]:
 
 
 class _Looked(nn.Module):
-    """A network whose outputs are all that an attack looks at."""
+    """A network that returns everything an attack uses."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the stages, then logits."""
+        """Stage outputs, then logits."""
         features = self.model.features(x)
         return [*features, self.model.head(self.model.embed(features))]
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Conv2d | nn.BatchNorm2d]) -> bool:
-    """Whether a layer in eval mode does what its class does, by weights that it holds."""
+    """Whether a layer in eval mode does just what its class does, with its own weights."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     if type(layer) is not kind or any(hooks) or "forward" in vars(layer):
         return False
     if isinstance(layer, nn.BatchNorm2d):
         return layer.running_mean is not None and not layer.training
-    return isinstance(layer.weight, nn.Parameter)  # else it is computed before each call
+    return isinstance(layer.weight, nn.Parameter)  # otherwise computed before each call

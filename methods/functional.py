@@ -1,4 +1,4 @@
-"""Mathematics and tensor helpers that several methods share."""
+"""Mathematical and tensor helpers that several methods share."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from methods.base import Batch, Task
 
 
 def beta(alpha: float, rows: int, like: Tensor) -> Tensor:
-    """One draw of Beta(alpha, alpha) for each row, (rows,), on the device of ``like``."""
+    """One draw of Beta(alpha, alpha) per row, (rows,), on the device of ``like``."""
     concentration = torch.full((rows,), alpha, dtype=torch.float32, device=like.device)
-    # Validation would read a value, and so wait for the device.
+    # Validation would read a value, which waits for the device.
     law = torch.distributions.Beta(concentration, concentration, validate_args=False)
     return law.sample().to(like.dtype)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` (B,) shaped (B, 1, ..., 1) to broadcast over the rows of ``like`` (B, *S)."""
+    """Reshape ``values`` (B,) to (B, 1, ..., 1) to broadcast over the rows of ``like`` (B, *S)."""
     return values.view(-1, *([1] * (like.dim() - 1)))
 
 
 def reweighted(w: Tensor, factor: Tensor) -> Tensor:
-    """Weights (B,) times a factor of each row, 0 or more, with the total kept; ``w`` where it is 0.
+    """Multiply weights (B,) by a factor >= 0 per row and keep their total.
 
-    w' = w r (sum w / sum w r).
+    w' = w r (sum w / sum w r), or w if sum w r is 0.
     """
-    factor = factor / factor.max().clamp_min(torch.finfo(w.dtype).tiny)  # tiny ones add up to 0
+    factor = factor / factor.max().clamp_min(
+        torch.finfo(w.dtype).tiny
+    )  # tiny factors would sum to 0
     total = (w * factor).sum()
     kept = w * factor * (w.sum() / torch.where(total > 0, total, torch.ones_like(total)))
     return torch.where(total > 0, kept, w)
@@ -44,7 +46,7 @@ def rows_of(batch: Batch, part: slice) -> Batch:
 
 
 def clean_share(fraction: float) -> float:
-    """The share of a batch that is left as it is.
+    """Check the share of a batch that is left unchanged.
 
     Raises:
         ValueError: it is not in [0, 1).
@@ -55,7 +57,7 @@ def clean_share(fraction: float) -> float:
 
 
 def unclean(rows: int, clean_fraction: float) -> int:
-    """How many of ``rows`` rows are augmented where a share is left as it is; one at least."""
+    """How many of ``rows`` rows are augmented if a share is left unchanged; at least one."""
     return max(1, rows - round(clean_fraction * rows))
 
 
@@ -65,7 +67,7 @@ def parted(batch: Batch, count: int) -> tuple[Batch, Batch]:
 
 
 def joined(part: Batch, clean: Batch) -> Batch:
-    """The rows of both, without logits."""
+    """The rows of both batches, without logits."""
     pairs = zip(
         (part.x, part.y, part.w, part.index), (clean.x, clean.y, clean.w, clean.index), strict=True
     )
@@ -74,33 +76,34 @@ def joined(part: Batch, clean: Batch) -> Batch:
 
 def exclusive(task: Task) -> bool:
     """Whether a row has one label of K, so that targets are distributions over the classes."""
-    probe = task.labels(torch.zeros(1, 3), 1.0)  # the task says what is legal
+    probe = task.labels(torch.zeros(1, 3), 1.0)  # the task defines what is valid
     return bool(torch.isclose(probe.sum(), torch.ones(())))
 
 
 def single_label(name: str, task: Task) -> str:
-    """A reason unless targets are distributions over the classes (the task says what is legal)."""
-    return "" if exclusive(task) else f"{name} needs one label per row, these rows have several"
+    """Why a method cannot be used, if rows have several labels; else empty."""
+    return "" if exclusive(task) else f"{name} needs one label per row, but these have several"
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on ``device``, without the host waiting for the device."""
+    """Copy ``values`` to ``device`` without making the host wait for it."""
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # a copy from pageable memory may wait
+        values = values.pin_memory()  # a copy from pageable memory may block
     return values.to(device, non_blocking=True)
 
 
 def affine_warp(
     x: Tensor, matrix: Tensor, interpolation: Literal["nearest", "bilinear"] = "nearest"
 ) -> Tensor:
-    """Images (B, C, H, W), float32 or float64, read through a map of each row; outside is 0.
+    """Warp images (B, C, H, W), float32 or float64, by one affine map per row; outside is 0.
 
-    ``matrix`` (B, 2, 3), on any device, takes a place (column, row, 1) of the output to its place
-    in the input, in pixels, as in Pillow's ``Image.transform``: the centre of the first pixel is
-    (0.5, 0.5). ``nearest`` reads the pixel that the place lies in, and computes places in Pillow's
-    16.16 fixed point: in float64 matrices the result equals Pillow's, and it is the same on every
-    device; places are below 32,768 pixels. ``bilinear`` weighs the four nearest pixel centres, as
-    ``grid_sample`` with zero padding does, and has a gradient for ``x`` and ``matrix``.
+    ``matrix`` (B, 2, 3), on any device, maps an output position (column, row, 1) to its input
+    position, in pixels, as in Pillow's ``Image.transform``: the centre of the first pixel is
+    (0.5, 0.5). ``nearest`` reads the pixel that contains the position and computes positions in
+    Pillow's 16.16 fixed point: with float64 matrices the result equals Pillow's, and it is the same
+    on every device; positions are below 32,768 pixels. ``bilinear`` weights the four nearest pixel
+    centres, as ``grid_sample`` with zero padding does, and is differentiable in ``x`` and
+    ``matrix``.
     """
     grid = _nearest_grid(x, matrix) if interpolation == "nearest" else _bilinear_grid(x, matrix)
     return torch.nn.functional.grid_sample(
@@ -109,7 +112,7 @@ def affine_warp(
 
 
 def _nearest_grid(x: Tensor, matrix: Tensor) -> Tensor:
-    """(B, 2, H, W) centres of the pixels to read, the image reaching from -1 to 1."""
+    """(B, 2, H, W) centres of the pixels to read; the image spans -1 to 1."""
     height, width = x.shape[-2:]
     turn, start = matrix.detach()[..., :2], matrix.detach()[..., 2]
     start = start + turn[..., 0] * 0.5 + turn[..., 1] * 0.5  # the order in which Pillow rounds
@@ -127,7 +130,7 @@ def _nearest_grid(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _bilinear_grid(x: Tensor, matrix: Tensor) -> Tensor:
-    """(B, 2, H, W) places to read, the image reaching from -1 to 1."""
+    """(B, 2, H, W) positions to read; the image spans -1 to 1."""
     height, width = x.shape[-2:]
     matrix = sent(matrix, x.device).to(x.dtype)
     column = torch.arange(width, dtype=x.dtype, device=x.device) + 0.5
@@ -140,7 +143,7 @@ def _bilinear_grid(x: Tensor, matrix: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of ``model`` asks for a gradient inside; restored afterwards, also on error."""
+    """Set ``requires_grad`` to False for all parameters of ``model``; restored even on error."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -153,7 +156,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every module in train or eval mode inside; each restored to its own mode afterwards."""
+    """Set every module to train or eval mode; restore each module's mode afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -165,13 +168,13 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers of ``model`` are copies inside, so that none of its own moves, also on error."""
+    """Work on copies of the buffers of ``model``, so that its own stay unchanged, even on error."""
     own = [
         (module, name, buffer)
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    for module, name, buffer in own:  # a graph refuses buffers that were written to since
+    for module, name, buffer in own:  # autograd rejects buffers modified after the forward
         setattr(module, name, buffer.clone())
     try:
         yield
@@ -181,11 +184,11 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def perceptual(features: list[Tensor]) -> Tensor:
-    """(B, D) embedding in which the Euclidean distance is the perceptual one, from stage outputs.
+    """(B, D) embedding of stage outputs whose Euclidean distance is the perceptual distance.
 
-    At each place of each stage (B, C, *places) the vector of channels has length one, and places
-    share the weight of their stage: so the distance lies in [0, 2 sqrt(stages)] (Yang et al. 2022,
-    Eq. 3; Laidlaw et al. 2021). Where all channels are 0, so is the embedding.
+    At each position of each stage (B, C, *positions) the channel vector is normalised to length
+    one, and the positions of a stage share its weight, so the distance lies in [0, 2 sqrt(stages)]
+    (Yang et al. 2022, Eq. 3; Laidlaw et al. 2021). Where all channels are 0, so is the embedding.
     """
     parts = []
     for feature in features:
@@ -196,19 +199,19 @@ def perceptual(features: list[Tensor]) -> Tensor:
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Euclidean norm of each row (B,); its gradient at 0 is 0."""
+    """Euclidean norm per row (B,); its gradient at 0 is 0."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
 def noised(x: Tensor, norms: Tensor, low: float, high: float) -> Tensor:
-    """``x`` (B, *S) plus uniform noise that is clipped to [low, high] and has these norms (B,).
+    """``x`` (B, *S) plus uniform noise, clipped to [low, high], with these norms (B,).
 
-    Where a norm is beyond what the directions drawn can reach within the range, they go to its end.
+    If the noise cannot reach a norm within the range, it is scaled as far as the range allows.
     """
     noise = 2 * torch.rand_like(x) - 1
     reach = (high - low) / noise.abs().clamp_min(torch.finfo(x.dtype).tiny)
     below, above = torch.zeros_like(norms), reach.flatten(1).amax(dim=1).clamp_max(1e6)
-    for _ in range(50):  # the clipped norm grows with the scale: halve the interval
+    for _ in range(50):  # bisection: the clipped norm grows with the scale
         middle = (below + above) / 2
         clipped = (x + noise * per_row(middle, x)).clamp(low, high)
         short = row_norms(clipped - x) < norms
@@ -219,9 +222,9 @@ def noised(x: Tensor, norms: Tensor, low: float, high: float) -> Tensor:
 def evaluate(
     model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor | list[Tensor]
 ) -> Tensor:
-    """Logits (B, K) of ``model`` at these parameters, by name; its own stay where none is given.
+    """Logits (B, K) of ``model`` with these parameters, by name; missing ones are its own.
 
-    Statistics of normalisation layers are read as the mode of the model has it, and never move.
+    Normalisation layers follow the model's mode; running statistics are never updated.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     return functional_call(model, {**buffers, **parameters}, (x,))
@@ -239,12 +242,12 @@ def directional(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, K) and their derivative (B, K) along a direction of the parameters; no graph.
 
-    ``tangent`` holds the direction by parameter name; parameters without one stand still.
-    ``dual`` is exact (forward-mode differentiation, the cost of three forwards). ``difference`` is
-    one-sided, with a shift of norm ``step``: one forward where ``primal``, the logits at the
-    parameters themselves with the same dropout masks, is known, else two. The mode of the model
-    is kept and no buffer moves; the generators must stand where those of ``primal`` stood, and
-    ``buffers`` are copies of those it began with, where they have moved since.
+    ``tangent`` holds the direction by parameter name; other parameters are constant. ``dual`` is
+    exact (forward-mode differentiation, the cost of three forward passes). ``difference`` is
+    one-sided, with a shift of norm ``step``: one forward pass if ``primal``, the logits at the
+    parameters themselves with the same dropout masks, is given, else two. The model's mode and
+    buffers do not change. The generators must be in the same state as for ``primal``; if buffers
+    have changed since then, ``buffers`` holds copies of the earlier ones.
 
     Raises:
         NotImplementedError: ``dual`` meets an operator without forward-mode differentiation.

@@ -1,9 +1,9 @@
-"""Implicit differentiation at a linear head: how the meta loss answers to the training loss.
+"""Implicit differentiation at a linear head: how the meta loss depends on the training loss.
 
 The training loss of a batch is sum_i c_i l(W h_i; s_i) + decay / 2 |W|^2, l the Kullback-Leibler
 divergence from target to prediction or the mean of both directions. At its minimum W*(lambda), the
 gradient of the meta loss is - v^T H^-1 d2L / dW dlambda (implicit function theorem; AutoDO, Eq. 5),
-v the meta gradient and H the curvature of L. Everything here is in closed form: no graph is kept.
+v the meta gradient and H the curvature of L. Everything here is in closed form, without a graph.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 LANCZOS = 30
-"""Products with H that an estimate of its extreme eigenvalues takes."""
+"""Products with H per estimate of its extreme eigenvalues."""
 NEGATIVE = 1e-4
-"""Below minus this share of the largest eigenvalue one counts as negative, not as rounding."""
+"""An eigenvalue below minus this share of the largest is negative, not just rounding error."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,18 +27,18 @@ class Head:
     """The training loss of a batch as a function of the head's weights (K, D)."""
 
     h: Tensor
-    """(B, D) what the head reads."""
+    """(B, D) inputs of the head."""
     c: Tensor
-    """(B,) coefficient of each row, 0 or more."""
+    """(B,) coefficient per row, 0 or more."""
     log_p: Tensor
     """(B, K) logarithm of the predictions softmax(W h)."""
     log_s: Tensor
     """(B, K) logarithm of the targets; finite."""
     symmetric: bool = True
     gauss_newton: bool = True
-    """Curvature by diag(p) - p p^T, which is positive semi-definite, in place of the loss's own."""
+    """Use diag(p) - p p^T, which is positive semi-definite, instead of the loss's own curvature."""
     decay: float = 0.0
-    """L2 penalty on W, and whatever damping is wanted."""
+    """L2 penalty on W, plus any damping."""
 
     @cached_property
     def p(self) -> Tensor:
@@ -51,7 +51,7 @@ class Head:
         return self.log_s.exp()
 
     def residual(self) -> Tensor:
-        """(B, K) gradient of each row's loss in its logits."""
+        """(B, K) gradient of each row's loss with respect to its logits."""
         plain = self.p - self.s
         if not self.symmetric:
             return plain
@@ -59,14 +59,14 @@ class Head:
         return (plain + self.p * (a - (self.p * a).sum(1, keepdim=True))) / 2
 
     def curve(self, u: Tensor) -> Tensor:
-        """(B, K) each row's curvature in its logits times ``u`` (B, K)."""
+        """(B, K) curvature of each row's loss in its logits, times ``u`` (B, K)."""
         dp = _fisher(self.p, u)
         if self.gauss_newton or not self.symmetric:
             return dp
         return self.exact_curve(dp)
 
     def exact_curve(self, dp: Tensor) -> Tensor:
-        """The symmetric loss's own curvature, from diag(p) - p p^T times u, ``dp`` (B, K)."""
+        """The symmetric loss's own curvature times u, from ``dp`` (B, K) = (diag(p) - p p^T) u."""
         a = self.log_p - self.log_s
         mean = (self.p * a).sum(1, keepdim=True)
         return (dp * (a - mean + 2) - self.p * (dp * a).sum(1, keepdim=True)) / 2
@@ -82,15 +82,15 @@ def _fisher(p: Tensor, u: Tensor) -> Tensor:
 
 
 class IndefiniteError(RuntimeError):
-    """The curvature has a negative direction, so that no minimum is near."""
+    """The curvature is negative in some direction, so no minimum is near."""
 
 
 class SingularError(RuntimeError):
-    """The curvature has directions without any, in which nothing can be solved."""
+    """The curvature is zero in some direction, so the system cannot be solved."""
 
 
 class DivergenceError(ValueError):
-    """A Neumann series that does not converge; the message tells the step that would."""
+    """The Neumann series does not converge; the message gives the largest step that would."""
 
 
 class Extremes(NamedTuple):
@@ -99,15 +99,15 @@ class Extremes(NamedTuple):
     smallest: Tensor
     """not below the smallest eigenvalue"""
     largest: Tensor
-    """not below the largest one, but for what the start has nothing of"""
+    """not below the largest one, unless the start has no component along its direction"""
 
 
 @torch.no_grad()
 def extreme_eigenvalues(head: Head, steps: int = LANCZOS) -> Extremes:
     """Smallest and largest eigenvalue of H by Lanczos iterations with full orthogonalisation.
 
-    The largest is given with the norm of its residual on top, so that it is a bound, and tight:
-    the estimate itself is never above it. The start is drawn from the global generator.
+    The norm of its residual is added to the largest, which makes it a tight upper bound: the
+    estimate alone is never above the true value. The start comes from the global generator.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.1.
     """
@@ -118,7 +118,7 @@ def extreme_eigenvalues(head: Head, steps: int = LANCZOS) -> Extremes:
     basis = q.new_zeros(steps, len(q))
     diagonal, beside = q.new_zeros(steps), q.new_zeros(steps)
     for k in range(steps):
-        for _ in range(2):  # also where nothing but rounding was left, whose direction is new
+        for _ in range(2):  # twice, as a remainder of pure rounding error is not orthogonal
             q = q / q.norm().clamp_min(tiny)
             q = q - basis[:k].T @ (basis[:k] @ q)
         basis[k] = q = q / q.norm().clamp_min(tiny)
@@ -145,11 +145,11 @@ def series(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
 
 
 def refuse_divergence(step: float, smallest: float, largest: float) -> None:
-    """Raise where the Neumann series with this step does not converge, however many its terms.
+    """Raise if the Neumann series with this step does not converge for any number of terms.
 
     Raises:
-        IndefiniteError: the smallest eigenvalue is negative, so that no step converges.
-        DivergenceError: step * largest is 2 or more, or an eigenvalue is no number.
+        IndefiniteError: the smallest eigenvalue is negative, so no step converges.
+        DivergenceError: step * largest is 2 or more, or an eigenvalue is not finite.
     """
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise DivergenceError(
@@ -157,15 +157,15 @@ def refuse_divergence(step: float, smallest: float, largest: float) -> None:
         )
     if smallest < -NEGATIVE * max(largest, -smallest):
         raise IndefiniteError(
-            f"the Neumann series diverges with every step (the step is {step:.4g}, lambda_max "
+            f"the Neumann series diverges with any step (step {step:.4g}, lambda_max "
             f"{largest:.4g}): the curvature has a negative eigenvalue, {smallest:.4g}; use "
-            f"curvature=gauss_newton, or a damping above {-smallest:.4g}"
+            f"curvature=gauss_newton or a damping above {-smallest:.4g}"
         )
     if step * largest >= 2:
         raise DivergenceError(
             f"the Neumann series diverges: lambda_max is {largest:.4g} and the step {step:.4g}; "
             f"the largest step that converges is {2 / largest:.4g} "
-            f"(step=auto takes {1 / (1.2 * largest):.4g})"
+            f"(step=auto uses {1 / (1.2 * largest):.4g})"
         )
 
 
@@ -175,8 +175,8 @@ def conjugate_gradients(
     """H^-1 v by conjugate gradients to a relative residual of ``tolerance``, and the iterations.
 
     Raises:
-        IndefiniteError: a direction of negative curvature was met.
-        SingularError: one without curvature, or the residual is not reached within ``limit``.
+        IndefiniteError: a search direction has negative curvature.
+        SingularError: one has no curvature, or ``limit`` iterations do not reach the tolerance.
     """
     x, r = torch.zeros_like(v), v
     d, squared = r, (r * r).sum()
@@ -191,14 +191,14 @@ def conjugate_gradients(
         steepest = torch.maximum(steepest, curvature.abs())
         if curvature < -NEGATIVE * steepest:
             raise IndefiniteError(
-                f"the curvature has a negative direction ({float(curvature):.3g} at iteration "
-                f"{iteration + 1}); use curvature=gauss_newton, or a larger damping"
+                f"the curvature is negative in one direction ({float(curvature):.3g} at iteration "
+                f"{iteration + 1}); use curvature=gauss_newton or a larger damping"
             )
         if not curvature > rounding * steepest:
             raise SingularError(
-                f"the curvature is singular ({float(curvature):.3g} in a direction at iteration "
+                f"the curvature is singular ({float(curvature):.3g} in one direction at iteration "
                 f"{iteration + 1}, {float(steepest):.3g} in another), so conjugate gradients have "
-                f"no solution: give a damping, such as {0.01 * float(steepest):.2g}"
+                f"no solution: set a damping, such as {0.01 * float(steepest):.2g}"
             )
         x, r = x + squared / along * d, r - squared / along * product
         before, squared = squared, (r * r).sum()
@@ -206,15 +206,15 @@ def conjugate_gradients(
     if squared <= goal:
         return x, limit
     raise SingularError(
-        f"conjugate gradients stand at a relative residual of "
+        f"conjugate gradients have a relative residual of "
         f"{math.sqrt(float(squared / start)):.2g} after {limit} iterations, expected "
-        f"{tolerance:g}: the curvature is nearly singular; give a larger damping, such as "
+        f"{tolerance:g}: the curvature is nearly singular; set a larger damping, such as "
         f"{0.01 * float(steepest):.2g}"
     )
 
 
 class Answers(NamedTuple):
-    """Gradient of the meta loss with respect to what the training loss of a batch holds."""
+    """Gradients of the meta loss with respect to the terms of a batch's training loss."""
 
     coefficients: Tensor
     """(B,)"""
@@ -227,8 +227,8 @@ class Answers(NamedTuple):
 def answers(head: Head, weights: Tensor, solved: Tensor) -> Answers:
     """The hypergradients for the head's weights (K, D) and ``solved`` = H^-1 v (K, D).
 
-    They are minus the derivative of <dL/dW, solved>. ``curve`` of the loss itself enters the one
-    for h, whatever curvature was inverted.
+    They are minus the derivative of <dL/dW, solved>. The one for h uses the loss's own curvature,
+    whichever curvature was inverted.
     """
     u = head.h @ solved.T
     residual = head.residual()

@@ -1,4 +1,4 @@
-"""Classics against bad labels and rare classes: smoothing, resampling and losses of their own."""
+"""Classic remedies for bad labels and rare classes: smoothing, resampling and custom losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods.functional import single_label
 
 
 class LabelSmoothing(Method):
-    """Soften targets: (1 - eps) y + eps / K; with several labels a row towards 1/2."""
+    """Soften targets: (1 - eps) y + eps / K; with several labels per row towards 1/2."""
 
     source = "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv:1512.00567"
 
@@ -24,27 +24,27 @@ class LabelSmoothing(Method):
         self.eps = eps
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Targets are moved towards the task's most uncertain ones."""
+        """Move targets towards the task's most uncertain target."""
         uncertain = ctx.task.labels(torch.zeros_like(batch.y), 1.0)
         return replace(batch, y=(1 - self.eps) * batch.y + self.eps * uncertain)
 
 
 class Balanced(Method):
-    """Draw each batch anew so that every class is expected equally often.
+    """Redraw each batch so that all classes are equally frequent in expectation.
 
-    A row is drawn with replacement, first a class, then a row of it; the trainer's own batch
-    decides the number of rows only.
+    Rows are drawn with replacement, first a class, then a row of it; the trainer's own batch only
+    sets the number of rows.
     """
 
     draws_rows = True
     source = "Kang et al., Decoupling Representation and Classifier, ICLR 2020, arXiv:1910.09217"
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """One label a row."""
+        """One label per row."""
         return single_label("balanced", task)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Chance of each row that may be drawn: 1 / (K n) in a class with n rows."""
+        """Set the probability of each row that may be drawn: 1 / (K n) in a class with n rows."""
         super().begin_epoch(ctx)
         targets = ctx.train.targets[ctx.train.index]
         counts = targets.sum(dim=0)
@@ -52,7 +52,7 @@ class Balanced(Method):
         self.register_buffer("chance", shares.sum(dim=1), persistent=False)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """As many rows as the batch has, with its weights."""
+        """Draw as many rows as the batch has, with its weights."""
         chance = self.get_buffer("chance")
         place = torch.multinomial(chance, len(batch.x), replacement=True)
         return replace(ctx.train.rows(ctx.train.index[place]), w=batch.w)
@@ -61,7 +61,7 @@ class Balanced(Method):
 class LogitAdjustment(Method):
     """Cross-entropy on logits plus tau times the log of the class shares.
 
-    What the network then learns is the balanced classifier (Eq. 10).
+    The network then learns the balanced classifier (Eq. 10).
     """
 
     source = "Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, arXiv:2007.07314"
@@ -73,11 +73,11 @@ class LogitAdjustment(Method):
         self.tau = tau
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """One label a row."""
+        """One label per row."""
         return single_label("logit_adjustment", task)
 
     def setup(self, ctx: Context) -> None:
-        """Log of the share of each class among the training rows."""
+        """Compute the log of each class's share of the training rows."""
         super().setup(ctx)
         shares = ctx.train.targets.mean(dim=0)
         self.register_buffer("log_prior", shares.clamp_min(1e-12).log(), persistent=False)
@@ -87,12 +87,12 @@ class LogitAdjustment(Method):
         return batch
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """The task's loss of the adjusted logits (B,)."""
+        """The task's loss (B,) on the adjusted logits."""
         return ctx.task.losses(logits + self.tau * self.get_buffer("log_prior"), batch.y)
 
 
 class GeneralisedCrossEntropy(Method):
-    """Loss (1 - p^q) / q: between cross-entropy (q to 0) and absolute error (q = 1).
+    """Loss (1 - p^q) / q: between cross-entropy (q -> 0) and absolute error (q = 1).
 
     For a soft target the loss is averaged over its classes, so that it stays affine in ``y``.
     """
@@ -106,7 +106,7 @@ class GeneralisedCrossEntropy(Method):
         self.q = q
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """One label a row."""
+        """One label per row."""
         return single_label("gce", task)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
@@ -114,6 +114,6 @@ class GeneralisedCrossEntropy(Method):
         return batch
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """sum_k y_k (1 - p_k^q) / q of each row (B,) (Eq. 6)."""
+        """sum_k y_k (1 - p_k^q) / q per row (B,) (Eq. 6)."""
         lost = -torch.expm1(self.q * F.log_softmax(logits, dim=1))  # 1 - p^q, exact for small q
         return (batch.y * lost).sum(dim=1) / self.q

@@ -1,4 +1,4 @@
-"""LP-A3: hard positives, as far from their row as the network's view of its label allows."""
+"""LP-A3: hard positives, as far from their row as label preservation allows."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from methods.functional import (
 )
 
 NOISE, SHIFT, GUARD = 0.005, 0.05, 2e-4
-"""Half-width of the noise that an attack starts from, shift of the finite difference and guard of
-its quotient: the released code's 0.01, 0.1 and 1e-4 in units of [0, 1], whose normalised images
-have twice the range (MedMNIST's own normalisation)."""
+"""Half-width of an attack's starting noise, shift of the finite difference and guard of its
+quotient: the released code's 0.01, 0.1 and 1e-4 in units of [0, 1], as its normalised images have
+twice the range (MedMNIST's own normalisation)."""
 FLAT = 1e-8
 """Added to the norm of a gradient, which may be 0."""
 ROUNDING = 1e-5
-"""Held back from the margin where an iterate must keep it, so that it also does in a forward that
-sums in another order."""
+"""Subtracted from the margin that an iterate must keep, so that it also keeps it in a forward pass
+that sums in another order."""
 SLACK = 1e-6
-"""Excess that the log counts as none."""
+"""Excess that the log counts as zero."""
 FADE = 0.01
-"""What of a row's time consistency is left when its next comparison comes in."""
+"""Share of a row's time consistency that remains after its next visit."""
 STRICT = {
     "label": "target",
     "statistics": "running",
@@ -72,59 +72,59 @@ class Rules:
             )
 
     def schedule(self) -> list[tuple[float, float]]:
-        """Of each step its share of the first one's length, 10^(-k/N), and the multiplier."""
+        """Per step: its length relative to the first step, 10^(-k/N), and the multiplier."""
         shares = [0.1 ** (k / self.steps) for k in range(self.steps)]
         return [(share, self.lagrange * 0.1 / share) for share in shares]
 
 
 class Seen(NamedTuple):
-    """What the network makes of rows."""
+    """The network's outputs for rows."""
 
     phi: Tensor
-    """(B, D) their perceptual embedding"""
+    """(B, D) perceptual embedding"""
     logits: Tensor
     """(B, K)"""
 
 
 class Reference(NamedTuple):
-    """What an attack must keep of rows, and what it moves away from."""
+    """What an attack must preserve for each row, and what it moves away from."""
 
     phi: Tensor
     """(B, D)"""
     y: Tensor
     """(B, K) the label to keep"""
     likelihood: Tensor
-    """(B, M) logarithm of the likelihood of each of its labels"""
+    """(B, M) log-likelihood of each of its labels"""
     logits: Tensor
     """(B, K)"""
 
 
 class Judged(NamedTuple):
-    """How rows stand beside their reference."""
+    """How rows compare with their reference."""
 
     distance: Tensor
     """(B,) perceptual"""
     excess: Tensor
-    """(B, M) by how much the log-likelihood has fallen beyond the margin; 0 or less within it"""
+    """(B, M) fall of the log-likelihood beyond the margin; 0 or less within it"""
     same: Tensor
-    """(B,) whether the prediction is that of the reference"""
+    """(B,) whether the prediction equals that of the reference"""
 
 
 def look(model: Model, x: Tensor) -> Seen:
-    """What ``model`` makes of rows (B, *S), in its mode and on its branch."""
+    """The outputs of ``model`` for rows (B, *S), in its current mode and branch."""
     features = model.features(x)
     return Seen(perceptual(features), logits_of(model, features))
 
 
 def logits_of(model: Model, features: list[Tensor]) -> Tensor:
-    """(B, K) from the outputs of the stages."""
+    """(B, K) from the stage outputs."""
     return model.head(model.embed(features))
 
 
 def likelihood(logits: Tensor, y: Tensor, one: bool) -> Tensor:
-    """(B, M) log-likelihood of targets (B, K): of the only label (M = 1), or of each of K.
+    """(B, M) log-likelihood of targets (B, K): of the single label (M = 1), or of each of K.
 
-    A soft target's is that of its classes, each as much as it counts: minus the cross-entropy.
+    For a soft target it is the weighted mean over its classes, which is minus the cross-entropy.
     """
     if one:
         return (y * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
@@ -132,21 +132,21 @@ def likelihood(logits: Tensor, y: Tensor, one: bool) -> Tensor:
 
 
 def predicted(logits: Tensor, one: bool) -> Tensor:
-    """(B, K) the likeliest target, of zeros and ones."""
+    """(B, K) the most likely target, as zeros and ones."""
     if one:
         return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
     return (logits > 0).to(logits.dtype)
 
 
 def judge(seen: Seen, reference: Reference, margin: float, one: bool) -> Judged:
-    """Distance, excess and whether the prediction stayed."""
+    """Distance, excess, and whether the prediction is unchanged."""
     fallen = reference.likelihood - likelihood(seen.logits, reference.y, one)
     same = (predicted(seen.logits, one) == predicted(reference.logits, one)).all(dim=1)
     return Judged(row_norms(seen.phi - reference.phi), fallen - margin, same)
 
 
 def objective(judged: Judged, multiplier: float) -> Tensor:
-    """(B,) minus the distance plus the multiplier times the excess of each label (Eq. 5)."""
+    """(B,) minus the distance, plus the multiplier times the excess summed over labels (Eq. 5)."""
     return multiplier * judged.excess.clamp_min(0).sum(dim=1) - judged.distance
 
 
@@ -161,13 +161,13 @@ def attack(
     *,
     first: int = 0,
 ) -> Tensor:
-    """Hard positives (B, *S) of rows ``x`` from ``start``, by the steps from the ``first`` on.
+    """Hard positives (B, *S) of rows ``x``, starting at ``start`` with step number ``first``.
 
-    Each step goes down the objective's normalised gradient in the row's own pixels. It changes the
-    log-likelihood by margin times its share, to first order (by the finite difference over a shift
-    of ``SHIFT``), or with ``radius`` has the length radius sqrt(values) times its share. The result
-    is the last iterate; with ``best`` that with the largest distance of all, ``start`` included,
-    which keep margin and prediction, and the row itself where none does.
+    Each step descends the objective's normalised gradient in the row's own pixels. It changes the
+    log-likelihood by the margin times its share, to first order (by a finite difference over a
+    shift of ``SHIFT``), or with ``radius`` has the length radius sqrt(values) times its share. The
+    result is the last iterate; with ``best`` it is the farthest iterate, ``start`` included, that
+    keeps margin and prediction, or the row itself if none does.
     """
     now, kept = start, x
     farthest = torch.full_like(reference.likelihood[:, 0], -1.0)
@@ -183,7 +183,7 @@ def attack(
         now = now.detach().requires_grad_()
         with torch.enable_grad():
             judged = judge(see(now), reference, rules.margin, one)
-            # A sum, so that no row's gradient depends on how many rows there are.
+            # A sum, so that no row's gradient depends on the number of rows.
             (gradient,) = torch.autograd.grad(objective(judged, multiplier).sum(), now)
         with torch.no_grad():
             if rules.best:
@@ -205,7 +205,7 @@ def attack(
 
 
 def divergence(now: Tensor, before: Tensor, one: bool) -> Tensor:
-    """(B,) Kullback-Leibler divergence from predictions ``before`` to ``now``, logits (B, K),
+    """(B,) Kullback-Leibler divergence from predictions ``before`` to ``now``, both logits (B, K),
     divided by K.
     """
     if one:
@@ -217,52 +217,53 @@ def divergence(now: Tensor, before: Tensor, one: bool) -> Tensor:
 
 
 def lowest(consistency: Tensor, ratio: float) -> Tensor:
-    """Places of the round(ratio n) lowest values of (n,), ascending; of ties the first ones."""
+    """Sorted positions of the round(ratio n) lowest values of (n,); on ties the first ones."""
     order = consistency.argsort(stable=True)
     return order[: round(ratio * len(order))].sort().values
 
 
 class Lpa3(Method):
-    """Add to each batch hard positives: far from their row for the network, of the same label.
+    """Add hard positives to each batch: far from their row for the network, with the same label.
 
     From x' = x plus a little noise, ``steps`` steps of gradient descent on the pixels minimise
 
         - ||phi(x') - phi(x)|| + lambda_k max(0, log p(y|x) - log p(y|x') - margin)
 
     (Eq. 5), phi the outputs of the network's stages, channels normalised (Eq. 3), lambda_k the
-    multiplier ``lagrange`` times 0.1^(1 - k / steps). The network stands still: only gradients in
-    the pixels are computed. ``label`` y is the row's ``target`` or the network's own ``predicted``
-    one. With several labels a row each label has its constraint.
+    multiplier ``lagrange`` times 0.1^(1 - k / steps). The network is frozen: gradients are computed
+    for the pixels only. The label y is the row's ``target`` or the network's ``predicted`` one, as
+    set by ``label``. With several labels per row, each label has its own constraint.
 
     From epoch ``warmup`` on, the share ``ratio`` of a batch with the lowest time consistency is
     attacked: minus the Kullback-Leibler divergence from a row's prediction at its last visit to
-    that of now, an average that forgets 99 % at each visit; rows without an earlier visit come
-    first. Rows from elsewhere (index -1) are not attacked. An attacked row follows the clean rows,
-    with the target of its row and ``weight`` times its weight.
+    the current one, averaged with a decay of 99 % per visit; rows without an earlier visit come
+    first. Added rows (index -1) are not attacked. The attacked rows follow the clean rows, with the
+    target of their row and ``weight`` times its weight.
 
-    ``radius`` is the length of the first step, in [0, 1], over the square root of the number of
-    values; without, steps are calibrated in log-likelihood. ``statistics``: normalisation by those
-    of the ``batch`` of attacked rows, or by the ``running`` ones, so that rows are independent.
-    ``iterate``: the ``last`` one, or the ``best`` that keeps margin and prediction, else the row
-    itself. ``refresh`` k: a perturbation is made anew after k epochs, and until then attacked from
-    where it stands by the last two fifths of the steps, one at least. ``auxiliary_norm``: attacked
-    rows have a second set of normalisation layers, in the attack and in training. ``fold``: in the
-    attack running statistics are part of the convolutions, which is faster and equal to rounding.
+    ``radius`` is the length of the first step, in [0, 1], divided by the square root of the number
+    of values; without it, steps are calibrated in log-likelihood. ``statistics``: batch
+    normalisation uses those of the ``batch`` of attacked rows or the ``running`` ones, with which
+    rows are independent. ``iterate``: the ``last`` one, or the ``best`` that keeps margin and
+    prediction, else the row itself. ``refresh`` k: attack afresh every k epochs, and in between
+    continue from the stored perturbation with the last two fifths of the steps, at least one.
+    ``auxiliary_norm``: attacked rows use a second set of normalisation layers, in the attack and in
+    training. ``fold``: fold running statistics into the convolutions during the attack, which is
+    faster and equal up to rounding.
 
     ``preset=strict`` is our variant, not the paper's: it keeps margin and prediction for every row;
-    ``preset=fast`` is that with three steps, folded. As in Eq. 5 the constraint has one side: the
-    network may be surer of an attacked row's label than of the clean row's, and with ``strict`` it
-    mostly is, as its steps overshoot the way back from the margin.
+    ``preset=fast`` is the same with three steps, folded. As in Eq. 5 the constraint is one-sided:
+    the network may be more certain of an attacked row's label than of the clean row's, and with
+    ``strict`` it mostly is, as its steps overshoot on the way back from the margin.
 
     **Deviations.** From the paper (P) and its authors' code at commit 7059ca3 (C), with the
-    settings of C's supervised CIFAR-10 script, as those for MedMNIST are not at hand: Eq. 4 and 5
-    print the distance with a plus, text and C maximise it. Reference and attack see the same rows
-    (in C the batch statistics of the reference are those of more rows). Ordinary normalisation
-    layers, whose running statistics do not move in the attack, or the second set with
-    ``auxiliary_norm`` (C). ``log_softmax``; a sum over rows, not their mean; noise, shift and guard
-    in units of [0, 1]; no gradient in the weights. The lowest of each batch are selected, exactly
-    round(ratio n) and before the attack (P; C compares with a threshold of the epoch before, and
-    attacks all rows); no attack during the warm-up (C attacks and throws away).
+    settings of C's supervised CIFAR-10 script, as those for MedMNIST are not available: Eq. 4 and 5
+    print the distance with a plus, the text and C maximise it. Reference and attack see the same
+    rows (in C the reference's batch statistics come from more rows). Ordinary normalisation layers,
+    whose running statistics the attack leaves unchanged, or the second set with ``auxiliary_norm``
+    (C). ``log_softmax``; a sum over rows, not their mean; noise, shift and guard in units of
+    [0, 1]; no gradient for the weights. The lowest rows of each batch are selected, exactly
+    round(ratio n) and before the attack (P; C uses a threshold from the previous epoch and attacks
+    all rows); no attack during the warm-up (C attacks and discards the result).
     """
 
     source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
@@ -279,10 +280,9 @@ class Lpa3(Method):
         "weight": ("uniform", 0.25, 1.0),
     }
     noise_instead: bool
-    """Whether added rows are noise of the attack's norm: what norm_noise, its control, asks for."""
+    """Replace attacks with noise of the same norm; set by the control norm_noise."""
     audit_every = 25
-    """Steps with an attack between two looks at what it does, for the log; the first at every
-    epoch's first one."""
+    """Interval of the logged diagnostics, in steps with an attack; each epoch starts with one."""
 
     def __init__(
         self,
@@ -313,17 +313,17 @@ class Lpa3(Method):
             raise ValueError(f"refresh: expected 1 or more epochs, got {refresh}")
         if auxiliary_norm and statistics == "running":
             raise ValueError(
-                "auxiliary_norm: the second set of norms has no running statistics before it has "
-                "trained, expected statistics=batch beside it, got running"
+                "auxiliary_norm: expected statistics=batch with it, got running: the second set of "
+                "norms has no running statistics before it is trained"
             )
         if iterate == "best" and statistics == "batch":
             raise ValueError(
-                "iterate: best takes rows from different steps, whose batch statistics are not "
-                "those that they are trained with: set statistics=running"
+                "iterate: best combines rows from different steps, whose batch statistics differ "
+                "from those in training: set statistics=running"
             )
         if refresh > 1 and statistics == "batch":
             raise ValueError(
-                f"refresh: {refresh} parts a batch into rows with and without a perturbation, "
+                f"refresh: {refresh} splits a batch into rows with and without a perturbation, "
                 "which must not depend on each other: set statistics=running"
             )
         if fold and statistics == "batch":
@@ -343,49 +343,49 @@ class Lpa3(Method):
         self._added = Added(*torch.zeros(3, 0))
 
     def requires(self) -> frozenset[str]:
-        """Images and the stages of the network; a second set of its norms where it is asked for."""
+        """Images and the network's stages; with ``auxiliary_norm`` a second set of norms."""
         return super().requires() | ({"auxiliary_norm"} if self.auxiliary_norm else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream where nothing is remembered of a row; else one whose rows stay rows."""
+        """Any upstream that leaves the forward pass to lpa3 and does not mix remembered rows."""
         if self.upstream is not None and self.upstream.hands_logits:
             return (
-                "lpa3 adds rows to those of its upstream, which has already used this step's "
-                "forward"
+                "lpa3 adds rows to those of its upstream, which has already run this step's "
+                "forward pass"
             )
         if self.upstream is not None and self.refresh > 1:
             return (
-                "lpa3(refresh) keeps the perturbation of a row's own pixels, its upstream may "
-                "change them from epoch to epoch"
+                "lpa3(refresh) stores perturbations of the original pixels, but its upstream may "
+                "change the pixels from epoch to epoch"
             )
         if self.mixes_rows and self.one_row:
             return (
-                "lpa3 compares a row's prediction with that of its last visit, its upstream mixes "
-                "rows: set ratio=1"
+                "lpa3 compares a row's prediction with that of its last visit, but its upstream "
+                "mixes rows: set ratio=1"
             )
         return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
-        """Allocate what is remembered of each row, and find what can be folded.
+        """Allocate the memory for each row, and find the layers that can be folded.
 
         Raises:
-            TypeError: the network is no Model, so that its stages cannot be reached.
-            ValueError: it lacks the second set of norms that ``auxiliary_norm`` asks for.
+            TypeError: the network is not a Model, so its stages are not accessible.
+            ValueError: it lacks the second set of norms that ``auxiliary_norm`` needs.
         """
         if not isinstance(ctx.model, Model):
             raise TypeError(
-                f"lpa3: expected a methods.base.Model, whose stages can be reached, got "
+                f"lpa3: expected a methods.base.Model, whose stages are accessible, got "
                 f"{type(ctx.model).__name__}"
             )
         if self.auxiliary_norm and not has_branches(ctx.model):
             raise ValueError(
-                "auxiliary_norm: the network has one set of norms; methods.branches.add_branch "
-                "puts a second one beside it"
+                "auxiliary_norm: the network has only one set of norms; add a second one with "
+                "methods.branches.add_branch"
             )
         super().setup(ctx)
         rows, device = ctx.spec.rows, ctx.train.targets.device
         if self.fold:
-            with ctx.uncharged():  # no row goes forward
+            with ctx.uncharged():  # traced without data
                 self._pairs = foldable(ctx.model)
         self.register_buffer("visited", torch.zeros(rows, dtype=torch.bool, device=device))
         self.register_buffer("consistency", torch.zeros(rows, device=device))
@@ -397,7 +397,7 @@ class Lpa3(Method):
             self.register_buffer("perturbation", kept)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Count the epoch's attacks."""
+        """Reset the epoch's count of attacks."""
         super().begin_epoch(ctx)
         self._attacks = 0
 
@@ -406,7 +406,7 @@ class Lpa3(Method):
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
-            raise ValueError("the upstream of lpa3 has already used this step's forward")
+            raise ValueError("the upstream of lpa3 has already run this step's forward pass")
         places, x = self._positives(batch, ctx)
         y = batch.y[places]
         self._added = Added(batch.x[places], x, y)
@@ -426,7 +426,7 @@ class Lpa3(Method):
         return self._added
 
     def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Places (n,) in the batch of the rows that are attacked, and what becomes of them."""
+        """Positions (n,) of the attacked rows in the batch, and the rows after the attack."""
         known = (batch.index >= 0).nonzero()[:, 0]
         if ctx.epoch < self.warmup or self.ratio == 0 or len(known) < self._least:
             return known[:0], batch.x[:0]
@@ -450,12 +450,12 @@ class Lpa3(Method):
 
     @property
     def _least(self) -> int:
-        """Rows that an attack takes: one row alone has no batch statistics."""
+        """Fewest rows that an attack needs: a single row has no batch statistics."""
         return 1 if self.running else 2
 
     @contextmanager
     def _still(self, model: Model) -> Iterator[None]:
-        """The network as an attack sees it: nothing of it changes, and its norms are chosen."""
+        """Freeze the network for an attack, with the norms that the attack uses."""
         with frozen(model), buffers_kept(model), on_branch(model, int(self.auxiliary_norm)):
             if not self.running:
                 yield
@@ -464,14 +464,14 @@ class Lpa3(Method):
                 yield
 
     def _look(self, model: Model, x: Tensor) -> Seen:
-        """What the network makes of rows, which are counted."""
+        """The network's outputs for rows, which are counted."""
         self._looked += len(x)
         return look(model, x)
 
     def _choose(
         self, model: Model, batch: Batch, known: Tensor, ctx: Context
     ) -> tuple[Tensor, Reference | None]:
-        """Places of the rows to attack, and what to keep of them; None where they are too few."""
+        """Positions of the rows to attack, and their reference; None if there are too few."""
         places, features = known, None
         with torch.no_grad():
             if self.ratio < 1:
@@ -483,7 +483,7 @@ class Lpa3(Method):
             if len(places) < self._least:
                 return places[:0], None
             if features is None or not self.running:
-                # Batch statistics are those of the attacked rows alone, as in the attack.
+                # Batch statistics of the attacked rows alone, as in the attack.
                 seen = self._look(model, batch.x[places])
             else:
                 seen = Seen(perceptual(features), logits_of(model, features))
@@ -492,7 +492,7 @@ class Lpa3(Method):
         return places, Reference(seen.phi, y, likelihood(seen.logits, y, one), seen.logits)
 
     def _consistency(self, index: Tensor, logits: Tensor, ctx: Context) -> Tensor:
-        """Time consistency (n,) of rows by their predictions of now, which are remembered."""
+        """Time consistency (n,) of rows from their current predictions, which are stored."""
         visited, before = self.get_buffer("visited"), self.get_buffer("before")
         known, now = visited[index], logits.to(before.dtype)
         moved = divergence(now, before[index], exclusive(ctx.task))
@@ -504,7 +504,7 @@ class Lpa3(Method):
     def _attacked(
         self, model: Model, x: Tensor, index: Tensor, reference: Reference, ctx: Context
     ) -> Tensor:
-        """What becomes of rows (n, *S), those of the training split with this ``index`` (n,)."""
+        """Attack the training rows with this ``index`` (n,), whose inputs are ``x`` (n, *S)."""
         see, one, spec = partial(self._look, model), exclusive(ctx.task), ctx.spec
         start = (x + NOISE * (2 * torch.rand_like(x) - 1)).clamp(spec.low, spec.high)
         if self.refresh == 1:
@@ -522,7 +522,7 @@ class Lpa3(Method):
                     see, x[rows], start[rows], own, self.rules, one, spec, first=first
                 )
         kept[index] = (out - x).to(kept.dtype)
-        # A row that stayed as it is has nothing to go on from.
+        # An unchanged row has no perturbation to continue from.
         age = torch.where(warm, made[index], ctx.epoch)
         made[index] = torch.where(row_norms(out - x) > 0, age, -1)
         return out
@@ -531,7 +531,7 @@ class Lpa3(Method):
     def _audit(
         self, model: Model, x: Tensor, attacked: Tensor, reference: Reference, ctx: Context
     ) -> None:
-        """Log how far attacked rows are, beside noise of their norms, and what they keep."""
+        """Log how far attacked rows are, compared with noise of equal norm, and what they keep."""
         one, margin, spec = exclusive(ctx.task), self.rules.margin, ctx.spec
         seen = look(model, attacked)
         judged = judge(seen, reference, margin, one)

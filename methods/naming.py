@@ -1,8 +1,8 @@
 """The small language that names methods, models and benchmarks on the command line and in files.
 
 A call, ``saflex(upstream=randaugment(n=2, m=9), preset=stable)``; a chain of upstreams,
-``crop(pad=4)+flip+mixup``; a bare name without parentheses. The grammar is Python's own, read with
-``ast``; nothing is evaluated.
+``crop(pad=4)+flip+mixup``; or a bare name without parentheses. The syntax is Python's own, parsed
+with ``ast``; nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Scalar = bool | int | float | str | None
 OWN = "py:"
-"""How a name begins that stands for code of one's own."""
+"""Prefix of a name that refers to the user's own code."""
 OWN_NAME = re.compile(r"py:([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)
-"""``py:module:name``; the parts are the module and the name."""
+"""``py:module:name``; the groups are the module and the name."""
 MOST_NAMES = 10_000
-"""More in one text or list is a slip of the pen, and would fill the memory."""
+"""More names in one text or list are surely a mistake, and would fill the memory."""
 
 
 class NamingError(ValueError):
-    """A name or an argument that cannot be used; the message says what is allowed."""
+    """An invalid name or argument; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Links:
-    """Calls joined by ``+``: they run one after the other."""
+    """Calls joined by ``+``, which run one after the other."""
 
     calls: tuple[Call, ...]
 
@@ -52,12 +52,12 @@ Value = Scalar | Call | Links | tuple[Any, ...]
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """The parts of ``text`` between separators that stand outside brackets and quotes."""
+    """Split ``text`` at separators outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for position, character in enumerate(text):
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"" and not text[:position][-1:].isalnum():  # else an apostrophe
+        elif character in "'\"" and not text[:position][-1:].isalnum():  # otherwise an apostrophe
             quote = character
         elif character in "([{":
             depth += 1
@@ -71,10 +71,10 @@ def split(text: str, separator: str = ",") -> list[str]:
 
 
 def parse(text: str) -> Call | Links:
-    """The expression that ``text`` writes.
+    """Parse ``text`` into an expression.
 
     Raises:
-        NamingError: for anything but names, calls with keywords, ``+`` and literals.
+        NamingError: anything except names, calls with keywords, ``+`` and literals.
     """
     try:
         value = _value(ast.parse(_disguised(text.strip()), mode="eval").body, text)
@@ -91,13 +91,13 @@ def parse(text: str) -> Call | Links:
     return value
 
 
-# Two letters of Python's identifiers that look like what they stand for, which is none.
+# Two letters valid in Python identifiers that look like ":" and ".", which are not.
 _DISGUISE = str.maketrans(":.", "\u02d0\u00b7")
 _UNDISGUISE = str.maketrans("\u02d0\u00b7", ":.")
 
 
 def _disguised(text: str) -> str:
-    """``text`` with each ``py:module:name`` outside of quotes as one identifier."""
+    """Turn each ``py:module:name`` outside quotes into one identifier."""
     return re.sub(
         rf"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b{OWN_NAME.pattern}",
         lambda found: found[0] if found[1] is None else found[0].translate(_DISGUISE),
@@ -129,7 +129,7 @@ def _value(node: ast.expr, text: str) -> Value:
             )
         names = [keyword.arg for keyword in node.keywords]
         if None in names or len(set(names)) < len(names):
-            raise NamingError(f"in {text!r}: an argument of {name} is given twice or as **")
+            raise NamingError(f"in {text!r}: {name} has an argument twice, or one with **")
         return Call(
             name,
             tuple((str(word.arg), _value(word.value, text)) for word in node.keywords),
@@ -144,14 +144,14 @@ def _value(node: ast.expr, text: str) -> Value:
             else:
                 raise NamingError(f"in {text!r}: + joins names and calls, got {side!r}")
         return Links(tuple(calls))
-    raise NamingError(f"in {text!r}: {ast.unparse(node)!r} is neither a name, a call nor a literal")
+    raise NamingError(f"in {text!r}: {ast.unparse(node)!r} is not a name, a call or a literal")
 
 
 def expand(text: str) -> list[str]:
-    """The short form for products: ``{breast|pneumonia}mnist`` is two names; braces may nest.
+    """Expand alternatives in braces: ``{breast|pneumonia}mnist`` is two names; braces may nest.
 
     Raises:
-        NamingError: a brace without its partner, or more than ``MOST_NAMES`` names.
+        NamingError: unbalanced braces, or more than ``MOST_NAMES`` names.
     """
     found = list(itertools.islice(_expanded(text), MOST_NAMES + 1))
     if len(found) > MOST_NAMES:
@@ -184,10 +184,10 @@ def _expanded(text: str) -> Iterator[str]:
 
 
 def written_out(value: Any) -> tuple[str, ...]:
-    """The names in a text or a list of texts, products written out, each once.
+    """The unique names in a text or a list of texts, with braces expanded.
 
     Raises:
-        NamingError: something else, or more than ``MOST_NAMES`` names.
+        NamingError: another type, or more than ``MOST_NAMES`` names.
     """
     found: dict[str, None] = {}
     for text in texts_in(value):
@@ -198,10 +198,10 @@ def written_out(value: Any) -> tuple[str, ...]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """A text, or the texts of a list; an anchored list in a list lends its own.
+    """A text, or the texts of a list; nested lists (YAML anchors) are flattened.
 
     Raises:
-        NamingError: something else.
+        NamingError: another type.
     """
     if isinstance(value, str):
         yield value
@@ -213,7 +213,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def from_yaml(value: Any) -> Value:
-    """An argument as YAML writes it."""
+    """Convert an argument from YAML."""
     if isinstance(value, list):
         return tuple(from_yaml(each) for each in value)
     value = number_of(value)
@@ -226,7 +226,7 @@ def from_yaml(value: Any) -> Value:
 
 
 def number_of(value: Any) -> Any:
-    """The number that a text such as ``1e-3`` is meant for, which YAML 1.1 takes for a text."""
+    """Convert a text such as ``1e-3``, which YAML 1.1 does not read as a number, to a float."""
     number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
     return float(value) if number else value
 
@@ -246,10 +246,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NamingError:
 
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments that the language may set: keyword-only ones, annotations resolved.
+    """The arguments that a call can set: the keyword-only ones, with annotations resolved.
 
-    One without an annotation is of the kind of its default, where that is a text, a number or a
-    truth value.
+    Without an annotation, the type is that of the default if that is a text, a float or a boolean.
     """
     made = function.func if isinstance(function, partial) else function
     target = made.__init__ if inspect.isclass(made) else made
@@ -257,8 +256,8 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         hints = get_type_hints(target)
     except NameError as error:
         raise NamingError(
-            f"the annotations of {target.__module__}:{target.__qualname__} cannot be read: "
-            f"{error}; import it outside of TYPE_CHECKING"
+            f"the annotations of {target.__module__}:{target.__qualname__} cannot be resolved: "
+            f"{error}; import it outside TYPE_CHECKING"
         ) from error
     return {
         each.name: each.replace(annotation=hints.get(each.name, _kind_of(each.default)))
@@ -277,14 +276,14 @@ def bind(
     what: str = "method",
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of ``call``, checked against the signature of ``function``.
+    """Check the arguments of ``call`` against the signature of ``function`` and return them.
 
-    Values equal to their default are left out, so that the result is canonical; an argument that
-    is a method or a chain stays an expression. Where there are ``presets``, ``preset=NAME`` stands
-    for the arguments that it names, of which those in ``call`` win.
+    Values equal to their default are left out, so that the result is canonical; a method or chain
+    as an argument stays an expression. With ``presets``, ``preset=NAME`` sets the arguments of that
+    preset; arguments in ``call`` take precedence.
 
     Raises:
-        NamingError: an unknown argument or preset, or a value that its annotation does not allow.
+        NamingError: an unknown argument or preset, or a value that does not fit its annotation.
     """
     known = parameters(function)
     given = dict(call.arguments)
@@ -323,10 +322,10 @@ def _refuse_positional(call: Call, function: Callable[..., Any], known: Iterable
 def contract(
     call: Call, function: Callable[..., Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> Call:
-    """The one way to write a call that ``bind`` has bound, with its preset.
+    """The canonical form of a call bound by ``bind``, with its preset.
 
-    The preset is the one that leaves the fewest arguments, of equals the one declared first; the
-    first of all is the bare name and is not written.
+    The preset is the one that leaves the fewest arguments, and on ties the one declared first. The
+    first preset means the bare name and is left out.
     """
     if not presets:
         return call
@@ -348,15 +347,15 @@ def contract(
 def _settings(
     function: Callable[..., Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """What each preset sets, checked as the arguments of a call are."""
+    """What each preset sets, checked like the arguments of a call."""
     known = parameters(function)
     found = {}
     for preset, content in presets.items():
         where = f"preset {preset!r} of {function.__qualname__}"
         if content and not found:
             raise NamingError(
-                f"{where}: expected no argument, since the first preset is what the bare name "
-                f"means, got {', '.join(content)}"
+                f"{where}: expected no arguments, because the first preset means the bare name, "
+                f"got {', '.join(content)}"
             )
         found[preset] = _converted(content, known, list(known), where, where)
     return found
@@ -381,7 +380,7 @@ def _converted(
 ) -> dict[str, Any]:
     for name in arguments:
         if name not in known:
-            listed = f"it takes {', '.join(takes)}" if takes else "it takes no argument"
+            listed = f"it takes {', '.join(takes)}" if takes else "it takes no arguments"
             raise NamingError(f"{owner} has no argument {name!r}{nearest(name, takes)} ({listed})")
     return {
         name: convert(value, known[name].annotation, f"{where}: {name}")
@@ -394,10 +393,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def convert(value: Value, annotation: Any, where: str) -> Any:
-    """``value`` as ``annotation`` demands; a bare name resolves by it.
+    """Convert ``value`` to the type of ``annotation``, which also decides what a bare name means.
 
     Raises:
-        NamingError: names the field, what was got and what is allowed.
+        NamingError: gives the field, what is allowed and what was got.
     """
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
     none_first = sorted(options or (annotation,), key=lambda option: option is not type(None))
@@ -443,7 +442,7 @@ def _fit(value: Value, option: Any) -> tuple[bool, Any]:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words for an error or a help text."""
+    """An annotation in words, for errors and help."""
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(describe(option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
@@ -477,13 +476,13 @@ def render(value: Value) -> str:
 
 
 PLAIN_PATH = re.compile(r"[\w./~ -]*[\w./-]")
-"""What needs no quotes behind ``folder:``."""
+"""Paths that need no quotes after ``folder:``."""
 
 
 def with_path(name: str, path: str) -> str:
     """The name of a user's own data with its path: ``folder(size=64)`` as ``folder:DIR(size=64)``.
 
-    The path stands in quotes where a list or the short form could read it otherwise.
+    The path is quoted if a list or braces could otherwise split it.
     """
     kind, bracket, arguments = name.partition("(")
     shown = path if PLAIN_PATH.fullmatch(path) else repr(path)
@@ -491,5 +490,5 @@ def with_path(name: str, path: str) -> str:
 
 
 def call_of(name: str, arguments: Mapping[str, Any]) -> Call:
-    """The call with these arguments, in alphabetical order."""
+    """A call with these arguments in alphabetical order."""
     return Call(name, tuple(sorted(arguments.items())))

@@ -1,7 +1,7 @@
-"""Code of one's own, ``py:module:name``: imported, known by its syntax tree, carried to workers.
+"""The user's own code, ``py:module:name``: imported, hashed by syntax tree, sent to workers.
 
-A module is looked for as Python looks for it, and in the current folder after that. Its sources are
-those of the module and of all files that it imports from the same folder.
+Modules are found as Python finds them, and then in the current folder. A module's sources are its
+own file and all files that it imports from the same folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from methods.naming import OWN_NAME, NamingError, nearest
 OURS = ("augbench", "methods", "analysis", "benchmarks")
 INSTALLED = ("site-packages", "dist-packages")
 _OPERATORS: list[Any] = []
-"""A declaration lives as long as its object."""
+"""Keeps the declarations alive: each one lasts as long as its object."""
 
 
 class Source(NamedTuple):
@@ -38,11 +38,11 @@ class Source(NamedTuple):
     content: bytes
     package: bool
     root: str
-    """The folder that it is imported from; empty for a module that is installed, or is ours."""
+    """The folder that it is imported from; empty for installed modules and for augbench's own."""
 
 
 class _Loader(SourceLoader):
-    """Runs a module from its source as it was read."""
+    """Loads a module from its source as it was read."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -55,7 +55,7 @@ class _Loader(SourceLoader):
 
 
 class Code(MetaPathFinder):
-    """Sources as they were first read, of which modules of one's own are then imported."""
+    """Imports the user's modules from their sources as they were first read."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = dict(sources)
@@ -63,7 +63,7 @@ class Code(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A module that was read, from its source."""
+        """Find a module whose source was read."""
         source = self._sources.get(fullname)
         if source is None or not source.root:
             return None
@@ -73,7 +73,7 @@ class Code(MetaPathFinder):
         )
 
     def sources(self, module: str) -> dict[str, Source]:
-        """A module, the packages that it is in, and all that these import from the same folder."""
+        """A module, its parent packages, and all that they import from the same folder."""
         found: dict[str, Source] = {}
         left, root = [module], None
         while left:
@@ -86,13 +86,13 @@ class Code(MetaPathFinder):
                 left += _packages(name)
                 left += _imported(name, source)
         for name in [package for each in found if root for package in _packages(each)]:
-            if name not in found:  # a folder without a file of its own
+            if name not in found:  # a folder without __init__.py
                 path = Path(root or "", *name.split("."), "__init__.py")
                 found[name] = self._sources[name] = Source(str(path), b"", True, root or "")
         return found
 
     def _read(self, name: str, root: str | None) -> Source | None:
-        """A module, if it is imported from this folder; the first one from anywhere."""
+        """A module's source if it is imported from this folder (from anywhere if root is None)."""
         if name not in self._sources:
             place = _place(name)
             if place is None or root not in (None, place[1]):
@@ -109,7 +109,7 @@ class Code(MetaPathFinder):
 
 @contextmanager
 def kept(sources: Mapping[str, Source] | None = None) -> Iterator[Code]:
-    """Code of one's own stays as it is first read, while the block runs; or is as it was carried.
+    """Within the block, the user's code stays as first read, or as in ``sources``.
 
     So an edit during a comparison changes neither its numbers nor the ids of its runs.
     """
@@ -120,9 +120,9 @@ def kept(sources: Mapping[str, Source] | None = None) -> Iterator[Code]:
     code, here = Code(sources or {}), str(Path.cwd())
     added = here not in sys.path
     sys.meta_path.insert(0, code)
-    if added:  # a console script does not look into the current folder
+    if added:  # a console script does not search the current folder
         sys.path.append(here)
-    importlib.invalidate_caches()  # a file may be a second old
+    importlib.invalidate_caches()  # a file may have been written a second ago
     try:
         yield code
     finally:
@@ -132,10 +132,10 @@ def kept(sources: Mapping[str, Source] | None = None) -> Iterator[Code]:
 
 
 def load(name: str, what: str) -> Any:
-    """What ``py:module:name`` names; ``what`` it is to be, such as "method", stands in errors.
+    """Load the object ``py:module:name``; errors call it ``what``, such as "method".
 
     Raises:
-        NamingError: it cannot be imported; the message says where it goes wrong.
+        NamingError: it cannot be imported; the message says where it fails.
     """
     module, attribute = _parts(name, what)
     with kept() as code:
@@ -148,14 +148,14 @@ def load(name: str, what: str) -> Any:
         shown = _shown(str(place[0])) if place is not None else f"module {module!r}"
         hint = nearest(attribute, [each for each in vars(found) if not each.startswith("_")])
         if place is None or not place[1]:
-            hint = f"; a file of your own needs another name, as {module!r} is found there first"
+            hint = f"; rename your own file, because {module!r} is found there first"
         raise NamingError(f"{what} {name!r}: {shown} has no {attribute!r}{hint}") from error
 
 
 def version(module: str) -> int:
     """A hash of the syntax trees of a module's sources, without comments and docstrings.
 
-    Of a module that is installed it holds its own file alone.
+    For an installed module it covers only the module's own file.
     """
     with kept() as code:
         found = code.sources(module)
@@ -164,7 +164,7 @@ def version(module: str) -> int:
 
 
 def sources(names: Iterable[str]) -> dict[str, Source]:
-    """What must be carried to another machine to load these: all but what is installed."""
+    """The sources that another machine needs to load these names: all except installed ones."""
     with kept() as code:
         found = {
             module: source
@@ -175,7 +175,7 @@ def sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 def problems(carried: Mapping[str, Source]) -> list[str]:
-    """Why modules that were carried here cannot be imported here."""
+    """Why modules sent to this machine cannot be imported here."""
     told = []
     with kept(carried) as code:
         for module in carried:
@@ -188,7 +188,7 @@ def problems(carried: Mapping[str, Source]) -> list[str]:
 
 
 def said(error: BaseException) -> str:
-    """An error in one line, and where in code of one's own it was raised."""
+    """An error in one line, with the place in the user's code where it was raised."""
     told = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
@@ -200,7 +200,7 @@ def said(error: BaseException) -> str:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module, found without importing the packages that it is in."""
+    """The file of a module, found without importing its parent packages."""
     spec = None
     for name in itertools.accumulate(module.split("."), "{}.{}".format):
         places = spec.submodule_search_locations if spec is not None else None
@@ -216,12 +216,12 @@ def file_of(module: str) -> Path | None:
 
 
 def import_torchvision() -> Any:
-    """torchvision, also where its wheel was built for another torch.
+    """Import torchvision even if its wheel was built for another torch.
 
-    PyPI's wheel does not import beside a CPU build of torch, because the operators of its C++
-    library are not there. Two of them are then declared without an implementation, after which
-    networks and transforms work and ``torchvision.ops.nms`` raises. Declaring them up front would
-    collide with a working pair, so that is done only after the import has failed.
+    PyPI's wheel does not import with a CPU build of torch, because the operators of its C++ library
+    are missing. In that case we declare two of them without an implementation: networks and
+    transforms then work, and ``torchvision.ops.nms`` raises. Declaring them up front would collide
+    with a working installation, so we do it only after the import has failed.
     """
     try:
         return importlib.import_module("torchvision")
@@ -255,7 +255,7 @@ def _imported_module(module: str, what: str, code: Code) -> ModuleType:
         except RuntimeError as error:
             if "torchvision::" not in str(error):
                 raise
-        import_torchvision()  # which then stays importable
+        import_torchvision()  # it then stays importable
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         absent = error.name or ""
@@ -269,12 +269,12 @@ def _imported_module(module: str, what: str, code: Code) -> ModuleType:
             f"{what}: no module {absent!r}, expected {file} in {Path.cwd()} or an installed "
             f"package{hint}"
         ) from error
-    except (Exception, SystemExit) as error:  # a file of the user's own may fail in any way
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way
         raise NamingError(f"{what}: {said(error)}") from error
 
 
 def _forget_stale(module: str, found: Mapping[str, Source]) -> None:
-    """Have modules imported anew where a file is another one than when it was imported, or gone."""
+    """Forget imported modules if a file has changed since its import, or is gone."""
     loaded = {name: each for name, each in sys.modules.items() if _is_own(each)}
     stale = module in loaded and module not in found
     for name in found.keys() & loaded.keys():
@@ -296,7 +296,7 @@ def _shown(path: str) -> str:
 
 
 def _place(name: str) -> tuple[Path, str] | None:
-    """The file of a module, and the folder that it is imported from where it is one's own."""
+    """The file of a module, and the folder that it is imported from if it is the user's own."""
     path = file_of(name)
     if path is None or not path.is_file():
         return None
@@ -307,13 +307,13 @@ def _place(name: str) -> tuple[Path, str] | None:
 
 
 def _packages(name: str) -> list[str]:
-    """The packages that a module is in, by name."""
+    """The names of a module's parent packages."""
     return list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
 
 
 @cache
 def _library() -> frozenset[str]:
-    """Where Python's own modules lie."""
+    """The folders of Python's own modules."""
     return frozenset(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
@@ -321,7 +321,7 @@ DYNAMIC = {"importlib.import_module", "import_module", "__import__"}
 
 
 def _imported(module: str, source: Source) -> list[str]:
-    """The modules that a module may import, those of ``from a import b`` as a and a.b."""
+    """The modules that a module may import; ``from a import b`` gives a and a.b."""
     try:
         tree = ast.parse(source.content)
     except (SyntaxError, ValueError):
@@ -333,7 +333,7 @@ def _imported(module: str, source: Source) -> list[str]:
             found += [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):
             if node.level > package.count(".") + bool(package):
-                continue  # above the top, which no import can do
+                continue  # above the top-level package, which cannot be imported
             dots = "." * node.level + (node.module or "")
             base = resolve_name(dots, package) if node.level else dots
             found += [base, *(f"{base}.{each.name}" for each in node.names)]
@@ -345,7 +345,7 @@ def _imported(module: str, source: Source) -> list[str]:
 
 @cache
 def _tree(content: bytes) -> str:
-    """A hash of a file's syntax tree; of what is none, of the file."""
+    """A hash of a file's syntax tree, or of its bytes if it cannot be parsed."""
     try:
         text = _plain(ast.parse(content)).encode()
     except (SyntaxError, ValueError, RecursionError):
@@ -354,7 +354,7 @@ def _tree(content: bytes) -> str:
 
 
 def _plain(node: Any) -> str:
-    """A syntax tree as text that is the same in every version of Python."""
+    """A syntax tree as text, identical in every version of Python."""
     if isinstance(node, list):
         listed = [each for each in node if not _is_remark(each)]
         return f"[{','.join(map(_plain, listed))}]"
@@ -369,6 +369,6 @@ def _plain(node: Any) -> str:
 
 
 def _is_remark(node: Any) -> bool:
-    """Whether a statement is a text alone, such as a docstring."""
+    """Whether a statement is just a string, such as a docstring."""
     value = node.value if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)

@@ -1,16 +1,16 @@
-"""RandAugment, TrivialAugment and AutoAugment: drawn row by row, computed on the whole batch.
+"""RandAugment, TrivialAugment and AutoAugment: drawn per row, computed on the whole batch.
 
-Operations equal Pillow's as torchvision calls them. A colour operation works, as Pillow does, on
-whole levels 0..255: it first rounds 255 x, so what it hands on is a multiple of 1/255; rows without
-a colour operation are not rounded. Where a row draws geometric operations one after the other,
-they are one warp by the product of their matrices (``affine_warp``): no pixel is rounded twice, and
-what one operation moves out of the image a later one may bring back. Pixels from outside are black.
-``interpolation`` is that of the warp: "nearest" is torchvision's default and Pillow's result, pixel
-for pixel; "bilinear" is that of ``grid_sample``, which fades into black over half a pixel, where
-Pillow repeats the border. On images of one channel "color" is the identity by definition.
+Operations equal Pillow's as torchvision calls them. Colour operations work on integer levels
+0..255, as Pillow's do: they first round 255 x, so their results are multiples of 1/255; rows
+without a colour operation are not rounded. Consecutive geometric operations of a row become one
+warp by the product of their matrices (``affine_warp``): no pixel is rounded twice, and a later
+operation may bring back what an earlier one moved out of the image. Outside pixels are black.
+``interpolation`` applies to the warp: "nearest" is torchvision's default and equals Pillow's result
+pixel for pixel; "bilinear" is that of ``grid_sample``, which fades to black over half a pixel,
+where Pillow repeats the border. On single-channel images "color" is the identity by definition.
 
-Draws come from the CPU's global generator, also where the images are on another device: what each
-row does is known before the device has done it, so nothing waits for the device.
+Draws come from the CPU's global generator even if the images are on another device: each row's
+operations are known in advance, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPERATIONS = (
     "color",
     "sharpness",
 )
-"""A code is a place in this list: first the geometric ones, then colour, blends last."""
+"""A code is an index into this tuple: geometric operations first, then colour, then blends."""
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(6)
 POSTERIZE, SOLARIZE, INVERT, AUTOCONTRAST, EQUALIZE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS = range(
     6, 15
@@ -56,12 +56,12 @@ SIGNED = (SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, *range(BRIGHTNESS,
 PUBLISHED = tuple(code for code, name in enumerate(OPERATIONS) if name != "invert")
 """The 14 operations of RandAugment and TrivialAugment."""
 COLOUR = (IDENTITY, AUTOCONTRAST, EQUALIZE, INVERT, COLOR, SHARPNESS)
-"""AutoDO's subset, which leaves geometry to what it learns."""
+"""AutoDO's subset: geometry is left to the learned warps."""
 
 
 class Space(NamedTuple):
-    """The largest magnitude of each kind of operation; at the smallest solarize inverts 255 only,
-    every other operation does nothing."""
+    """The largest magnitude of each kind of operation. At the smallest, solarize inverts only level
+    255 and all other operations are the identity."""
 
     shear: float
     """Tangent of the angle."""
@@ -72,7 +72,7 @@ class Space(NamedTuple):
     blend: float
     """How far a factor is from 1."""
     posterize: int
-    """Bits that are taken away."""
+    """Bits removed."""
 
 
 STANDARD = Space(shear=0.3, translate=None, rotate=30.0, blend=0.9, posterize=4)
@@ -80,17 +80,17 @@ WIDE = Space(shear=0.99, translate=32.0, rotate=135.0, blend=0.99, posterize=6)
 
 
 class Tables(NamedTuple):
-    """What the operations do to images of one size, by sign, code and magnitude, on the CPU."""
+    """Parameters of the operations for one image size, by sign, code and magnitude, on the CPU."""
 
     settings: Tensor
-    """(2, operations, bins) float64: tangents, whole pixels, degrees, bits, a level or a factor."""
+    """(2, operations, bins) float64: tangent, integer pixels, degrees, bits, level or factor."""
     matrices: Tensor
     """(2, operations, bins, 2, 3) float64, as ``affine_warp`` takes them."""
 
 
 @cache
 def tables(space: Space, bins: int, height: int, width: int) -> Tables:
-    """Settings and matrices as torchvision computes them; the second row has the negative sign."""
+    """Settings and matrices as torchvision computes them; index 1 has the negative sign."""
     reach_x = 150.0 / 331.0 * width if space.translate is None else space.translate
     reach_y = 150.0 / 331.0 * height if space.translate is None else space.translate
 
@@ -111,7 +111,7 @@ def tables(space: Space, bins: int, height: int, width: int) -> Tables:
     settings[:, BRIGHTNESS : SHARPNESS + 1] += 1
 
     angle = settings[:, ROTATE] * (torch.pi / 180)
-    # Pillow rounds alike, so that a quarter turn has zeros; it turns against the clock.
+    # Rounded as in Pillow, so that a quarter turn has zeros; it turns counter-clockwise.
     cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)
     x, y = width / 2, height / 2
     matrices = torch.eye(2, 3, dtype=torch.float64, device="cpu").repeat(*settings.shape, 1, 1)
@@ -141,17 +141,17 @@ def caption(code: int, setting: float) -> str:
 
 
 class Drawn(NamedTuple):
-    """What each row does, on the CPU; all are (n, B) int64, in order."""
+    """The operations drawn for each row, on the CPU; all are (n, B) int64, in order."""
 
     codes: Tensor
     magnitude: Tensor
-    """A column of the tables."""
+    """Index into the tables' magnitudes."""
     negative: Tensor
     """0 or 1, the sign."""
 
 
 class PerRow(Method):
-    """An augmentation whose rows each draw a sequence of operations."""
+    """An augmentation that draws a sequence of operations per row."""
 
     def __init__(self, space: Space, bins: int, interpolation: Interpolation) -> None:
         super().__init__()
@@ -161,19 +161,19 @@ class PerRow(Method):
 
     @abstractmethod
     def draw(self, rows: int) -> Drawn:
-        """What ``rows`` images do, from the CPU's global generator."""
+        """Draw operations for ``rows`` images from the CPU's global generator."""
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images of one or three channels."""
         name = type(self).__name__.lower()
         if spec.kind != "image":
-            return f"{name} needs images, the data are {spec.kind}s"
+            return f"{name} needs images, but the data are {spec.kind}s"
         if spec.shape[0] not in (1, 3):
-            return f"{name} needs grey or RGB images, these have {spec.shape[0]} channels"
+            return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
         return ""
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Each row does what it drew; targets stay. No gradient passes to the incoming images."""
+        """Apply each row's operations; targets stay. No gradient reaches the incoming images."""
         rows, channels, height, width = batch.x.shape
         codes, magnitude, negative = self.draw(rows)
         if channels == 1:
@@ -186,7 +186,7 @@ class PerRow(Method):
         return replace(batch, x=perform(batch.x, stages, self.interpolation))
 
     def captions(self) -> list[str]:
-        """What each row of the last batch did, such as "rotate -9.0°, posterize 7 bits"."""
+        """The operations on each row of the last batch, "rotate -9.0°, posterize 7 bits"."""
         if self._last is None:
             return []
         pairs = zip(*(part.T.tolist() for part in self._last), strict=True)
@@ -200,10 +200,10 @@ class PerRow(Method):
 class RandAugment(PerRow):
     """Apply ``n`` operations to each image, drawn uniformly, all with magnitude ``m`` of 30.
 
-    ``ops`` "all" is the paper's 14 operations. "colour" is what AutoDO applies beside its learned
-    geometry: identity, autocontrast, equalize, invert, color and sharpness.
+    ``ops`` "all" are the paper's 14 operations. "colour" are those that AutoDO combines with its
+    learned geometry: identity, autocontrast, equalize, invert, color and sharpness.
 
-    **Deviations.** Magnitudes are torchvision's, whose 31 steps reach the paper's ranges: shears,
+    **Deviations.** Magnitudes are torchvision's, whose 31 steps span the paper's ranges: shears,
     rotations, translations (150/331 of the edge) and the factors of color, contrast, brightness
     and sharpness (from 1 to 0.1 or to 1.9) have a random sign. AutoDO's own code draws the factors
     of color and sharpness uniformly between 0.1 and 0.1 + 1.8 m / 30.
@@ -236,12 +236,12 @@ class RandAugment(PerRow):
 
 
 class TrivialAugment(PerRow):
-    """Apply one operation to each image, drawn uniformly, with a uniform magnitude of 0 to 30.
+    """Apply one operation to each image, drawn uniformly, with a uniform magnitude from 0 to 30.
 
-    ``space`` "wide" is the paper's wide space as torchvision has it, "standard" RandAugment's.
+    ``space`` "wide" is the paper's wide space as in torchvision, "standard" is RandAugment's.
 
-    **Deviations.** As in torchvision, a translation of the wide space is up to 32 pixels whatever
-    the size of the image.
+    **Deviations.** As in torchvision, translations in the wide space are up to 32 pixels whatever
+    the image size.
     """
 
     source = "Müller & Hutter, TrivialAugment, ICCV 2021, arXiv:2103.10158"
@@ -352,11 +352,11 @@ class Policy(NamedTuple):
     codes: Tensor
     probability: Tensor
     magnitude: Tensor
-    """A step of 0 to 9; 0 where the operation takes none."""
+    """A step from 0 to 9; 0 if the operation has no magnitude."""
 
 
 def read_policy(table: str) -> Policy:
-    """A policy from lines of twice "operation probability magnitude"."""
+    """Read a policy from lines with two "operation probability magnitude" triples each."""
     words = [line.split() for line in table.strip().splitlines()]
     names, probabilities, magnitudes = (
         [[line[place], line[place + 3]] for line in words] for place in range(3)
@@ -372,11 +372,11 @@ def read_policy(table: str) -> Policy:
 
 
 class AutoAugment(PerRow):
-    """Apply to each image one of 25 published pairs of operations, each with its probability.
+    """Apply one of 25 published pairs of operations to each image, each with its probability.
 
     **Deviations.** Magnitudes are torchvision's ten steps: factors of color, contrast, brightness
-    and sharpness are 1 plus or minus up to 0.9 with a random sign, where the paper's step 0 is 0.1
-    and its last 1.9; translations reach 150/331 of the edge.
+    and sharpness are 1 plus or minus up to 0.9 with a random sign, where the paper's go from 0.1 at
+    step 0 to 1.9 at the last; translations reach 150/331 of the edge.
     """
 
     source = "Cubuk et al., AutoAugment, CVPR 2019, arXiv:1805.09501"
@@ -392,7 +392,7 @@ class AutoAugment(PerRow):
         self.policy = read_policy(published[policy])
 
     def draw(self, rows: int) -> Drawn:
-        """Sub-policies, which of their operations happen, and signs."""
+        """Sub-policies, which of their operations are applied, and signs."""
         codes, probability, magnitude = self.policy
         which = torch.randint(codes.shape[1], (rows,), device="cpu")
         codes, magnitude = codes[:, which], magnitude[:, which]
@@ -402,7 +402,7 @@ class AutoAugment(PerRow):
 
 
 class Warp(NamedTuple):
-    """Rows that are warped at one time."""
+    """Rows that are warped together."""
 
     rows: Tensor
     matrix: Tensor
@@ -410,28 +410,28 @@ class Warp(NamedTuple):
 
 
 class Colour(NamedTuple):
-    """Rows that do colour operations at one time, those of one operation side by side."""
+    """Rows with colour operations in one stage, grouped by operation."""
 
     rows: Tensor
     """(R,); the first stage lists the whole batch, rows without a colour operation first."""
     parameters: Tensor
-    """(P,) float32 of the last P rows, which have one."""
+    """(P,) float32 of the last P rows, those with a colour operation."""
     sizes: list[int]
-    """How many rows do each operation, by code."""
+    """Number of rows per operation, by code."""
 
 
 def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | Colour]:
-    """What is done to which rows, in an order that keeps that of every row.
+    """Group the operations into stages that preserve the order within every row.
 
-    ``codes`` and ``settings`` are (n, B), ``matrices`` (n, B, 2, 3): the identity where an
-    operation is not geometric. The first stage is one of colour, if only to list the rows.
+    ``codes`` and ``settings`` are (n, B), ``matrices`` (n, B, 2, 3): the identity if an operation
+    is not geometric. The first stage is a colour stage, if only to list the rows.
 
-    There is one warp for two slots, after the first one's colour operations and before the second
-    one's: it serves the geometric operations of both, and so all of a row's that follow each other.
+    Two slots share one warp, after the colour operations of the first and before those of the
+    second: it covers the geometric operations of both, and so every consecutive run within a row.
     """
     geometric = (codes > IDENTITY) & (codes <= ROTATE)
     colour = codes > ROTATE
-    # Rows whose next operation after a slot, identities aside, is geometric too.
+    # Rows whose next operation after a slot, ignoring identities, is also geometric.
     goes_on = [torch.zeros_like(geometric[0])]
     for slot in range(len(codes) - 1, 0, -1):
         goes_on.append(geometric[slot] | (goes_on[-1] & ~colour[slot]))
@@ -455,7 +455,7 @@ def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | C
 
 
 def _compose(first: Tensor, second: Tensor) -> Tensor:
-    """(B, 2, 3) of the operation ``first`` and then ``second``."""
+    """(B, 2, 3) for the operation ``first`` followed by ``second``."""
     product = first[..., :2] @ second
     product[..., 2] += first[..., 2]
     return product
@@ -467,8 +467,8 @@ def _colour(codes: Tensor, settings: Tensor, rest: bool = True) -> Colour:
     order = codes.argsort(stable=True)
     rows = order[idle:]
     parameters = settings[rows]
-    # Posterize divides by a power of two. Solarize inverts whole levels from its setting on, so
-    # those above the whole number below it; invert is the same with setting 0.
+    # Posterize divides by a power of two. Solarize inverts integer levels from its setting on, that
+    # is, those above the largest integer below it; invert is the same with setting 0.
     posterize, solar = sizes[POSTERIZE], sum(sizes[POSTERIZE : INVERT + 1])
     parameters[:posterize].neg_().add_(8).exp2_()
     parameters[posterize:solar].ceil_().sub_(1)
@@ -476,8 +476,8 @@ def _colour(codes: Tensor, settings: Tensor, rest: bool = True) -> Colour:
 
 
 def perform(x: Tensor, stages: list[Warp | Colour], interpolation: Interpolation) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] after the ``stages``, without a graph; ``x`` stays as it is."""
-    # Every stage appends its rows to a pool: to read rows by index is fast, to write them is not.
+    """Images (B, C, H, W) in [0, 1] after the ``stages``, without a graph; ``x`` is unchanged."""
+    # Every stage appends its rows to a pool: reading rows by index is fast, writing them is not.
     spans = list(pairwise(accumulate([len(stage.rows) for stage in stages], initial=0)))
     position = torch.arange(len(x), device="cpu")
     sources = []
@@ -486,7 +486,7 @@ def perform(x: Tensor, stages: list[Warp | Colour], interpolation: Interpolation
         position[stage.rows] = torch.arange(start, end, device="cpu")
     index = sent(torch.cat([*sources, position]), x.device)
     size = len(index) - len(x)
-    with torch.inference_mode():  # a sixth faster than no_grad, at some hundred small operations
+    with torch.inference_mode():  # a sixth faster than no_grad for some hundred small operations
         pool = x.new_empty(size, *x.shape[1:])
         for stage, (start, end) in zip(stages, spans, strict=True):
             rows, part = index[start:end], pool[start:end]
@@ -499,13 +499,13 @@ def perform(x: Tensor, stages: list[Warp | Colour], interpolation: Interpolation
                 levels = coloured.float().mul_(255).round_()
                 recolour(levels, sent(stage.parameters, x.device), stage.sizes)
                 coloured.copy_(levels).div_(255)
-    return pool.index_select(0, index[size:])  # outside, so that it may enter a graph
+    return pool.index_select(0, index[size:])  # outside, so that it can be part of a graph
 
 
 def recolour(levels: Tensor, parameters: Tensor, sizes: list[int]) -> None:
-    """Do colour operations in place on levels 0..255 (R, C, H, W), whole numbers in float32.
+    """Apply colour operations in place to levels 0..255 (R, C, H, W), integers in float32.
 
-    ``parameters`` (R,) and ``sizes`` as in ``Colour``. The results are Pillow's.
+    ``parameters`` (R,) and ``sizes`` are as in ``Colour``. The results equal Pillow's.
     """
     parameters = per_row(parameters, levels)
 
@@ -528,7 +528,7 @@ def recolour(levels: Tensor, parameters: Tensor, sizes: list[int]) -> None:
         _equalize(levels[where])
     if not sum(sizes[BRIGHTNESS:]):
         return
-    # Pillow's blend: dull + factor * (level - dull) in float32, cut off at 0 and 255, rounded down.
+    # Pillow's blend: dull + factor * (level - dull) in float32, clipped to 0..255, rounded down.
     dull: list[tuple[slice, Tensor]] = []
     if sizes[CONTRAST] + sizes[COLOR]:
         grey = _grey(levels[rows(CONTRAST, COLOR)])
@@ -548,7 +548,7 @@ def recolour(levels: Tensor, parameters: Tensor, sizes: list[int]) -> None:
 
 
 def _grey(levels: Tensor) -> Tensor:
-    """(R, 1, H, W) luma, rounded: Pillow's mode "L"; its sums stay below 2^24, exact in float32."""
+    """(R, 1, H, W) rounded luma, as Pillow's mode "L"; sums stay below 2^24, exact in float32."""
     if levels.shape[1] == 1:
         return levels.clone()
     red, green, blue = levels.split(1, dim=1)
@@ -564,16 +564,16 @@ def _mean(grey: Tensor) -> Tensor:
 
 
 def _smooth(levels: Tensor) -> Tensor:
-    """Means over 3 x 3 pixels, the middle one five times; rounded, borders as they are."""
+    """Rounded means over 3 x 3 pixels with weight 5 in the centre; borders are unchanged."""
     smooth = levels.clone()
     height, width = levels.shape[-2:]
     if min(height, width) < 3:
         return smooth
-    # Sums along the flat tensor are wrong only where lines end, at borders that are not used.
+    # Sums along the flat tensor are wrong only at the ends of lines, which are unused borders.
     flat = levels.view(-1)
     lines = (flat[: -2 * width] + flat[width:-width]).add_(flat[2 * width :])
     total = (lines[:-2] + lines[1:-1]).add_(lines[2:]).add_(flat[width + 1 : -width - 1], alpha=4)
-    # A sum of whole numbers is never 6.5 from a multiple of 13: no tie, however float32 rounds.
+    # A sum of integers is never 6.5 from a multiple of 13: no ties, however float32 rounds.
     total.add_(6.5).div_(13).floor_()
     inner = smooth[..., 1:-1, 1:-1]
     inner.copy_(total.as_strided(inner.shape, smooth.stride()))
@@ -581,21 +581,21 @@ def _smooth(levels: Tensor) -> Tensor:
 
 
 def _autocontrast(levels: Tensor) -> None:
-    """Stretch each channel to 0..255; one of a single level stays."""
-    # Pillow rounds down what it computes in float64, where a 255 may be 254.99999.
+    """Stretch each channel to 0..255; a channel with a single level stays unchanged."""
+    # Pillow rounds float64 results down, where a 255 may be 254.99999.
     exact = torch.float32 if levels.device.type == "mps" else torch.float64
     low = levels.amin(dim=(2, 3), keepdim=True).to(exact)
     high = levels.amax(dim=(2, 3), keepdim=True).to(exact)
     flat = low == high
     reach = (high - low).masked_fill_(flat, 255)
-    scale = torch.full_like(reach, 255).div_(reach)  # a number over a tensor is rounded twice
+    scale = torch.full_like(reach, 255).div_(reach)  # scalar / tensor is rounded twice
     offset = low.masked_fill(flat, 0) * scale
     levels.copy_(levels.to(exact).mul_(scale).sub_(offset).clamp_(0, 255).floor_())
 
 
 def _equalize(levels: Tensor) -> None:
-    """Level each channel's histogram by Pillow's integer table; one of few pixels stays."""
-    index = levels.flatten(2).int().long()  # in two steps because long() alone is slower
+    """Equalise each channel's histogram by Pillow's integer table; too few pixels: unchanged."""
+    index = levels.flatten(2).int().long()  # in two steps, because long() alone is slower
     counts = levels.new_zeros(*index.shape[:2], 256)
     counts.scatter_add_(2, index, counts.new_ones(index.shape))
     others = index.shape[2] - counts.gather(2, index.amax(dim=2, keepdim=True))

@@ -1,4 +1,4 @@
-"""SAFLEX: the weights and soft labels of augmented rows, refined by the gradient of meta rows."""
+"""SAFLEX: weights and soft labels of augmented rows, refined by the gradient on meta rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Labels = Literal["gumbel", "argmax", "keep", "prox"]
 Weights = Literal["step", "relu", "one"]
 Scale = Literal["none", "std", "max"]
 CHUNK = 512
-"""Meta rows that go through the network at once."""
+"""Meta rows per forward pass."""
 STABLE = {
     "clean_fraction": 0.0,
     "derivative": "difference",
@@ -64,16 +64,16 @@ class Rules:
 
 
 class Scores(NamedTuple):
-    """What a step along minus the meta gradient gains from each row, to first order."""
+    """First-order gain of each row for a step along minus the meta gradient."""
 
     labels: Tensor
-    """(B, K) S: how much the gain grows with each entry of the target."""
+    """(B, K) S: derivative of the gain with respect to the target."""
     gain: Tensor
-    """(B,) of the row with the target that it has."""
+    """(B,) of the row with its current target."""
 
 
 class Refined(NamedTuple):
-    """What became of the targets and weights of a batch."""
+    """Refined targets and weights of a batch."""
 
     y: Tensor
     """(B, K)"""
@@ -89,9 +89,9 @@ def score(task: Task, logits: Tensor, slope: Tensor, y: Tensor) -> Scores:
     """Scores of a batch from its logits (B, K) and their derivative (B, K) along the meta gradient.
 
     The gain of a row is the derivative of its own loss along the meta gradient g: the meta loss
-    falls by the learning rate times its weight times this. As losses are affine in the target, the
-    gain is too, and S is its slope: - J g with J the Jacobian of log-softmax for MultiClass, where
-    the gain is S.y (Eq. 7 with its minus kept); - dz_k / K for MultiLabel.
+    falls by learning rate times weight times gain. As losses are affine in the target, so is the
+    gain, and S is its slope: - J g with J the Jacobian of log-softmax for MultiClass, where the
+    gain is S.y (Eq. 7 with its minus sign); - dz_k / K for MultiLabel.
     """
     with torch.enable_grad():
         z, target = logits.detach().requires_grad_(), y.detach().requires_grad_()
@@ -104,10 +104,10 @@ def score(task: Task, logits: Tensor, slope: Tensor, y: Tensor) -> Scores:
 def refine(
     rules: Rules, task: Task, scores: Scores, y: Tensor, w: Tensor, logits: Tensor
 ) -> Refined:
-    """Targets (B, K) and weights (B,) of a batch by its scores (Algorithm 1, and our variants).
+    """New targets (B, K) and weights (B,) of a batch from its scores (Algorithm 1 and variants).
 
-    ``logits`` (B, K) matter to ``prox`` alone. With ``renormalise`` the total of the weights stays,
-    and where every factor is 0 the weights stay as they are.
+    Only ``prox`` uses ``logits`` (B, K). ``renormalise`` keeps the total of the weights; if every
+    factor is 0, the weights stay unchanged.
     """
     one = exclusive(task)
     y_new = _labels(rules, task, scores.labels, y, logits, one)
@@ -123,10 +123,10 @@ def refine(
 
 
 def _labels(rules: Rules, task: Task, raw: Tensor, y: Tensor, logits: Tensor, one: bool) -> Tensor:
-    """New targets (B, K); of the entries of a target with several labels each decides for itself.
+    """New targets (B, K); with several labels per row, each entry is decided on its own.
 
-    An entry is then one of two classes, so that beta counts for or against it, and the difference
-    of two Gumbel variables, a logistic one, is its noise.
+    An entry is then a choice between two classes: beta counts for or against it, and its noise is
+    logistic, the difference of two Gumbel variables.
     """
     if rules.labels == "keep":
         return y
@@ -169,14 +169,14 @@ def refine_pairs(
 ) -> Pairs:
     """Targets and weights of a contrastive batch, for images and for texts (Eq. 13-14).
 
-    ``logits`` (B, B) are image times text similarities divided by the temperature, ``slope`` their
-    derivative along the meta gradient, ``text`` (B,) numbers the texts: equal ones share target
-    and score. The loss that this refines is w @ losses(logits, y) + u @ losses(logits.T, y') with
-    ``task`` MultiClass, and ``w`` (B,) the weights of both terms before.
+    ``logits`` (B, B) are image-text similarities divided by the temperature, ``slope`` their
+    derivative along the meta gradient, ``text`` (B,) identifies the texts: equal ones share target
+    and score. The refined loss is w @ losses(logits, y) + u @ losses(logits.T, y') with ``task``
+    MultiClass; ``w`` (B,) are the previous weights of both terms.
 
-    **Deviations.** The paper refines the first term alone; the index of Eq. 14's denominator is
-    read as that of the sum. ``gumbel`` draws a noise for each pair, so that a text that several
-    pairs share is the likelier.
+    **Deviations.** The paper refines only the first term; the index of Eq. 14's denominator is
+    read as that of the sum. ``gumbel`` draws noise per pair, so a text that several pairs share is
+    more likely.
     """
     same = (text[:, None] == text[None, :]).to(logits.dtype)
     shared = same / same.sum(dim=1, keepdim=True)
@@ -190,7 +190,7 @@ def refine_pairs(
 
 
 class Tail(nn.Module):
-    """A network from the outputs of its stages on: the last ``stages`` stages and the head."""
+    """The end of a network: its last ``stages`` stages and the head, applied to stage outputs."""
 
     def __init__(self, model: Model, stages: int) -> None:
         super().__init__()
@@ -198,22 +198,22 @@ class Tail(nn.Module):
         inner = dict(model.trunk.named_children()).get("stages")
         listed = list(inner) if isinstance(inner, nn.ModuleList) else []
         if stages and not listed:
-            raise TypeError("stages: the network's trunk has no child 'stages', an nn.ModuleList")
+            raise TypeError("stages: the network's trunk has no nn.ModuleList named 'stages'")
         if stages and stages >= len(listed):
             raise ValueError(
-                f"stages: expected less than the {len(listed)} stages of the network, got {stages}"
+                f"stages: expected fewer than the network's {len(listed)} stages, got {stages}"
             )
         self._first = len(listed) - stages
         self._stages = stages
 
     def own(self) -> list[str]:
-        """Names in the network of the parameters that lie in it."""
+        """The network's names of the parameters in this part."""
         ends = tuple(f"trunk.stages.{self._first + place}." for place in range(self._stages))
         names = [name for name, _ in self.model.named_parameters()]
         return [name for name in names if not name.startswith("trunk.") or name.startswith(ends)]
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Logits (B, K) from the outputs of all stages, of which the last ones are made anew."""
+        """Logits (B, K) from all stage outputs; the last stages are recomputed."""
         if self._stages:
             features = features[: -self._stages]
             for stage in list(cast("nn.ModuleList", self.model.trunk.get_submodule("stages")))[
@@ -224,32 +224,34 @@ class Tail(nn.Module):
 
 
 class Saflex(Method):
-    """Weights and soft labels of an upstream's rows, refined by the gradient of meta rows.
+    """Weights and soft labels of an upstream's rows, refined by the gradient on meta rows.
 
-    Before each step g is the gradient of the mean loss over a batch of meta rows. Row i with logits
-    z_i has scores S_i = - J_i g, J_i the Jacobian of log-softmax(z_i): a small SGD step with target
-    y_i and weight w_i lowers the meta loss by the learning rate times w_i S_i.y_i. From the scores
-    come a target (``labels``), from the gain S_i.y_i with this target a factor for the weight
-    (``weights``); weights then keep their total.
+    Before each step let g be the gradient of the mean loss over a batch of meta rows. Row i with
+    logits z_i has scores S_i = - J_i g, J_i the Jacobian of log-softmax(z_i): a small SGD step with
+    target y_i and weight w_i lowers the meta loss by the learning rate times w_i S_i.y_i. The
+    scores give a new target (``labels``), and the gain S_i.y_i with this target gives a factor on
+    the weight (``weights``); the total weight stays the same.
 
     ``labels``: ``gumbel`` softmax((S + beta y + Gumbel noise) / tau), Algorithm 1; ``argmax`` of
     S + beta y, Theorem 1; ``keep``; ``prox`` proportional to q exp(eta S), q = (1 - eps) y + eps p
-    with the network's own p. ``weights``: ``step`` 1 where the gain is 0 or more, ``relu`` the gain
-    where it is, ``one``. ``scale`` divides S by its standard deviation or largest magnitude over
-    the batch. ``clean_fraction`` of a batch passes by the upstream and is not scored (Eq. 3 trains
-    on both). ``meta_batch`` counts in training batches (2: twice as many rows), or is ``full``;
-    ``stratified`` draws it with the shares of the classes; its gradient is used for ``refresh``
-    steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), Adam's second moments, where the
-    optimiser has them. ``derivative``: ``dual`` is exact, ``difference`` shares the training
-    forward. ``stages`` looks at the head and so many of the last stages alone (0: the head).
+    with the network's own p. ``weights``: ``step`` is 1 if the gain is 0 or more, else 0; ``relu``
+    is the gain if positive, else 0; ``one``. ``scale`` divides S by its standard deviation or
+    largest magnitude over the batch. A share ``clean_fraction`` of a batch bypasses the upstream
+    and is not scored (Eq. 3 trains on both). ``meta_batch`` is in training batches (2: twice as
+    many rows), or ``full``; ``stratified`` draws it with the class shares; its gradient is used for
+    ``refresh`` steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), v Adam's second
+    moments, if the optimiser has them. ``derivative``: ``dual`` is exact, ``difference`` reuses the
+    training forward pass. ``stages`` uses only the head and this many of the last stages (0: the
+    head).
 
-    ``preset=stable`` is our variant, not the paper's; ``preset=fast`` is that on the last stage.
+    ``preset=stable`` is our variant, not the paper's; ``preset=fast`` is the same on the last
+    stage.
 
     **Deviations.** Eq. 8 and Algorithm 1 lack the minus that Eq. 7 has: the printed sign picks the
-    label that raises the meta loss most. Scores are of log-softmax; "softmax applied on outputs"
-    is not the loss that is trained. Where all factors are 0, weights stay as they are. The meta
-    gradient is taken with the batch statistics of the meta rows, as training takes its own, in
-    float32 and with dropout on; no running statistic moves.
+    label that raises the meta loss most. Scores use log-softmax; "softmax applied on outputs" is
+    not the loss being trained. If all factors are 0, weights stay unchanged. The meta gradient uses
+    the batch statistics of the meta rows, as training uses its own, in float32 and with dropout on;
+    running statistics do not change.
     """
 
     source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
@@ -271,8 +273,7 @@ class Saflex(Method):
     }
     hands_logits = True
     audit_every = 25
-    """Steps between two looks at what the method does, for the log; the first at every epoch's
-    first step."""
+    """Interval of the logged diagnostics, in steps; each epoch starts with one."""
 
     def __init__(
         self,
@@ -325,15 +326,15 @@ class Saflex(Method):
         self._names: list[str] = []
 
     def requires(self) -> frozenset[str]:
-        """Meta rows; with ``stages`` a network whose stages can be reached."""
+        """Meta rows; with ``stages`` a network whose stages are accessible."""
         return super().requires() | ({"features"} if self.stages is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream but one with a loss of its own, or one that returns logits."""
+        """Any upstream except one with its own loss, or one that returns logits."""
         if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "the scores are of the task's own loss, the upstream has a loss of its own"
+            return "the scores are those of the task's loss, but the upstream has its own loss"
         if self.upstream is not None and self.upstream.hands_logits:
-            return "the upstream has already used this step's forward (it returns logits)"
+            return "the upstream has already run this step's forward pass (it returns logits)"
         return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
@@ -345,7 +346,7 @@ class Saflex(Method):
         self.register_buffer("label_sum", torch.zeros(rows, ctx.spec.classes, device=device))
         names = [name for name, each in ctx.model.named_parameters() if each.requires_grad]
         if self.stages is not None and not isinstance(ctx.model, Model):
-            raise TypeError("stages: expected a methods.base.Model, whose stages can be reached")
+            raise TypeError("stages: expected a methods.base.Model, whose stages are accessible")
         if self.stages is not None:
             own = set(Tail(cast("Model", ctx.model), self.stages).own())
             names = [name for name in names if name in own]
@@ -361,12 +362,12 @@ class Saflex(Method):
         return unclean(rows, self.clean_fraction)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """The upstream's rows with new targets and weights, then the clean rows as they came."""
+        """The upstream's rows with new targets and weights, then the unchanged clean rows."""
         part, clean = parted(batch, self.weighted(len(batch.x)))
         if self.upstream is not None:
             part = self.upstream.augment(part, ctx)
         if part.logits is not None:
-            raise ValueError("the upstream of saflex has already used this step's forward")
+            raise ValueError("the upstream of saflex has already run this step's forward pass")
         if self._steps % self.refresh == 0:
             self._tangent = self._direction(len(batch.x), ctx)
         scored = len(part.x)
@@ -386,15 +387,15 @@ class Saflex(Method):
         return replace(joined(replace(part, y=refined.y, w=refined.w), clean), x=x, logits=given)
 
     def get_extra_state(self) -> dict[str, bool]:
-        """What a run that goes on must not find out again."""
+        """State that a resumed run must not determine again."""
         return {"unsupported": self._unsupported}
 
     def set_extra_state(self, state: dict[str, bool]) -> None:
-        """The reverse."""
+        """Restore it."""
         self._unsupported = state["unsupported"]
 
     def learned(self) -> dict[str, Tensor]:
-        """Per training row: running means of weight (1: untouched) and label, and their number."""
+        """Per training row: running means of weight (1: unchanged) and label, and their count."""
         seen = self.get_buffer("seen")
         count = seen.clamp_min(1)
         means = {
@@ -405,7 +406,7 @@ class Saflex(Method):
         return {**super().learned(), **means}
 
     def _slope(self, x: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Logits to hand over, logits (B, K), and their derivative (B, K) along the tangent."""
+        """Logits to return, logits (B, K), and their derivative (B, K) along the tangent."""
         given: Tensor | None = None
         network, inputs, tangent = ctx.model, x, self._tangent
         if self.stages is not None:
@@ -418,8 +419,8 @@ class Saflex(Method):
                     return given, *directional(network, inputs, tangent, how="dual")
             except NotImplementedError:  # an operator without forward-mode differentiation
                 self._unsupported = True
-        # A difference to bfloat16 logits would be rounding, and where a tail has dropout its masks
-        # are not those of the forward.
+        # A difference to bfloat16 logits would be rounding error, and dropout masks in a tail would
+        # differ from those of the forward pass.
         primal = buffers = None
         if self.stages is None and ctx.repeatable:
             buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -434,7 +435,7 @@ class Saflex(Method):
     def _features(
         self, x: Tensor, model: Model, ctx: Context
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Logits to hand over, and the outputs of the stages in the training forward."""
+        """Logits to return, and the stage outputs of the training forward pass."""
         if not ctx.repeatable:
             with ctx.replay(), torch.no_grad():
                 return None, cast("list[Tensor]", evaluate(model.trunk, {}, x))
@@ -452,14 +453,14 @@ class Saflex(Method):
         """A batch of meta rows for training batches of ``rows`` rows."""
         meta = ctx.meta
         if meta is None:
-            raise ValueError("saflex learns from meta rows: pass some to the context")
+            raise ValueError("saflex learns from meta rows, but the context has none")
         if isinstance(self.meta_batch, str):
             return meta.draw(len(meta))
-        # One row alone has no batch statistics.
+        # A single row has no batch statistics.
         return meta.draw(max(2, round(self.meta_batch * rows)), stratified=self.stratified)
 
     def _direction(self, rows: int, ctx: Context) -> dict[str, Tensor]:
-        """The meta gradient by parameter name; preconditioned where that is asked for."""
+        """The meta gradient by parameter name, preconditioned if ``precondition`` is set."""
         _, gradient = self._gradient(self._meta(rows, ctx), ctx)
         if not self.precondition:
             return gradient
@@ -485,7 +486,7 @@ class Saflex(Method):
         return loss, sums
 
     def _losses(self, batch: Batch, ctx: Context) -> Iterator[Tensor]:
-        """Parts of the mean loss of meta rows, as many as fit into the memory at once."""
+        """The mean loss of meta rows, in parts small enough for memory."""
         own = set(self._names)
         others = {n: each.detach() for n, each in ctx.model.named_parameters() if n not in own}
         parts = -(-len(batch.x) // CHUNK)
@@ -494,7 +495,7 @@ class Saflex(Method):
             yield ctx.task.losses(logits, y).sum() / len(batch.x)
 
     def _remember(self, part: Batch, refined: Refined) -> None:
-        """Add to the running means; rows from elsewhere do not count."""
+        """Update the running means; added rows (index -1) do not count."""
         known = (part.index >= 0).float()
         place = part.index.clamp_min(0)
         share = refined.w / torch.where(part.w > 0, part.w, torch.ones_like(part.w))
@@ -503,7 +504,7 @@ class Saflex(Method):
         self.get_buffer("label_sum").index_add_(0, place, known[:, None] * refined.y.float())
 
     def _audit(self, part: Batch, refined: Refined, rows: int, ctx: Context) -> None:
-        """Log what the method does to this batch, and foresee what the step does to meta rows."""
+        """Log what the method does to this batch, and predict the step's effect on meta rows."""
         one, y = exclusive(ctx.task), refined.y
         if one:
             kept = (y.argmax(dim=1) == part.y.argmax(dim=1)).float().mean()
@@ -512,7 +513,7 @@ class Saflex(Method):
             kept = ((y > 0.5) == (part.y > 0.5)).float().mean()
             entropy = (torch.special.entr(y) + torch.special.entr(1 - y)).mean()
         meta = self._meta(rows, ctx)
-        torch.manual_seed(0)  # the same dropout masks when we look back
+        torch.manual_seed(0)  # for the same dropout masks in _look_back
         loss, gradient = self._gradient(meta, ctx)
         diagonal = adam_diagonal(ctx.optimizer)
         rate = ctx.optimizer.param_groups[0]["lr"]
@@ -521,7 +522,7 @@ class Saflex(Method):
             "weights_above_0": (refined.w > 0).float().mean(),
             "label_entropy": entropy,
             "gain": refined.gain.mean(),
-            # exact for a small step of SGD; of Adam where it preconditions, but for the momentum
+            # exact for a small SGD step; with precondition for Adam's, except for its momentum
             "meta_change_by_scores": -rate * (refined.w * refined.gain).sum(),
             "preconditioned": torch.tensor(float(self.precondition and bool(diagonal))),
             "dual_unsupported": torch.tensor(float(self._unsupported)),
@@ -538,7 +539,7 @@ class Saflex(Method):
         self._foreseen = _Foreseen(meta, loss, gradient, before)
 
     def _look_back(self, foreseen: _Foreseen, ctx: Context) -> None:
-        """Log the change of the meta loss by the last step, to first order and as it was."""
+        """Log the last step's change of the meta loss, to first order and as measured."""
         moved = {
             name: each.detach() - foreseen.parameters[name]
             for name, each in _chosen(ctx.model, self._names)
@@ -554,7 +555,7 @@ class Saflex(Method):
 
 
 class _Foreseen(NamedTuple):
-    """What is needed to judge a step by what it does to the loss of meta rows."""
+    """What is needed to measure a step's effect on the meta loss."""
 
     meta: Batch
     loss: Tensor
@@ -568,11 +569,11 @@ def _chosen(model: nn.Module, names: list[str]) -> list[tuple[str, nn.Parameter]
 
 
 def adam_diagonal(optimizer: Optimizer) -> dict[nn.Parameter, Tensor]:
-    """1 / (sqrt(v / (1 - beta2^t)) + eps) by parameter: how Adam's step answers to a gradient.
+    """1 / (sqrt(v / (1 - beta2^t)) + eps) by parameter: how Adam's step responds to a gradient.
 
-    It is 0 where v is 0: what no training row has ever reached (the weight of a pixel that is black
-    in all of them) would have a factor of 1 / eps, and would drown everything else. Parameters that
-    have not been stepped, or by an optimiser without second moments, are left out.
+    It is 0 where v is 0: weights that no training row has ever affected (such as that of a pixel
+    that is always black) would have a factor of 1 / eps and outweigh everything else. Parameters
+    without a step so far, or without second moments, are left out.
     """
     found: dict[nn.Parameter, Tensor] = {}
     for group in optimizer.param_groups:
@@ -591,12 +592,12 @@ def l2rw(
     clean_fraction: float = 0.0,
     derivative: Literal["dual", "difference"] = "dual",
 ) -> Saflex:
-    """Learning to reweight: the label kept, the weight the gain where it is positive.
+    """Learning to reweight: keep the label; the weight is the gain if positive, else 0.
 
-    That is SAFLEX with ``labels=keep`` and ``weights=relu``: one look-ahead step of SGD, to first
-    order, which for this rule is exact.
+    That is SAFLEX with ``labels=keep`` and ``weights=relu``: one look-ahead SGD step, to first
+    order, which is exact for this rule.
 
-    **Deviations.** Where no row has a gain the weights stay as they are; in the paper all are 0.
+    **Deviations.** If no row has a positive gain, weights stay unchanged; in the paper all are 0.
 
     Source: Ren et al., Learning to Reweight Examples, ICML 2018, arXiv:1803.09050
     """

@@ -1,4 +1,4 @@
-"""Any callable on images as an upstream: torchvision, albumentations, PIL, numpy or torch."""
+"""Any function of images as an upstream: torchvision, albumentations, PIL, numpy or torch."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ FORMS = {
     "tensor": "a tensor (C, H, W) in [0, 1]",
     "batch": "a batch of tensors (B, C, H, W) in [0, 1]",
 }
-"""What a callable may be given, in the order in which it is tried."""
+"""The forms of input to try, in this order."""
 RANGE_APART = 0.1
-"""Mean change of a pixel by which a trial on uint8 may exceed one on floats."""
+"""By how much the mean change per pixel on uint8 may exceed that on floats."""
 MOST = 0.9
 TRIED_ROWS, TRIED_SEEDS = 8, 2
-"""Training rows that a callable is tried on, and how often."""
+"""Training rows and seeds per trial of a callable."""
 SLACK = 1e-3
-"""How far floats may lie outside of [0, 1], as interpolation leaves it; they are clipped."""
+"""How far floats may lie outside [0, 1], because interpolation overshoots; they are clipped."""
 
 
 class _Fault(Exception):
-    """What a callable did that no augmentation may; the text goes on from its name."""
+    """A callable did what no augmentation may do; the text continues after its name."""
 
 
 class _Raised(_Fault):
-    """It raised."""
+    """It raised an exception."""
 
 
 class _Misshapen(_Fault):
-    """It returned something else than an image of the same size."""
+    """It returned something other than an image of the same size."""
 
 
 class Wrap(Method):
-    """Any function of images in a file of yours: ``wrap(call=py:mine:pipeline)``.
+    """Any function of images in your own file: ``wrap(call=py:mine:pipeline)``.
 
-    It takes one image, or a batch, and returns the same: a transform of torchvision (v1 or v2) or
-    of albumentations, a function of PIL images, numpy arrays or tensors. ``takes`` says what it is
-    given: a PIL ``image``, an ``array`` (H, W, C) of uint8 (by position, or by the keyword
-    ``image`` where it returns a mapping), a ``tensor`` (C, H, W) or a ``batch`` (B, C, H, W) in
+    It takes one image, or a batch, and returns the same: a torchvision (v1 or v2) or albumentations
+    transform, or a function of PIL images, numpy arrays or tensors. ``takes`` sets the form of its
+    input: a PIL ``image``, an ``array`` (H, W, C) of uint8 (by position, or by the keyword
+    ``image`` if it returns a mapping), a ``tensor`` (C, H, W) or a ``batch`` (B, C, H, W) in
     [0, 1]; ``auto`` tries these in this order on training images. It returns uint8, or floats in
     [0, 1], of the same size and channels.
 
-    Before each call the generators of random, numpy and torch, and those that an albumentations
-    transform keeps, are seeded from the run's seed, the step and the row; afterwards they are as
-    before. So what happens to a row does not depend on the rows beside it. A batch is seeded once.
+    Before each call the generators of random, numpy, torch and an albumentations transform are
+    seeded from the run's seed, the step and the row; afterwards the global ones are restored. So
+    the result for a row does not depend on the rest of the batch. A batch is seeded once.
 
-    **Deviations**: a PIL image or an array has 8 bits, to which what comes before is rounded.
+    **Deviations**: a PIL image or an array has 8 bits, so its input is rounded to 8 bits.
     """
 
     def __init__(
@@ -79,32 +79,34 @@ class Wrap(Method):
         ):
             hint = f"a method: name it without wrap, {call}"
         elif isinstance(function, type):
-            hint = f"a class: make one in the file, such as pipeline = {function.__name__}()"
+            hint = f"a class: create an instance, such as pipeline = {function.__name__}()"
         elif not callable(function):
             hint = f"{function!r}"
         if hint:
             raise ValueError(f"call: expected a function of images, {call} is {hint}")
         self.call, self.takes = call, takes
-        self._function: tuple[Callable[..., Any]] = (function,)  # a module in it is no part of us
+        self._function: tuple[Callable[..., Any]] = (
+            function,
+        )  # a tuple hides an nn.Module from ours
         self._form = ""
         self.remarks: tuple[str, ...] = ()
-        """What was found when it was tried, for the user to read."""
+        """Findings of the trial, for the user."""
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images only."""
-        return "" if spec.kind == "image" else f"wrap needs images, the data are {spec.kind}s"
+        return "" if spec.kind == "image" else f"wrap needs images, but the data are {spec.kind}s"
 
     def setup(self, ctx: Context) -> None:
         """Try the callable on training rows.
 
         Raises:
-            NamingError: it does what no augmentation may; the message says what.
+            NamingError: it does something that no augmentation may do; the message says what.
         """
         with _generators_kept(ctx.train.targets.device), torch.no_grad():
             self._try_out(ctx.train.rows(ctx.train.index[:TRIED_ROWS]))
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Each row, or all at once, as the callable returns it; targets stay."""
+        """Apply the callable to each row, or to the batch; targets stay."""
         base = int(
             torch.randint(2**62, (), device="cpu")
         )  # a function of seed and step, as the trainer seeds it
@@ -115,7 +117,7 @@ class Wrap(Method):
             raise ValueError(f"{self.call} {fault}") from fault
 
     def _try_out(self, batch: Batch) -> None:
-        """Find the form in which it takes images."""
+        """Find the form of input that it takes."""
         wanted = {"auto": tuple(FORMS), "array": ("array", "named")}
         faults: dict[str, _Fault] = {}
         for form in wanted.get(self.takes, (self.takes,)):
@@ -127,11 +129,11 @@ class Wrap(Method):
                 self._form = form
                 self.remarks = (f"takes {FORMS[form]}",)
                 if changed:
-                    self.remarks += ("changes what it is given, which is a copy",)
+                    self.remarks += ("changes its input in place, which is a copy",)
                 if form in {"image", "array", "named"}:
                     self._check_range(form, batch)
                 return
-        # What is nearest to an image tells best what is meant and goes wrong.
+        # The form that came closest to working explains best what went wrong.
         for distant in ((_Raised, _Misshapen), _Raised):
             for form, fault in faults.items():
                 if not isinstance(fault, distant):
@@ -144,10 +146,10 @@ class Wrap(Method):
         raise NamingError(f"{self.call} cannot be used: {'; '.join(told)}")
 
     def _check_range(self, form: str, batch: Batch) -> None:
-        """Refuse a function of floats in [0, 1] whose clip makes something of uint8 too.
+        """Refuse a function of floats in [0, 1] that clips, and so also runs on uint8.
 
-        Nearly every pixel is 1 then. Such a function keeps more of the image where it is given
-        floats; one that expects uint8 keeps less of it there.
+        Nearly every pixel is then 1. Such a function preserves more of the image when given floats;
+        one that expects uint8 preserves less.
         """
         seeds = _seeds_of_rows(0, batch.index)
         of_floats = []
@@ -172,7 +174,7 @@ class Wrap(Method):
             )
 
     def _trial(self, form: str, batch: Batch) -> bool:
-        """Whether it changes what it is given."""
+        """Whether it changes its input in place."""
         changed = False
         for base in range(TRIED_SEEDS):
             given = _given(form, batch.x)
@@ -181,9 +183,10 @@ class Wrap(Method):
             changed |= not all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in same)
             if not torch.equal(first, self._applied(form, batch, base)):
                 raise NamingError(
-                    f"{self.call}, given {FORMS[form]}, returned two results for one image and one "
-                    "seed: draw from random, numpy.random or torch, not from a generator of your "
-                    "own; of albumentations, name the transform itself, not what calls it"
+                    f"{self.call}, given {FORMS[form]}, returned two results for the same image "
+                    "and seed: draw from random, numpy.random or torch, not from your own "
+                    "generator; with albumentations, name the transform itself, not a function "
+                    "that calls it"
                 )
         return changed
 
@@ -204,7 +207,7 @@ class Wrap(Method):
         (function,) = self._function
         try:
             returned = function(image=image) if form == "named" else function(image)
-        except (Exception, SystemExit) as error:  # code of the user's own may fail in any way
+        except (Exception, SystemExit) as error:  # a user's code may fail in any way
             raise _Raised(f"raised {own.said(error)}") from error
         if form != "named":
             return returned
@@ -218,8 +221,8 @@ class Wrap(Method):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        # One state for all transforms of albumentations: set_random_seed would give each of them a
-        # generator with the same seed, and two flips would always come together.
+        # One state for all albumentations transforms: set_random_seed would give each of them a
+        # generator with the same seed, and two flips would always coincide.
         share = getattr(self._function[0], "set_random_state", None)
         if share is not None:
             share(np.random.default_rng(seed), random.Random(seed))
@@ -227,7 +230,7 @@ class Wrap(Method):
 
 @contextmanager
 def _generators_kept(device: torch.device) -> Iterator[None]:
-    """All global generators are as before afterwards."""
+    """Restore all global generators afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - kept, not drawn from
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -247,7 +250,7 @@ def _seed(*place: int) -> int:
 
 
 def _seeds_of_rows(base: int, index: Tensor) -> list[int]:
-    """A seed for each row; a row that stands in the batch again has another one there."""
+    """A seed per row; a row that appears again in the batch gets another seed."""
     seen: Counter[int] = Counter()
     seeds = []
     for row in index.tolist():
@@ -257,7 +260,7 @@ def _seeds_of_rows(base: int, index: Tensor) -> list[int]:
 
 
 def _given(form: str, x: Tensor) -> list[Any]:
-    """Copies of images (B, C, H, W), in the form in which the callable takes them."""
+    """Copies of images (B, C, H, W) in the form that the callable takes."""
     if form == "batch":
         return [x.detach().clone(memory_format=torch.contiguous_format)]
     rows = x.detach().cpu()
@@ -268,20 +271,20 @@ def _given(form: str, x: Tensor) -> list[Any]:
     if form != "image":
         return list(arrays)
     if x.shape[1] not in (1, 3):
-        raise _Raised(f"cannot be one, as the images have {x.shape[1]} channels")
+        raise _Raised(f"cannot be given one, as the images have {x.shape[1]} channels")
     return [Image.fromarray(each[..., 0] if x.shape[1] == 1 else each) for each in arrays]
 
 
 def _checked(returned: Any, shape: tuple[int, ...]) -> Tensor:
-    """What a callable returned as a tensor of this shape, float32 in [0, 1].
+    """Convert what a callable returned to a tensor of this shape, float32 in [0, 1].
 
     Raises:
-        _Fault: it is no such image.
+        _Fault: it is not such an image.
     """
     if isinstance(returned, Tensor):
         x = returned.detach().as_subclass(Tensor)
     elif isinstance(returned, np.ndarray) or (
-        isinstance(returned, Image.Image) and returned.mode != "P"  # numbers of colours, no colours
+        isinstance(returned, Image.Image) and returned.mode != "P"  # palette indices, not colours
     ):
         array = np.array(returned)
         try:
@@ -295,7 +298,7 @@ def _checked(returned: Any, shape: tuple[int, ...]) -> Tensor:
     if tuple(x.shape) != shape:
         raise _Misshapen(
             f"returned {_kind(returned)} of shape {_shape(tuple(x.shape))}, expected "
-            f"{_shape(shape)}, as it was given"
+            f"{_shape(shape)}, the shape of its input"
         )
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise _Fault(f"returned {_kind(returned)}, expected uint8, or floats in [0, 1]")
@@ -308,7 +311,7 @@ def _checked(returned: Any, shape: tuple[int, ...]) -> Tensor:
     if low < -SLACK or high > 1 + SLACK:
         raise _Fault(
             f"returned floats from {low:.3g} to {high:.3g}, expected [0, 1]: clip them, or return "
-            "uint8; leave out what normalises, as networks here do that themselves"
+            "uint8; leave out normalisation, which the networks do themselves"
         )
     return x.clamp(0, 1)
 

@@ -644,7 +644,7 @@ class TestOuterPhase:
         desk = Desk()
         desk.ctx.meta = None
         with pytest.raises(
-            ValueError, match="autodo learns from meta rows: pass some to the context"
+            ValueError, match="autodo learns from meta rows, but the context has none"
         ):
             desk.outer()
 
@@ -859,7 +859,7 @@ class TestAugment:
 
         desk = Desk("autodo", Sly())
         with pytest.raises(
-            ValueError, match="the upstream of autodo has already used this step's forward"
+            ValueError, match="the upstream of autodo has already run this step's forward pass"
         ):
             desk.augment(desk.batch())
 
@@ -1084,16 +1084,19 @@ class TestSupports:
     @pytest.mark.parametrize(
         ("upstream", "reason"),
         [
-            ("mixup", "autodo has hyper-parameters for each row, its upstream mixes rows"),
-            ("balanced+crop", "autodo visits every row once, its upstream draws rows of its own"),
-            ("flip+cutmix", "autodo has hyper-parameters for each row, its upstream mixes rows"),
-            ("gce", "autodo has a loss of its own, and so has its upstream"),
-            ("crop+logit_adjustment", "autodo has a loss of its own, and so has its upstream"),
-            ("autodo", "autodo has a loss of its own, and so has its upstream"),
-            ("saflex", "autodo warps rows before the forward, its upstream returns logits"),
+            ("mixup", "autodo learns hyper-parameters per row, but its upstream mixes rows"),
+            ("balanced+crop", "autodo visits every row once, but its upstream draws its own rows"),
+            ("flip+cutmix", "autodo learns hyper-parameters per row, but its upstream mixes rows"),
+            ("gce", "autodo has its own loss, and so does its upstream"),
+            ("crop+logit_adjustment", "autodo has its own loss, and so does its upstream"),
+            ("autodo", "autodo has its own loss, and so does its upstream"),
+            (
+                "saflex",
+                "autodo warps rows before the forward pass, but its upstream returns logits",
+            ),
             (
                 "l2rw(upstream=crop)",
-                "autodo warps rows before the forward, its upstream returns logits",
+                "autodo warps rows before the forward pass, but its upstream returns logits",
             ),
         ],
     )
@@ -1106,7 +1109,7 @@ class TestSupports:
 
     def test_several_labels_a_row_are_refused(self) -> None:
         reason = build("autodo").supports(MultiLabel(), IMAGES)
-        assert reason == "autodo needs one label per row, these rows have several"
+        assert reason == "autodo needs one label per row, but these have several"
 
     def test_what_an_upstream_does_not_support_is_told(self) -> None:
         spec = Spec(rows=9, classes=3, shape=(1, 8, 6))
@@ -1133,7 +1136,7 @@ class TestSupports:
             ("outer_batch=1", "outer_batch, meta_rows: expected 2 or more, got 1, 256"),
             ("meta_rows=1", "outer_batch, meta_rows: expected 2 or more, got 256, 1"),
             ("meta_rows=half", "meta_rows: expected a whole number or full, got half"),
-            ("augment=false, weight=false, label=false", "one of them must be on"),
+            ("augment=false, weight=false, label=false", "at least one must be true"),
             ("solver=lu", "solver: expected neumann or cg or identity, got lu"),
             ("curvature=fisher", "curvature: expected gauss_newton or hessian, got fisher"),
             ("symmetric=true", "symmetric: expected always or when_soft or never, got true"),
@@ -1272,7 +1275,7 @@ class TestGuards:
             if works:
                 desk.outer()
             else:
-                with pytest.raises(IndefiniteError, match="use curvature=gauss_newton, or a la"):
+                with pytest.raises(IndefiniteError, match="use curvature=gauss_newton or a la"):
                     desk.outer()
         unit = torch.eye(heads[0].h.shape[1] * CLASSES, dtype=torch.float64)
         unit = unit.view(-1, CLASSES, heads[0].h.shape[1])
@@ -1295,7 +1298,7 @@ class TestGuards:
     def test_conjugate_gradients_without_decay_or_damping_ask_for_some(self) -> None:
         """In float32, where a batch leaves directions without curvature."""
         desk = Desk("autodo(solver=cg, outer_batch=5)", dtype=torch.float32, groups=without_decay)
-        with pytest.raises(SingularError, match="give a damping, such as"):
+        with pytest.raises(SingularError, match="set a damping, such as"):
             desk.outer()
         desk = Desk("autodo(preset=exact)", dtype=torch.float32, groups=without_decay)
         desk.ctx.take_log()

@@ -131,7 +131,9 @@ class TestEveryOne:
     @pytest.mark.parametrize("name", ["flip", "crop", "crop(mode=reflect)", "cutmix"])
     def test_images_are_asked_for(self, name: str) -> None:
         vector = Spec(rows=10, classes=2, shape=(5,), kind="vector")
-        assert "needs images, the data are vectors" in build(name).supports(MultiClass(), vector)
+        assert "needs images, but the data are vectors" in build(name).supports(
+            MultiClass(), vector
+        )
         assert build(f"none+{name}").supports(MultiClass(), vector)
         assert not build("mixup").supports(MultiClass(), vector)
         image = Spec(rows=10, classes=2, shape=(1, 28, 28))
@@ -218,10 +220,10 @@ class TestRotate90:
                 assert method.supports(MultiClass(), spec) == ""
             wide = Spec(rows=10, classes=2, shape=(3, 28, 32))
             reason = method.supports(MultiClass(), wide)
-            assert reason == "rotate90 needs square images, the images have (28, 32)"
+            assert reason == "rotate90 needs square images, but the images have size (28, 32)"
             vector = Spec(rows=10, classes=2, shape=(5,), kind="vector")
             reason = method.supports(MultiClass(), vector)
-            assert reason == "rotate90 needs images, the data are vectors"
+            assert reason == "rotate90 needs images, but the data are vectors"
 
 
 class TestCrop:

@@ -293,7 +293,9 @@ def test_what_cannot_be_read_is_not_known_and_nothing_is_imported() -> None:
         assert methods.declared(name) is None
     assert methods.declared("beside") == methods.Declared(True, ("weigher",))
     assert not {"their_package", "their_methods"} & set(sys.modules)
-    with pytest.raises(methods.NamingError, match=r"controls 'weigher', expected upstream, meta"):
+    with pytest.raises(
+        methods.NamingError, match=r"controls = 'weigher', expected 'upstream', 'meta'"
+    ):
         methods.build("typing")
 
 

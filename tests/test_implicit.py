@@ -419,7 +419,7 @@ class TestDivergence:
         assert "lambda_max is 3.217" in told
         assert f"the step {2.1 / largest:.4g}" in told
         assert f"the largest step that converges is {2 / largest:.4g}" in told
-        assert f"step=auto takes {1 / 1.2 / largest:.4g}" in told
+        assert f"step=auto uses {1 / 1.2 / largest:.4g}" in told
         assert isinstance(caught.value, ValueError)
 
     def test_below_it_is_taken_and_at_it_is_not(self) -> None:
@@ -547,8 +547,8 @@ class TestConjugateGradients:
         with pytest.raises(IndefiniteError) as caught:
             conjugate_gradients(head, v, 1e-8)
         told = str(caught.value)
-        assert "the curvature has a negative direction (-" in told
-        assert "use curvature=gauss_newton, or a larger damping" in told
+        assert "the curvature is negative in one direction (-" in told
+        assert "use curvature=gauss_newton or a larger damping" in told
         damped = head_of(weights, **made, decay=0.03 - 1.1 * float(values[0]), gauss_newton=False)
         for head in (damped, head_of(weights, **made, decay=0.03)):  # what it advises helps
             found, _ = conjugate_gradients(head, v, 1e-8)

@@ -914,7 +914,7 @@ class TestBatch:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("preset=strict, auxiliary_norm=true", "expected statistics=batch beside it"),
+            ("preset=strict, auxiliary_norm=true", "expected statistics=batch with it"),
             ("iterate=best", "set statistics=running"),
         ],
     )
@@ -952,7 +952,7 @@ class TestBatch:
         ("model", "text", "error", "message"),
         [
             (nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), "lpa3", TypeError, "got Sequential"),
-            (network(), "lpa3(auxiliary_norm=true)", ValueError, "add_branch puts a second one"),
+            (network(), "lpa3(auxiliary_norm=true)", ValueError, "add a second one with"),
         ],
     )
     def test_in_a_loop_of_ones_own_what_the_network_lacks_is_told_before_it(
@@ -1097,16 +1097,19 @@ class TestUpstreams:
             ("lpa3(upstream=crop)", ""),
             ("lpa3(upstream=mixup)", "its upstream mixes rows: set ratio=1"),
             ("lpa3(upstream=mixup, ratio=1.0)", ""),
-            ("lpa3(upstream=crop, preset=fast, refresh=2)", "its upstream may change them"),
-            ("lpa3(upstream=self_distil)", "has already used this step's forward"),
+            ("lpa3(upstream=crop, preset=fast, refresh=2)", "its upstream may change the pixels"),
+            ("lpa3(upstream=self_distil)", "has already run this step's forward pass"),
             ("lpa3(upstream=lpa3)", ""),
             ("norm_noise", "needs upstream=lpa3"),
             ("norm_noise(upstream=crop)", "needs upstream=lpa3"),
             (
                 "norm_noise(upstream=lpa3(auxiliary_norm=true))",
-                "has already used this step's forward",
+                "has already run this step's forward pass",
             ),
-            ("saflex(upstream=lpa3(auxiliary_norm=true))", "has already used this step's forward"),
+            (
+                "saflex(upstream=lpa3(auxiliary_norm=true))",
+                "has already run this step's forward pass",
+            ),
         ],
     )
     def test_are_taken_or_refused_with_the_reason(self, text: str, reason: str) -> None:
@@ -1140,13 +1143,15 @@ class TestUpstreams:
         spec = Spec(rows=8, classes=3, shape=(1, 12, 12))
         for text in ("autodo(upstream=lpa3)", "autodo(upstream=crop+lpa3(ratio=1.0))"):
             told = build(text).supports(MultiClass(), spec)
-            assert "its upstream looks at the network in training" in told
+            assert "its upstream needs the network in training" in told
 
     @pytest.mark.parametrize(
         "text", ["mixup+lpa3", "crop+mixup+lpa3", "cutmix+crop+lpa3(preset=strict)"]
     )
     def test_a_chain_that_mixes_rows_before_it_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError, match="lpa3 remembers what the network makes of each row"):
+        with pytest.raises(
+            ValueError, match="lpa3 remembers the network's prediction for each row"
+        ):
             build(text)
 
     @pytest.mark.parametrize("text", ["mixup+lpa3(ratio=1.0)", "crop+lpa3", "lpa3+mixup"])

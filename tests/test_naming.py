@@ -355,7 +355,7 @@ class TestTypes:
         assert "did you mean" not in str(caught.value)
 
     def test_no_argument_at_all(self) -> None:
-        with pytest.raises(NamingError, match="it takes no argument"):
+        with pytest.raises(NamingError, match="it takes no arguments"):
             canonical("none(p=1)")
 
     def test_an_argument_without_default_is_asked_for(self) -> None:

@@ -245,13 +245,13 @@ BROKEN: dict[str, tuple[str, str]] = {
     "py:bad": ("", "cannot read 'py:bad'"),
     "py:bad:Syntax": ("x = 1\ndef f(:\n", "bad.py, line 2: SyntaxError: "),
     "py:bad:Raises": ("x = 1\n1 / 0\n", "bad.py, line 2: ZeroDivisionError: division by zero"),
-    "py:bad:Class": ("class Class:\n    pass\n", "is a class that is no Method"),
-    "py:bad:three": ("three = 3\n", "is of type int, expected a class of augbench.Method"),
+    "py:bad:Class": ("class Class:\n    pass\n", "is a class but not a Method"),
+    "py:bad:three": ("three = 3\n", "is of type int, expected a subclass of augbench.Method"),
     "py:bad:other": ("def other():\n    return 3\n", "returned int, expected a methods.base."),
     "py:bad:image": ("def image(x):\n    pass\n", "write wrap(call=py:bad:image)"),
     "py:bad:Bad": (
         METHOD.format("pass\n    def __init__(self):\n        raise OSError('no file')"),
-        "cannot be made: bad.py, line 11: OSError: no file",
+        "cannot be built: bad.py, line 11: OSError: no file",
     ),
 }  # fmt: skip
 FAULTY: dict[str, tuple[str, str]] = {
@@ -275,7 +275,7 @@ FAULTY: dict[str, tuple[str, str]] = {
     "lambda i: (np.asarray(i) > 0.5) * 1.0": ("", "seems to expect floats in [0, 1]"),
     "lambda i: None": ("", "returned None, expected an image"),
     "lambda i: 1 / 0": ("", "it raised bad.py, line 4: ZeroDivisionError"),
-    "int": ("", "is a class: make one in the file"),
+    "int": ("", "is a class: create an instance"),
     "3": ("", "expected a function of images, py:bad:function is 3"),
 }  # fmt: skip
 
@@ -392,7 +392,7 @@ def test_torchvision_of_both_kinds(here: Path) -> None:
     for name in ("old", "new"):
         ready = bench(lambda name=name: methods.build(f"wrap(call=py:transforms:{name})"), CASES[1])
         assert vars(ready.method)["remarks"] == ("takes a PIL image",)
-    with pytest.raises(NamingError, match="leave out what normalises"):
+    with pytest.raises(NamingError, match="leave out normalisation"):
         bench(lambda: methods.build("wrap(call=py:transforms:normal)"), CASES[1])
 
 
@@ -402,8 +402,9 @@ def test_a_function_that_works_in_place_is_told_and_works(
 ) -> None:
     (here / "cut.py").write_text("def cut(a):\n    a[:4] = 0\n    return a\n")
     assert compare("none, wrap(call=py:cut:cut)") == 0
-    assert "takes a numpy array (H, W, C) of uint8; changes what it is given, which is a copy" in (
-        capsys.readouterr().err
+    assert (
+        "takes a numpy array (H, W, C) of uint8; changes its input in place, which is a copy"
+        in (capsys.readouterr().err)
     )
 
 

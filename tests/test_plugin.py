@@ -82,7 +82,7 @@ def test_compared_beside_faulty_ones(capfd: pytest.CaptureFixture[str]) -> None:
     assert "fails_file: failed, seed 0: FileNotFoundError: " in table
     assert "leaves: failed, seed 0: SystemExit: 0" in table
     assert "fails_import: method 'fails_import' is unavailable: " in table
-    assert "fails_init: method 'fails_init' cannot be made: SystemExit: 0" in table
+    assert "fails_init: method 'fails_init' cannot be built: SystemExit: 0" in table
     scores = [line for line in table.splitlines() if line.startswith("brighten(strength=0.1)")]
     assert len(scores) == 1 and "n/a" not in scores[0] and re.search(r"\d\.\d\d +[+-]\d", scores[0])
     assert "Traceback" not in errors

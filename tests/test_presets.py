@@ -290,8 +290,8 @@ class TestErrors:
             ),
             (
                 {"stable": {"refresh": 4}, "published": {}},
-                "preset 'stable' of Sample: expected no argument, since the first preset is what "
-                "the bare name means, got refresh",
+                "preset 'stable' of Sample: expected no arguments, because the first preset "
+                "means the bare name, got refresh",
             ),
         ],
     )

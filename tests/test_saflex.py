@@ -1369,9 +1369,7 @@ class TestStages:
 
     @pytest.mark.parametrize("stages", [3, 4])
     def test_the_whole_network_is_refused(self, stages: int) -> None:
-        with pytest.raises(
-            ValueError, match=f"less than the 3 stages of the network, got {stages}"
-        ):
+        with pytest.raises(ValueError, match=f"fewer than the network's 3 stages, got {stages}"):
             Desk(saflex(f"saflex(stages={stages})"), network())
 
     def test_they_need_a_network_that_can_be_opened(self) -> None:
@@ -1731,18 +1729,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("upstream", "reason"),
         [
-            ("gce", "the scores are of the task's own loss, the upstream has a loss of its own"),
+            ("gce", "the scores are those of the task's loss, but the upstream has its own loss"),
             (
                 "logit_adjustment",
-                "the scores are of the task's own loss, the upstream has a loss of",
+                "the scores are those of the task's loss, but the upstream has its own",
             ),
             (
                 "crop+gce",
-                "the scores are of the task's own loss, the upstream has a loss of its own",
+                "the scores are those of the task's loss, but the upstream has its own loss",
             ),
-            ("saflex", "the upstream has already used this step's forward"),
-            ("l2rw(upstream=crop)", "the upstream has already used this step's forward"),
-            ("crop+self_distil", "the upstream has already used this step's forward"),
+            ("saflex", "the upstream has already run this step's forward pass"),
+            ("l2rw(upstream=crop)", "the upstream has already run this step's forward pass"),
+            ("crop+self_distil", "the upstream has already run this step's forward pass"),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(
@@ -1759,7 +1757,7 @@ class TestRefusals:
 
     def test_what_an_upstream_does_not_support_is_told(self) -> None:
         reason = build("saflex(upstream=balanced)").supports(MultiLabel(), IMAGES)
-        assert reason == "balanced needs one label per row, these rows have several"
+        assert reason == "balanced needs one label per row, but these have several"
 
     def test_an_upstream_that_hands_over_logits_unannounced_is_refused(self) -> None:
         class Sly(Method):
@@ -1770,7 +1768,7 @@ class TestRefusals:
         assert method.supports(MultiClass(), IMAGES) == ""
         desk = Desk(method, network())
         with pytest.raises(
-            ValueError, match="the upstream of saflex has already used this step's forward"
+            ValueError, match="the upstream of saflex has already run this step's forward pass"
         ):
             desk.augment(desk.batch())
 
@@ -1784,7 +1782,7 @@ class TestRefusals:
         method.setup(ctx)
         method.begin_epoch(ctx)
         with pytest.raises(
-            ValueError, match="saflex learns from meta rows: pass some to the context"
+            ValueError, match="saflex learns from meta rows, but the context has none"
         ):
             method.augment(ctx.batch(*rows[0]), ctx)
 
@@ -1863,7 +1861,9 @@ class TestEdges:
 
     @pytest.mark.parametrize("text", ["crop+saflex", "saflex+mixup", "mixup+head_refit"])
     def test_a_chain_with_a_learning_link_is_refused_with_the_way_out(self, text: str) -> None:
-        with pytest.raises(NamingError, match=r"write \w+\(upstream=\.\.\.\), not a chain"):
+        with pytest.raises(
+            NamingError, match=r"cannot be in a chain: write \w+\(upstream=\.\.\.\)"
+        ):
             build(text)
 
     def test_a_link_that_uses_the_forward_comes_last(self) -> None:
