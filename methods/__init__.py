@@ -30,10 +30,10 @@ from methods.naming import (
     bind,
     call_of,
     contract,
+    nearest,
     parameters,
     parse,
     render,
-    unknown,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def load(name: str) -> Callable[..., Method]:
     if name.startswith(OWN):
         return _load_own(name)
     if name not in registry():
-        raise unknown("method", name, registry())
+        raise NamingError(
+            f"unknown method {name!r}{nearest(name, registry())} (augbench list shows all; code of "
+            "your own is py:MODULE:NAME, such as py:mine:Mine for Mine in mine.py)"
+        )
     module, _, attribute = _target(name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -81,11 +81,13 @@ def parse(text: str) -> Call | Links:
     except NamingError:
         raise
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise NamingError(
-            f"cannot read {text!r}: expected a name such as mixup, a call such as "
-            "mixup(alpha=0.2), a chain such as crop+flip+mixup, or code of your own such as "
-            "py:mine:Mine for Mine in mine.py"
-        ) from error
+        reason = error.msg if isinstance(error, SyntaxError) else ""
+        if not re.search(r"'[][(){}]'", reason):  # Python names a bracket that has no partner
+            reason = (
+                "expected a name such as mixup, a call such as mixup(alpha=0.2), a chain such as "
+                "crop+flip+mixup, or code of your own such as py:mine:Mine for Mine in mine.py"
+            )
+        raise NamingError(f"cannot read {text!r}: {reason}") from error
     if not isinstance(value, Call | Links):
         raise NamingError(f"cannot read {text!r}: expected a name or a call, got {render(value)}")
     return value

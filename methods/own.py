@@ -75,7 +75,8 @@ class Code(MetaPathFinder):
     def sources(self, module: str) -> dict[str, Source]:
         """A module, its parent packages, and all that they import from the same folder."""
         found: dict[str, Source] = {}
-        left, root = [module], None
+        # Where there is no such module, its packages are still imported on the way to it.
+        left, root = [module] if self._read(module, None) else _packages(module), None
         while left:
             name = left.pop()
             source = self._read(name, root) if name not in found else None

@@ -146,7 +146,10 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[i
 # --- values ---------------------------------------------------------------------------------------
 
 USAGE = {
-    "--method mixpu": ("unknown method 'mixpu'; did you mean 'mixup'?", "(known: ", ", none"),
+    "--method mixpu": (
+        "unknown method 'mixpu'; did you mean 'mixup'? (augbench list",
+        "py:MODULE:NAME",
+    ),
     "--method mixup(alfa=1)": ("mixup", "no argument 'alfa'; did you mean 'alpha'?"),
     "--method mixup(alpha=-1)": ("alpha: expected a number above 0, got -1.0",),
     "--method mixup(alpha=much)": ("mixup: alpha: expected a number, got much",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import re
 import string
 import subprocess
 import sys
@@ -347,12 +348,27 @@ class TestTypes:
             with pytest.raises(NamingError) as caught:
                 canonical(text)
             assert "unknown method 'mixpu'; did you mean 'mixup'?" in str(caught.value)
-            assert ", ".join(sorted(BUILTIN)) in str(caught.value)
+            assert "(augbench list shows all; code of your own is py:MODULE:NAME" in str(
+                caught.value
+            )
 
     def test_a_name_like_no_other_gets_no_suggestion(self) -> None:
         with pytest.raises(NamingError) as caught:
             canonical("zzzzqqqq")
         assert "did you mean" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("mixup(alpha=0.2", "'(' was never closed"),
+            ("saflex(upstream=mixup(alpha=0.2)", "'(' was never closed"),
+            ("mixup)", "unmatched ')'"),
+            ("mixup alpha", "expected a name such as mixup, a call such as"),
+        ],
+    )
+    def test_a_bracket_without_its_partner_is_named(self, text: str, reason: str) -> None:
+        with pytest.raises(NamingError, match=re.escape(f"cannot read {text!r}: {reason}")):
+            parse(text)
 
     def test_no_argument_at_all(self) -> None:
         with pytest.raises(NamingError, match="it takes no arguments"):

@@ -226,6 +226,14 @@ def test_an_edit_while_it_runs_changes_nothing(here: Path) -> None:
     assert vars(methods.build("py:mine:Mine"))["p"] == 0.9
 
 
+@pytest.mark.parametrize("slip", ["py:mine.py:Mine", "py:mine.sub:Mine"])
+def test_an_edit_after_a_slip_in_the_name_is_seen(here: Path, slip: str) -> None:
+    with pytest.raises(NamingError, match="no module"):
+        methods.build(slip)
+    (here / "mine.py").write_text(MINE.replace("0.2", "0.9"))
+    assert vars(methods.build("py:mine:Mine"))["p"] == 0.9
+
+
 METHOD = """
 from dataclasses import replace
 import random
