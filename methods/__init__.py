@@ -263,7 +263,7 @@ def cost(text: str) -> float:
     total = 1.0
     with suppress(NamingError):
         for call in _calls(_canonical(parse(text))):
-            costs = type(_build(call)).costs
+            costs = _build(call).costs
             preset = str(dict(call.arguments).get("preset", ""))
             total += costs.get(preset, next(iter(costs.values()), 1.0)) - 1
     return total
@@ -477,11 +477,13 @@ def _costs_in(node: ast.ClassDef | ast.FunctionDef) -> tuple[float, ...]:
 
 
 def _value_in(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.expr | None:
-    """The value that a class or function body assigns to a name."""
+    """The value that a class body gives a name, or a function body an attribute of that name."""
     for statement in node.body:
         if isinstance(statement, ast.Assign | ast.AnnAssign):
             goals = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             if any(isinstance(goal, ast.Name) and goal.id == name for goal in goals):
+                return statement.value
+            if any(isinstance(goal, ast.Attribute) and goal.attr == name for goal in goals):
                 return statement.value
     return None
 

@@ -80,7 +80,7 @@ class AutoDO(Method):
         "published": {},
         "exact": {"solver": "cg", "damping": 0.01, "meta_rows": "full"},
     }
-    costs: ClassVar[Mapping[str, float]] = {"published": 1.9, "exact": 1.8}
+    costs: Mapping[str, float] = {"published": 1.9, "exact": 1.8}
     space: ClassVar[Mapping[str, Any]] = {
         "learning_rate": ("loguniform", 0.005, 0.2),
         "start": ("uniform", 0.1, 0.6),

@@ -273,7 +273,7 @@ class Lpa3(Method):
         "strict": STRICT,
         "fast": {**STRICT, "steps": 3, "fold": True},
     }
-    costs: ClassVar[Mapping[str, float]] = {"published": 4.4, "strict": 3.5, "fast": 2.7}
+    costs: Mapping[str, float] = {"published": 4.4, "strict": 3.5, "fast": 2.7}
     space: ClassVar[Mapping[str, Any]] = {
         "margin": ("loguniform", 0.001, 0.1),
         "ratio": ("choice", [0.3, 0.5, 1.0]),
