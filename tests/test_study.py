@@ -695,6 +695,7 @@ def test_studies_are_shipped() -> None:
         "autodo_tables",
         "medmnist_small",
         "medmnist_all",
+        "medmnist_gpu",
         "tune_saflex",
     }
 
