@@ -460,24 +460,44 @@ def test_bfloat16_says_that_it_is_on() -> None:
     assert all(p.dtype == torch.float32 for p in fitted.model.parameters())
 
 
-# torch's own compiler looks at the gradient of a tensor that has none.
+COMPILED = {
+    "none": "",
+    "saflex(preset=fast)": "% of the passes through the network are compiled",
+    "lpa3(preset=fast, warmup=0)": "% of the passes through the network are compiled",
+}
+
+
+# torch's own compiler looks at the gradient of a tensor that has none, and uses torch.jit.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_a_compiled_network_trains_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the backend that runs what was captured, so that no compiler is needed."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_network_trains_alike(
+    backend: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits after two epochs differ by 100 roundings of float32 at most.
+
+    ``eager`` runs what was captured, so that no C++ compiler is needed.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     notes: list[str] = []
 
     class Notes(trainer.Silent):
         def note(self, text: str) -> None:
             notes.append(text)
 
-    made = splits(Case(1), False)
-    plain = fit(a_run(), made, methods.build("none"))
-    compiled = fit(a_run(compile=True), made, methods.build("none"), progress=Notes())
+    made = splits(Case(3), True)
+    plain = fit(a_run(name), made, methods.build(name))
+    compiled = fit(a_run(name, compile=True), made, methods.build(name), progress=Notes())
     assert any("torch.compile is on" in note for note in notes)
-    assert compiled.result["cost"]["passes_per_row"] == 2
-    for name, array in plain.predictions.items():
-        np.testing.assert_allclose(compiled.predictions[name], array, rtol=1e-4, atol=1e-5)
+    assert any(COMPILED[name] in note for note in notes)
+    assert len(notes) == 1 + bool(COMPILED[name])
+    if name == "none":
+        assert compiled.result["cost"]["passes_per_row"] == 2
+    for split in ("select", "test"):
+        exact = plain.predictions[f"{split}_last_logits"]
+        found = compiled.predictions[f"{split}_last_logits"]
+        assert np.abs(found - exact).max() <= 100 * np.finfo(np.float32).eps * np.abs(exact).max()
 
 
 def test_the_callers_threads_are_restored() -> None:

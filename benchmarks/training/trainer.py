@@ -370,6 +370,8 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
         "log": ctx.take_log(),
     }
     state.metric_lines.append(runs.to_json(line))
+    if job.run.training.compile and state.epoch == 1:
+        _tell_compiled(job, 2 * epoch.trained, forward + backward)
     timing = {
         "epoch": state.epoch,
         "charged_seconds": charged,
@@ -383,6 +385,15 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
     if offered and auc > state.best_auc:
         state.best_auc, state.best_epoch = auc, state.epoch
         state.best_model = cpu_copy(ctx.model.state_dict())
+
+
+def _tell_compiled(job: _Job, compiled: int, passes: int) -> None:
+    """Note the share of an epoch's passes that are compiled, if not all of them are."""
+    if compiled < passes:
+        job.progress.note(
+            f"{job.run.method}: {compiled / passes:.0%} of the passes through the network are "
+            "compiled; the others are the method's own"
+        )
 
 
 def _scores(job: _Job, epoch: _Epoch) -> dict[str, dict[str, float]]:
