@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ RANGE_APART = 0.1
 MOST = 0.9
 TRIED_ROWS, TRIED_SEEDS = 8, 2
 """Training rows and seeds per trial of a callable."""
+IDLE_SEEDS = 16
+"""Seeds per trial while a callable has not changed any row."""
 SLACK = 1e-3
 """How far floats may lie outside [0, 1], because interpolation overshoots; they are clipped."""
 
@@ -46,6 +48,17 @@ class _Raised(_Fault):
 
 class _Misshapen(_Fault):
     """It returned something other than an image of the same size."""
+
+
+class _Resized(_Fault):
+    """Given a PIL image, it returned one of another size or mode: it does take PIL images."""
+
+
+class _Trial(NamedTuple):
+    """Whether a callable changes its input in place, and whether its result ever differs."""
+
+    in_place: bool
+    effect: bool
 
 
 class Wrap(Method):
@@ -120,19 +133,22 @@ class Wrap(Method):
         """Find the form of input that it takes."""
         wanted = {"auto": tuple(FORMS), "array": ("array", "named")}
         faults: dict[str, _Fault] = {}
+        idle: dict[str, _Trial] = {}
         for form in wanted.get(self.takes, (self.takes,)):
             try:
-                changed = self._trial(form, batch)
+                trial = self._trial(form, batch)
+            except _Resized as fault:
+                raise NamingError(f"{self.call}, given {FORMS[form]}, {fault}") from fault
             except _Fault as fault:
                 faults[form] = fault
             else:
-                self._form = form
-                self.remarks = (f"takes {FORMS[form]}",)
-                if changed:
-                    self.remarks += ("changes its input in place, which is a copy",)
-                if form in {"image", "array", "named"}:
-                    self._check_range(form, batch)
-                return
+                if trial.effect:
+                    return self._take(form, trial, batch)
+                idle[form] = trial
+        # torchvision's transforms return what they do not know, such as an array, unchanged.
+        if idle:
+            form = next((each for each in idle if each != "array"), "array")
+            return self._take(form, idle[form], batch)
         # The form that came closest to working explains best what went wrong.
         for distant in ((_Raised, _Misshapen), _Raised):
             for form, fault in faults.items():
@@ -144,6 +160,18 @@ class Wrap(Method):
                 alike.setdefault(str(fault).rstrip("."), []).append(FORMS[form])
         told = [f"given {' or '.join(forms)}, it {text}" for text, forms in alike.items()]
         raise NamingError(f"{self.call} cannot be used: {'; '.join(told)}")
+
+    def _take(self, form: str, trial: _Trial, batch: Batch) -> None:
+        self._form = form
+        self.remarks = (f"takes {FORMS[form]}",)
+        if trial.in_place:
+            self.remarks += ("changes its input in place, which is a copy",)
+        if not trial.effect:
+            self.remarks += (
+                f"changed none of {len(batch.x)} images in {IDLE_SEEDS} draws of each",
+            )
+        if form in {"image", "array", "named"}:
+            self._check_range(form, batch)
 
     def _check_range(self, form: str, batch: Batch) -> None:
         """Refuse a function of floats in [0, 1] that clips, and so also runs on uint8.
@@ -173,14 +201,16 @@ class Wrap(Method):
                 "takes=tensor or takes=batch, or divide by 255 in it"
             )
 
-    def _trial(self, form: str, batch: Batch) -> bool:
-        """Whether it changes its input in place."""
-        changed = False
-        for base in range(TRIED_SEEDS):
+    def _trial(self, form: str, batch: Batch) -> _Trial:
+        """What it does to its input; a form without effect is tried with more seeds."""
+        in_place = effect = False
+        unchanged = self._unchanged(form, batch.x)
+        for base in range(IDLE_SEEDS):
             given = _given(form, batch.x)
             first = self._applied(form, batch, base, given)
             same = zip(given, _given(form, batch.x), strict=True)
-            changed |= not all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in same)
+            in_place |= not all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in same)
+            effect |= not torch.equal(first, unchanged)
             if not torch.equal(first, self._applied(form, batch, base)):
                 raise NamingError(
                     f"{self.call}, given {FORMS[form]}, returned two results for the same image "
@@ -188,7 +218,16 @@ class Wrap(Method):
                     "generator; with albumentations, name the transform itself, not a function "
                     "that calls it"
                 )
-        return changed
+            if effect and base + 1 >= TRIED_SEEDS:
+                break
+        return _Trial(in_place, effect)
+
+    @staticmethod
+    def _unchanged(form: str, x: Tensor) -> Tensor:
+        """What a callable that returns its input makes of images (B, C, H, W) in this form."""
+        shape = tuple(x.shape if form == "batch" else x.shape[1:])
+        made = [_checked(each, shape) for each in _given(form, x)]
+        return (made[0] if form == "batch" else torch.stack(made)).to(x.device)
 
     def _applied(
         self, form: str, batch: Batch, base: int, given: list[Any] | None = None
@@ -200,7 +239,13 @@ class Wrap(Method):
         made = []
         for image, seed in zip(_given(form, x) if given is None else given, seeds, strict=True):
             self._seed_all(seed, x.device)
-            made.append(_checked(self._called(form, image), shape))
+            returned = self._called(form, image)
+            try:
+                made.append(_checked(returned, shape))
+            except _Misshapen as fault:
+                if form == "image" and isinstance(returned, Image.Image):
+                    raise _Resized(str(fault)) from fault
+                raise
         return (made[0] if form == "batch" else torch.stack(made)).to(x.device)
 
     def _called(self, form: str, image: Any) -> Any:

@@ -404,6 +404,26 @@ def test_torchvision_of_both_kinds(here: Path) -> None:
         bench(lambda: methods.build("wrap(call=py:transforms:normal)"), CASES[1])
 
 
+def test_what_torchvision_passes_by_is_not_taken_for_a_form_that_works(here: Path) -> None:
+    """Its transforms return an array unchanged, without a word."""
+    (here / "transforms.py").write_text(
+        "from torchvision.transforms import v2\n"
+        "noise = v2.Compose([v2.RandomHorizontalFlip(), v2.GaussianNoise(sigma=0.1)])\n"
+        "rare = v2.RandomApply([v2.GaussianNoise(sigma=0.1)], p=0.1)\n"
+        "cropped = v2.Compose([v2.CenterCrop(20)])\n"
+        "idle = v2.RandomHorizontalFlip(p=0)\n"
+    )
+
+    def remarks(name: str) -> tuple[str, ...]:
+        ready = bench(lambda: methods.build(f"wrap(call=py:transforms:{name})"), CASES[1])
+        return vars(ready.method)["remarks"]
+
+    assert remarks("noise") == remarks("rare") == ("takes a tensor (C, H, W) in [0, 1]",)
+    with pytest.raises(NamingError, match="cropped, given a PIL image, returned a PIL image of"):
+        remarks("cropped")
+    assert remarks("idle") == ("takes a PIL image", "changed none of 8 images in 16 draws of each")
+
+
 @pytest.mark.usefixtures("in_process")
 def test_a_function_that_works_in_place_is_told_and_works(
     here: Path, capsys: pytest.CaptureFixture[str]
