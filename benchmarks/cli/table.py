@@ -148,7 +148,11 @@ def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
     if mixed and not (command.rows or command.benchmarks):
         print(wrapped(mixed), file=sys.stderr)
     if unread:
-        print(f"{len(unread)} run(s) without a result are left out.", file=sys.stderr)
+        runs = "1 run" if len(unread) == 1 else f"{len(unread)} runs"
+        print(
+            f"left out: {runs} without a result, perhaps still running (see augbench runs)",
+            file=sys.stderr,
+        )
     while any(record.done for record in found):
         try:
             return make(_block(command, root, found, asked.labels))
