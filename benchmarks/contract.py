@@ -16,27 +16,32 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.runs import Run, Training
 from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
-from benchmarks.data.streams import rows_from_tensors
+from benchmarks.data.streams import Rows, rows_from_tensors
 from benchmarks.training import models
 from benchmarks.training.checks import check_batch, check_fits
 from benchmarks.training.context import TrainingContext
-from benchmarks.training.errors import first_line
+from benchmarks.training.errors import TrainingFailed, first_line
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
-from benchmarks.training.trainer import Fitted, fit
+from benchmarks.training.trainer import Fitted, fit, train_step
 from methods.base import Batch, Method
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8
+META = torch.device("meta")
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,14 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
     return set_up(method, made, "small_cnn(width=0.25)", case, epochs)
 
 
-def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4) -> Bench:
+def set_up(
+    method: Method,
+    made: Splits,
+    model: str,
+    case: Case,
+    epochs: int = 4,
+    context: type[TrainingContext] = TrainingContext,
+) -> Bench:
     """A method, set up on these rows with a new network.
 
     Raises:
@@ -142,7 +154,7 @@ def set_up(method: Method, made: Splits, model: str, case: Case, epochs: int = 4
         check_fits("the method", method, made, network, model)
     except NotApplicable as reason:
         raise Skipped(str(reason)) from reason
-    ctx = TrainingContext.of_splits(
+    ctx = context.of_splits(
         network, make_optimizer(network, Training()), task, made, epochs=epochs, seed=0
     )
     network.train()
@@ -335,6 +347,88 @@ def trains(make: Callable[[], Method], case: Case) -> None:
         )
 
 
+class _OnMeta(TorchDispatchMode):
+    """What a GPU does that the meta device does not: it samples, and is waited for by copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Count copies to the device that do not return at once."""
+        kwargs = kwargs or {}
+        if func is aten._sample_dirichlet.default:  # there is none for the meta device
+            return torch.empty_like(args[0])
+        if func is aten._to_copy.default and args[0].is_cpu and not kwargs.get("non_blocking"):
+            self.copies += kwargs.get("device", args[0].device) == META
+        return func(*args, **kwargs)
+
+
+class _Unread(TrainingContext):
+    """A context in which diagnostics may read values: they do not raise on the meta device."""
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """What raises is left out."""
+        with suppress(RuntimeError), super().uncharged():
+            yield
+
+
+def waits(make: Callable[[], Method], case: Case) -> None:
+    """A step never waits for the device, unless the method says why in ``waits``.
+
+    It runs on the meta device, whose tensors have no values: what would read one raises. Not seen
+    is ``torch.tensor(values, device=...)``, a copy that waits too.
+    """
+    method = make()
+    made = splits(case, "meta" in method.requires())
+    ready = set_up(method, made, "small_cnn(width=0.25)", case, context=_Unread)
+    reason = next((part.waits for part in method.parts() if part.waits), "")
+    found = _on_meta(ready, made)
+    assert reason or not found, (
+        f"a step waits for the device ({found}): work with tensors that stay on it, or say in the "
+        "attribute waits why it has to"
+    )
+    assert found or not reason, f"waits says {reason!r}, but no step waits for the device"
+
+
+def _on_meta(ready: Bench, made: Splits) -> str:
+    """Why two steps do not run on the meta device; "" where they do."""
+    method, ctx = ready.method, ready.ctx
+    rows = _moved(made.train)
+    for stream, own in ((ctx.train, made.train), (ctx.meta, made.meta)):
+        if stream is not None and own is not None:
+            stream.draw(1, stratified=True)  # which looks at the targets once a run
+            stream._rows = _moved(own)
+    ctx.device = META
+    method.to(META)
+    ctx.optimizer = make_optimizer(ctx.model.to(META), Training())
+    for parameter in ctx.model.parameters():  # a method may read what the optimiser remembers
+        parameter.grad = torch.zeros_like(parameter)
+    ctx.optimizer.step()
+    with _OnMeta() as seen:
+        for step in range(2):
+            ctx.step = step
+            index = torch.arange(BATCH) + step
+            try:
+                train_step(method, ctx, rows, index, "the method")
+            except TrainingFailed:
+                raise
+            except RuntimeError as error:  # NotImplementedError is one
+                return first_line(error)
+    return f"{seen.copies} copies to it that are not non_blocking" if seen.copies else ""
+
+
+def _moved(rows: Rows) -> Rows:
+    return replace(rows, x=rows.x.to(META), where=rows.where.to(META), y=rows.y.to(META))
+
+
 LOOKS: dict[str, Callable[[Bench], None]] = {
     each.__name__: each
     for each in (model_untouched, shapes, ranges, weights, mutation, elsewhere, gradients)
@@ -361,6 +455,7 @@ CHECKS: dict[str, Callable[[Callable[[], Method], Case], None]] = {
     "deterministic": deterministic,
     "state_round_trip": state_round_trip,
     "trains": trains,
+    "waits": waits,
 }
 """What the author of a plug-in runs; each check sets up a new method."""
 

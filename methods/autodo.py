@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -14,7 +15,15 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
-from methods.functional import affine_warp, frozen, mode, reweighted, single_label
+from methods.functional import (
+    affine_warp,
+    frozen,
+    mode,
+    reweighted,
+    sent,
+    single_label,
+    surely_known,
+)
 from methods.implicit import (
     DivergenceError,
     Head,
@@ -22,6 +31,7 @@ from methods.implicit import (
     answers,
     conjugate_gradients,
     extreme_eigenvalues,
+    lanczos_start,
     refuse_divergence,
     series,
 )
@@ -53,7 +63,8 @@ class AutoDO(Method):
     ``tolerance``, ``identity`` (DARTS). ``curvature``: ``gauss_newton``, or the ``hessian`` of the
     loss, which may be indefinite. Both include ``damping`` and the optimiser's weight decay if it
     is a penalty (not AdamW's). A series that diverges is an error, or with ``force`` a warning and
-    an entry in the log.
+    an entry in the log. With a number as ``step`` this check, which the paper lacks, is not
+    charged.
 
     Rows that the upstream adds (index -1) stay unchanged; a learned label replaces whatever the
     upstream does to the label.
@@ -258,7 +269,7 @@ class AutoDO(Method):
         uniform = torch.rand_like(chance).clamp(1e-6, 1 - 1e-6)
         soft = (chance + uniform.log() - (-uniform).log1p()).sigmoid()  # two-class Gumbel-softmax
         bit = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
-        ranges = torch.tensor(RANGES, dtype=spread.dtype, device=spread.device)
+        ranges = sent(torch.tensor(RANGES, dtype=spread.dtype), spread.device)
         amounts = bit * spread.sigmoid() * torch.randn_like(spread) * ranges * known[:, None]
         self._drawn = amounts.detach()
         return affine_warp(x, _matrix(amounts, *x.shape[-2:]), "bilinear")
@@ -289,9 +300,12 @@ class AutoDO(Method):
         self, model: Model, ctx: Context, batch: Batch, v: Tensor, rate: float, number: int
     ) -> None:
         """Update the hyper-parameters of a batch's rows along the negative hypergradient."""
+        drawn = batch.index
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         known = batch.index >= 0
+        # A mask waits for the device, which is told how many rows it leaves.
+        own = slice(None) if surely_known(batch.index, drawn) else known
         place = batch.index.clamp_min(0)
         policy = torch.zeros_like(place) if self.shared else place
         leaves: list[Tensor] = []
@@ -320,22 +334,22 @@ class AutoDO(Method):
         found = answers(head, model.head.weight, self._solved(head, v, ctx, log=number == 0))
         self.get_buffer("outer_steps").add_(1)
         now = self.get_buffer("outer_steps")
-        rows = place[known]
+        rows = place[own]
         if self.parts_on["weight"]:
             # For c = w f (sum w / sum w f): dc_i / df_j = c_i (1_ij / f_i - c_j / (f_j sum c))
             total = c.sum()
             mean = (c * found.coefficients).sum() / torch.where(total > 0, total, 1.0)
             slope = c * (found.coefficients - mean) * _relative_slope(self.omega.values[place, 0])
-            self.omega.visit(rows, slope[known, None], now, rate)
+            self.omega.visit(rows, slope[own, None], now, rate)
         if self.parts_on["label"]:
-            self.soft.visit(rows, found.targets[known], now, rate)
+            self.soft.visit(rows, found.targets[own], now, rate)
         if leaves:
             gradients = torch.autograd.grad(h, leaves, found.inputs)
             for part, gradient in zip((self.chance, self.spread), gradients, strict=True):
                 if self.shared:
                     part.visit(policy[:1], gradient.sum(dim=0, keepdim=True), now, rate)
                 else:
-                    part.visit(rows, gradient[known], now, rate)
+                    part.visit(rows, gradient[own], now, rate)
 
     def _log_targets(self, y: Tensor, place: Tensor, known: Tensor) -> Tensor:
         """(B, K) logarithm of the targets that ``losses`` uses."""
@@ -353,15 +367,19 @@ class AutoDO(Method):
             DivergenceError, IndefiniteError: the series diverges, or the result is not finite.
             SingularError: conjugate gradients find no solution.
         """
-        ends = extreme_eigenvalues(head) if self.solver == "neumann" else None
+        largest: float | None = None
         if self.solver == "identity":
             solved = v
-        elif ends is None:
+        elif self.solver == "cg":
             solved, iterations = conjugate_gradients(head, v, self.tolerance)
             if log:
                 ctx.log(cg_iterations=iterations)
         else:
-            smallest, largest = float(ends.smallest), float(ends.largest)
+            start = lanczos_start(head)
+            # With a fixed step the estimate only guards against divergence.
+            with ctx.uncharged() if not isinstance(self.step, str) else nullcontext():
+                ends: list[float] = torch.stack(extreme_eigenvalues(head, start)).tolist()
+            smallest, largest = ends
             # For a saturated head the curvature is pure rounding error.
             least = torch.finfo(v.dtype).eps
             step = 1 / (1.2 * max(largest, least)) if isinstance(self.step, str) else self.step
@@ -375,9 +393,10 @@ class AutoDO(Method):
         if log:
             with ctx.uncharged():
                 rest = head.product(solved) - v
-                largest = (ends or extreme_eigenvalues(head)).largest
+                if largest is None:
+                    largest = float(extreme_eigenvalues(head).largest)
                 ctx.log(
-                    lambda_max=float(largest),
+                    lambda_max=largest,
                     residual=float(rest.norm() / v.norm()),
                     cosine_with_identity=float(
                         F.cosine_similarity(solved.flatten(), v.flatten(), dim=0)

@@ -138,6 +138,9 @@ class Context(Protocol):
     epochs: int
     step: int
     """Steps before this one, over all epochs."""
+    drawn: Tensor | None
+    """(B,) the ``index`` that the trainer drew for this step, all of it training rows; None in a
+    training loop of one's own."""
 
     @property
     def task(self) -> Task:
@@ -227,6 +230,9 @@ class Method(nn.Module, ABC):
     """Whether it remembers the network's output for each row: nothing before it may mix rows."""
     hands_logits: bool = False
     """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
+    waits: str = ""
+    """Why its steps read values from the device, for which the host waits; empty if they do not.
+    Code inside ``ctx.uncharged()`` does not count."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Arguments that ``preset=NAME`` sets; the first preset is empty and means the bare name."""
     costs: Mapping[str, float] = {}

@@ -85,6 +85,14 @@ def single_label(name: str, task: Task) -> str:
     return "" if exclusive(task) else f"{name} needs one label per row, but these have several"
 
 
+def surely_known(index: Tensor, drawn: Tensor | None) -> bool:
+    """Whether ``index`` is all of ``drawn``, or a slice of it, as told without reading a value.
+
+    Then none of its rows is from elsewhere.
+    """
+    return drawn is not None and (index is drawn or index._base is drawn)
+
+
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy ``values`` to ``device`` without making the host wait for it."""
     if device.type == "cuda" and values.device.type == "cpu":

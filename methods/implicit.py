@@ -103,17 +103,18 @@ class Extremes(NamedTuple):
 
 
 @torch.no_grad()
-def extreme_eigenvalues(head: Head, steps: int = LANCZOS) -> Extremes:
+def extreme_eigenvalues(head: Head, q: Tensor | None = None, steps: int = LANCZOS) -> Extremes:
     """Smallest and largest eigenvalue of H by Lanczos iterations with full orthogonalisation.
 
     The norm of its residual is added to the largest, which makes it a tight upper bound: the
-    estimate alone is never above the true value. The start comes from the global generator.
+    estimate alone is never above the true value. The start ``q`` (K, D) is by default
+    drawn from the global generator.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.1.
     """
     shape = head.log_p.shape[1], head.h.shape[1]
     steps = min(steps, shape[0] * shape[1])
-    q = torch.randn(shape, dtype=head.h.dtype, device=head.h.device).flatten()
+    q = (lanczos_start(head) if q is None else q).flatten()
     tiny = torch.finfo(q.dtype).tiny
     basis = q.new_zeros(steps, len(q))
     diagonal, beside = q.new_zeros(steps), q.new_zeros(steps)
@@ -129,6 +130,12 @@ def extreme_eigenvalues(head: Head, steps: int = LANCZOS) -> Extremes:
     between = beside[:-1].diag(1)
     values, vectors = torch.linalg.eigh(diagonal.diag() + between + between.T)
     return Extremes(values[0], values[-1] + beside[-1] * vectors[-1, -1].abs())
+
+
+def lanczos_start(head: Head) -> Tensor:
+    """(K, D) drawn from the global generator."""
+    shape = head.log_p.shape[1], head.h.shape[1]
+    return torch.randn(shape, dtype=head.h.dtype, device=head.h.device)
 
 
 def series(head: Head, v: Tensor, terms: int, step: float | Tensor) -> Tensor:
@@ -182,29 +189,32 @@ def conjugate_gradients(
     d, squared = r, (r * r).sum()
     start, goal = squared, tolerance**2 * squared
     steepest, rounding = torch.zeros_like(squared), 4 * torch.finfo(v.dtype).eps
+    if squared <= goal:
+        return x, 0
     for iteration in range(limit):
-        if squared <= goal:
-            return x, iteration
         product = head.product(d)
         along = (d * product).sum()
         curvature = along / (d * d).sum()
         steepest = torch.maximum(steepest, curvature.abs())
-        if curvature < -NEGATIVE * steepest:
+        x, r = x + squared / along * d, r - squared / along * product
+        before, squared = squared, (r * r).sum()
+        d = r + squared / before * d
+        negative, curved = curvature < -NEGATIVE * steepest, curvature > rounding * steepest
+        # Read together, as each look waits for the device.
+        negative, curved, done = torch.stack([negative, curved, squared <= goal]).tolist()
+        if negative:
             raise IndefiniteError(
                 f"the curvature is negative in one direction ({float(curvature):.3g} at iteration "
                 f"{iteration + 1}); use curvature=gauss_newton or a larger damping"
             )
-        if not curvature > rounding * steepest:
+        if not curved:
             raise SingularError(
                 f"the curvature is singular ({float(curvature):.3g} in one direction at iteration "
                 f"{iteration + 1}, {float(steepest):.3g} in another), so conjugate gradients have "
                 f"no solution: set a damping, such as {0.01 * float(steepest):.2g}"
             )
-        x, r = x + squared / along * d, r - squared / along * product
-        before, squared = squared, (r * r).sum()
-        d = r + squared / before * d
-    if squared <= goal:
-        return x, limit
+        if done:
+            return x, iteration + 1
     raise SingularError(
         f"conjugate gradients have a relative residual of "
         f"{math.sqrt(float(squared / start)):.2g} after {limit} iterations, expected "

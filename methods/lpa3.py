@@ -26,6 +26,7 @@ from methods.functional import (
     per_row,
     perceptual,
     row_norms,
+    surely_known,
 )
 
 NOISE, SHIFT, GUARD = 0.005, 0.05, 2e-4
@@ -338,6 +339,8 @@ class Lpa3(Method):
         self.hands_logits = self.auxiliary_norm = auxiliary_norm
         self.as_drawn, self.one_row = refresh > 1, 0 < ratio < 1
         self.noise_instead = False
+        if refresh > 1:
+            self.waits = "how many rows have a perturbation to go on from decides shapes"
         self._attacks = self._looked = 0
         self._pairs: list[Pair] = []
         self._added = Added(*torch.zeros(3, 0))
@@ -427,7 +430,10 @@ class Lpa3(Method):
 
     def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Positions (n,) of the attacked rows in the batch, and the rows after the attack."""
-        known = (batch.index >= 0).nonzero()[:, 0]
+        if surely_known(batch.index, ctx.drawn):
+            known = torch.arange(len(batch.x), device=batch.x.device)
+        else:  # how many are known decides shapes, which waits for the device
+            known = (batch.index >= 0).nonzero()[:, 0]
         if ctx.epoch < self.warmup or self.ratio == 0 or len(known) < self._least:
             return known[:0], batch.x[:0]
         model = cast("Model", ctx.model)

@@ -78,6 +78,8 @@ class Wrap(Method):
     **Deviations**: a PIL image or an array has 8 bits, so its input is rounded to 8 bits.
     """
 
+    waits = "the function works on the CPU, or its result is checked"
+
     def __init__(
         self,
         *,

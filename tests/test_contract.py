@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import Tensor
 
 import methods
@@ -56,11 +57,32 @@ def test_looks(method: str, case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("method", NAMES)
-@pytest.mark.parametrize("name", [name for name in CHECKS if name not in LOOKS])
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in (*LOOKS, "waits")])
 def test_contract(name: str, method: str, case: Case) -> None:
     reason = check(name, lambda: methods.build(method), case)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.mark.parametrize("method", [*NAMES, "autodo(preset=exact)", "l2rw(derivative=difference)"])
+def test_no_step_waits_for_the_device(method: str) -> None:
+    reason = check("waits", lambda: methods.build(method), Case(3))
+    if reason:
+        pytest.skip(reason)
+
+
+def test_what_waits_for_the_device_says_so() -> None:
+    said = {name for name in NAMES if any(part.waits for part in build_or_none(name))}
+    wraps = {name for name in NAMES if name.startswith("wrap(")}
+    assert said == {*wraps, "lpa3(preset=fast, refresh=2, warmup=0)"}
+
+
+def build_or_none(name: str) -> list[Method]:
+    """The parts of a method; none where its name lacks an upstream that it needs."""
+    try:
+        return list(methods.build(name).parts())
+    except ValueError:
+        return []
 
 
 def blinded(batch: Batch, ctx: Context) -> Batch:
@@ -92,6 +114,50 @@ class Faulty(Method):
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
         losses = super().losses(logits, batch, ctx)
         return losses.mean() if self.check == "gradients" else losses
+
+
+WAITING: dict[str, Callable[[Batch], object]] = {
+    "item": lambda batch: float(batch.w[0]),
+    "condition": lambda batch: 1 if (batch.w > 0).all() else 0,
+    "list": lambda batch: batch.y.tolist(),
+    "copy from it": lambda batch: batch.x.cpu(),
+    "copy to it": lambda batch: torch.ones(3).to(batch.x.device),
+    "nonzero": lambda batch: (batch.index >= 0).nonzero(),
+    "mask": lambda batch: batch.x[batch.index >= 0],
+}
+
+
+class Waiting(Method):
+    """It does something at every step that waits for the device."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        WAITING[self.what](batch)
+        return batch
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_waiting_is_found_unless_it_is_declared(what: str) -> None:
+    class Declared(Waiting):
+        waits = "it is what this test is about"
+
+    with pytest.raises(AssertionError, match="waits for the device"):
+        check("waits", lambda: Waiting(what), CASES[0])
+    assert check("waits", lambda: Declared(what), CASES[0]) == ""
+
+
+def test_a_declaration_without_need_is_found() -> None:
+    class Declared(Method):
+        waits = "it never does"
+
+        def augment(self, batch: Batch, ctx: Context) -> Batch:
+            return batch
+
+    with pytest.raises(AssertionError, match="no step waits"):
+        check("waits", Declared, CASES[0])
 
 
 @pytest.mark.parametrize("name", LOOKS)

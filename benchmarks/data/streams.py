@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.data.download import DataError
 from benchmarks.data.seeding import generator
 from methods.base import Batch
+from methods.functional import per_row, sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,11 @@ class Rows:
         if self.more is None:
             x = self.x[where]
         else:
-            own = where < len(self.x)
-            x = self.x.new_empty((len(where), *self.x.shape[1:]))
-            x[own], x[~own] = self.x[where[own]], self.more[where[~own] - len(self.x)]
-        x = x.to(self.y.device)
+            rows = len(self.x)
+            own = per_row(where < rows, self.x)
+            x = self.x[where.clamp_max(rows - 1)]
+            x = torch.where(own, x, self.more[(where - rows).clamp_min(0)])
+        x = sent(x, self.y.device)
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         return x.expand(-1, self.channels, -1, -1) if x.shape[1] != self.channels else x
 
@@ -118,13 +120,23 @@ class RowStream:
         self._place: tuple[int | str, ...] = ()
         self._draws = 0
         self._strata: Tensor | None = None
-        self.active: Tensor | None = None
-        """Positions that may be drawn, where not all may (crossfit)."""
+        self._active: Tensor | None = None
+        self._active_on_host: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:
         """(N, K) targets of all rows."""
         return self._rows.y
+
+    @property
+    def active(self) -> Tensor | None:
+        """Positions that may be drawn, where not all may (crossfit)."""
+        return self._active
+
+    @active.setter
+    def active(self, rows: Tensor | None) -> None:
+        self._active = rows
+        self._active_on_host = None if rows is None else rows.cpu()
 
     @property
     def index(self) -> Tensor:
@@ -161,19 +173,22 @@ class RowStream:
         order = self._order()
         if stratified and n < len(order):
             order = self._stratified(order, n)
-        return self.rows(order[:n])
+        return self.rows(self._sent(order[:n]))
 
     def batches(self, n: int) -> Iterator[Batch]:
         """One shuffled pass in batches of ``n``; a single left-over row joins the one before."""
         order = self._order()
         for start, end in chunks(len(order), n):
-            yield self.rows(order[start:end])
+            yield self.rows(self._sent(order[start:end]))
+
+    def _sent(self, index: Tensor) -> Tensor:
+        return sent(index, self._rows.y.device)
 
     def _order(self) -> Tensor:
+        """Positions on the CPU, where drawing them does not wait for the device."""
         order = permutation(len(self), self._seed, self._name, *self._place, self._draws)
         self._draws += 1
-        order = order.to(self._rows.y.device)
-        return order if self.active is None else self.active[order]
+        return order if self._active_on_host is None else self._active_on_host[order]
 
     def _stratified(self, order: Tensor, n: int) -> Tensor:
         """n rows of a shuffled order, still in order, with each class in its share.
@@ -181,13 +196,13 @@ class RowStream:
         Shares are rounded by largest remainders.
         """
         if self._strata is None:
-            self._strata = torch.from_numpy(_strata_of_targets(self._rows.y)).to(order.device)
+            self._strata = torch.from_numpy(_strata_of_targets(self._rows.y))  # once a run
         strata = self._strata[order]
         share = torch.bincount(strata).double() * n / len(order)
         counts = share.floor().long()
         rest = torch.argsort(share - counts, descending=True, stable=True)
         counts[rest[: n - int(counts.sum())]] += 1
-        taken = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        taken = torch.zeros(len(order), dtype=torch.bool)
         for stratum, count in enumerate(counts.tolist()):
             taken[(strata == stratum).nonzero().flatten()[:count]] = True
         return order[taken]

@@ -43,6 +43,7 @@ class TrainingContext:
         self.model, self.optimizer, self.task, self.spec = model, optimizer, task, spec
         self.train, self.meta = train, meta
         self.epoch, self.epochs, self.step = 0, epochs, 0
+        self.drawn: Tensor | None = None
         self.clock, self.counter = Clock(device), PassCounter(model)
         self._run = model if compiled is None else compiled
         self._seed, self.device = seed, device

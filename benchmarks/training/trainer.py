@@ -47,6 +47,7 @@ from benchmarks.training.schedule import learning_rate, make_optimizer
 from benchmarks.training.tasks import task_of
 from methods.base import Batch, Method, Spec
 from methods.branches import has_branches
+from methods.functional import sent
 
 CHECK_EVERY = 50
 """Steps between two checks of the losses, because each check waits for the device."""
@@ -302,7 +303,7 @@ def train_step(
 ) -> tuple[Tensor, Batch]:
     """One training step; its loss on the device, and the batch that was trained on."""
     ctx.clock.switch("data")
-    index = index.to(rows.y.device)
+    index = ctx.drawn = sent(index, rows.y.device)
     x = rows.inputs(index)
     w = torch.full((len(index),), 1 / len(index), device=x.device)
     batch = Batch(x=x, y=rows.y[index], w=w, index=index)
