@@ -318,7 +318,10 @@ def html(made: Table, wide: bool = False) -> Markup:
         )  # fmt: skip
         lines.append(f'<tr class="above">{heads}</tr>')
     lines.append("<tr>")
-    lines += [f'<th scope="col">{_shown(name)}</th>' for name in made.head]
+    words = [_has_words(made, column) for column in range(len(made.head))]
+    for name, text in zip(made.head, words, strict=True):
+        kind = ' class="text"' if text else ""
+        lines.append(f'<th scope="col"{kind}>{_shown(name)}</th>')
     lines.append("</tr></thead>")
     for group in made.groups:
         lines.append("<tbody>")
@@ -332,14 +335,21 @@ def html(made: Table, wide: bool = False) -> Markup:
             # A long name may break where a reader would break it.
             name = re.sub(r"([(,+=])", r"\1<wbr>", _emphasised(row[0]))
             lines.append(f'<tr><th scope="row">{name}</th>')
-            for name, cell in zip(made.heads[1:], row[1:], strict=True):
-                kind = ' class="short"' if len(cell.text) <= SHORT else ""
+            for name, cell, text in zip(made.heads[1:], row[1:], words[1:], strict=True):
+                kinds = [*(["short"] * (len(cell.text) <= SHORT)), *(["text"] * text)]
+                kind = f' class="{" ".join(kinds)}"' if kinds else ""
                 lines.append(f'<td{kind} data-head="{_shown(name)}">{_emphasised(cell)}</td>')
             lines.append("</tr>")
         lines.append("</tbody>")
     lines.append("</table>")
     lines += [f'<p class="note">{_shown(note)}</p>' for note in made.notes]
     return Markup("\n".join(lines))  # every text in it went through escape
+
+
+def _has_words(made: Table, column: int) -> bool:
+    """Whether a column holds words, which read better from the left; numbers stand at the right."""
+    texts = [row[column].text for group in made.groups for row in group.rows]
+    return not any(re.match(r"[-+]?\.?\d", text) for text in texts)
 
 
 def page(made: Table) -> str:
