@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ import pytest
 from analysis import runs
 from analysis.studyfile import StudyError
 from benchmarks.cli import main
-from benchmarks.running import capacity, local
+from benchmarks.running import capacity, executors, local
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.studies.schema import Block, Resources, Study
@@ -90,6 +91,42 @@ def test_compare_on_ray_makes_the_runs_of_processes(
     assert tables["local"] == tables["ray"]
     assert sweeping.numbers(tmp_path / "local") == sweeping.numbers(tmp_path / "ray")
     assert len(list(runs.folders(tmp_path / "ray"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "warned"), [("", 4, 1), ("", 2, 0), ("ray://elsewhere:10001", 4, 0)]
+)
+@pytest.mark.parametrize("verb", ["compare", "sweep"])
+def test_more_threads_than_cores_are_warned_of_once(
+    verb: str,
+    address: str,
+    workers: int,
+    warned: int,
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of this machine alone, whatever carries out the runs here."""
+    there = Capacity(address, workers, 1.0, 0.0, 1)
+
+    class Idle:
+        capacity = there
+
+        def carry_out(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+    monkeypatch.setattr(executors.Where, "opened", lambda *_: nullcontext(Idle()))
+    monkeypatch.setattr(capacity, "cores", lambda: 2)
+    if verb == "compare":
+        given = ["--model", "small_cnn(width=0.25)", "--benchmark", f"npz:{place / 'small.npz'}"]
+        given += ["--methods", "none,flip", "--seeds", "2", "--epochs", "2", "--device", "cpu"]
+    else:
+        given = [str(sweeping.study(place, SEARCH, "crowded.yaml")), "--executor", "local"]
+    main.run([verb, *given, "--out", str(tmp_path / "runs")])
+    told = capsys.readouterr().err
+    assert told.count("Warning: 4 run(s) at a time with 1 thread(s) each use 4 cores") == warned
+    assert "Runs: " in told and told.count("Warning") == warned
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from analysis.studyfile import StudyError
-from benchmarks.running import local
+from benchmarks.running import capacity, local
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Outcomes
@@ -102,11 +102,16 @@ def carry_out(
             left = [cell for cell in wanted if ledger.to_do(cell)]
             if not left:
                 continue
+            opens = executor is None
             if executor is None:
                 begin(wanted)
                 executor = stack.enter_context(where.opened(study, ledger, options, wanted))
             there = executor.capacity
             on = f" on {there.machines} machine(s)" if there.address else ""
+            if opens and not there.address:
+                threads = max(block.threads for block in study.blocks)
+                if text := capacity.crowded(min(there.workers, len(left)), threads):
+                    print(f"Warning: {text}", file=sys.stderr)
             print(
                 f"Runs: {len(left)} to do, {len(wanted) - len(left)} done, {there.workers} at a "
                 f"time{on}",
