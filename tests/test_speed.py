@@ -2,12 +2,15 @@
 
 import json
 import math
+import multiprocessing
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import methods
 from benchmarks.speed import gpu
@@ -88,11 +91,44 @@ def test_every_method_and_preset_is_measured() -> None:
         ("Tesla T4", 65.0),
         ("NVIDIA L4", 121.0),
         ("NVIDIA L40S", 362.0),
+        ("NVIDIA H200", 989.5),
+        ("NVIDIA H100 NVL", 0.0),
+        ("NVIDIA H200 NVL", 0.0),
+        ("Tesla V100-SXM2-16GB", 125.0),
+        ("Tesla V100-PCIE-32GB", 112.0),
+        ("NVIDIA A10G", 0.0),
         ("a card of next year", 0.0),
     ],
 )
 def test_the_peak_is_that_of_the_card(card: str, peak: float) -> None:
     assert gpu.peak(card) == 1e12 * peak
+
+
+def test_a_card_is_measured_in_its_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "automatic", lambda: "float16")
+    setting = gpu.Measurements(gpu.Arguments(device="cuda")).setting()
+    assert setting.precision == "float16" and setting.form == "float16, channels_last"
+    small = {"model": "small_cnn(width=0.25)", "batch_size": 8, "batches": 8}
+    for plain in (False, True):
+        trainer = gpu.Trainer("cpu")
+        trainer.prepare(replace(setting, plain=plain, **small))
+        assert trainer.measure(0.0, 0.0).images_per_second > 0
+
+
+def test_workers_compute_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's default is TF32 in convolutions, also for what is called float32."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    found: list[bool] = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(
+        gpu.Trainer, "prepare", lambda *_: found.extend(bool(each.allow_tf32) for each in switches)
+    )
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(("prepare", (gpu.Setting(),)))
+    ours.close()
+    gpu.serve(theirs, "cpu", {})
+    assert found == [False, False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 CONTROL = """#!/bin/sh

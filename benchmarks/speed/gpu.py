@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import torch
 import tyro
 from tabulate import tabulate
+from torch.amp import GradScaler
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,24 +35,25 @@ from benchmarks.training.machine import (
     peak_memory,
     reset_peak_memory,
 )
+from benchmarks.training.precision import LOW, Precision, automatic, tf32
 from methods.base import Spec
 
 PEAKS = {
     "H200": 989.5,
     "H100 PCIe": 756.5,
-    "H100 NVL": 835.5,
-    "H100": 989.5,
+    "H100 HBM3": 989.5,
     "A100": 312.0,
     "A10": 125.0,
     "L40S": 362.0,
     "L4": 121.0,
-    "V100": 125.0,
+    "V100 SXM2": 125.0,
+    "V100 PCIE": 112.0,
     "T4": 65.0,
 }
 """Dense TFLOP/s of the tensor cores in bfloat16, or float16 where a card lacks it (V100, T4).
 
-By NVIDIA's data sheets (half of what they print "with sparsity"). The first name that is in the
-card's own counts, so that a name comes before those that it begins with.
+By NVIDIA's data sheets (half of what they print "with sparsity"). HBM3 is in the name of the SXM
+form of the H100.
 """
 CLASSES = 2
 OUTER = {"autodo": "start=1.0", "lpa3": "warmup=0"}
@@ -86,7 +88,7 @@ class Setting:
     model: str = "resnet18"
     method: str = "none"
     batch_size: int = 128
-    precision: str = "bfloat16"
+    precision: Precision = "bfloat16"
     channels_last: bool = True
     compile: bool = False
     plain: bool = False
@@ -157,20 +159,22 @@ class Plain:
         model = models.build(setting.model, Spec(count, CLASSES, (3, 28, 28))).to(self.place)
         self.model = model.to(memory_format=self.format)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        self.scaler = GradScaler(self.place.type, enabled=setting.precision == "float16")
         self.x = torch.randint(256, (count, 3, 28, 28), dtype=torch.uint8, device=self.place)
         self.y = torch.arange(count, device=self.place) % CLASSES
 
     def epoch(self) -> None:
         """A pass over the rows in a new order."""
-        low = self.setting.precision == "bfloat16"
+        low = LOW.get(self.setting.precision)
         order = torch.randperm(len(self.x), device=self.place)
         for index in order.split(self.setting.batch_size):
             x = (self.x[index].float() / 255).contiguous(memory_format=self.format)
-            with torch.autocast(self.place.type, torch.bfloat16, enabled=low):
+            with torch.autocast(self.place.type, low, enabled=low is not None):
                 loss = F.cross_entropy(self.model(x).float(), self.y[index])
             self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
     def phases(self) -> dict[str, float]:
         """None: it has no clock."""
@@ -251,16 +255,13 @@ def serve(connection: Connection, device: str, variables: Mapping[str, str]) -> 
     os.environ.update(variables)
     torch.set_num_threads(1)
     trainer = Trainer(device)
-    while True:
-        try:
+    with tf32(False), suppress(EOFError, OSError):  # float32 means it, as in a run
+        while True:
             name, arguments = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = "done", getattr(trainer, name)(*arguments)
-        except Exception as error:  # a method may fail in any way, a card run out of memory
-            answer = "failed", first_line(error)
-        with suppress(OSError):
+            try:
+                answer = "done", getattr(trainer, name)(*arguments)
+            except Exception as error:  # a method may fail in any way, a card run out of memory
+                answer = "failed", first_line(error)
             connection.send(answer)
 
 
@@ -323,6 +324,8 @@ class Measurements:
         self.variables: dict[str, str] = {}
         tiny = arguments.tiny
         self.counts = (1, 2) if tiny else (1, 2, 4, 8, 16)
+        # On a CPU, where the script is only tried, the arithmetic of most GPUs.
+        self.precision: Precision = automatic() if self.device == "cuda" else "bfloat16"
         self.size: dict[str, Any] = {"batch_size": 8, "batches": 8} if tiny else {}
         self.model = "small_cnn(width=0.25)" if tiny else "resnet18"
         self.found: dict[str, list[dict[str, Any]]] = {"rates": [], "packed": [], "methods": []}
@@ -330,7 +333,7 @@ class Measurements:
 
     def setting(self, **more: Any) -> Setting:
         """The setting that is measured unless something else is said."""
-        return Setting(**{"model": self.model, **self.size, **more})
+        return Setting(**{"model": self.model, "precision": self.precision, **self.size, **more})
 
     def left(self) -> float:
         """Seconds."""
@@ -511,13 +514,11 @@ def every_method() -> list[str]:
 
 def peak(card: str) -> float:
     """FLOP/s of the tensor cores; 0 of a card that is not in the table."""
-    words = card.replace("-", " ")
-    return next((1e12 * value for name, value in PEAKS.items() if _in(name, words)), 0.0)
-
-
-def _in(name: str, card: str) -> bool:
-    """Whether all words of a name are among those of a card."""
-    return set(name.split()) <= set(card.split())
+    words = set(card.replace("-", " ").split())
+    if "NVL" in words:  # slower than the SXM form of the same name
+        return 0.0
+    found = (1e12 * value for name, value in PEAKS.items() if words.issuperset(name.split()))
+    return next(found, 0.0)
 
 
 @contextmanager
