@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import methods
 from benchmarks.cli import arguments, main
@@ -25,6 +26,7 @@ from benchmarks.cli.common import study_of
 from benchmarks.contract import CASES, CHECKS, check
 from benchmarks.data.names import parse_benchmark
 from benchmarks.running import local
+from benchmarks.speed import gpu
 from benchmarks.studies import loading, shipped
 from benchmarks.studies.plan import Plan, chosen
 from benchmarks.training import models
@@ -73,7 +75,7 @@ def commands(page: str) -> list[list[str]]:
     script = "\n".join([*blocks(page, "sh", "bash"), *inline])
     told = subprocess.run(
         [shutil.which("bash") or "bash", "-c", SHELL + script],
-        env={"PATH": "/nonexistent", "HOME": "/home/you"},
+        env={"PATH": "/nonexistent", "HOME": "/home/you", "SLURM_ARRAY_TASK_ID": "3"},
         capture_output=True,
         text=True,
         check=False,
@@ -154,6 +156,51 @@ def test_commands_can_be_read(page: str, capsys: pytest.CaptureFixture[str]) -> 
             checked(given)
         except (SystemExit, ValueError) as error:
             pytest.fail(f"augbench {given}: {error} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scripts_can_be_parsed(page: str) -> None:
+    for script in blocks(page, "sh", "bash"):
+        parsed(script)
+        named = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+        assert all(re.fullmatch(r"--[a-z-]+(=\S+)?", each) for each in named), named
+
+
+def parsed(script: str) -> None:
+    bash = shutil.which("bash") or "bash"
+    subprocess.run([bash, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_not_augbench_takes_its_arguments_too(page: str) -> None:
+    joined = "\n".join(blocks(page, "sh", "bash")).replace("\\\n", " ")
+    for given in re.findall(r"ray symmetric-run (.*)", joined):
+        before, _, command = given.partition(" -- ")
+        assert command.split()[0] == "augbench", command
+        ray_run = importlib.import_module("ray.scripts.symmetric_run")
+        left = ray_run.curate_and_validate_ray_start_args(shlex.split(before))
+        started = importlib.import_module("ray.scripts.scripts").start
+        assert "--address" in before and started.make_context("start", [*left, "--head"])
+    for given in re.findall(r"python -m benchmarks.speed.gpu (.*)", joined):
+        tyro.cli(gpu.Arguments, args=shlex.split(given, comments=True))
+
+
+def test_the_container_has_what_is_installed() -> None:
+    text_of = dict(re.findall(r"^%(\w+)\n(.*?)(?=^%|\Z)", text("docs/augbench.def"), re.S | re.M))
+    copied = [line.split() for line in text_of["files"].splitlines() if line.strip()]
+    for source, target in copied:
+        place = "/opt/augbench" + (f"/{source}" if (ROOT / source).is_file() else "")
+        assert (ROOT / source).exists() and target == place
+    told = tomllib.loads(text("pyproject.toml"))
+    packages = [
+        each.rstrip("*") for each in told["tool"]["setuptools"]["packages"]["find"]["include"]
+    ]
+    modules = [f"{each}.py" for each in told["tool"]["setuptools"]["py-modules"]]
+    read = [told["project"]["readme"], *told["project"]["license-files"]]
+    needed = {"pyproject.toml", "constraints.txt", *packages, *modules, *read}
+    assert {source for source, _ in copied} == needed
+    for name in ("post", "environment", "runscript"):
+        parsed(text_of[name])
 
 
 @pytest.mark.parametrize("page", PAGES)
