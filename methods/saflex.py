@@ -576,12 +576,20 @@ def adam_diagonal(optimizer: Optimizer) -> dict[nn.Parameter, Tensor]:
     without a step so far, or without second moments, are left out.
     """
     found: dict[nn.Parameter, Tensor] = {}
+    every = cast("Any", torch)  # one launch for all parameters; torch's stubs lack these functions
     for group in optimizer.param_groups:
+        alike: dict[float, list[nn.Parameter]] = {}  # by step, which is on the CPU
         for parameter in group["params"]:
             state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
             if "exp_avg_sq" in state:
-                v = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-                found[parameter] = (v > 0) / (v.sqrt() + group["eps"])
+                left = float(1 - group["betas"][1] ** state["step"])
+                alike.setdefault(left, []).append(parameter)
+        for left, parameters in alike.items():
+            moments = [optimizer.state[parameter]["exp_avg_sq"] for parameter in parameters]
+            v = every._foreach_div(moments, left)
+            below = every._foreach_add(every._foreach_sqrt(v), group["eps"])
+            parts: list[Tensor] = every._foreach_div(every._foreach_sign(v), below)
+            found.update(zip(parameters, parts, strict=True))
     return found
 
 
