@@ -17,6 +17,7 @@ from analysis.contents import (
     cost,
     detected,
     difference_cells,
+    one_class,
     patients_told,
 )
 from analysis.differences import RowRuns, advised, cost_ratio, difference
@@ -110,7 +111,7 @@ def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
         *(f"Patients   {told}" for told in patients_told(record)),
         *(f"Selection  {told}" for told in _not_offered(done, when)),
         *(f"Labels     {told}" for told in _corrupted(record)),
-        *(f"Caveat     {told}" for told in data["caveats"]),
+        *(f"Caveat     {told}" for told in (*one_class(rows), *data["caveats"])),
         *(f"Data       {told}" for told in data["notes"]),
     ]
     if not all(each.result["data"]["verified"] for each in done):

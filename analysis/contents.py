@@ -10,6 +10,7 @@ import numpy as np
 from analysis.differences import Difference, RowRuns
 from analysis.numbers import MISSING, POINTS, bounds, mean_sd, median, number, signed
 from analysis.records import ATTACK, DETECTION, Record
+from analysis.runs import with_nan
 
 DETECTED = ("n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓")
 ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
@@ -62,6 +63,27 @@ def patients_told(record: Record) -> list[str]:
         f"the {rows} test images are from {record.patients} patients; images of one patient are "
         "not independent, so the population interval counts patients"
     ]
+
+
+def one_class(rows: Iterable[RowRuns]) -> list[str]:
+    """Rows with runs that predict one class for every test image: their scores say little."""
+    told = []
+    for row in rows:
+        runs = list(row.by_seed().values())
+        alike = sum(map(_predicts_one_class, runs))
+        if alike:
+            told.append(
+                f"{row.name}: {alike} of {len(runs)} runs predict one class for every image"
+            )
+    return told
+
+
+def _predicts_one_class(record: Record) -> bool:
+    """Of several in the test set; then the recall of one class is 1, and of all others 0."""
+    known = with_nan(record.result["metrics"]["last"]["test"]["recall"])
+    recalls = sorted(each for each in known if not math.isnan(each))
+    single = record.result["data"]["kind"] != "multi-label" and len(recalls) > 1
+    return single and recalls == [0] * (len(recalls) - 1) + [1]
 
 
 def budgets(rows: Iterable[RowRuns]) -> list[str]:

@@ -16,6 +16,7 @@ from analysis.blocks import (
     bare,
     variant,
 )
+from analysis.contents import one_class
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
 from analysis.findings import HEADLINE, Finding, Overall
@@ -320,6 +321,7 @@ def caveats(block: Block) -> list[str]:
     """What the data sets themselves, and runs on several machines, ask a reader to know."""
     told = []
     for column in block.columns:
+        told += [f"{column.name}, {text}." for text in one_class(column.rows.values())]
         for record in column.done:
             data = record.result["data"]
             told += [f"{column.name}: {text}." for text in (*data["caveats"], *data["notes"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -229,6 +230,9 @@ def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: b
         _print_searches(work, ledger.root)
     else:
         _print_tables(work, problems, verbose)
+        if plan.study.family:
+            told = f"augbench report {shlex.quote(str(ledger.root))} --out report"
+            print(f"\nVerdicts of the study's own {len(plan.study.family)} comparisons: {told}")
     bad = [
         (label(cell), problems.get(cell.run.id) or statuses[cell.run.id].reason)
         for cell in wanted
