@@ -298,7 +298,7 @@ class TestNames:
             build(text, of)
 
     def test_vectors_are_refused(self) -> None:
-        with pytest.raises(NamingError, match="needs images, the data are vectors"):
+        with pytest.raises(NamingError, match="needs images, but the data are vectors"):
             build("small_cnn", Spec(rows=1, classes=2, shape=(5,), kind="vector"))
 
 

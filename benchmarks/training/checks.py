@@ -32,7 +32,7 @@ def check_fits(
             "one of our networks with batch normalisation, such as resnet18"
         )
     if "image" in needs and spec.kind != "image":
-        raise NotApplicable(f"{name} needs images, the data are {spec.kind}s")
+        raise NotApplicable(f"{name} needs images, but the data are {spec.kind}s")
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)

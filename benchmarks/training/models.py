@@ -44,7 +44,7 @@ def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
     factory = _own(text) if text.startswith(OWN) else None
     if factory is None:
         if spec.kind != "image":
-            raise NamingError(f"model {text!r} needs images, the data are {spec.kind}s")
+            raise NamingError(f"model {text!r} needs images, but the data are {spec.kind}s")
         call = _call(text)
         factory = partial(MODELS[call.name], **bind(call, MODELS[call.name], "model"))
     try:
