@@ -657,6 +657,9 @@ def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> Non
     for word in ("Reproduces", "Cost", "Deviations"):
         assert sum(line.startswith(f"# {word} ") for line in header) == 1
     made = loading.load(path)
+    deviations = "\n".join(header).partition("# Deviations")[2]
+    low = {block.training.get("precision") == "bfloat16" for block in made.blocks}
+    assert low == {"bfloat16" in deviations}
     assert made.question
     assert made.prediction
     assert made.family
