@@ -11,8 +11,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "deviation over the seeds. If images have several labels, the mean over labels.",
         "best, tied": "the best mean of a column (bold), and what is not significantly different "
         "from it (italics; population interval, 5 % level, corrected for all pairs of rows of the "
-        "column). Control rows and rows with fewer than three seeds are not marked. Nothing is "
-        "marked where such a row of few seeds has the best mean.",
+        "column). Control rows and rows with fewer than three seeds are not marked. If a row with "
+        "fewer than three seeds has the best mean, nothing in the column is marked.",
         "cost, cost ratio, ratio": "training time per epoch relative to the same upstream without "
         "the method (for an upstream, relative to none), median over seeds. For a row with an "
         "equal budget, the time of whole runs.",
@@ -22,7 +22,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "[passes of X], [time of X]": "the row trained for longer, with as many forward and "
         "backward passes, or as much training time, as X: an equal budget instead of equal steps.",
     },
-    "names": {"in full": "the row or data set for which a label stands."},
+    "names": {"in full": "the full name of the row or data set."},
     "differences": {
         "base": "the row that a row is compared with: for a method, its upstream alone; for an "
         "upstream, none.",
@@ -49,8 +49,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "with 80 % power.",
     },
     "overall": {
-        "data sets": "the number that both rows share. Sizes and corruptions of one set count "
-        "once, as do OrganA, OrganC and OrganS, which are views of the same scans.",
+        "data sets": "number of data sets that both rows share. Sizes and corruptions of one set "
+        "count once, as do OrganA, OrganC and OrganS, which are views of the same scans.",
         "mean difference": "over data sets. Its interval accounts for other seeds and images of "
         "these data sets, not for other data sets.",
         "win/tie/loss": "number of data sets with a difference above, within and below the margin.",
@@ -63,14 +63,14 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "outer steps, forward and backward. Evaluation and start-up are not counted. On a CPU, CPU "
         "seconds. All costs are medians over seeds.",
         "evaluation s": "seconds of evaluation per run.",
-        "passes/row": "forward plus backward passes for each row drawn; plain training has 2.",
-        "trained/drawn": "rows trained on for each row drawn.",
-        "peak MiB": "peak memory: of the GPU, or of the process on a CPU.",
+        "passes/row": "forward plus backward passes per row drawn; plain training has 2.",
+        "trained/drawn": "rows trained on per row drawn.",
+        "peak MiB": "peak memory of the GPU, or of the process on a CPU.",
     },
     "controls": {
-        "reading": "of a method against its control: above or below, the interval excludes 0; "
-        "same, the 90 % interval lies within the margin; open, neither; identical, right on the "
-        "same images for every seed. Intervals are not corrected.",
+        "reading": "how a method compares with its control: above or below, the interval excludes "
+        "0; same, the 90 % interval lies within the margin; open, neither; identical, correct on "
+        "the same images for every seed. Intervals are not corrected.",
     },
     "labels-found": {
         "AUC by weight": "probability that a mislabelled training row has a lower weight than a "
@@ -84,13 +84,13 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "epochs with an attack and over seeds.",
         "margin kept, prediction kept, unmoved, harder": "share of attacked rows that stay within "
         "the margin of label preservation; that keep the predicted class of the clean row; that "
-        "did not change; and whose label became less likely. The network that attacked is also the "
-        "one that judges, by the given label, which may be wrong.",
+        "did not change; and whose label became less likely. These are judged by the attacked "
+        "network itself and by the given label, which may be wrong.",
         "distance, of noise": "perceptual distance of the attacked row from the clean one, and "
         "that of uniform noise of the same norm.",
     },
     "arguments": {
-        "default": "the argument is not given: the value of the method, or of the preset named."
+        "default": "the argument is not given: it has the default of the method or of its preset."
     },
     "ranks": {
         "mean rank": "by mean test accuracy, over data sets; 1 is best. Ranks closer than the "
@@ -99,26 +99,28 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     "more": {
         "test ECE": "expected calibration error on the test split: how far confidence is from "
         "accuracy.",
-        "select AUC": "AUC on the select split, which chooses epochs and hyper-parameters.",
+        "select AUC": "AUC on the select split, which is used to choose epochs and "
+        "hyper-parameters.",
     },
-    "versions": {"value": "of each library and machine, with the number of runs."},
+    "versions": {"value": "each version or machine, with its number of runs."},
     "search": {
-        "trials, stopped early, failed": "settings of hyper-parameters tried, and those of them "
-        "that the search stopped or that failed.",
+        "trials, stopped early, failed": "hyper-parameter settings tried, and how many of them "
+        "were stopped by the search or failed.",
         "chosen": "the trial with the best score on the select split.",
-        "select accuracy": "of the chosen trial, or select AUC. It is too high, because the trial "
-        "was chosen by it; the fresh seeds show what the setting is worth.",
+        "select accuracy": "score (accuracy or AUC) of the chosen trial on the select split. It is "
+        "optimistic, because the trial was chosen by it; the fresh seeds show what the setting is "
+        "worth.",
         "regret": "test score of the trial that is best on test minus that of the chosen one. Test "
-        "scores choose nothing.",
-        "passes": "forward plus backward passes of rows, over all trials.",
+        "scores are not used for choosing.",
+        "passes": "forward plus backward passes, summed over rows and trials.",
     },
     "failures": {
         "where": "data set and network.",
-        "seeds": "of the runs that ended in the same way.",
+        "seeds": "seeds of the runs that ended in the same way.",
         "status, reason": "how these runs ended, and why.",
     },
     "blocks": {
-        "block": "runs that may stand in one table: same network, protocol and training.",
+        "block": "runs that can be compared in one table: same network, protocol and training.",
         "runs": "number of runs with a result.",
     },
 }
@@ -128,8 +130,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 def of(tables: Collection[str]) -> dict[str, str]:
     """The terms of these tables with their definitions, in the order of a report."""
     return {
-        word: told
+        word: meaning
         for name, words in WORDS.items()
         if name in tables
-        for word, told in words.items()
+        for word, meaning in words.items()
     }
