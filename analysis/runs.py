@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -258,13 +260,16 @@ class StorageError(OSError):
     """A result that could not be written; ``filename`` says which."""
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], shared: bool = False) -> None:
     """Write beside ``path`` and rename: the file is whole or it is not there.
+
+    ``shared``: several processes may write it at once, and the last one wins.
 
     Raises:
         StorageError: it names ``path``; nothing is left behind then.
     """
-    partial = path.with_name(f".{path.name}.part")
+    own = f".{secrets.token_hex(8)}" if shared else ""  # else what a killed process left is reused
+    partial = path.with_name(f".{path.name}{own}.part")
     try:
         with partial.open("wb") as file:
             write(file)
@@ -281,9 +286,41 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write a text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), shared)
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What ``flock`` answers where the file system has no locks."""
+
+
+def locks_hold(folder: Path) -> bool:
+    """Whether a lock on a file of this folder keeps a second one out on this machine."""
+    path = folder / f".lock-{secrets.token_hex(8)}"
+    try:
+        with path.open("a+", encoding="utf-8") as one, path.open("a+", encoding="utf-8") as other:
+            flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def flock(file: IO[Any], how: int) -> None:
+    """Lock an open file; do nothing where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another holds it, and ``how`` says not to wait.
+    """
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 class Held(RuntimeError):
@@ -329,7 +366,7 @@ def holder_of(folder: Path) -> str:
     """The living process that holds a run's directory; empty where none does."""
     try:
         with (folder / "lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return ""
     except BlockingIOError:
@@ -397,7 +434,7 @@ def is_at(file: IO[Any], path: Path) -> bool:
 
 def _acquire(file: IO[str], wait: Callable[[str], None] | None) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
     except BlockingIOError:
         file.seek(0)
@@ -405,7 +442,7 @@ def _acquire(file: IO[str], wait: Callable[[str], None] | None) -> None:
     if wait is None:
         raise Held(f"{Path(file.name).parent} is held by {holder}")
     wait(holder)
-    fcntl.flock(file, fcntl.LOCK_EX)
+    flock(file, fcntl.LOCK_EX)
 
 
 def field_names(kind: type) -> tuple[str, ...]:

@@ -35,11 +35,14 @@ def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Ou
         name = str(number)
         offered = driver.offer(name)
         if offered is None:
-            break
+            if driver.over:
+                break
+            time.sleep(0.05)  # other processes hold what is left
+            continue
         driver.started(name)
-        job = driver.jobs[offered["job"]]
+        job, wanted, again = driver.jobs[offered["job"]], offered["runs"], offered["again"]
         with contextlib.suppress(Gone):
-            work(job, offered["runs"], ledger.root, self._options, lambda: False, report)
+            work(job, wanted, again, ledger.root, self._options, lambda: False, report)
         driver.ended(name)
     driver.display.close()
     return driver.outcomes

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,76 @@ def test_more_runs_than_cores_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert capacity.here(asked, None).workers == 2
     with pytest.raises(StudyError, match=r"4 run\(s\) of 0\.25 GPU fit on 1 GPU\(s\), got 5"):
         capacity.here(asked, 5)
+
+
+HAND = """\
+import os, sys, time
+from pathlib import Path
+from benchmarks.cli import main
+from benchmarks.running import disk, local
+from tests import sweeping
+
+folder, real = Path(sys.argv[1]), disk._conclude
+
+def conclude(where, result):
+    with (folder / f"log-{os.getpid()}").open("a") as file:
+        file.write(where.name + chr(10))
+    return real(where, result)
+
+disk._conclude, local.Processes.carry_out = conclude, sweeping.carry_out_here
+(folder / f"ready-{os.getpid()}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.02)
+sys.exit(main.run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_share_a_folder_and_those_that_live_do_what_the_killed_leave(
+    place: Path, tmp_path: Path
+) -> None:
+    text = "models: small_cnn(width=0.5)\nmethods: [none, flip]\nseeds: 6\n"
+    text += "training: {epochs: 8}\nworkers: 1\ntensorboard: false\n"
+    path, out = sweeping.study(place, text, "shared.yaml"), tmp_path / "runs"
+    given = ["sweep", str(path), "--executor", "local", "--out", str(out)]
+    hands = {}
+    try:
+        for _ in range(4):
+            hand = subprocess.Popen(
+                [sys.executable, "-c", HAND, str(tmp_path), *given],
+                env=sweeping.environment(place),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            hands[hand.pid] = hand
+        while len(list(tmp_path.glob("ready-*"))) < 4:
+            assert all(hand.poll() is None for hand in hands.values())
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+        killed: set[int] = set()
+        while len(killed) < 2:  # each in the midst of a run
+            assert all(hand.poll() is None for pid, hand in hands.items() if pid not in killed)
+            for folder in runs.folders(out) if out.is_dir() else ():
+                words = runs.holder_of(folder).split()
+                pid = int(words[1]) if words and words[0] == "process" else 0
+                if pid in hands.keys() - killed and len(killed) < 2:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            time.sleep(0.01)
+        for pid, hand in hands.items():
+            errors = hand.communicate()[1]
+            assert hand.returncode == (-signal.SIGKILL if pid in killed else 0), errors
+            assert pid in killed or errors.count(": done, ") == 12, errors
+    finally:
+        for hand in hands.values():
+            hand.kill()
+            hand.wait()
+    assert len(sweeping.statuses(out)) == 12 and set(sweeping.statuses(out).values()) == {"done"}
+    logs = {int(log.name[4:]): log.read_text().split() for log in tmp_path.glob("log-*")}
+    ended = [name for pid in hands.keys() - killed for name in logs[pid]]
+    for pid in killed & logs.keys():  # which may have died while it wrote its last result
+        ended += [name for name in logs[pid] if name != logs[pid][-1] or name not in ended]
+    assert len(ended) == len(set(ended)) == 12, "each run was carried out once"
+    assert all(logs[pid] for pid in hands.keys() - killed), "both who lived had work"
+    assert not list(out.rglob("lock")) and not list(out.rglob("checkpoint.pt"))

@@ -1,5 +1,7 @@
 """Runs on disk: ids, status, atomic files, locks."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -8,6 +10,7 @@ import time
 from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -144,6 +147,35 @@ def _hold(folder: Path, ready: object, seconds: float) -> None:
     with runs.locked(folder):
         ready.set()  # type: ignore[attr-defined]
         time.sleep(seconds)
+
+
+def test_a_file_that_two_processes_write_at_once_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"one")
+        runs.write_text(path, "the other", shared=True)
+
+    runs.write_atomically(path, write, shared=True)
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_files_cannot_be_locked_runs_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    assert runs.locks_hold(tmp_path)
+
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert not runs.locks_hold(tmp_path) and not list(tmp_path.iterdir())
+    with runs.locked(tmp_path):
+        assert runs.holder_of(tmp_path) == ""
+    code = errno.EIO
+    with pytest.raises(OSError, match="no locks"), runs.locked(tmp_path):
+        pass
 
 
 def holder_of(folder: Path, seconds: float) -> BaseProcess:

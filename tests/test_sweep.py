@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -36,7 +36,6 @@ from benchmarks.studies.ledger import FAILURES, Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.rounds import Job, Round
 from benchmarks.studies.search import Ladder
-from benchmarks.training.errors import Interrupted
 from tests import sweeping
 
 MODELS = "[small_cnn(width=0.25), 'py:broken:raising', 'py:broken:nan', 'py:broken:killed']"
@@ -493,27 +492,104 @@ def test_the_last_epoch_and_the_test_metrics_are_told() -> None:
     assert len(told) == 2, "nothing new"
 
 
-def test_a_run_that_is_held_elsewhere_is_told_and_waited_for(
+def test_a_worker_comes_back_from_a_run_that_is_held_elsewhere(
     job: Job, place: Path, tmp_path: Path
 ) -> None:
-    """And a sweep that ends does not wait for it."""
     told: list[dict[str, Any]] = []
-    folder = runs.folder_of(tmp_path, job.first.run)
-    folder.mkdir()
-    options = Options(data_root=place, wait=False)
+    name, folder = job.first.run.id, runs.folder_of(tmp_path, job.first.run)
+
+    def work(*again: str) -> None:
+        told.clear()
+        options = Options(data_root=place)
+        worker.work(job, [name], again, tmp_path, options, lambda: False, told.append)
+
     with runs.locked(folder):
-        begin = time.monotonic()
-        with pytest.raises(Interrupted):
-            worker._leg(job.first, tmp_path, options, 0, lambda: bool(told), told.append)
-        assert time.monotonic() - begin < 10
-    (note,) = told[0]["notes"]
-    assert "none, seed 0: waiting, " in note
-    assert f"is held by process {os.getpid()}" in note
-    told.clear()
-    worker._leg(job.first, tmp_path, options, 0, lambda: False, told.append)
+        work()
+    assert told == [{"held": name}]
+    disk.conclude(job.first.run, job.first.recorded, tmp_path, "failed", "elsewhere, just now")
+    work()
+    assert told == [{"held": name}], "a failure that this sweep has not seen is not its to retry"
+    work(name)
     assert told[-1]["epoch"] == 3
     assert "test_auc" in told[-1]
     assert runs.status_of(folder).state == "done"
+
+
+def seeds_of(healthy: schema.Study, place: Path, count: int) -> list[Job]:
+    seeds = tuple(range(count))
+    asked = replace(healthy, blocks=(replace(healthy.blocks[0], seeds=seeds),))
+    (experiment,) = Plan(asked, place).experiments
+    return [Job((cell,)) for cell in experiment.cells()]
+
+
+def test_runs_that_are_held_elsewhere_go_to_the_end_of_the_queue(
+    healthy: schema.Study,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("benchmarks.running.driver.HELD_SECONDS", 0.0)
+    jobs = seeds_of(healthy, place, 3)
+    driver = driver_of(jobs, tmp_path, healthy)
+    first, second, third = (job.first for job in jobs)
+
+    def end(name: str, cell: Cell, state: Literal["failed", "stopped"]) -> None:
+        driver.started(name)
+        disk.conclude(cell.run, cell.recorded, tmp_path, state, "tested")
+        driver.ended(name)
+
+    with runs.locked(runs.folder_of(tmp_path, first.run)):
+        offered = driver.offer("a")
+        assert offered is not None and offered["runs"] == [second.run.id]
+        assert "1 held by other processes" in driver.display.where()
+        driver.started("a")
+        driver.reported("a", {"held": second.run.id})  # another took it before the worker came
+        driver.ended("a")
+        assert driver.ledger.failures(second) == [] and driver._lost == {}
+        offered = driver.offer("b")
+        assert offered is not None and offered["runs"] == [third.run.id]
+        end("b", third, "stopped")
+        with runs.locked(runs.folder_of(tmp_path, second.run)):
+            assert driver.offer("c") is None and not driver.over
+            assert "2 held by other processes" in driver.display.where()
+            shown = capsys.readouterr().err
+            assert f"none, seed 0: waiting, held by process {os.getpid()} on " in shown
+        disk.conclude(second.run, second.recorded, tmp_path, "failed", "elsewhere")
+        assert driver.offer("d") is None and not driver.over
+        outcome = driver.outcomes[second.run.id]
+        assert isinstance(outcome, Status) and outcome.reason == "elsewhere"
+        assert driver.ledger.failures(second) == [], "the other process counts it"
+    offered = driver.offer("e")
+    assert offered is not None and offered["runs"] == [first.run.id]
+    assert "held by" not in driver.display.where()
+    end("e", first, "stopped")
+    assert driver.over and len(driver.outcomes) == 3
+
+
+def test_a_run_that_another_process_takes_from_a_dead_worker_is_not_ended(
+    healthy: schema.Study, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.running.driver.HELD_SECONDS", 0.0)
+    (job,) = seeds_of(healthy, place, 1)
+    ladder = Ladder(2)
+    ladder.seen("row", 1, 7, 0.9)
+    trial = replace(job, trial=1, group="row", rungs=(1,))
+    for retries, single, driven in ((1, job, None), (0, trial, ladder)):
+        driver = driver_of([single], tmp_path, healthy, retries=retries, ladder=driven)
+        driver.ledger.failures(job.first)
+        assert driver.offer("a") is not None
+        driver.started("a")
+        with runs.locked(runs.folder_of(tmp_path, job.first.run)):
+            if driven is None:
+                driver.ledger.failed(job.first, "before")  # so that no try is left
+                driver.ended("a", "killed")
+            else:
+                assert not driver.goes_on("a", {"epoch": 1, "rung": 1, "score": 0.5})
+                driver.ended("a")
+            assert not driver.over and driver.offer("b") is None
+        assert driver.outcomes == {}
+        assert driver.offer("c") is not None
 
 
 def test_each_run_of_a_trial_shows_its_own_seconds(

@@ -126,7 +126,7 @@ def _remember(work: Work) -> None:
     content = {**asked, "runs": sorted(cell.run.id for cell in own)}
     written = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     if not file.is_file() or file.read_text(encoding="utf-8") != written:
-        runs.write_text(file, written)
+        runs.write_text(file, written, shared=True)
 
 
 def _heading(asked: Study) -> list[str]:
@@ -310,7 +310,7 @@ def _print_searches(work: Work, root: Path) -> None:
             print(f"  {name}: {line}")
             found["fresh"].append({"what": name, **kept_line})
     folder = root / STUDIES / work.plan.study.name
-    runs.write_text(folder / "search.json", runs.to_json(kept) + "\n")
+    runs.write_text(folder / "search.json", runs.to_json(kept) + "\n", shared=True)
     print(f"\nSearch: {folder / 'search.json'}")
 
 

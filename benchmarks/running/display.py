@@ -35,6 +35,8 @@ class Display:
         self._left, self._done = dict(left), dict(done)
         self._reached: dict[str, list[tuple[int, float]]] = {}
         """of runs at work: the first and the last epoch that was told, and when"""
+        self.held = 0
+        """runs that other processes work on"""
         self._busy = 0.0
         self._noted: set[str] = set()
         self._start = self._last = time.monotonic()
@@ -103,8 +105,9 @@ class Display:
         failed = self._ended["failed"] + self._ended["not done"]
         counts = [f"{sum(self._ended.values()) - failed} done", f"{len(self._running)} running"]
         counts += [f"{failed} failed"] if failed else []
-        waiting = len(self._left) - len(self._running)
-        counts += [f"{waiting} waiting"] if waiting else []
+        waiting = len(self._left) - len(self._running) - self.held
+        counts += [f"{self.held} held by other processes"] if self.held else []
+        counts += [f"{waiting} waiting"] if waiting > 0 else []
         counts += [self._remaining(now)] if self._left else []
         busy = self._busy + sum(now - since for _, since in self._running.values())
         return ", ".join([*counts, f"{100 * busy / elapsed / self._workers:.0f} % busy"])

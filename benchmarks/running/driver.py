@@ -1,11 +1,13 @@
 """The jobs of a round: which are left, and what became of the others. For any executor.
 
 An executor takes a job with ``offer`` under a name of its own, and tells by that name what happens
-to it. What is done stands in the runs' directories, and is looked up there.
+to it. What is done stands in the runs' directories, and is looked up there: other processes may
+work on the same results folder. A run that another one holds goes to the end of the queue.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,14 +20,18 @@ from benchmarks.running.capacity import Capacity
 from benchmarks.running.curves import curves_of
 from benchmarks.running.display import Display
 from benchmarks.running.problems import GOES_ON, Problem
+from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import costs_in
 from benchmarks.studies.ledger import UNFINISHED, Ledger
+from benchmarks.studies.plan import label
 from benchmarks.studies.rounds import Job, Round
 from benchmarks.studies.schema import Study
 
 Outcomes = dict[str, Status | Problem]
 """How each run ended, by its id."""
+HELD_SECONDS = 1.0
+"""Between two looks at a run that another process holds."""
 LOST_WORKERS = 10
 """How often a run may lose its worker through no fault of its own before that counts as one."""
 
@@ -57,8 +63,17 @@ class Driver:
         """the job's place, and the ids of its runs that are to be done"""
         self._running: set[str] = set()
         self._lost: dict[int, int] = {}
-        self._failed: dict[str, int] = {}
-        """of runs that had failed when they were handed out: when, by id"""
+        self._left = {cell.run.id for cell in left}
+        self._held: dict[int, float] = {}
+        """places of jobs of which another process holds a run: when to look again"""
+        self._refused: dict[str, str] = {}
+        """the run that another process held when a worker came to it"""
+        self._failed = {
+            cell.run.id: self._written(cell)
+            for cell in left
+            if ledger.status(cell).state == "failed"
+        }
+        """of runs whose failure is ours to retry: when they failed, by id"""
 
     @property
     def over(self) -> bool:
@@ -76,20 +91,20 @@ class Driver:
         return len(self._offered)
 
     def offer(self, name: str) -> dict[str, Any] | None:
-        """The next job: its place in ``jobs``, its runs to do, and what a logger may show of it."""
-        if not self._waiting:
+        """The next job: its place in ``jobs``, its runs to do, those that failed before, and what a
+        logger may show of it. None: nothing is left, or other processes hold all that is.
+        """
+        place = self._next()
+        if place is None:
             return None
-        place = self._waiting.popleft()
         job = self.jobs[place]
         run = job.first.run
-        left = {cell.run.id for cell in job.cells if self.ledger.to_do(cell)}
+        left = {cell.run.id for cell in job.cells if self._to_do(cell)}
         self._offered[name] = place, left
-        for cell in job.cells:
-            if self.ledger.status(cell).state == "failed":
-                self._failed[cell.run.id] = self._written(cell)
         return {
             "job": place,
             "runs": sorted(left),
+            "again": sorted(left & self._failed.keys()),
             "benchmark": run.benchmark,
             "model": run.model,
             "protocol": run.protocol,
@@ -108,6 +123,8 @@ class Driver:
         job = self._job(name)
         for note in told.get("notes", ()):
             self.display.note(note)
+        if "held" in told:
+            self._refused[name] = told["held"]
         if "problem" in told:
             self._problem(name, told["problem"])
         if "epoch" in told:
@@ -127,7 +144,10 @@ class Driver:
             return True
         for cell in job.cells:
             reason = f"rung {rung}: select {job.metric} {score:.4f} is not among the best there"
-            disk.conclude(cell.run, cell.recorded, self.ledger.root, "stopped", reason)
+            try:
+                disk.conclude(cell.run, cell.recorded, self.ledger.root, "stopped", reason)
+            except runs.Held:
+                self._refused[name] = cell.run.id
         return False
 
     def ended(self, name: str, death: str = "") -> None:
@@ -137,11 +157,16 @@ class Driver:
         """
         place, left = self._offered.pop(name)
         self._running.discard(name)
+        held = self._refused.pop(name, "")
         if self.stopping():
             return
         job, again = self.jobs[place], False
         cells = [c for c in job.cells if c.run.id in left and c.run.id not in self.outcomes]
-        if not death and any(map(self._pending, cells)):
+        if held and not death:  # the next look tells what became of it
+            again = True
+            cells = [c for c in cells if c.run.id != held and not self._pending(c)]
+            self._hold(place)
+        elif not death and any(map(self._pending, cells)):
             self._lost[place] = self._lost.get(place, 0) + 1
             again = self._lost[place] <= LOST_WORKERS
             death = "" if again else "its worker was lost too often"
@@ -151,12 +176,68 @@ class Driver:
             self.display.paused(job.first)
             self._waiting.append(place)
 
+    def _next(self) -> int | None:
+        """The first job that no other process works on; what others have ended is told."""
+        holders = {}
+        for _ in range(len(self._waiting)):
+            place = self._waiting.popleft()
+            job = self.jobs[place]
+            if time.monotonic() < self._held.get(place, 0.0):
+                self._waiting.append(place)
+                continue
+            self._held.pop(place, None)
+            left = [cell for cell in job.cells if self._to_do(cell)]
+            holder = next(filter(None, (runs.holder_of(self.ledger.folder(c)) for c in left)), "")
+            if holder:
+                self._hold(place)
+                self._waiting.append(place)
+                holders[place] = holder
+                continue
+            for cell in job.cells:  # read once more: its holder may just have ended it
+                if cell.run.id in self._left - self.outcomes.keys() and not self._to_do(cell):
+                    self._tell(cell, self.ledger.status(cell))
+            self._rank(job)
+            if any(map(self._to_do, job.cells)):
+                self._count_held()
+                return place
+        self._count_held()
+        if not self._offered:
+            for place, holder in holders.items():
+                self.display.note(f"{label(self.jobs[place].first)}: waiting, held by {holder}")
+        return None
+
+    def _rank(self, job: Job) -> None:
+        """A trial that was carried out elsewhere competes at the rungs that it reached."""
+        folders = [self.ledger.folder(cell) for cell in job.cells]
+        for rung in job.rungs if self._ladder is not None else ():
+            if min(len(search.lines_of(folder)) for folder in folders) >= rung:
+                score = search.score_at(folders, rung, job.metric)
+                self._ladder.seen(job.group, rung, job.trial, score)
+
+    def _hold(self, place: int) -> None:
+        self._held[place] = time.monotonic() + HELD_SECONDS
+
+    def _count_held(self) -> None:
+        held = {cell.run.id for place in self._held for cell in self.jobs[place].cells}
+        self.display.held = len(held & (self._left - self.outcomes.keys()))
+
+    def _to_do(self, cell: Cell) -> bool:
+        """Whether the run is left to us: a failure is retried by the process that saw it."""
+        if cell.run.id in self.outcomes or cell.run.id not in self._left:
+            return False
+        if self.ledger.status(cell).state == "failed":
+            return self._written(cell) == self._failed.get(cell.run.id)
+        return self.ledger.to_do(cell)
+
     def _job(self, name: str) -> Job:
         return self.jobs[self._offered[name][0]]
 
     def _written(self, cell: Cell) -> int:
         """When the result of a run was written."""
-        return (self.ledger.folder(cell) / "result.json").stat().st_mtime_ns
+        try:
+            return (self.ledger.folder(cell) / "result.json").stat().st_mtime_ns
+        except FileNotFoundError:  # another process has just begun it anew
+            return 0
 
     def _pending(self, cell: Cell) -> bool:
         """Whether the run has not ended, or its failure is the one that it was handed out with."""
@@ -187,10 +268,15 @@ class Driver:
             self.ledger.failed(cell, reason)
             if self.ledger.tries_left(cell):
                 self.display.again(cell, reason)
+                if status.state == "failed":
+                    self._failed[cell.run.id] = self._written(cell)
                 return True
         if status.state in UNFINISHED:
             text = f"{death} (tried {len(self.ledger.failures(cell))} time(s))"
-            status = disk.conclude(cell.run, cell.recorded, self.ledger.root, "failed", text)
+            try:
+                status = disk.conclude(cell.run, cell.recorded, self.ledger.root, "failed", text)
+            except runs.Held:  # another process has taken it up
+                return True
         self._tell(cell, status)
         return False
 

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
+from analysis import runs
 from analysis.studyfile import StudyError
 from benchmarks.running import capacity, local
 from benchmarks.running.capacity import Capacity
@@ -80,6 +82,16 @@ def check(study: Study, where: Where) -> None:
             raise StudyError(f"{name}: expected --executor ray, which has it, got local")
 
 
+def _check_locks(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    if not runs.locks_hold(root):
+        print(
+            f"{root}: file locks do not work on this file system; run no second command on this "
+            "folder at the same time",
+            file=sys.stderr,
+        )
+
+
 def carry_out(
     work: Work,
     ledger: Ledger,
@@ -105,6 +117,7 @@ def carry_out(
             opens = executor is None
             if executor is None:
                 begin(wanted)
+                _check_locks(ledger.root)
                 executor = stack.enter_context(where.opened(study, ledger, options, wanted))
             there = executor.capacity
             on = f" on {there.machines} machine(s)" if there.address else ""

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 60
 """How long an interrupted worker may take to reach its next step and write its checkpoint."""
 LOOK_SECONDS = 1.0
-"""Between two looks at the clock while no worker says anything."""
+"""Between two looks at the clock, and at runs that other processes hold, while no worker says
+anything."""
 GPUS = "CUDA_VISIBLE_DEVICES"
 OVER, STOPPED = "over", "stopped"
 """What a worker says after a job: that it waits for the next one, or that it ends."""
@@ -118,7 +119,8 @@ class Processes:
             worker.job = name
             driver.started(name)
             with suppress(BrokenPipeError, ConnectionResetError):  # it died: seen when it is heard
-                worker.connection.send((driver.jobs[offered["job"]], offered["runs"]))
+                job = driver.jobs[offered["job"]]
+                worker.connection.send((job, offered["runs"], offered["again"]))
 
     def _hear(self, worker: _Worker, driver: Driver) -> None:
         try:
@@ -204,10 +206,10 @@ def serve(connection: Connection, root: Path, packed: bytes) -> None:
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Gone):
         while True:
-            job, wanted = connection.recv()
+            job, wanted, again = connection.recv()
             end = OVER
             try:
-                work(job, wanted, root, options, lambda: False, report)
+                work(job, wanted, again, root, options, lambda: False, report)
             except Gone:
                 pass  # ended at a rung; or the parent is gone, which recv tells
             except Interrupted:

@@ -15,7 +15,6 @@ from benchmarks.running.disk import Options
 from benchmarks.running.problems import said
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
-from benchmarks.studies.plan import label
 from benchmarks.studies.rounds import Job
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Silent
@@ -23,16 +22,16 @@ from methods import own
 
 REPORT_SECONDS = 1.0
 """Between two reports of a run: each may wait for the driver."""
-HELD_SECONDS = 0.3
-"""Between two looks at a run that another process holds."""
 Report = Callable[[dict[str, Any]], None]
-"""Tells the driver: ``epoch`` and its scores, ``notes``, a ``problem``, or a ``rung`` reached, of
-which the driver may say that the job ends there (``Gone``)."""
+"""Tells the driver: ``epoch`` and its scores, ``notes``, a ``problem``, the run that is ``held`` by
+another process, or a ``rung`` reached, of which the driver may say that the job ends there
+(``Gone``)."""
 
 
 def work(
     job: Job,
     wanted: Collection[str],
+    again: Collection[str],
     root: Path,
     options: Options,
     ends: Callable[[], bool],
@@ -40,11 +39,13 @@ def work(
 ) -> None:
     """Do those runs of a job whose ids are wanted: whole ones, or from rung to rung.
 
+    Those named in ``again`` failed before and are retried. The job ends at a run that another
+    process works on.
+
     Raises:
         Interrupted: a signal, or ``ends``, said to stop; checkpoints are written.
         Gone: the driver is gone, or has ended the job.
     """
-    options = replace(options, retry_failed=True, wait=False)  # only these runs are to be done
     cells = [cell for cell in job.cells if cell.run.id in wanted]
     folders = [runs.folder_of(root, cell.run) for cell in job.cells]
     try:
@@ -52,10 +53,15 @@ def work(
             for until in (*job.rungs, 0):
                 if until and min(len(search.lines_of(folder)) for folder in folders) > until:
                     continue  # it has earned its way on before
-                for cell in cells:
+                for cell in list(cells):
                     if ends():
                         return
-                    _leg(cell, root, options, until, ends, report)
+                    retry = cell.run.id in again
+                    given = replace(options, retry_failed=retry, wait=False)
+                    if not _leg(cell, root, given, until, ends, report):
+                        return
+                    if runs.status_of(runs.folder_of(root, cell.run)).state == "failed":
+                        cells.remove(cell)  # the driver says whether it is tried again
                 if until:
                     score = search.score_at(folders, until, job.metric)
                     report({"epoch": until, "rung": until, "score": score})
@@ -70,40 +76,38 @@ def _leg(
     until: int,
     ends: Callable[[], bool],
     report: Report,
-) -> None:
-    """Train a run to its end, or to a rung, where it waits on disk."""
+) -> bool:
+    """Train a run to its end, or to a rung, where it waits on disk; False: another process works
+    on it, or has just failed at it, and the driver is told.
+    """
     folder = runs.folder_of(root, cell.run)
-    if until and runs.status_of(folder).state == "interrupted":
+    status = runs.status_of(folder)
+    if status.state == "failed" and not options.retry_failed:
+        report({"held": cell.run.id})
+        return False
+    if until and status.state == "interrupted":
         reached = len(search.lines_of(folder))
         if reached >= until and (folder / "checkpoint.pt").exists():
-            return
+            return True
     told = Told(report, until)
-    waiting = False
-    while True:
-        try:
-            disk.execute(
-                cell.run,
-                cell.recorded,
-                root,
-                options,
-                cell.benchmark,
-                told,
-                lambda: told.arrived or ends(),
-            )
-            break
-        except Interrupted:
-            if not told.arrived:
-                raise
-            break
-        except runs.Held as held:  # waited for here, where the driver's word is heard too
-            if not waiting:
-                told.note(f"{label(cell)}: waiting, {held}")
-            waiting = True
-            options = replace(options, retry_failed=False)  # what it fails at is not done again
-            time.sleep(HELD_SECONDS)
-            if ends():
-                raise Interrupted from held
+    try:
+        disk.execute(
+            cell.run,
+            cell.recorded,
+            root,
+            options,
+            cell.benchmark,
+            told,
+            lambda: told.arrived or ends(),
+        )
+    except Interrupted:
+        if not told.arrived:
+            raise
+    except runs.Held:
+        report({"held": cell.run.id})
+        return False
     told.over(runs.read_result(folder))
+    return True
 
 
 class Told(Silent):

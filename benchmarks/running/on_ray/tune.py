@@ -125,7 +125,8 @@ def _trial(config: dict[str, Any], place: Place) -> None:
 
     ends = flag.lowered(place.flag)
     with suppress(Interrupted, Gone):
-        work(place.jobs[config["job"]], config["runs"], place.root, place.options, ends, report)
+        job, wanted, again = place.jobs[config["job"]], config["runs"], config["again"]
+        work(job, wanted, again, place.root, place.options, ends, report)
 
 
 def _offering(driver: Driver, most: int) -> Any:
