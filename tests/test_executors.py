@@ -1,5 +1,7 @@
 """Two executors behind one interface: the same study on processes of this machine and on Ray."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -129,6 +131,37 @@ def test_more_threads_than_cores_are_warned_of_once(
     told = capsys.readouterr().err
     assert told.count("Warning: 4 run(s) at a time with 1 thread(s) each use 4 cores") == warned
     assert "Runs: " in told and told.count("Warning") == warned
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_sweep_says_where_file_locks_do_not_work(
+    hold: bool,
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before its first run, and goes on."""
+    out, told = tmp_path / "runs", ""
+
+    class Idle:
+        capacity = Capacity("", 1, 1.0, 0.0, 1)
+
+        def carry_out(self, *_: Any) -> dict[str, Any]:
+            nonlocal told
+            told = capsys.readouterr().err
+            return {}
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(executors.Where, "opened", lambda *_: nullcontext(Idle()))
+    if not hold:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = sweeping.study(place, SEARCH, "locks.yaml")
+    main.run(["sweep", str(path), "--executor", "local", "--out", str(out)])
+    assert (f"{out}: file locks do not work on this file system" in told) is not hold
+    assert "Runs: " in told
 
 
 @pytest.mark.parametrize(
