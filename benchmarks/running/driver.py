@@ -208,8 +208,10 @@ class Driver:
 
     def _rank(self, job: Job) -> None:
         """A trial that was carried out elsewhere competes at the rungs that it reached."""
+        if self._ladder is None:
+            return
         folders = [self.ledger.folder(cell) for cell in job.cells]
-        for rung in job.rungs if self._ladder is not None else ():
+        for rung in job.rungs:
             if min(len(search.lines_of(folder)) for folder in folders) >= rung:
                 score = search.score_at(folders, rung, job.metric)
                 self._ladder.seen(job.group, rung, job.trial, score)
