@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,28 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors: on a GPU one launch for all of a dtype, instead of one for each."""
+    made = list(tensors)
+    places: dict[torch.dtype, list[int]] = {}
+    for place, each in enumerate(tensors):
+        places.setdefault(each.dtype, []).append(place)
+    for dtype, same in places.items():
+        parts = [tensors[place] for place in same]
+        # Times 1 is exact; views of one copy would share a version, which autograd checks.
+        multiply = cast("Any", torch)._foreach_mul
+        copied = [each.clone() for each in parts] if dtype == torch.bool else multiply(parts, 1)
+        for place, copy in zip(same, copied, strict=True):
+            made[place] = copy
+    return made
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers of ``model``, by name."""
+    own = dict(model.named_buffers())
+    return dict(zip(own, copies(list(own.values())), strict=True))
+
+
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Work on copies of the buffers of ``model``, so that its own stay unchanged, even on error."""
@@ -182,8 +204,9 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    for module, name, buffer in own:  # autograd rejects buffers modified after the forward
-        setattr(module, name, buffer.clone())
+    # Autograd rejects buffers modified after the forward.
+    for (module, name, _), copy in zip(own, copies([each for *_, each in own]), strict=True):
+        setattr(module, name, copy)
     try:
         yield
     finally:
@@ -234,8 +257,7 @@ def evaluate(
 
     Normalisation layers follow the model's mode; running statistics are never updated.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return functional_call(model, {**buffers, **parameters}, (x,))
+    return functional_call(model, {**buffers_of(model), **parameters}, (x,))
 
 
 def directional(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
 from methods.functional import (
+    buffers_of,
     clean_share,
     directional,
     evaluate,
@@ -423,7 +424,7 @@ class Saflex(Method):
         # differ from those of the forward pass.
         primal = buffers = None
         if self.stages is None and ctx.repeatable:
-            buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+            buffers = buffers_of(network)
             given = ctx.forward(x)
             primal = given.detach()
         with ctx.replay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -12,13 +13,26 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.training import models
 from benchmarks.training.context import OwnLoop, own_loop
 from methods.base import Spec
-from methods.functional import directional, evaluate
+from methods.functional import buffers_of, directional, evaluate
 
 ROWS, CLASSES, EDGE = 7, 4, 8
+
+
+class Counting(TorchDispatchMode):
+    """Counts the calls of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name().partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Tied(nn.Module):
@@ -371,6 +385,23 @@ class TestEvaluate:
             found, torch.autograd.grad(truth.square().sum(), order), strict=True
         ):
             torch.testing.assert_close(one, wanted, rtol=1e-10, atol=1e-11)
+
+    def test_buffers_are_copied_together(self) -> None:
+        """One launch for each dtype on a GPU, and each copy with a version of its own."""
+        network = models.build("resnet18(width=0.125)", Spec(8, 3, (1, 28, 28)))
+        network.register_buffer("flag", torch.tensor([True, False]))
+        own = dict(network.named_buffers())
+        with Counting() as seen:
+            made = buffers_of(network)
+        assert seen.counts["aten::_foreach_mul"] == 2, "float32 and int64"
+        assert seen.counts["aten::clone"] == 1, "the flag"
+        assert list(made) == list(own) and len(own) > 60
+        for name, copied in made.items():
+            assert copied.dtype == own[name].dtype and torch.equal(copied, own[name])
+            assert copied.data_ptr() != own[name].data_ptr()
+        versions = [each._version for each in made.values()]
+        made["trunk.stem.1.running_mean"].add_(1)
+        assert [each._version for each in made.values()].count(versions[0] + 1) == 1
 
     def test_statistics_are_read_as_the_mode_has_it_and_never_move(self) -> None:
         network = built("conv, batch norm")

@@ -146,7 +146,7 @@ def main() -> None:
             ]
         )
     what = f"{STEPS} batches of training and {arguments.meta_batches} of meta rows, Adam"
-    loop.show(what, arguments, ["inner", "outer", "without meta", "epoch"], body)
+    loop.show(what, arguments, ["inner", "outer", "without meta", "epoch", *loop.AIM], body)
     print(f"ms: {loop.clock(arguments.device)} by the run's clock, of an inner step.")
     print("inner, outer: a step as a ratio to a plain step, including the features of the meta")
     print("rows, computed once per phase; without meta: without them; epoch: both phases.")

@@ -50,7 +50,7 @@ class Loop:
     """The trainer's steps under one method, with their own network, optimiser and order.
 
     ``rows`` is the size of a batch, ``steps`` the number of batches in ``order``, ``training``
-    further fields of a run's training, such as its precision.
+    further fields of a run's training, such as its precision; channels_last as in the presets.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Loop:
         seed_global(place, 0, "init")
         network = models.build(model, splits.spec, self.method.requires()).to(place)
         check_fits(self.name, self.method, splits, network, model)
-        asked = Training(epochs=epochs, batch_size=rows, **training)
+        asked = Training(**{"channels_last": True, **training}, epochs=epochs, batch_size=rows)
         if asked.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ctx = TrainingContext.of_splits(
@@ -133,6 +133,10 @@ def milliseconds(seconds: Sequence[float], steps: int) -> str:
     return f"{1000 * statistics.median(seconds) / steps:.0f}"
 
 
+AIM = ("target", "within 10 %")
+"""Headers of the columns of ``against``."""
+
+
 def against(ratio: float, target: float | None) -> list[str]:
     """Two columns: the target, and whether the ratio is within a tenth of it."""
     if target is None:
@@ -146,7 +150,7 @@ def show(what: str, arguments: Arguments, headers: Sequence[str], body: list[lis
         f"{time.strftime('%Y-%m-%d')}, {arguments.model}, 28x28x3, batch {arguments.batch_size}, "
         f"{what}, {described(arguments.device, arguments.threads, arguments.repeats)}"
     )
-    columns = ["", "ms / step", *headers, "target", "within 10 %"]
+    columns = ["", "ms / step", *headers]
     numbers = ("left", *["right"] * (len(columns) - 1))
     print(tabulate(body, headers=columns, colalign=numbers, disable_numparse=True))
 

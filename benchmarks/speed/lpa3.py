@@ -112,7 +112,7 @@ def main() -> None:
                 *loop.against(statistics.median(ratios), way.target),
             ]
         )
-    headers = ["ratio", "from-to", "forward", "backward", "trained", "bound"]
+    headers = ["ratio", "from-to", "forward", "backward", "trained", "bound", *loop.AIM]
     loop.show("Adam", arguments, headers, body)
     print(f"ms: {loop.clock(arguments.device)} by the run's clock (it stops during the audit).")
     print(

@@ -117,7 +117,7 @@ def main() -> None:
                 *loop.against(statistics.median(ratios), way.target),
             ]
         )
-    headers = ["ratio", "from-to", "forward", "backward", "bound", "FLOPs"]
+    headers = ["ratio", "from-to", "forward", "backward", "bound", "FLOPs", *loop.AIM]
     loop.show(f"upstream {arguments.upstream}, Adam", arguments, headers, body)
     print(
         f"ms: {loop.clock(arguments.device)} by the run's clock (it stops during the audit), "
