@@ -53,7 +53,7 @@ def study(root: Path, name: str, ids: list[str]) -> None:
 
 def packed(root: Path, *options: str) -> Path:
     out = root.parent / "runs.tar.zst"
-    assert cli(["pack", str(root), "--out", str(out), *options]) == 0
+    assert cli(["pack", str(root), str(out), *options]) == 0
     return out
 
 
@@ -137,8 +137,31 @@ def test_runs_are_chosen(root: Path, capsys: Shown) -> None:
     packed(root, "--study", "first", "--where", "state=failed")
     assert capsys.readouterr().out.startswith("Packed 1 run into")
     for options in (["--study", "third"], ["--study", "second"], ["--where", "row=flop"]):
-        assert cli(["pack", str(root), "--out", str(root.parent / "x"), *options]) == USAGE
+        assert cli(["pack", str(root), str(root.parent / "x"), *options]) == USAGE
     assert not (root.parent / "x").exists()
+
+
+def test_folder_and_file_may_be_left_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    monkeypatch.chdir(root.parent)
+    assert root.name == "runs"
+    for given, file in (
+        ([], "runs.tar.zst"),
+        (["other.tar.zst"], "other.tar.zst"),
+        (["runs"], "runs.tar.zst"),
+        (["runs", "one"], "one"),
+    ):
+        assert cli(["pack", *given]) == 0
+        Path(file).unlink()
+    capsys.readouterr()
+    for given, told in (
+        (["a", "b", "c"], "expected a results folder and a file, got 3 paths"),
+        (["absent", "x"], "expected a results folder, got absent"),
+        (["runs", "."], "expected a file to write, got the directory ."),
+    ):
+        assert cli(["pack", *given]) == USAGE
+        assert capsys.readouterr().err == f"augbench: {told}\n"
 
 
 def test_a_run_in_use_is_left_out(root: Path, capsys: Shown) -> None:
@@ -349,7 +372,7 @@ def test_an_interrupted_pack_leaves_nothing(root: Path, monkeypatch: pytest.Monk
         return self.source.read_bytes()[: self.size].ljust(self.size)
 
     monkeypatch.setattr(packing.Member, "content", content)
-    assert cli(["pack", str(root), "--out", str(out)]) == INTERRUPTED
+    assert cli(["pack", str(root), str(out)]) == INTERRUPTED
     assert contents(root.parent) == before
 
 

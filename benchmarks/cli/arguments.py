@@ -419,13 +419,11 @@ class PackCommand:
 
     Checkpoints, saved networks and sample images stay behind; runs that have not ended do too.
 
-    Example: augbench pack runs --out runs.tar.zst --where benchmark=breastmnist
+    Example: augbench pack runs runs.tar.zst --where benchmark=breastmnist
     """
 
-    runs: Positional[Path] = Path("runs")
-    """results folder"""
-    out: Path = Path("runs.tar.zst")
-    """file to write"""
+    paths: Annotated[Positional[tuple[Path, ...]], _default("runs runs.tar.zst")] = ()
+    """results folder, file to write; either one may be left out"""
     study: Annotated[str, _default("all runs")] = ""
     """pack only the runs of this study, one that augbench sweep has run there"""
     where: Annotated[

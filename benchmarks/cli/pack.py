@@ -20,6 +20,7 @@ from benchmarks.running.codes import FAILURE, USAGE
 from methods.naming import NamingError
 
 MIB = 2**20
+FOLDER, FILE = Path("runs"), Path("runs.tar.zst")
 
 
 def carry_out(command: PackCommand | UnpackCommand) -> int:
@@ -37,11 +38,11 @@ def carry_out(command: PackCommand | UnpackCommand) -> int:
 
 def _pack(command: PackCommand) -> int:
     choice = inventory.choice(command.where)
-    root, out = command.runs.expanduser(), command.out.expanduser()
+    root, out = _folder_and_file(command.paths)
     if not root.is_dir():
-        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+        raise UsageError(f"expected a results folder, got {root}")
     if out.is_dir():
-        raise UsageError(f"out: expected a file, got the directory {command.out}")
+        raise UsageError(f"expected a file to write, got the directory {out}")
     if command.piece is not None and command.piece < 1:
         raise UsageError(f"piece: expected 1 MiB or more, got {command.piece}")
     studies = [command.study] if command.study else question.names(root)
@@ -70,6 +71,17 @@ def _pack(command: PackCommand) -> int:
     told = f" Left out: {left}." if left else ""
     print(f"Packed {_counted(len(chosen))} into {where} ({size_text(size)}).{told}")
     return 0
+
+
+def _folder_and_file(paths: Sequence[Path]) -> tuple[Path, Path]:
+    """The results folder and the file to write, of which either one may not be named."""
+    if len(paths) > 2:
+        raise UsageError(f"expected a results folder and a file, got {len(paths)} paths")
+    given = [path.expanduser() for path in paths]
+    if len(given) == 1 and given[0].suffix == FILE.suffix:
+        return FOLDER, given[0]
+    folder, file, *_ = [*given, *(FOLDER, FILE)[len(given) :]]
+    return folder, file
 
 
 def _is_own(item: inventory.Item) -> bool:
