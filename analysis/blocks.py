@@ -1,4 +1,4 @@
-"""Which runs may stand in one table: blocks of equal setting, with a column for each data set."""
+"""Which runs can be compared in one table: blocks of one setting, a column for each data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from analysis.runs import Training, field_names
 
 CORRUPTIONS = ("noise", "imbalance")
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
-"""How meta rows are cut from the pool, with what runs have for which nothing is cut."""
+"""How meta rows are cut from the pool, with the values of runs without meta rows."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Entry:
     """A row of a block's tables: one method, the same on every data set."""
 
     name: str
-    """how tables call it: its label, without one as ``row``"""
+    """its name in tables: the label, or else ``row``"""
     row: str
-    """its name as runs have it, and in braces what sets it apart from others of that name"""
+    """the name that its runs have, and in braces how it differs from other rows of that name"""
     method: str
     facts: Facts
 
     @property
     def control(self) -> bool:
-        """Whether it tells where a gain of others comes from."""
+        """Whether it is a control row."""
         return self.facts.kind == "control"
 
 
@@ -43,9 +43,9 @@ class Column:
     """The runs of a block on one data set, row by row."""
 
     name: str
-    """how tables call it: its label, without one as ``key``"""
+    """its name in tables: the label, or else ``key``"""
     key: str
-    """the benchmark, of a user's own data with the name of the file"""
+    """the benchmark, for a user's own data with the name of the file"""
     benchmark: str
     training: Training
     rows: Mapping[str, RowRuns]
@@ -53,7 +53,7 @@ class Column:
 
     @property
     def records(self) -> list[Record]:
-        """Every run, ended well or not."""
+        """Every run that has ended, whatever its status."""
         return [record for row in self.rows.values() for record in row.records]
 
     @property
@@ -62,14 +62,14 @@ class Column:
         return [record for record in self.records if record.done]
 
     def forget(self) -> None:
-        """Let go of what was read of predictions."""
+        """Free the memory of predictions."""
         for record in self.records:
             record.forget()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Runs of one network under one protocol on one kind of machine: what one table may hold."""
+    """Runs of one network under one protocol on one kind of machine: the content of one table."""
 
     setting: Mapping[str, str]
     """what all runs share"""
@@ -84,12 +84,12 @@ class Block:
 
     @cached_property
     def by_row(self) -> dict[str, Entry]:
-        """The rows by their names as runs have them."""
+        """The rows by the names that runs have."""
         return {entry.row: entry for entry in self.entries}
 
     @property
     def compared(self) -> list[Entry]:
-        """The rows that are no controls."""
+        """The rows that are not controls."""
         return [entry for entry in self.entries if not entry.control]
 
     @property
@@ -103,7 +103,7 @@ class Block:
         return [record for column in self.columns for record in column.done]
 
     def baseline(self, entry: Entry) -> str:
-        """The row that a row is measured against; empty where there is none.
+        """The row that a row is compared with; empty if there is none.
 
         For a method its upstream alone, for an upstream ``none``.
         """
@@ -111,8 +111,8 @@ class Block:
         return next((name for name in there if name and name != entry.name), "")
 
     def beside(self, entry: Entry, row: str) -> str:
-        """The name of a row that an entry is set beside, in the entry's own variant where there is
-        one; empty where there is no such row."""
+        """The name of the row to compare an entry with, in the entry's own variant if that exists;
+        empty if there is no such row."""
         own = f"{row}{VARIANT}{variant(entry.row)}"
         found = (self.by_row[each].name for each in (own, row) if each in self.by_row)
         return next(found, "")
@@ -120,17 +120,17 @@ class Block:
     def controls_of(self, entry: Entry) -> list[str]:
         """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
 
-        What trains on other labelled rows, or on meta rows, tells of methods that take meta rows
-        alone.
+        Controls that train on other labelled rows, or on meta rows, apply only to methods that
+        learn from meta rows.
         """
         if not (entry.facts.wraps or entry.facts.needs_meta):
             return []
         return [each.name for each in self.controls if _controls(each, entry)]
 
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
-        """A row, in each of its variants, and its base; its own baseline where none is named.
+        """Each variant of a row with its base; without ``base``, with its own baseline.
 
-        Empty where one of the two has no runs.
+        Empty if one of the two has no runs.
         """
         made = []
         for entry in self.entries:
@@ -143,16 +143,16 @@ class Block:
         """The comparisons of the study that this block can make, or those of every method."""
         asked = question.family or [(entry.row, "") for entry in self.compared]
         made = [pair for row, base in asked for pair in self.contrast(row, base)]
-        # A comparison that a family names twice is one test.
+        # A comparison that a family names twice is tested once.
         return list(dict.fromkeys(made))
 
     def chosen(
         self, rows: Sequence[tuple[Entry, str]], columns: Sequence[tuple[Column, str]]
     ) -> Block:
-        """These rows and data sets alone, in this order and under these names.
+        """Only these rows and data sets, in this order and under these names.
 
         Raises:
-            NamingError: two rows, or two data sets, have one name.
+            NamingError: two rows, or two data sets, have the same name.
         """
         labels.check((name, entry.row) for entry, name in rows)
         labels.check((name, column.key) for column, name in columns)
@@ -186,14 +186,14 @@ def _controls(control: Entry, entry: Entry) -> bool:
 def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:
     """Blocks whose runs may be compared, in the order of their settings.
 
-    ``given`` are labels beside those that methods declare.
+    ``given`` are labels in addition to those that methods declare.
 
-    Runs of another network, protocol, thread count, device type or code are another block. Data
-    sets may be trained differently from each other, but where one data set was trained in two
-    ways, each way is a block.
+    Runs of another network, protocol, thread count, device type or code form another block. The
+    training may differ between data sets, but if one data set was trained in two ways, each way
+    is a block.
 
     Raises:
-        NamingError: two rows or data sets of a block have one label.
+        NamingError: two rows or data sets of a block have the same label.
     """
     records = list(records)
     given = given or {}
@@ -231,7 +231,7 @@ def _shared(record: Record) -> tuple[tuple[str, str], ...]:
 
 
 def _by_machine(records: Sequence[Record]) -> dict[tuple[tuple[str, str], ...], list[Record]]:
-    """By device type and release; a run that failed tells neither and goes where most are."""
+    """By device type and release; failed runs, which record neither, go to the largest group."""
     told = [(_machine(record), record) for record in records]
     known = Counter(machine for machine, record in told if record.done)
     usual = known.most_common(1)[0][0] if known else (("device", "unknown"), ("augbench", "?"))
@@ -268,10 +268,10 @@ def _by_training(
 def _base_training(
     record: Record, steps: Sequence[Record], by_id: Mapping[str, Record]
 ) -> Training:
-    """The training; for a row of an equal budget that of the row whose budget it has.
+    """The training; for a row with an equal budget, that of the row whose budget it has.
 
-    Where the very run that the budget was measured on is not there, it is that of the same method
-    with another seed, or of all other rows of the data set, if these agree.
+    If the run that the budget was measured on is missing, it is that of the same method with
+    another seed, or of all other rows of the data set, if these agree.
     """
     run = record.run
     if run.budget == "steps":
@@ -289,7 +289,7 @@ def _base_training(
 
 
 def _column_name(record: Record) -> str:
-    """The benchmark, and of a user's own file its name; dirty meta rows make no other one."""
+    """The benchmark, with the name of a user's own file; dirty meta rows do not matter."""
     return column_key(undirty(record.run.benchmark)[0], record.recorded.get("path"))
 
 
@@ -320,7 +320,7 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
 
 
 def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
-    """Columns of one name whose data differ."""
+    """Names of columns whose data differ."""
     found: dict[str, set[str]] = {}
     for name, _, record in placed:
         found.setdefault(name, set()).add(record.run.data)
@@ -328,7 +328,7 @@ def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
 
 
 def _names(records: Sequence[Record]) -> dict[str, str]:
-    """The row of each run by its id; what else differs between rows of one name is in the name."""
+    """The row of each run by id; rows of one name get what sets them apart added to the name."""
     variants: dict[str, dict[str, list[dict[str, str]]]] = {}
     epochs: dict[tuple[str, str], set[int]] = {}
     cut = {_row(record) for record in records if _is_cut(record)}
@@ -337,7 +337,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
         row, own = _row(record), own_of[record.run.id]
         variants.setdefault(row, {}).setdefault(json.dumps(own), []).append(own)
         epochs.setdefault((row, _column_name(record)), set()).add(record.run.training.epochs)
-    # Data sets may differ in how many epochs an equal budget is.
+    # An equal budget may be another number of epochs on each data set.
     several = {row for (row, _), own in epochs.items() if len(own) > 1}
     names = {}
     for record in records:
@@ -359,11 +359,11 @@ def _row(record: Record) -> str:
 
 
 ANY = ""
-"""Of what decides no number of a run."""
+"""The value of a field that does not affect a run's numbers."""
 
 
 def _is_cut(record: Record) -> bool:
-    """Whether the pool was surely cut, which corruption apart is the same for all of a row."""
+    """Whether the pool was certainly cut; corruption aside, this is the same for a whole row."""
     run, rows = record.run, record.result.get("data", {}).get("rows", {})
     told = not _corrupts(record) and any(getattr(run, name) != CUT[name] for name in CUT)
     return told or run.control != "all" or rows.get("meta", 0) > 0
@@ -375,9 +375,9 @@ def _corrupts(record: Record) -> bool:
 
 
 def _variant(record: Record, cut: bool) -> dict[str, str]:
-    """What may differ between runs of one row name, beside what a block shares."""
+    """What may differ between runs of one row name, apart from what a block shares."""
     run = record.run
-    # Rows without meta rows are the whole pool, however it is cut; corruptions come after the cut.
+    # Without meta rows the whole pool is used, however it is cut; corruptions come after the cut.
     matters = cut or _corrupts(record)
     parts = {name: v for name, v in run.versions.items() if name not in ("trainer", "model")}
     epochs = {"epochs": str(run.training.epochs)} if run.budget != "steps" else {}
@@ -389,24 +389,24 @@ def _variant(record: Record, cut: bool) -> dict[str, str]:
 
 
 def _entry(name: str, records: Sequence[Record]) -> Entry:
-    """The row of these runs; those that say themselves what they are know best."""
+    """The row of these runs; runs that recorded their own facts take precedence."""
     first = next((each for each in records if ROW in each.recorded), records[0])
     meta = any(each.facts.needs_meta for each in records)
     return Entry(name, name, first.run.method, replace(first.facts, needs_meta=meta))
 
 
 def bare(name: str) -> str:
-    """The name of a row without what sets it apart from others of that name."""
+    """The name of a row without its variant in braces."""
     return name.partition(VARIANT)[0]
 
 
 def variant(name: str) -> str:
-    """What sets a row apart from others of its name; empty where nothing does."""
+    """What sets a row apart from others of its name; may be empty."""
     return name.partition(VARIANT)[2]
 
 
 def bases(method: str) -> tuple[str, ...]:
-    """What a method is measured against where no base is named (``Facts.bases``)."""
+    """What a method is compared with if no base is named (``Facts.bases``)."""
     wraps, upstream = put_around(method)
     return (wraps, upstream, NONE) if wraps else (NONE,)
 

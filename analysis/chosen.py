@@ -1,4 +1,4 @@
-"""What a person chooses of the runs in a folder for one table: block, rows and data sets."""
+"""Choosing what one table shows of the runs in a folder: block, rows and data sets."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from methods.naming import NamingError, unknown
 
 Kind = TypeVar("Kind", Entry, Column)
 Spelling = Callable[[str], str]
-"""The name that runs have for what a person writes."""
+"""From a name as a user writes it to the name that runs have."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Rows and data sets by name, each with its label (empty: its own); none: all."""
+    """Rows and data sets by name, each with its label (empty: the name); none: all."""
 
     rows: Sequence[tuple[str, str]] = ()
     benchmarks: Sequence[tuple[str, str]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    """of a block's setting, such as the model"""
+    """values that a block's setting must have, such as the model"""
     number: int = 0
-    """of the block; 0: the only one that fits"""
+    """of the block, from 1; 0: the only one that matches"""
 
     def of(self, blocks: Sequence[Block], spell: Spelling) -> tuple[list[int], Block | None]:
-        """The numbers of the blocks that fit, from 1 on, and of the only one what was chosen.
+        """The numbers of the blocks that match, and if there is only one, its chosen part.
 
         Raises:
-            NamingError: no block fits, or a row or data set is not there.
+            NamingError: no block matches, or a row or data set does not exist.
         """
         if self.number and not 1 <= self.number <= len(blocks):
             raise NamingError(f"block: expected 1 to {len(blocks)}, got {self.number}")
@@ -78,10 +78,10 @@ class Choice:
 
 
 def on_benchmarks(blocks: Sequence[Block], names: Sequence[str]) -> list[Block]:
-    """The blocks with these data sets alone and the rows that have runs there; none named: all.
+    """The blocks, reduced to these data sets and the rows with runs on them; no names: all.
 
     Raises:
-        NamingError: no block has a data set of that name, or several of a block match.
+        NamingError: no block has a data set of that name, or several of one block match.
     """
     if not names:
         return list(blocks)
@@ -112,7 +112,7 @@ def _once(where: str, names: Sequence[str]) -> None:
 
 
 def _entry(block: Block, text: str, spell: Spelling) -> Entry:
-    """The row of a name as runs have it, of its label, or of another spelling of the name."""
+    """The row with this name or label, or with another spelling of the name."""
     for name in _spellings(text, spell):
         found = [each for each in block.entries if name in (each.row, each.name)]
         found = found or [each for each in block.entries if bare(each.row) == name]
@@ -122,7 +122,7 @@ def _entry(block: Block, text: str, spell: Spelling) -> Entry:
 
 
 def _spellings(text: str, spell: Spelling) -> Iterable[str]:
-    """A text, and the names that runs may have for it; the last one may take seconds."""
+    """A text, and the names that runs may have for it; the last may take seconds to resolve."""
     yield text
     for way in (written, spell):
         try:
@@ -132,7 +132,7 @@ def _spellings(text: str, spell: Spelling) -> Iterable[str]:
 
 
 def _column(block: Block, text: str) -> Column:
-    """The data set of a name or a label, of which a part that no other has is enough."""
+    """The data set with this name or label; an unambiguous part of it is enough."""
     low = text.lower()
     named = {column.name: (column.key.lower(), column.name.lower()) for column in block.columns}
     by_name = {column.name: column for column in block.columns}

@@ -32,11 +32,11 @@ from analysis.stats import FEW_SEEDS, INFERENCE_SEEDS
 from analysis.table import WIDTH, table, text, wrapped
 
 NAMES = 24
-"""Letters to which the names of rows are folded where a table would be too wide."""
+"""Width to which the names of rows are folded if a table would be too wide."""
 LONG = 30
-"""Letters from which on a name is not told again in a footnote."""
+"""A footnote does not repeat a name that is longer than this."""
 INDENT = 11
-"""of what the lines above the table say"""
+"""of the text in the lines above the table"""
 
 
 def as_text(
@@ -49,11 +49,11 @@ def as_text(
     """The comparison of rows on one benchmark: scores, differences, verdicts and costs.
 
     All records are of one benchmark, model, protocol and training. ``margin``, in points: what
-    counts as equivalent. ``verbose`` adds all that a report says of these rows. ``labels`` are
-    those of rows, beside those that methods declare.
+    counts as equivalent. ``verbose`` adds everything that a report says about these rows.
+    ``labels`` are labels of rows, in addition to those that methods declare.
 
     Raises:
-        NamingError: two rows have one label.
+        NamingError: two rows have the same label.
     """
     full, rows = rows, labelled(rows, labels or {})
     done = [record for row in rows for record in row.records if record.done]
@@ -99,7 +99,7 @@ def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
         protocol += f" ({f'crossfit {cut[0].crossfit}' if cut[0].crossfit > 1 else share})"
     path = record.recorded.get("path")
     name = f"{run.benchmark} {path}" if path else run.benchmark
-    devices = {f"{r.result['device']['name']}, {_threads(r.run.threads)} a run" for r in done}
+    devices = {f"{r.result['device']['name']}, {_threads(r.run.threads)} per run" for r in done}
     lines = [
         f"Benchmark  {name}: {data['rows']['select']} select and {data['rows']['test']} test rows, "
         f"{len(data['classes'])} classes",
@@ -130,7 +130,7 @@ def _threads(count: int) -> str:
 
 
 def _preset(record: Record) -> str:
-    """The preset, and every other field in which the training differs from it."""
+    """The preset, and the fields not shown elsewhere in which the training differs from it."""
     name, training = record.recorded.get("preset"), asdict(record.run.training)  # type: ignore[call-overload]
     if name not in PRESETS:
         return ", ".join(f"{field} {value}" for field, value in training.items())
@@ -141,14 +141,14 @@ def _preset(record: Record) -> str:
 
 
 def _seeds(rows: Sequence[RowRuns], record: Record) -> list[str]:
-    """That there are fewer seeds than are advised; empty where there are as many."""
+    """A note if there are fewer seeds than recommended; otherwise empty."""
     fewest = min(len(row.by_seed()) for row in rows if row.by_seed())
     test = record.result["data"]["rows"]["test"]
     wanted = advised(test, record.folds)
     if fewest >= wanted:
         return []
-    start = "" if fewest >= INFERENCE_SEEDS else f"; intervals start at {INFERENCE_SEEDS}"
-    return [f"{fewest}{start}; {wanted} are advised for {test} test rows"]
+    start = "" if fewest >= INFERENCE_SEEDS else f"; intervals need at least {INFERENCE_SEEDS}"
+    return [f"{fewest}{start}; {wanted} are recommended for {test} test rows"]
 
 
 def _not_offered(done: Sequence[Record], when: str) -> list[str]:
@@ -172,7 +172,7 @@ def _corrupted(record: Record) -> list[str]:
 
 
 def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str) -> str:
-    """The table: each row with its scores, its difference to its base, verdict and cost."""
+    """The table: each row with its scores, its difference from its base, verdict and cost."""
     names, against = {row.name: row for row in rows}, {each.row: each for each in found}
     body = []
     for row in rows:
@@ -200,7 +200,7 @@ def _judged(found: Finding | None) -> tuple[str, str]:
 
 
 def _fitting(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """The table as text; one that is too wide has verdicts, and then names, on several lines."""
+    """The table as text; if it is too wide, verdicts and then names are folded."""
 
     def over(made: str) -> int:
         return max(map(len, made.splitlines())) - WIDTH
@@ -217,7 +217,7 @@ def _fitting(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
 
 
 def folded(name: str, width: int) -> str:
-    """A row's name on lines of this width, broken where a reader would break it."""
+    """A row's name on lines of this width, broken at natural places."""
     pieces = re.findall(r".+?(?:[ +]|$)", name)
     lines = [""]
     for piece in pieces if max(map(len, pieces)) <= width else re.findall(r".+?(?:[ +(]|$)", name):
@@ -228,13 +228,13 @@ def folded(name: str, width: int) -> str:
 
 
 def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) -> list[str]:
-    """What the columns are, in three lines."""
+    """What the columns mean, in three lines."""
     folds, patients = done[0].folds, done[0].patients
     over = "other seeds and test images"
     if folds:
         over = f"repeated {folds}-fold cross-validation"
     elif patients:
-        over = "other seeds alone" if patients == 1 else "other seeds and patients"
+        over = "other seeds only" if patients == 1 else "other seeds and patients"
     lines = []
     if found:
         lines.append(f"difference: points of accuracy over {_bases(found)}; 95 % CI: {over}.")
@@ -244,7 +244,7 @@ def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) 
         few = f"; few seeds: under {FEW_SEEDS}" if any(" (" in each.told for each in tested) else ""
         lines.append(f"verdict: {level}; equivalent: within {margin:g} points{few}.")
     elif found:
-        lines.append(f"verdict: from {INFERENCE_SEEDS} seeds on.")
+        lines.append(f"verdict: needs at least {INFERENCE_SEEDS} seeds.")
     return [
         *lines,
         "cost: training time relative to the upstream alone. Definitions: docs/reports.md; more: "
@@ -253,7 +253,7 @@ def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) 
 
 
 def _bases(found: Sequence[Finding]) -> str:
-    """What differences are to."""
+    """The base of the differences, in words."""
     bases = list(dict.fromkeys(each.base for each in found))
     if len(bases) > 1:
         alone = {each.base for each in found if each.fallback}
@@ -275,7 +275,7 @@ def _reasons(rows: Sequence[RowRuns]) -> list[str]:
 
 
 def _grouped(reasons: Sequence[str]) -> list[tuple[str, str]]:
-    """Equal reasons once, with the number of the others."""
+    """Each reason once, with how many more seeds have it."""
     texts: dict[str, list[str]] = {}
     for reason in reasons:
         texts.setdefault(reason.partition(": ")[2], []).append(reason)
@@ -287,7 +287,7 @@ def _others(count: int) -> str:
 
 
 def _not_tested(found: Sequence[Finding]) -> list[str]:
-    """Why rows have no verdict, where neither their number of seeds nor the heading says so."""
+    """Why rows have no verdict, unless the number of seeds or the heading already says so."""
     made = [(each.row, each.difference) for each in found if each.difference is not None]
     return [
         f"{name}: not tested, because {each.untested}"
@@ -320,7 +320,7 @@ def _select_auc(records: Sequence[Record], when: str) -> str:
 
 
 def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str, when: str) -> str:
-    """Each difference with both intervals; p-values of the metric that verdicts are of."""
+    """Each difference with both intervals; p-values only for the metric of the verdicts."""
     names = {row.name: row for row in rows}
     headline = metric == next(iter(SHOWN))
     body = []
@@ -337,7 +337,7 @@ def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str,
 
 
 def _detection(rows: Sequence[RowRuns]) -> str:
-    """What the rows learned of the corrupted labels; empty where nothing was corrupted."""
+    """How well the rows identified corrupted labels; empty if no label was corrupted."""
     body = [[row.name, *own] for row in rows if (own := detected(row, 2))]
     return text(table("labels-found", "Wrong labels found", ["", *DETECTED], body)) if body else ""
 

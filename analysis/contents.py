@@ -1,4 +1,4 @@
-"""What tables say of a row, in ``augbench compare`` and in reports alike."""
+"""Contents of tables that ``augbench compare`` and reports have in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved,
 
 
 def difference_cells(made: Difference | None) -> list[object]:
-    """Seeds, difference, both intervals and what could have been detected."""
+    """Seeds, difference, both intervals and the detectable difference."""
     if made is None:
         return [0, *[MISSING] * 4]
     intervals = [bounds(made.training), bounds(made.population)]
@@ -26,7 +26,7 @@ def difference_cells(made: Difference | None) -> list[object]:
 
 
 def detected(row: RowRuns, digits: int) -> list[object]:
-    """What a row learned of corrupted labels, under ``DETECTED``; empty where nothing."""
+    """How well a row identified corrupted labels, in the columns ``DETECTED``; may be empty."""
     records = [each for each in row.by_seed().values() if each.result.get("detection")]
     if not records:
         return []
@@ -36,13 +36,13 @@ def detected(row: RowRuns, digits: int) -> list[object]:
 
 
 def cost(row: RowRuns, name: str, digits: int) -> str:
-    """The median over seeds of a cost."""
+    """A cost, as the median over seeds."""
     costs = [record.result["cost"] for record in row.by_seed().values()]
     return number(median([each[name] for each in costs if each.get(name) is not None]), digits)
 
 
 def attacks(row: RowRuns) -> list[str]:
-    """What became of a row's attacked rows, under ``ATTACKS``; empty where none are made."""
+    """Statistics of a row's attacked examples, in the columns ``ATTACKS``; empty without any."""
     records = [each for each in row.by_seed().values() if not math.isnan(each.logged(ATTACK[0]))]
     if not records:
         return []
@@ -53,7 +53,7 @@ def attacks(row: RowRuns) -> list[str]:
 
 
 def patients_told(record: Record) -> list[str]:
-    """What known patients make of the intervals; empty where nothing is known, and over folds."""
+    """How known patients affect the intervals; empty if none are known, and with folds."""
     if not record.patients or record.folds:
         return []
     if record.patients == 1:
@@ -66,7 +66,7 @@ def patients_told(record: Record) -> list[str]:
 
 
 def one_class(rows: Iterable[RowRuns]) -> list[str]:
-    """Rows with runs that predict one class for every test image: their scores say little."""
+    """Rows with runs that predict one class for every test image, so that scores say little."""
     told = []
     for row in rows:
         runs = list(row.by_seed().values())
@@ -79,7 +79,7 @@ def one_class(rows: Iterable[RowRuns]) -> list[str]:
 
 
 def _predicts_one_class(record: Record) -> bool:
-    """Of several in the test set; then the recall of one class is 1, and of all others 0."""
+    """True if the recall of one class is 1 and that of all others 0, with several in the test."""
     known = with_nan(record.result["metrics"]["last"]["test"]["recall"])
     recalls = sorted(each for each in known if not math.isnan(each))
     single = record.result["data"]["kind"] != "multi-label" and len(recalls) > 1
@@ -87,7 +87,7 @@ def _predicts_one_class(record: Record) -> bool:
 
 
 def budgets(rows: Iterable[RowRuns]) -> list[str]:
-    """How long each row with an equal budget trained, and by what that was measured."""
+    """How long each row with an equal budget trained, and how the budget was measured."""
     lines = []
     for row in rows:
         record = next((each for each in row.records if each.done), None)

@@ -1,4 +1,4 @@
-"""Rows of runs and the differences between them, with what these tell of other seeds and images."""
+"""Rows of runs and the differences between them, with intervals over other seeds and images."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ class Difference:
     estimate: float
     seeds: int
     training: Interval | None
-    """None below three seeds; with folds, which have no fixed test; and where all seeds differ
-    equally, which tells no variance"""
+    """None with fewer than three seeds; with folds, which have no fixed test split; and if the
+    difference is the same for all seeds, so that there is no variance"""
     population: Interval | None
-    """over folds that of Nadeau and Bengio; None below three seeds, where a repeat of the folds is
-    not whole, where predictions are equal everywhere, which tells no variance, and with one test
-    patient alone"""
+    """with folds, that of Nadeau and Bengio; None with fewer than three seeds, if a repeat of the
+    folds is incomplete, if all predictions are equal, so that there is no variance, and with only
+    one test patient"""
     detectable: float
-    """Smallest difference found with 80 % power, population; nan where no variance is known."""
+    """Smallest difference found with 80 % power, population; nan if no variance is known."""
     variances: Estimated | None = None
-    """behind the population interval; None with one seed, and with one test patient alone"""
+    """behind the population interval; None with one seed, and with only one test patient"""
     folds: int = 0
     patients: int = 0
-    """of the test split, whose images are not independent; 0 where nothing is known of them"""
+    """of the test split, whose images are not independent; 0 if unknown"""
 
     @property
     def interval(self) -> Interval | None:
-        """The one that leads: population, else training."""
+        """The interval to show if there is room for one: population, else training."""
         return self.population or self.training
 
     @property
     def few(self) -> bool:
-        """Whether a verdict is one of few seeds."""
+        """Whether a verdict is marked "few seeds"."""
         return self.seeds < FEW_SEEDS
 
     @property
     def untested(self) -> str:
-        """Why there is no population interval; empty where there is one."""
+        """Why there is no population interval; empty if there is one."""
         if self.population is not None:
             return ""
         if self.variances is not None and not self.variances.se > 0:
@@ -78,7 +78,7 @@ class RowRuns:
 
     name: str
     upstream: str
-    """the row that costs are a ratio to"""
+    """the row that cost ratios refer to"""
     records: tuple[Record, ...]
     reasons: tuple[str, ...] = ()
     """why runs of this row are missing"""
@@ -91,7 +91,7 @@ class RowRuns:
 def read_row(
     name: str, upstream: str, wanted: Sequence[Run], root: Path, problems: Mapping[str, str]
 ) -> RowRuns:
-    """The row of these runs, those that have ended; ``problems`` says by id why others have not."""
+    """The row of those of these runs that have ended; ``problems`` says by id why others have not."""
     missing = (run for run in wanted if run.id in problems)
     reasons = (f"not done, seed {run.seed}: {problems[run.id]}" for run in missing)
     found = read([folder_of(root, run) for run in wanted])
@@ -99,11 +99,10 @@ def read_row(
 
 
 def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> Difference | None:
-    """``row`` minus ``base`` in points, over the seeds that both have; None where there is none.
+    """``row`` minus ``base`` in points, over the seeds that both have; None if there are none.
 
-    The population interval speaks of other seeds and other test images, or other patients where
-    these are known; the training interval of other seeds on these images (design: two intervals,
-    named).
+    The population interval generalises to other seeds and other test images, or other patients
+    if these are known; the training interval to other seeds on these images.
     """
     ours, theirs = row.by_seed(), base.by_seed()
     seeds = [
@@ -157,9 +156,9 @@ def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> 
 
 
 def cost_ratio(row: RowRuns, base: RowRuns) -> float:
-    """Median over seeds of charged seconds an epoch, as a ratio to ``base``.
+    """Charged seconds per epoch as a ratio to ``base``, median over seeds.
 
-    Of a row with an equal budget, which takes epochs of its own, that of whole runs.
+    For a row with an equal budget, which has its own number of epochs, of whole runs.
     """
     ours, theirs = row.by_seed(), base.by_seed()
     own = any(record.run.budget != "steps" for record in ours.values())
@@ -172,6 +171,6 @@ def cost_ratio(row: RowRuns, base: RowRuns) -> float:
 
 
 def advised(test_rows: int, folds: int = 0) -> int:
-    """The seeds that a comparison on so many test rows should have; of folds whole repeats."""
+    """The recommended number of seeds for a number of test rows; with folds, whole repeats."""
     count = SMALL_TEST_SEEDS if folds or test_rows < SMALL_TEST else SEEDS
     return -(-count // folds) * folds if folds else count

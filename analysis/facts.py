@@ -1,7 +1,7 @@
-"""What the row of a run is: upstream, method or control, of what, and what it needs.
+"""What the row of a run is: an upstream, a method or a control of something, and what it needs.
 
-It is resolved once, when the run is made, and stands in run.json under ``recorded["row"]``; of runs
-that were written without it, it is what methods of these names declare now.
+This is resolved once, when the run is made, and stored in run.json under ``recorded["row"]``. For
+runs that were written without it, it is what methods of these names declare now.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ ROW = "row"
 NONE = "none"
 Controls = Literal["upstream", "meta"] | tuple[str, ...]
 Takes = Callable[[str], bool]
-"""Whether the method of a name is put around an upstream."""
+"""Whether the method of this name takes an upstream."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Facts:
-    """What a row is among others."""
+    """What kind of row it is, and how it relates to others."""
 
     kind: Literal["upstream", "method", "control"]
     wraps: str
-    """the method or upstream that it is put around; empty for an upstream"""
+    """the method or upstream that it wraps; empty for an upstream"""
     upstream: str
-    """what draws the augmentation below every method; ``none`` for an upstream itself"""
+    """the innermost upstream; ``none`` for an upstream itself"""
     controls: Controls = ()
-    """what its method is a control of, as ``methods.base.Method.controls`` says; "meta" where
-    it is trained on other labelled rows, or its meta rows are dirty"""
+    """what its method is a control of, as in ``methods.base.Method.controls``; "meta" if it is
+    trained on other labelled rows, or its meta rows are dirty"""
     needs_meta: bool = False
     dirty: bool = False
-    """whether meta rows carry the label noise of the training rows"""
+    """whether meta rows have the label noise of the training rows"""
     budget_of: str = ""
-    """the method whose passes or time it has; empty where steps are equal"""
+    """the method whose passes or time it has; empty if steps are equal"""
     label: str = ""
-    """of its method, where that declares one"""
+    """of its method, if that declares one"""
 
     @property
     def bases(self) -> tuple[str, ...]:
-        """What it is measured against where no base is named: the first of these that is there.
+        """What it is compared with if no base is named: the first of these that exists.
 
-        Of a method its upstream alone, of an upstream ``none``.
+        For a method its upstream alone, for an upstream ``none``.
         """
         return (self.wraps, self.upstream, NONE) if self.wraps else (NONE,)
 
@@ -56,7 +56,7 @@ class Facts:
 def facts_of(
     run: Run, takes: Takes, controls: Controls, needs_meta: bool, label: str = ""
 ) -> Facts:
-    """The facts of a run whose method declares so much."""
+    """The facts of a run, from what its method declares."""
     wraps, inner = put_around(run.method, takes)
     dirty, budget_of = undirty(run.benchmark)[1], run.budget.partition(" of ")[2]
     other_rows = dirty or run.control != "all"
@@ -74,7 +74,7 @@ def facts_of(
 
 
 def facts_in(run: Run, recorded: Mapping[str, Any], result: Mapping[str, Any]) -> Facts:
-    """The facts that stand in a run's files, or those that its names tell."""
+    """The facts stored in a run's files, or else those that follow from its names."""
     try:
         return Facts(**recorded[ROW])
     except (KeyError, TypeError, ValueError):  # written by another version, which names no facts
@@ -85,13 +85,13 @@ def facts_in(run: Run, recorded: Mapping[str, Any], result: Mapping[str, Any]) -
 
 
 def takes_upstream(name: str) -> bool:
-    """Whether a method takes an upstream, as its file declares; of an unknown one not known."""
+    """Whether a method takes an upstream, as its file declares; false if it is unknown."""
     declared = methods.declared(name)
     return declared is not None and declared.takes_upstream
 
 
 def put_around(method: str, takes: Takes = takes_upstream) -> tuple[str, str]:
-    """What a method is put around, and the innermost upstream: both ``none`` unless given.
+    """What a method wraps, and the innermost upstream: both ``none`` unless given.
 
     For an upstream itself the first is empty and the second its own name.
     """
@@ -111,7 +111,7 @@ def outer(method: str) -> str:
 
 
 def call_in(text: str) -> Call | None:
-    """The call that a name of a run writes; None for a chain, and for what is no such name."""
+    """The call in a name; None for a chain, and for text that is not a name."""
     try:
         expression = parse(text)
     except NamingError:  # runs may come from another version, or from anybody
@@ -120,7 +120,7 @@ def call_in(text: str) -> Call | None:
 
 
 def undirty(benchmark: str) -> tuple[str, bool]:
-    """A benchmark without noise of its meta rows where that equals the noise, and whether."""
+    """A benchmark without ``meta_noise`` if that equals ``noise``, and whether it did."""
     if "meta_noise" not in benchmark:
         return benchmark, False
     call = call_in(benchmark)
@@ -131,5 +131,5 @@ def undirty(benchmark: str) -> tuple[str, bool]:
 
 
 def column_key(benchmark: str, path: str | None) -> str:
-    """A data set by its name, and where it is a user's own by that of its file."""
+    """The name of a data set, for a user's own with the name of its file."""
     return with_path(benchmark, Path(path).name) if path else benchmark

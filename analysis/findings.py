@@ -42,11 +42,11 @@ class Finding:
     """of a difference within the margin, adjusted likewise"""
     verdict: Verdict = "not tested"
     fallback: bool = False
-    """whether the row's own base is not there, and another row stands in its place"""
+    """whether the row's own base is missing, and another row takes its place"""
 
     @property
     def told(self) -> str:
-        """The verdict in a word, and whether it is one of few seeds."""
+        """The verdict in a word, marked if there are few seeds."""
         few = self.verdict != "not tested" and self.difference is not None and self.difference.few
         return f"{self.verdict} (few seeds)" if few else self.verdict
 
@@ -58,12 +58,12 @@ class Overall:
     row: str
     base: str
     sets: int
-    """the data sets on which both have a result; views of the same scans are one"""
+    """number of data sets on which both have a result; views of the same scans count as one"""
     seeds: tuple[int, ...]
     """how many on each"""
     estimate: float
     interval: Interval | None
-    """of these data sets, other seeds and images; None where one of them was not tested"""
+    """for these data sets, other seeds and images; None if one of them was not tested"""
     wins: int
     ties: int
     losses: int
@@ -86,10 +86,10 @@ def findings(block: Block, question: Question) -> list[Finding]:
 
 
 def of_rows(rows: Sequence[RowRuns], margin: float, when: str = "last") -> list[Finding]:
-    """The rows of a table on one data set, each against its base; they are a family of their own.
+    """The rows of a table on one data set, each against its base, as a family.
 
-    The base is what a row is put around, of an upstream ``none``. Where that is not in the table it
-    is the first row of which the same holds, and ``none`` has none.
+    The base is what a row wraps, and for an upstream ``none``. If that is not in the table, it is
+    the first row without a base in the table. ``none`` has no base.
     """
     names = {row.name: row for row in rows}
     own = {row.name: _own_base(row, names) for row in rows}
@@ -142,7 +142,7 @@ def judged(found: Sequence[Finding], margin: float) -> list[Finding]:
 
 
 def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list[Overall], str]:
-    """The comparisons over all data sets, and why there is no test over them; needs two sets."""
+    """The comparisons over at least two data sets, and why there is no test over them, if so."""
     pairs = list(dict.fromkeys((each.row, each.base) for each in found))
     columns = {column.name: column for column in block.columns}
     data_sets = {name: data_set(column.key) for name, column in columns.items()}
@@ -157,8 +157,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
     tested, reason = np.empty(0), "the comparisons are not on the same data sets"
     if any(_interval(kept) is None for kept in groups.values()):
         reason = (
-            f"some comparison is not tested (fewer than {INFERENCE_SEEDS} seeds, a repeat of folds "
-            "that is not whole, one test patient, or equal predictions)"
+            f"some comparison is not tested (fewer than {INFERENCE_SEEDS} seeds, an incomplete "
+            "repeat of folds, only one test patient, or equal predictions)"
         )
     elif len(sets) == 1:
         values = [[_mean(group) for group in kept] for kept in groups.values()]
@@ -198,12 +198,12 @@ def _grouped(found: Sequence[Finding], data_sets: Mapping[str, str]) -> list[lis
 
 
 def data_set(column: str) -> str:
-    """What counts as one data set, of a column's key: sizes and corruptions share test images."""
+    """What a column's key counts as: sizes and corruptions of one set share test images."""
     name, data = re.fullmatch(r"(.*?)( \[data \w+\])?", column, re.DOTALL).groups()  # type: ignore[union-attr]
     base = re.sub(r"\([^()]*\)$", "", name)
     if base in SAME_SCANS:
         return "organs"
-    # Of a user's own, files of one name need not be of one origin.
+    # A user's files of the same name may be different data sets.
     return base + (data or "") if ":" in base else base
 
 
@@ -229,29 +229,29 @@ def _improvement(column: Column, found: Finding) -> float:
 
 
 def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[float]:
-    """A metric of each seed where it is defined, in points where it is written in per cent."""
+    """A metric for each seed for which it is defined; if it is a percentage, in points."""
     scale = POINTS if MEASURES[metric].percent else 1
     values = [scale * each.metric(metric, when=when) for each in row.by_seed().values()]
     return [value for value in values if not math.isnan(value)]
 
 
 class Best(NamedTuple):
-    """The row of the best mean of a column, empty where none has a result, and the others."""
+    """The row with the best mean of a column (empty if none has a result), and the others."""
 
     top: str
     tied: frozenset[str]
-    """not significantly different from it, corrected for every pair of tested rows of the column:
-    which row is the top one depends on the same numbers"""
+    """not significantly different from it, corrected for every pair of tested rows of the column,
+    because the same numbers decide which row is the best"""
     untested: frozenset[str]
-    """fewer than three seeds in common with it, or one test patient: neither tied nor not"""
+    """fewer than three seeds in common with it, or only one test patient"""
     detectable: tuple[float, ...] = ()
-    """the smallest difference to it that would have been found, of each row that was tested"""
+    """for each tested row, the smallest difference from the best that would have been found"""
 
 
 def best(column: Column, names: Sequence[str], metric: str) -> Best:
-    """The row of the best mean, what is tied with it, and what is not tested.
+    """The row with the best mean, the rows tied with it, and those not tested.
 
-    Of metrics whose spread is not known nothing is tested.
+    Metrics without a known spread are not tested.
     """
     means = {name: scores(column.rows[name], metric) for name in names}
     means = {name: values for name, values in means.items() if values}
@@ -278,7 +278,7 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
 def mean_ranks(
     block: Block, metric: str = HEADLINE
 ) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
-    """Names, ranks and number of the data sets with results, of rows with three seeds on each."""
+    """Names and ranks of the rows with three seeds on each data set, and the number of sets."""
     sign = -1 if MEASURES[metric].lower else 1
     columns = [column for column in block.columns if column.done]
     found = {

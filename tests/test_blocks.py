@@ -329,8 +329,8 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     over, reason = findings.overall(block, findings.findings(block, asked), 0.5)
     assert len(over) == 2 and all(np.isnan(each.p) for each in over)
     assert reason == (
-        "some comparison is not tested (fewer than 3 seeds, a repeat of folds that is not whole, "
-        "one test patient, or equal predictions)"
+        "some comparison is not tested (fewer than 3 seeds, an incomplete repeat of folds, only one "
+        "test patient, or equal predictions)"
     )
     alone = Question(family=(("crop", ""),))
     (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)

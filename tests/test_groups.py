@@ -418,7 +418,7 @@ def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: 
     assert "all test images are from one patient, so there is no population interval" in text
     ends = f"[{made.training.low:+.2f}, {made.training.high:+.2f}]"
     assert f"{made.estimate:+.2f} {ends} not tested" in text
-    assert "95 % CI: other seeds alone." in text
+    assert "95 % CI: other seeds only." in text
     block = block_of(rows)
     (found,) = findings.findings(block, Question())
     assert found.verdict == "not tested"

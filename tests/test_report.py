@@ -91,7 +91,7 @@ def test_what_a_reader_is_told(small: Path) -> None:
     assert re.search(r"beyond the margin of 1\.5", text)
     assert "20 runs: 16 done, 4 failed" in text
     assert "a machine (16 runs)" in text and "2.13.0 (16 runs)" in text
-    assert "4 seeds; 30 are advised for 60 test rows" in text
+    assert "4 seeds; 30 are recommended for 60 test rows" in text
     assert (
         "augbench compare --benchmark digits --model small\\_cnn" not in text
     )  # no escapes in code

@@ -111,7 +111,7 @@ def test_intervals_and_verdicts_start_at_three_seeds(seeds: int, shown: bool) ->
     assert found is not None
     assert (found.training is not None) == (found.population is not None) == shown
     text = as_text(rows)
-    assert ("intervals start at 3" in text) != shown
+    assert ("intervals need at least 3" in text) != shown
     assert ("not tested" in text) != shown and ("better (few seeds)" in text) == shown
     assert ("[" in line_of(text, "mixup")[4]) == shown
 
@@ -246,7 +246,7 @@ def test_what_a_reader_must_know_stands_below() -> None:
     assert "Caveat     the same lesion in train and test\n" in text
     assert "for every image" not in text
     assert "UNVERIFIED DATA" in text
-    assert "Seeds      10; 30 are advised for 60 test rows\n" in text
+    assert "Seeds      10; 30 are recommended for 60 test rows\n" in text
     assert "last epoch" in text and "equal steps" in text
     assert "a machine" in text
 
@@ -354,7 +354,7 @@ def test_a_repeat_that_is_not_whole_has_no_interval() -> None:
     assert made.seeds == 9 and np.isnan(made.detectable)
     shown = as_text([base, replace(ours, records=ours.records[:9])])
     assert "mixup: not tested, because a repeat of the 5 folds is incomplete" in shown
-    assert "Seeds      9; 30 are advised for 60 test rows" in shown
+    assert "Seeds      9; 30 are recommended for 60 test rows" in shown
 
 
 def test_seeds_that_are_advised_are_whole_repeats() -> None:
