@@ -91,7 +91,7 @@ class RowRuns:
 def read_row(
     name: str, upstream: str, wanted: Sequence[Run], root: Path, problems: Mapping[str, str]
 ) -> RowRuns:
-    """The row of those of these runs that have ended; ``problems`` says by id why others have not."""
+    """The row of these runs, as far as they have ended; ``problems`` says by id why not."""
     missing = (run for run in wanted if run.id in problems)
     reasons = (f"not done, seed {run.seed}: {problems[run.id]}" for run in missing)
     found = read([folder_of(root, run) for run in wanted])

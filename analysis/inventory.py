@@ -28,13 +28,13 @@ class Item:
     run: Run | None
     """None where run.json cannot be read"""
     benchmark: str
-    """of a user's own file with its name"""
+    """for a user's own file with its name"""
     state: str
-    """one of STATES; running: a living process holds it"""
+    """one of STATES; running: a live process has locked it"""
     reason: str
-    """why it failed, was skipped or cannot be read; who runs it"""
+    """why it failed, was skipped or cannot be read; which process runs it"""
     version: str
-    """newest, or outdated where later runs made its row with other code"""
+    """newest, or outdated if later runs made its row with newer code"""
     searched: bool
     """whether it is a trial of a search"""
     extent: Extent
@@ -50,7 +50,7 @@ class Item:
 
 
 def items(root: Path) -> list[Item]:
-    """Every run in a results folder, in order of its directory's name."""
+    """Every run in a results folder, sorted by the names of their directories."""
     found, unread = records.scan(root)
     old = versions.outdated(found, unread)
 
@@ -96,12 +96,12 @@ CLOSED: Mapping[str, Sequence[str]] = {
     "state": STATES,
     "version": VERSIONS,
 }
-"""Keys whose values are known."""
+"""Keys with a fixed set of values."""
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Choice(NamedTuple):
-    """Conditions: each key has one of these values, and nothing was written for so long."""
+    """Conditions: each key has one of these values, and nothing was written for this long."""
 
     values: Mapping[str, Sequence[str]]
     seconds: float
@@ -117,7 +117,7 @@ class Choice(NamedTuple):
         ]
 
     def why_none(self, found: Sequence[Item]) -> str:
-        """The first condition that no run meets; empty where only all together leave none."""
+        """The first condition that no run meets; empty if only the combination leaves none."""
         for key, given in self.values.items():
             there = sorted({KEYS[key](each) for each in found})
             if there and not any(matches(each, given) for each in there):
@@ -165,14 +165,14 @@ def _seconds(text: str) -> float:
 
 
 def matches(text: str, patterns: Iterable[str]) -> bool:
-    """Whether a text is one of these, in which ``*`` and ``?`` stand for any letters."""
+    """Whether a text matches one of these patterns with the wildcards ``*`` and ``?``."""
     made = (re.escape(each).replace(r"\*", ".*").replace(r"\?", ".") for each in patterns)
     return any(re.fullmatch(each, text, re.DOTALL) for each in made)
 
 
 def settings(found: Sequence[Item]) -> dict[str, str]:
-    """By id what sets a run apart from others of its benchmark, network and row, seed and version
-    aside: ``protocol paper, epochs 3``; of trials of a search nothing."""
+    """By id, how a run differs from others of its benchmark, network and row, seed and version
+    aside: ``protocol paper, epochs 3``; empty for trials of a search."""
     plain = [each for each in found if not each.searched]
     told = {each.id: _setting(each.run) for each in plain if each.run is not None}
     values: dict[tuple[str, ...], dict[str, set[str]]] = {}

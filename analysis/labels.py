@@ -1,4 +1,4 @@
-"""Short names of rows and data sets for tables and figures, beside which the full ones are told."""
+"""Short names of rows and data sets for tables and figures, with a legend of the full names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from methods.naming import NamingError
 Labels = Mapping[str, str]
 """From the name of a row or a data set to its label."""
 VARIANT = " {"
-"""Between the name of a row and what sets it apart from others of that name, in braces."""
+"""Separates the name of a row from what sets it apart from others of that name, in braces."""
 
 
 def label_of(row: str, labels: Labels) -> str:
-    """The label of a row; without one its name, in which its method has its own label.
+    """The label of a row; without one its name, with the label of its method in it.
 
     So ``mixup@train`` is ``Mixup@train`` where ``mixup`` has the label ``Mixup``.
     """
@@ -33,12 +33,12 @@ def label_of(row: str, labels: Labels) -> str:
 
 
 def all_labels(records: Iterable[Record], given: Labels) -> Labels:
-    """The labels that methods declare for their rows, and those given, which win."""
+    """The labels that methods declare for their rows, and those given, which take precedence."""
     return {each.run.method: each.facts.label for each in records if each.facts.label} | {**given}
 
 
 def check(names: Iterable[tuple[str, str]], where: str = "labels: ") -> None:
-    """Refuse one label for two: of pairs of a label and the full name.
+    """Check that no label is used twice, in pairs of a label and the full name.
 
     Raises:
         NamingError: it names both.
@@ -54,7 +54,7 @@ def check(names: Iterable[tuple[str, str]], where: str = "labels: ") -> None:
 
 
 def legend(names: Iterable[tuple[str, str]]) -> list[str]:
-    """The full names behind labels as a remark below a table; empty where there are no labels."""
+    """The full names behind labels as a note below a table; empty if there are no labels."""
     told = [f"{label} = {full}" for label, full in names if label != full]
     return [f"Names in full: {'; '.join(told)}."] if told else []
 
@@ -63,7 +63,7 @@ def labelled(rows: Sequence[RowRuns], given: Labels) -> list[RowRuns]:
     """Rows of one table under their labels.
 
     Raises:
-        NamingError: two have one label.
+        NamingError: two have the same label.
     """
     labels = all_labels((record for row in rows for record in row.records), given)
     made = [

@@ -2,10 +2,10 @@
 
 Logits are (N, K) and computed in float64. Targets are int labels (N,) in [0, K), for
 "multi-label" 0 or 1 (N, K). Accuracy and AUC are those of ``medmnist.evaluator`` given
-``probabilities(logits, kind)``. A ranking metric is nan where a class has no row or every row.
+``probabilities(logits, kind)``. A ranking metric is nan if a class has no row or every row.
 
-Rankings are made on the probabilities, so rows are tied where their float64 probabilities are
-equal: beyond log-odds of about 36.7 every probability is 1.
+Rankings use the probabilities, so rows are tied if their float64 probabilities are equal: beyond
+log-odds of about 36.7 every probability is 1.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Measure(NamedTuple):
 
     name: str
     percent: bool = True
-    """whether in per cent, else as it is"""
+    """whether tables show it in per cent"""
     lower: bool = False
     """whether lower is better"""
 
     @property
     def digits(self) -> int:
-        """after the point"""
+        """number of decimals in tables"""
         return 2 if self.percent else 3
 
 
@@ -53,7 +53,7 @@ MEASURES = {
 }
 """Metrics of ``evaluate`` that are one number, as tables write them."""
 SHOWN = {name: MEASURES[name].name for name in ("accuracy", "auc")}
-"""Metrics with a main table, and their names there: ``item_values`` knows the spread of each."""
+"""Metrics with a main table, and their names there; ``item_values`` gives the spread of each."""
 
 
 def probabilities(logits: ArrayLike, kind: str) -> Floats:
@@ -68,30 +68,30 @@ def probabilities(logits: ArrayLike, kind: str) -> Floats:
 def evaluate(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float | list[float]]:
     """Every metric by name.
 
-    One prediction a row: the class of highest probability, the first of equals; "binary-class"
-    predicts class 1 where its probability is above 0.5. "multi-label" predicts each label where
-    its probability is above 0.5.
+    One prediction per row: the class with the highest probability, in a tie the first;
+    "binary-class" predicts class 1 if its probability is above 0.5. "multi-label" predicts each
+    label whose probability is above 0.5.
 
-    * accuracy: share of rows predicted right; multi-label: mean over labels.
+    * accuracy: share of rows predicted correctly; multi-label: mean over labels.
     * balanced_accuracy: mean recall of the classes that have rows; multi-label: for each label the
-      mean of sensitivity and specificity (of the one that exists), then the mean over labels.
+      mean of sensitivity and specificity (or the one that exists), then the mean over labels.
     * auc: mean over classes of one-vs-rest AUC, ties 1/2; binary: of the last class; multi-label:
       mean over labels.
     * auprc: average precision (no interpolation), over the same columns as auc.
     * nll: mean over rows of -log p of the target, in nats; multi-label: mean binary cross-entropy
-      over rows and labels. Taken from the logits, so exact where p rounds to 0 or 1.
+      over rows and labels. Computed from the logits, so exact even if p rounds to 0 or 1.
     * brier: mean over rows of the squared error summed over classes, in [0, 2]; multi-label: mean
       over rows and labels of (p - y)^2, in [0, 1].
     * ece: calibration error of the top probability in 15 bins (lower, upper] of equal width;
       multi-label: of max(p, 1 - p) for each label, then the mean over labels.
-    * ece_equal_mass: the same in 15 bins of N/15 rows by ascending top probability; rows that tie
+    * ece_equal_mass: the same in 15 bins of N/15 rows by ascending top probability; tied rows
       share the bin of the first of them, so the order of rows does not matter.
-    * recall: for each class the share of its rows predicted as it, nan without rows; multi-label:
-      sensitivity of each label.
+    * recall: for each class the share of its rows predicted correctly, nan without rows;
+      multi-label: sensitivity of each label.
     * sensitivity_at_95_specificity (binary only): the highest sensitivity of a threshold
       "score > t" that keeps at least 95 % of class 0 negative; ties are not split.
-    * quadratic_kappa (ordinal only): Cohen's kappa with weights (i - j)^2; nan where predictions
-      and targets are one and the same class.
+    * quadratic_kappa (ordinal only): Cohen's kappa with weights (i - j)^2; nan if all predictions
+      and targets are the same class.
 
     Raises:
         ValueError: unknown kind, a wrong shape, no row, logits that are not finite, or targets out
@@ -146,18 +146,18 @@ def quick(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
 
 
 def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -> Floats:
-    """A value (N,) for each row whose mean is the metric and whose spread gives its variance.
+    """Values (N,), one per row, whose mean is the metric and whose spread gives its variance.
 
-    * accuracy: 1 where the row is predicted right, else 0; multi-label: mean over labels.
+    * accuracy: 1 if the row is predicted correctly, else 0; multi-label: mean over labels.
     * auc: with m positive and n negative rows, A + (N / m) (V10 - A) for a positive row and
       A + (N / n) (V01 - A) for a negative one, where V10 and V01 are the structural components:
       the share of negatives below the positive row, of positives above the negative row, ties 1/2.
-      Averaged over the columns of auc. All nan where auc is.
+      Averaged over the columns of auc. All nan if auc is.
 
     With class counts n_h and the variance var_h (ddof=1) of the values within each class,
     sum_h (n_h / N)^2 var_h / n_h is the sampling variance of the metric; for a binary AUC it is
-    DeLong's var(V10) / m + var(V01) / n. Multi-label rows fall into no classes: there the plain
-    var / N stands for it, which weighs a label of m positive rows by about (m - 1) / m.
+    DeLong's var(V10) / m + var(V01) / n. Multi-label rows have no class: for them the plain
+    var / N is used, which for a label with m positive rows is smaller by about (m - 1) / m.
 
     Raises:
         ValueError: unknown metric, and as ``evaluate``.
@@ -178,13 +178,14 @@ def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -
 def detection(
     learned: Mapping[str, NDArray], given: NDArray[np.intp], clean: NDArray[np.intp]
 ) -> dict[str, float]:
-    """How well what a method learned of its training rows tells which labels were corrupted.
+    """How well the learned weights or labels of training rows identify corrupted labels.
 
-    ``learned`` holds "weight" (N,), "label" (N, K) or both, and may hold "seen" (N,): rows seen
-    never are left out. ``given`` and ``clean`` (N,) are the classes trained on and before the
-    corruption. ``weight_auc`` is the chance that a corrupted row weighs less than a clean one, ties
-    half; ``corrected`` the share of corrupted rows whose learned label is the clean class,
-    ``spoiled`` that of clean rows whose learned label is another one. Nan where there is no row.
+    ``learned`` contains "weight" (N,), "label" (N, K) or both, and may contain "seen" (N,): rows
+    never seen are left out. ``given`` and ``clean`` (N,) are the classes trained on and those
+    before the corruption. ``weight_auc`` is the probability that a corrupted row has a lower weight
+    than a clean one (ties count half), ``corrected`` the share of corrupted rows whose learned
+    label is the clean class, ``spoiled`` the share of clean rows whose learned label is another
+    class. Nan if there is no such row.
     """
     seen = learned["seen"] > 0 if "seen" in learned else np.ones(len(given), bool)
     wrong = (given != clean)[seen]
@@ -219,7 +220,7 @@ def _checked_logits(logits: ArrayLike, kind: str) -> Floats:
 
 
 def _checked(logits: ArrayLike, targets: ArrayLike, kind: str) -> tuple[Floats, Bools]:
-    """Logits (N, K) in float64, and targets (N, K): one True a row, or one for each label held."""
+    """Logits (N, K) in float64, and targets (N, K): one True per row, or one for each label."""
     z = _checked_logits(logits, kind)
     y = np.asarray(targets)
     expected = z.shape if kind == "multi-label" else z.shape[:1]
@@ -276,7 +277,7 @@ def _rankings(p: Floats, truth: Bools, kind: str) -> tuple[Floats, Bools]:
 
 def _wins(score: Floats, positive: Bools) -> NDArray[np.int64]:
     """For each positive row twice the negatives below it plus those tied with it."""
-    # sorted queries run through the cache in order: a third of the time at 23,000 rows
+    # Sorted queries use the cache well: a third of the time at 23,000 rows.
     negatives, queries = np.sort(score[~positive]), score[positive]
     order = np.argsort(queries)
     wins = np.empty(len(queries), dtype=np.int64)

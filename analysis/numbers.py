@@ -1,4 +1,4 @@
-"""Numbers as texts, in tables and sentences."""
+"""Formats of numbers in tables and sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ P_SHOWN = 0.001
 
 
 def mean_sd(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation; one value alone has no deviation."""
+    """Mean ± standard deviation; a single value has no deviation."""
     if not len(values) or any(math.isnan(value) for value in values):
         return MISSING
     mean = f"{np.mean(values):.{digits}f}"
@@ -23,7 +23,7 @@ def mean_sd(values: Sequence[float], digits: int) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """A number with so many digits, where there is one."""
+    """A number with this many decimals; n/a for nan."""
     return MISSING if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -38,20 +38,20 @@ def bounds(interval: Interval | None) -> str:
 
 
 def estimated(value: float, interval: Interval | None) -> str:
-    """``-8.92 [-10.05, -7.80]``: an estimate with its interval, where there is one."""
+    """``-8.92 [-10.05, -7.80]``: an estimate with its interval, if there is one."""
     ends = "" if interval is None else f" [{signed(interval.low)}, {signed(interval.high)}]"
     return signed(value) + ends
 
 
 def p_value(p: float) -> str:
-    """A p-value with three digits; below .001 only that."""
+    """A p-value with three decimals, or ``< 0.001``."""
     if math.isnan(p):
         return MISSING
     return "< 0.001" if p < P_SHOWN else f"{p:.3f}"
 
 
 def counted(counts: Sequence[int]) -> str:
-    """``10``, or ``1 to 10`` where they differ."""
+    """``10``, or ``1 to 10`` if they differ."""
     if not counts:
         return "0"
     low, high = min(counts), max(counts)
@@ -59,5 +59,10 @@ def counted(counts: Sequence[int]) -> str:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; nan where there is no value."""
+    """The median; nan if there is no value."""
     return float(np.median(values)) if len(values) else math.nan
+
+
+def count(number: int, what: str) -> str:
+    """``1 seed``, ``10 seeds``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,4 +1,4 @@
-"""Runs in one file: what ``augbench pack`` writes and ``augbench unpack`` reads back.
+"""Runs in one file, as ``augbench pack`` writes it and ``augbench unpack`` reads it.
 
 A pack is a tar file compressed by zstd. Its first member, ``pack.json``, lists every other member
 with its size and SHA-256. The same runs give the same bytes. A pack may be cut into pieces,
@@ -29,15 +29,15 @@ from analysis import question, records, runs
 FORMAT = 1
 MANIFEST = "pack.json"
 LAST = ("run.json", "result.json")
-"""Moved in last, in this order: a run has ended where its result.json is there."""
+"""Moved in last, in this order: a run with a result.json has ended."""
 FILES = ("metrics.jsonl", "timing.jsonl", "predictions.npz", "learned.npz", "corruption.npz", *LAST)
-"""What is packed of a run, where it is there; networks, checkpoints and sample images are not."""
+"""Files of a run that are packed if they exist; networks, checkpoints and samples are not."""
 STUDY_FILES = (question.FILE, "search.json")
 MOST = 2**28
-"""Bytes of a manifest: a million files take less."""
+"""Largest size of a manifest in bytes: a million files take less."""
 
 Tick = Callable[[int], object]
-"""Told the bytes that are done."""
+"""Called with the number of bytes that are done."""
 
 
 class PackError(OSError):
@@ -60,12 +60,12 @@ class Member(NamedTuple):
         """
         content = _content(self.source)
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise PackError(f"{self.source} changed while it was packed; pack again")
+            raise PackError(f"{self.source} changed while it was being packed; pack again")
         return content
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file as they are packed: result.json does not list what is left out."""
+    """The bytes of a file as packed: result.json does not list files that are left out."""
     content = path.read_bytes()
     if path.name != "result.json":
         return content
@@ -79,8 +79,8 @@ def _content(path: Path) -> bytes:
 def members(
     root: Path, folders: Sequence[Path], studies: Sequence[str], asked: bool = True
 ) -> list[Member]:
-    """What a pack of these runs and studies holds, in order of name; ``asked``: with the study
-    file that lies beside the runs."""
+    """The contents of a pack of these runs and studies, sorted by name; ``asked``: with the study
+    file beside the runs."""
     paths = [root / question.FILE] if asked else []
     paths += [folder / name for folder in folders for name in FILES]
     paths += [root / question.STUDIES / study / name for study in studies for name in STUDY_FILES]
@@ -95,9 +95,9 @@ def members(
 def pack(
     found: Sequence[Member], out: Path, piece: int = 0, tick: Tick | None = None
 ) -> list[Path]:
-    """Write a pack, in pieces of ``piece`` bytes if it is above 0; the files written.
+    """Write a pack, in pieces of ``piece`` bytes if that is above 0; returns the files written.
 
-    Files of an earlier pack of this name are replaced once the new one is whole.
+    Files of an earlier pack of this name are replaced once the new one is complete.
 
     Raises:
         PackError: a file has changed since its member was made.
@@ -141,7 +141,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 class _Pieces:
-    """A file to write that is cut into files of at most ``size`` bytes, if that is above 0."""
+    """An output file that is split into files of at most ``size`` bytes, if that is above 0."""
 
     closed = False
 
@@ -201,13 +201,13 @@ PIECE = re.compile(r"(.+)\.(\d{3,})")
 
 
 def _beside(out: Path) -> list[Path]:
-    """The pieces of a pack that are there."""
+    """The pieces of a pack that exist."""
     found = (PIECE.fullmatch(each.name) for each in out.parent.iterdir())
     return [out.parent / each[0] for each in found if each is not None and each[1] == out.name]
 
 
 def packs(given: Sequence[Path]) -> list[list[Path]]:
-    """The files of each pack: any piece stands for all of its pack, which lie beside it.
+    """The files of each pack; any piece stands for the whole pack, whose pieces lie beside it.
 
     Raises:
         PackError: a file or a piece is missing.
@@ -215,7 +215,7 @@ def packs(given: Sequence[Path]) -> list[list[Path]]:
     found: dict[Path, list[Path]] = {}
     for path in given:
         if not path.is_file():
-            raise PackError(f"{path}: expected a file that augbench pack wrote, found none")
+            raise PackError(f"{path}: expected a file written by augbench pack, found none")
         piece = PIECE.fullmatch(path.name)
         whole = path.with_name(piece[1]) if piece else path
         if whole in found:
@@ -229,10 +229,10 @@ def packs(given: Sequence[Path]) -> list[list[Path]]:
 
 
 def extract(files: Sequence[Path], into: Path, tick: Tick | None = None) -> list[str]:
-    """Write what a pack holds below a new directory, every sum checked; the ids of its runs.
+    """Extract a pack into a new directory and check every file; returns the ids of its runs.
 
     Raises:
-        PackError: the pack is damaged, not whole or no pack, or it names a path of its own choice.
+        PackError: the pack is damaged, incomplete or not a pack, or it contains other paths.
         OSError: a file cannot be read or written.
     """
     name = f"{files[0]}" + (f" to {files[-1].name}" if len(files) > 1 else "")
@@ -248,7 +248,7 @@ def extract(files: Sequence[Path], into: Path, tick: Tick | None = None) -> list
         reason = (
             str(error)
             if isinstance(error, PackError)
-            else f"damaged, cut short or no pack ({error})"
+            else f"damaged, truncated or not a pack ({error})"
         )
         raise PackError(f"{name}: {reason}; nothing was unpacked from it") from error
 
@@ -256,7 +256,7 @@ def extract(files: Sequence[Path], into: Path, tick: Tick | None = None) -> list
 def _extract(tar: tarfile.TarFile, into: Path) -> list[str]:
     first = tar.next()
     if first is None or first.name != MANIFEST or not first.isreg() or first.size > MOST:
-        raise PackError(f"expected a pack, whose first member is {MANIFEST}")
+        raise PackError(f"expected a pack, in which the first member is {MANIFEST}")
     try:
         manifest = json.loads(_read(tar, first))
         if manifest["format"] != FORMAT:
@@ -283,12 +283,12 @@ def _extract(tar: tarfile.TarFile, into: Path) -> list[str]:
         sha256, size = left.pop(member.name)
         content = _read(tar, member) if member.size == size else b""
         if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
-            raise PackError(f"{member.name} differs from its sum in {MANIFEST}")
+            raise PackError(f"{member.name} does not match its checksum in {MANIFEST}")
         path = into / member.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     if left:
-        raise PackError(f"{min(left)} is missing: the file is cut short, or its last piece missing")
+        raise PackError(f"{min(left)} is missing: the file is truncated, or lacks its last piece")
     return sorted(manifest["runs"])
 
 
@@ -298,7 +298,7 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _check(name: str) -> None:
-    """Refuse every name but those that ``members`` makes, and so every path outside."""
+    """Reject every name that ``members`` would not make, and so every path outside."""
     files, studies = "|".join(map(re.escape, FILES)), "|".join(map(re.escape, STUDY_FILES))
     study = rf"{question.STUDIES}/[^./\\\0][^/\\\0]*/({studies})"
     if not re.fullmatch(rf"[0-9a-f]{{16}}/({files})|{study}|study\.yaml", name):
@@ -306,7 +306,7 @@ def _check(name: str) -> None:
 
 
 class Machine(NamedTuple):
-    """What numbers depend on and ids do not tell; runs of one folder share it."""
+    """What numbers depend on but ids do not include; the runs of one folder share it."""
 
     device: str
     torch: str
@@ -315,7 +315,7 @@ class Machine(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """Of the name of a folder: ``cuda-torch2.13-augbench0.1.0``."""
+        """The suffix of a folder's name: ``cuda-torch2.13-augbench0.1.0``."""
         text = f"{self.device}-torch{self.torch}-augbench{self.augbench}"
         return re.sub(r"[^\w.+-]", "_", text)
 
@@ -324,7 +324,7 @@ class Machine(NamedTuple):
 
 
 def machine_of(folder: Path) -> Machine | None:
-    """The machine of a run that is done; None for others, which do not tell it."""
+    """The machine of a run that is done; None for others, which do not record it."""
     result = runs.read_result(folder)
     if result is None or result["status"] != "done":
         return None
@@ -337,8 +337,8 @@ def machine_of(folder: Path) -> Machine | None:
 def places(root: Path, folders: Sequence[Path]) -> dict[Path, Path]:
     """Where each unpacked run goes: the results folder, or one beside it for another machine.
 
-    A folder without runs takes those of the machine that most have. Runs that do not tell their
-    machine go where most do.
+    A folder without runs takes those of the most frequent machine. Runs that do not record their
+    machine go with these.
     """
     there = {found for each in runs.folders(root) if (found := machine_of(each)) is not None}
     told = {folder: machine_of(folder) for folder in folders}
@@ -356,13 +356,13 @@ def places(root: Path, folders: Sequence[Path]) -> dict[Path, Path]:
 
 
 def move_in(folder: Path, target: Path) -> str:
-    """Move a run that was unpacked to its place; ``unpacked`` or ``there already``.
+    """Move an unpacked run to its place; returns ``unpacked`` or ``there already``.
 
-    A run that has not ended there, or failed, is replaced.
+    An existing run is replaced if it has not ended or failed.
 
     Raises:
-        PackError: it is no run, or one with other results is there; that one is kept.
-        runs.Held: a living process works on the one that is there.
+        PackError: it is not a run, or one with other results exists; that one is kept.
+        runs.Held: a live process is working on the existing run.
         OSError: it cannot be moved.
     """
     try:
@@ -374,7 +374,7 @@ def move_in(folder: Path, target: Path) -> str:
         raise PackError("its files are not those of a run that has ended")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        folder.rename(target)  # also over a directory that is empty
+        folder.rename(target)  # also replaces an empty directory
         return "unpacked"
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -383,7 +383,7 @@ def move_in(folder: Path, target: Path) -> str:
         old = runs.status_of(target).state
         if old in records.STATES and (old != "failed" or new == "failed"):
             if new != "failed" and not same_results(folder, target):
-                raise PackError(f"{target} has other results, and is kept")
+                raise PackError(f"{target} has other results and was kept")
             return "there already"
         for name in ("checkpoint.pt", "result.json", *FILES):
             (target / name).unlink(missing_ok=True)
@@ -415,10 +415,10 @@ def same_results(one: Path, other: Path) -> bool:
 
 
 def move_studies(folder: Path, root: Path, ids: set[str]) -> Iterator[Path]:
-    """Move the study file, and those of the studies that have some of these runs; yields those
-    that are there and differ.
+    """Move the study file, and those of the studies that have some of these runs; yields the
+    existing files that differ.
 
-    A file that is there is kept: predictions that were written down are not replaced.
+    Existing files are kept, so that recorded predictions are not replaced.
     """
     names = [question.FILE]
     for study in question.names(folder):
@@ -435,12 +435,12 @@ def move_studies(folder: Path, root: Path, ids: set[str]) -> Iterator[Path]:
 
 
 def workplace(root: Path) -> Path:
-    """A directory in a results folder in which a pack is unpacked; it is no run."""
+    """The directory in a results folder in which a pack is unpacked; it is not a run."""
     return root / ".unpack"
 
 
 def empty(work: Path) -> None:
-    """Remove what is in a workplace, but for its lock."""
+    """Empty a workplace, except for its lock."""
     with suppress(FileNotFoundError):
         for path in work.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""How many seeds would show a difference, from the variances of runs at hand."""
+"""How many seeds would show a difference, given the variances of finished runs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from analysis.table import table, text
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9
-"""So many seeds leave the choice of images alone to matter."""
+"""With this many seeds only the choice of images matters."""
 ALL = 10**6
-"""So many degrees of freedom are as good as all."""
+"""Degrees of freedom that count as infinite."""
 SEED_SCALES, ITEM_SCALES = 16, 4
-"""Quantiles of the variances of seeds and of images that a promise is averaged over."""
+"""Number of quantiles of the variances of seeds and images over which a power is averaged."""
 GRID = (np.arange(200) + 0.5) / 200
-"""Probabilities over which a chance is averaged; scipy's noncentral t fails for large effects."""
+"""Quantiles for the mean over the standard error; scipy's noncentral t fails for large effects."""
 HOUR = 3600
 
 
 def with_seeds(variances: Crossed, seeds: int) -> Crossed:
-    """The variances that so many seeds would have on the same test images, as expected.
+    """The expected variances with this many seeds on the same test images.
 
-    V_seed and the residual fall with the number of seeds; of V_item only the residual in it does.
+    V_seed and the residual fall with the number of seeds; in V_item, only its residual does.
     """
     ratio = variances.seeds / seeds
     images = max(variances.item - variances.residual, 0.0)
@@ -48,10 +48,10 @@ def with_seeds(variances: Crossed, seeds: int) -> Crossed:
 
 
 def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
-    """The chance that the population interval at this level leaves out 0, given a true effect.
+    """The probability that the population interval at this level excludes 0, given a true effect.
 
-    That of a noncentral t with the interval's own degrees of freedom, those whose quantile gives
-    its half-width: the normal chance, averaged over what the standard error may turn out to be.
+    This is the power of a noncentral t with the interval's own degrees of freedom, those whose
+    quantile gives its half-width: the normal power, averaged over the estimated standard error.
     """
     interval = variances.interval(level)
     if not interval.se > 0:
@@ -63,10 +63,10 @@ def power(variances: Crossed, effect: float, level: float = 0.95) -> float:
 
 
 def plausible(variances: Crossed) -> list[Crossed]:
-    """Variances that the true ones may be, each as likely as another, given those of few seeds.
+    """Equally likely values of the true variances, given those estimated from few seeds.
 
-    The mean squares of seeds and of images are scaled by quantiles of df / chi^2(df); that of the
-    residual is taken as known: it has about S - 1 times the degrees of freedom of the images.
+    The mean squares of seeds and of images are scaled by quantiles of df / chi^2(df). The residual
+    counts as known: it has about S - 1 times the degrees of freedom of the images.
     """
     return [
         replace(variances, seed=variances.seed * seed, item=variances.item * item)
@@ -80,10 +80,10 @@ def _scales(df: float, count: int) -> NDArray[np.float64]:
 
 
 def assured(variances: Crossed, seeds: int, effect: float, level: float) -> float:
-    """The power of so many seeds, as a mean over the true variances that there may be.
+    """The power with this many seeds, averaged over plausible true variances.
 
-    With the estimates in their place few seeds promise too much: they are as often too small as
-    too large, and what is too small loses more power than what is too large gains.
+    Using the estimates themselves would be too optimistic with few seeds: a variance that is
+    underestimated costs more power than one that is overestimated by as much adds.
 
     Source: Julious and Owen, Statistics in Medicine 25, 2006 (sample size from a pilot).
     """
@@ -92,7 +92,7 @@ def assured(variances: Crossed, seeds: int, effect: float, level: float) -> floa
 
 
 def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int | None:
-    """The fewest seeds, from three to a thousand, with which an effect is found; None: too few."""
+    """The fewest seeds with which an effect is found; None if a thousand do not suffice."""
     if assured(variances, MOST_SEEDS, effect, level) < wanted:
         return None
     low, high = INFERENCE_SEEDS - 1, MOST_SEEDS
@@ -106,10 +106,10 @@ def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float)
 
 
 def resolvable(variances: Crossed, effect: float, wanted: float, level: float) -> bool | None:
-    """Whether some number of seeds, however many, finds an effect on the images at hand.
+    """Whether any number of seeds, however large, finds an effect on these test images.
 
-    False where it would not even with the smallest variance of images that the runs leave
-    possible (one-sided, 95 %); None where they do not tell.
+    False if it would not even with the smallest plausible variance of images (one-sided, 95 %);
+    None if the runs do not tell.
     """
     if assured(variances, VERY_MANY, effect, level) >= wanted:
         return True
@@ -118,14 +118,14 @@ def resolvable(variances: Crossed, effect: float, wanted: float, level: float) -
 
 
 def _least(df: float) -> float:
-    """The share of an estimated variance below which the true one lies with a chance of 5 %."""
+    """The factor on an estimated variance below which the true one lies with 5 % probability."""
     return df / float(special.chdtri(df, ALPHA))
 
 
 def images_needed(variances: Crossed, effect: float, wanted: float, level: float) -> int:
-    """Test images with which an effect is found by very many seeds, each class growing alike.
+    """Test images with which very many seeds find an effect, all classes growing in proportion.
 
-    Where patients are known they are what is drawn, so that it is their number.
+    If patients are known, it is the number of patients.
     """
     images = max(variances.item - variances.residual, 0.0)
     quantiles = special.ndtri((1 + level) / 2) + special.ndtri(wanted)
@@ -142,19 +142,19 @@ class Need:
     column: str
     variances: Crossed
     alone: int | None
-    """seeds for this comparison alone; None where a thousand do not suffice"""
+    """seeds for this comparison alone; None if a thousand do not suffice"""
     together: int | None
-    """seeds where Holm divides .05 by the whole family, its worst case"""
+    """seeds if Holm divides .05 by the whole family, its worst case"""
     ever: tuple[bool | None, bool | None]
-    """whether any number suffices, alone and together; None where the runs do not tell"""
+    """whether any number suffices, alone and together; None if the runs do not tell"""
     images: int
-    """or patients, where these are known"""
+    """or patients, if these are known"""
     hours: float
-    """of the seeds that are missing for ``together``, one run at a time"""
+    """for the seeds that are missing for ``together``, one run at a time"""
 
 
 def needs(block: Block, found: Sequence[Finding], effect: float, wanted: float) -> list[Need]:
-    """What the comparisons of a family need, those of which two seeds or more tell a variance.
+    """The needs of the comparisons of a family, as far as two or more seeds give a variance.
 
     Cross-validation is left out: its variance is not that of seeds and images.
     """
@@ -187,7 +187,7 @@ def needs(block: Block, found: Sequence[Finding], effect: float, wanted: float) 
 
 
 def _seconds(column: Column, names: Sequence[str]) -> float:
-    """Seconds of a seed of these rows, evaluation included, medians."""
+    """Seconds per seed for these rows, evaluation included, as medians."""
     total = 0.0
     for name in names:
         costs = [record.result["cost"] for record in column.rows[name].by_seed().values()]
@@ -207,7 +207,7 @@ def plan(
     """The seeds and hours that each comparison needs to show ``effect`` points, as text.
 
     Raises:
-        NamingError: one of the ``benchmarks`` is not there, or several match.
+        NamingError: one of the ``benchmarks`` does not exist, or several match.
     """
     made = [block for block in blocks.split(found, question.labels) if block.done]
     made = chosen.on_benchmarks(made, benchmarks)
@@ -223,7 +223,8 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     if not listed:
         return (
             f"{head}\nNo variance can be estimated yet: a comparison needs at least two seeds "
-            "whose predictions differ on the same test images (of at least two patients, if known)."
+            "with different predictions on the same test images (of at least two patients, if "
+            "known)."
         )
     body = [
         [
@@ -277,13 +278,13 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     lines = []
     if never := [each for each in listed if each.ever[0] is False]:
         lines.append(
-            f"no number: more seeds cannot show {_points(effect)} on these test images. About so "
-            f"many would be needed: {'; '.join(map(_images, never))}."
+            f"no number: more seeds cannot show {_points(effect)} on these test images. It would "
+            f"take about: {'; '.join(map(_images, never))}."
         )
     if any(each.ever[0] is None for each in listed):
         lines.append(
-            f"unknown: there are too few seeds so far to tell whether more can show "
-            f"{_points(effect)} on these test images, as the image se is still too uncertain."
+            f"unknown: with the seeds so far, the image se is too uncertain to tell whether more "
+            f"seeds can show {_points(effect)} on these test images."
         )
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):
@@ -302,7 +303,7 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
 
 
 def _images(need: Need) -> str:
-    """What a comparison would need instead of seeds, and has."""
+    """The test images or patients that a comparison would need, and has."""
     of = need.variances
     what, there = ("patients", of.clusters) if of.clusters else ("images", of.images)
     return f"{need.row} over {need.base} on {need.column} {need.images} {what} (has {there})"

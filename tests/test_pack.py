@@ -213,7 +213,7 @@ def test_another_sum_is_refused(root: Path, tmp_path: Path, capsys: Shown) -> No
         return [*others, (last, content[:-1] + b"!")]
 
     assert unpacked(rewritten(packed(root), change), tmp_path / "b") == FAILURE
-    assert "differs from its sum" in capsys.readouterr().err
+    assert "does not match its checksum" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

@@ -132,7 +132,7 @@ def test_nothing_is_marked_where_a_row_of_few_seeds_leads(
             make_run(tmp_path, "none", seed, 0.2, benchmark=benchmark)
             if seed < 2 or benchmark == "bloodmnist":
                 make_run(tmp_path, "mixup", seed, 6.0, benchmark=benchmark)
-    told = "Nothing is marked in a column whose highest mean is that of a row with fewer than 3"
+    told = "Nothing is marked in a column if a row with fewer than 3 seeds has the highest mean"
     for kind, mark in (("text", "(best)"), ("md", "**"), ("tex", "\\textbf"), ("html", "<strong>")):
         text = printed(capsys, tmp_path, "--format", kind)
         assert told in " ".join(text.split())

@@ -45,4 +45,4 @@ def test_other_networks_have_none(tmp_path: Path) -> None:
     (block,) = blocks.split(records.scan(tmp_path)[0])
     assert published.beside(block, "accuracy") == []
     table = results.main_table(block, "accuracy", "accuracy", True, "last")
-    assert "No published accuracy of this network on these data sets." in table.notes
+    assert "No published accuracy with this network on these data sets." in table.notes

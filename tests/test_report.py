@@ -328,7 +328,7 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
     assert table is not None and len(table.groups[0].rows) == 2
     lost = [replace(each, p=0.2) for each in found]
     (none,) = sentences.controls(block, lost, 0.5, "controls")[0]
-    assert none.startswith("No method with control rows is shown to gain over its baseline")
+    assert none.startswith("No method with control rows is shown to gain over its base")
     alone = sentences.controls(block, [], 0.5, "controls")[0]
     assert "gains over mixup (by its own population interval, not corrected);" in alone[0]
     monkeypatch.setattr(sentences, "reading", lambda *_: "same")
@@ -504,7 +504,7 @@ def test_a_folder_of_several_studies_names_them(tmp_path: Path) -> None:
     report(Options(root, tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "no study file" not in text.lower()
-    assert "--study names none of the studies in the folder (one, two)" in text
+    assert "no --study was chosen (there are: one, two)" in text
 
 
 PREDICTIONS = """\
@@ -586,7 +586,7 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     assert (tmp_path / "out" / "figures" / "search-tuned.png").stat().st_size > 3000
     assert (tmp_path / "out" / "tables" / "search-tuned.csv").is_file()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Search of hyper-parameters" in page
+    assert "Search for hyper-parameters" in page
     (accuracy,) = re.findall(r"\| mixup \| (\d) \|", text.partition("Test AUC")[0])
     assert accuracy == "2", "the trials are no seeds of the row"
     request.getfixturevalue("undrawn")
@@ -627,7 +627,7 @@ def test_comparisons_without_runs_are_named(tmp_path: Path) -> None:
     make_run(tmp_path)
     read = blocks.split(records.scan(tmp_path)[0])
     told = sentences.unmatched(read, Question(family=((SAFLEX, ""),)))
-    assert told == [f"The study's comparison of {SAFLEX} over its baseline has no runs."]
+    assert told == [f"The study's comparison of {SAFLEX} over its base has no runs."]
     for method in ("mixup", SAFLEX):
         make_run(tmp_path, method)
     read = blocks.split(records.scan(tmp_path)[0])

@@ -14,6 +14,7 @@ from jinja2 import Environment
 from analysis import blocks, findings, question, records, runs, table, versions, words
 from analysis.blocks import Block
 from analysis.metrics import SHOWN
+from analysis.numbers import count
 from analysis.question import Question
 from analysis.report import (
     figures,
@@ -30,40 +31,40 @@ TABLES = (
     *SHOWN, "selected", "names", "differences", "overall", "controls", "cost", "labels-found",
     "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
-"""Names of the files of tables, those of searches apart."""
+"""Names of the files of tables, except those of searches."""
 OF_COSTS = ("cost", "phases")
-"""Figures beside the table of costs."""
+"""Figures next to the table of costs."""
 WIDE = 7
-"""Columns from which on a table is set smaller."""
+"""Number of columns from which a table is set in smaller type."""
 
 
 class NoRuns(ValueError):
-    """A folder in which there is nothing to report."""
+    """A folder with nothing to report."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order."""
+    """A heading and what follows it, in this order."""
 
     heading: str = ""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     texts: Sequence[str] = ()
     commands: Sequence[Sequence[str]] = ()
-    """blocks of lines to type"""
+    """blocks of command lines"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a report says of one block."""
+    """The part of a report on one block."""
 
     folder: str
-    """below figures and tables; empty where there is one block alone"""
+    """below figures and tables; empty if there is only one block"""
     title: str
     answer: str
     sections: list[Section]
     protocol: list[Section]
-    """for the end of the page"""
+    """at the end of the page"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Report:
 
     @property
     def tables(self) -> list[tuple[str, Table]]:
-        """Every table with a file of its own, and the folder of the file."""
+        """Every table that has its own file, with the folder of the file."""
         sections = [("", each) for each in self.searches]
         for part in self.parts:
             sections += [(part.folder, each) for each in (*part.sections, *part.protocol)]
@@ -96,23 +97,23 @@ class Report:
 
 @dataclass(frozen=True)
 class Options:
-    """Which report is made, and where."""
+    """Which report to make, and where."""
 
     root: Path
     out: Path
     formats: Collection[str] = FORMATS
     _: KW_ONLY
     published: bool = False
-    """Show published numbers beside ours."""
+    """Show published numbers next to ours."""
     recompute: bool = False
-    """Take metrics from stored predictions, with today's code."""
+    """Compute metrics from stored predictions with the current code."""
     study: str = ""
     all_versions: bool = False
-    """Show rows in every version of their code, not in the newest alone."""
+    """Show rows in every version of their code, not only in the newest."""
 
     @property
     def suffixes(self) -> list[str]:
-        """Those of the files of a figure."""
+        """The suffixes of the files of a figure."""
         pages = [".png", ".svg"] if {"html", "md"} & set(self.formats) else []
         return pages + ([".pdf"] if "tex" in self.formats else [])
 
@@ -128,10 +129,10 @@ class Options:
 def report(options: Options) -> list[Path]:
     """Write the report of the runs in a folder, or of one study there.
 
-    Returns the files that a reader opens.
+    Returns the files to open.
 
     Raises:
-        NoRuns: the folder holds no run with a result.
+        NoRuns: the folder contains no run with a result.
         StudyError: its study file cannot be used.
     """
     asked = question.read(options.root, options.study)
@@ -140,15 +141,15 @@ def report(options: Options) -> list[Path]:
     while any(record.done for record in found):
         try:
             whole = _made(options, asked, found, unread, older)
-        except records.Damaged as damaged:  # found where predictions are read: the rest is told
+        except records.Damaged as damaged:  # found when predictions are read: report the rest
             (hurt,) = (record for record in found if record.folder == damaged.folder)
             found.remove(hurt)
             unread.append(records.Unread(damaged.folder, damaged.reason, hurt.run))
         else:
             return _written(whole, options.out, options.formats)
     raise NoRuns(
-        f"{options.root}: expected run directories with results, got {len(found)} run(s) without "
-        f"metrics and {len(unread)} unfinished; make some with augbench compare"
+        f"{options.root}: expected run directories with results, got {count(len(found), 'run')} "
+        f"without metrics and {len(unread)} unfinished; make some with augbench compare"
     )
 
 
@@ -159,7 +160,7 @@ def _made(
     unread: Sequence[records.Unread],
     older: str,
 ) -> Report:
-    """The report of these runs, whose figures and records are then in the output folder."""
+    """The report of these runs; writes its figures and records to the output folder."""
     root, out = options.root, options.out
     if options.recompute:
         found = [records.recomputed(record) for record in found]
@@ -177,12 +178,12 @@ def _made(
     names = {each.name for part in parts for section in part.sections for each in section.tables}
     return Report(
         title=f"augbench report: {root.resolve().name}",
-        question=asked.text or f"none is given: {_no_file(root)}.",
+        question=asked.text or f"none given, because {_no_file(root)}.",
         answers=[
             *_interim(asked.missing(found, unread), len(asked.runs)),
             *(f"{part.title}. {part.answer}" if several else part.answer for part in parts),
         ],
-        prediction=asked.predicted or "none was written down.",
+        prediction=asked.predicted or "none was recorded.",
         summary=_counts(found, len(unread)),
         remarks=[
             *sentences.unmatched(made, asked),
@@ -209,9 +210,9 @@ def _failures(found: Sequence[records.Record], unread: Sequence[records.Unread])
 
 
 def _clear(options: Options) -> None:
-    """Remove tables and figures of an earlier report, of the kinds that are written anew.
+    """Remove tables and figures of an earlier report, of the kinds that are written now.
 
-    Nobody should take a number of other runs for one of these.
+    Otherwise numbers of other runs could be mistaken for those of this report.
     """
     tables = [f".{each}" for each in ("tex", "csv") if each in options.formats]
     kinds = {"figures": (figures.MAKERS, options.suffixes), "tables": (TABLES, tables)}
@@ -224,12 +225,13 @@ def _clear(options: Options) -> None:
 
 
 def _interim(missing: int, planned: int) -> list[str]:
-    """That a study has not ended, in one sentence; none where it has."""
+    """A sentence that says that a study has not ended; none if it has."""
     if not missing:
         return []
     return [
-        f"Interim: {missing} of the study's {planned} runs have no result yet. The family of "
-        "tested comparisons grows with them, so verdicts may still change."
+        f"Interim: {missing} of the study's {planned} runs {'has' if missing == 1 else 'have'} no "
+        "result yet. The family of tested comparisons grows with them, so verdicts may still "
+        "change."
     ]
 
 
@@ -237,8 +239,8 @@ def _counts(found: Sequence[records.Record], unread: int) -> str:
     counts: dict[str, int] = {}
     for record in found:
         counts[record.result["status"]] = counts.get(record.result["status"], 0) + 1
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"{len(found) + unread} runs: {told}" + (
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    return f"{count(len(found) + unread, 'run')}: {told}" + (
         f", {unread} unfinished, damaged or copied." if unread else "."
     )
 
@@ -247,14 +249,14 @@ def _no_file(root: Path) -> str:
     """Why no study file was read."""
     swept = question.names(root)
     if swept:
-        return f"--study names none of the studies in the folder ({', '.join(swept)})"
+        return f"no --study was chosen (there are: {', '.join(swept)})"
     return "there is no study file beside the runs"
 
 
 def _of_study(root: Path, asked: Question) -> list[str]:
     """Where the question comes from."""
     if asked.source:
-        return [f"Question, family, margin and prediction are those of {asked.source}."]
+        return [f"Question, family, margin and prediction come from {asked.source}."]
     return [
         f"Because {_no_file(root)}, the margin is the default of {asked.margin:g} points, and the "
         "family is every method against its upstream and every upstream against none."
@@ -262,10 +264,13 @@ def _of_study(root: Path, asked: Question) -> list[str]:
 
 
 def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
-    """Which runs no table sets beside others."""
+    """Which runs appear in no table with others."""
     told = list(filter(None, [question.covers(root, asked, "--study NAME")]))
     if searched:
-        told.append(f"{searched} run(s) of searches appear only in the tables of the search.")
+        appear = "appears" if searched == 1 else "appear"
+        told.append(
+            f"{count(searched, 'run')} of searches {appear} only in the tables of the search."
+        )
     return [*told, older] if older else told
 
 
@@ -278,7 +283,7 @@ def _searches(options: Options) -> list[Section]:
             place = options.out / "figures"
             place.mkdir(parents=True, exist_ok=True)
             drawn.append(searches.draw(search, place, options.suffixes))
-        made.append(Section("Search of hyper-parameters", searches.tables(search), drawn))
+        made.append(Section("Search for hyper-parameters", searches.tables(search), drawn))
     return made
 
 
@@ -351,7 +356,7 @@ def _there(listed: Sequence[Table | None]) -> list[Table]:
 
 
 def _protocol(root: Path, block: Block, title: str) -> list[Section]:
-    """How the runs of a block were made, and how to make them again."""
+    """How the runs of a block were made, and how to repeat them."""
     name = block.setting["protocol"]
     return [
         Section(
@@ -385,11 +390,8 @@ def _title(block: Block) -> str:
     return f"{setting['model']}, protocol {setting['protocol']}, {told}, {setting['device']}"
 
 
-AGAIN = (
-    "Each command carries out the missing runs of one data set and prints the numbers of all of "
-    "them."
-)
-SAMPLES = "These commands draw more augmented training images of each row, from the data alone:"
+AGAIN = "Each command does the missing runs of one data set and prints the numbers of all its runs."
+SAMPLES = "These commands draw more augmented training images for each row, without any training:"
 DEFINITIONS = "Terms of this report; docs/reports.md of augbench explains every table and figure."
 APART = (
     "These runs have {count} different settings, which are never mixed in one table. Each setting "
@@ -418,12 +420,12 @@ def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    # A report can be made again, so that nothing waits for the disk.
+    # A report can be made again, so there is no need to wait for the disk.
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def html(whole: Report) -> str:
-    """The page in one file: figures inside, no script, nothing from a network."""
+    """The page in one file: figures embedded, no scripts, nothing from a network."""
     text = resources.files("analysis.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
 
@@ -452,7 +454,7 @@ def html(whole: Report) -> str:
 
 
 def _seen(value: object) -> object:
-    """Text without signs that cannot be seen; what is HTML already was made of such text."""
+    """Text without invisible characters; HTML was already made from such text."""
     return table.plain(value) if type(value) is str else value
 
 

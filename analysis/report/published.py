@@ -1,4 +1,4 @@
-"""Numbers that papers print, as published: never ours, never mixed with ours."""
+"""Numbers published in papers; they are never mixed with ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.facts import NONE, call_in, outer
 
 @dataclass(frozen=True)
 class Printed:
-    """A number of a paper's table, in points where it is an accuracy or an AUC."""
+    """A number from a paper's table; an accuracy or AUC is in points."""
 
     source: str
     table: str
@@ -24,13 +24,13 @@ class Printed:
     """method over upstream"""
     mean: float
     std: float
-    """nan where the paper prints none"""
+    """nan if the paper prints none"""
     note: str
-    """how its epoch was selected, and from where the paper took it"""
+    """how its epoch was selected, and where the paper took it from"""
 
 
 def read(metric: str) -> list[Printed]:
-    """Every published accuracy or AUC; an error in per cent is 100 less it."""
+    """Every published accuracy or AUC; an error of e % is converted to 100 - e."""
     text = resources.files("analysis.report").joinpath("published.csv").read_text(encoding="utf-8")
     found = []
     for line in csv.DictReader(text.splitlines()):
@@ -61,7 +61,7 @@ def read(metric: str) -> list[Printed]:
 
 
 def _dataset(name: str, setting: str) -> str:
-    """``svhn`` under ``ir-nr=100-0.1`` is ``svhn(imbalance=100, noise=0.1)`` in our language."""
+    """``svhn`` with ``ir-nr=100-0.1`` is ``svhn(imbalance=100, noise=0.1)`` in our notation."""
     if not setting:
         return name
     imbalance, noise = setting.removeprefix("ir-nr=").split("-")
@@ -73,11 +73,11 @@ def _dataset(name: str, setting: str) -> str:
 def beside(
     block: Block, metric: str, only: Sequence[Entry] | None = None
 ) -> list[tuple[str, list[Printed | None]]]:
-    """Rows of published numbers on the data sets of a block, a value or None a column.
+    """Rows of published numbers on the data sets of a block, with a value or None per column.
 
-    Of the same network, whatever its width, and of data sets of the same name, size and
-    corruption; a row is one method of one table. ``only``: of methods and upstreams of the same
-    names as these rows, whatever their arguments.
+    They are for the same network, whatever its width, and for data sets of the same name, size and
+    corruption; a row is one method of one table. ``only`` restricts them to methods and upstreams
+    of the same names as these rows, whatever their arguments.
     """
     names = None if only is None else {_name(entry) for entry in only}
     wanted = [_known(column.benchmark) for column in block.columns]
@@ -120,7 +120,7 @@ def _is_number(value: object) -> bool:
 
 
 def notes(rows: Sequence[tuple[str, list[Printed | None]]]) -> list[str]:
-    """How the epochs of published rows were selected and where copied ones come from."""
+    """How the epochs of published rows were selected, and where copied rows come from."""
     told: dict[str, list[str]] = {}
     for name, values in rows:
         for each in values:

@@ -29,7 +29,7 @@ NO_TEST = (
     "Published numbers come from networks of full width with their own training and epoch "
     "selection, so they are not tested against ours."
 )
-TRANSFER = "Control rows show where a gain comes from; some train on other labelled rows."
+TRANSFER = "Control rows show where a gain comes from; some train on other labelled images."
 
 
 class Place(NamedTuple):
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a block as the cells of tables, each with its mark."""
+    """The scores of a block as table cells, each with its mark."""
 
     block: Block
     metrics: Sequence[str]
@@ -50,12 +50,12 @@ class Scores:
 
     @cached_property
     def places(self) -> list[Place]:
-        """The columns: the data sets, and below each the metrics."""
+        """The columns: the data sets, and for each the metrics."""
         return [Place(column, name) for column in self.block.columns for name in self.metrics]
 
     @cached_property
     def tops(self) -> dict[tuple[str, str], Best]:
-        """The best row of each column by data set and metric; never a control."""
+        """The best row of each column, by data set and metric; never a control."""
         names = [entry.name for entry in self.block.compared]
         if self.when != "last" or len(names) < 2:
             return {}
@@ -67,7 +67,7 @@ class Scores:
 
     @cached_property
     def counts(self) -> dict[tuple[str, str], int]:
-        """The seeds of each row on each data set."""
+        """The number of seeds, by data set and row."""
         return {
             (column.name, entry.name): len(scores(column.rows[entry.name], when=self.when))
             for column in self.block.columns
@@ -75,7 +75,7 @@ class Scores:
         }
 
     def seeds(self, entry: Entry) -> list[int]:
-        """The seeds of a row, of each data set."""
+        """The number of seeds of a row on each data set."""
         return [self.counts[column.name, entry.name] for column in self.block.columns]
 
     def values(self, entry: Entry) -> list[TableCell]:
@@ -97,7 +97,7 @@ class Scores:
         return "best" if name == found.top else "tied" if name in found.tied else ""
 
     def average(self, entry: Entry, metric: str) -> str:
-        """The mean over data sets of a row's means; n/a where it has no result on one of them."""
+        """The mean over data sets of a row's means; n/a if it lacks a result on one of them."""
         found = [scores(each.rows[entry.name], metric, self.when) for each in self.block.columns]
         if not all(found):
             return MISSING
@@ -105,7 +105,7 @@ class Scores:
         return number(float(np.mean(means)), MEASURES[metric].digits)
 
     def published(self, only: Sequence[Entry] | None) -> tuple[Lines, list[str]]:
-        """Rows of published numbers with their notes; those of the same methods as ``only``."""
+        """Rows of published numbers with their notes; with ``only``, for these methods."""
         rows: dict[str, dict[str, list[published.Printed | None]]] = {}
         notes, nothing = [], [None] * len(self.block.columns)
         for metric in self.metrics:
@@ -123,11 +123,11 @@ class Scores:
         if body:
             return body, [*dict.fromkeys(notes), NO_TEST]
         what = " or ".join(MEASURES[metric].name for metric in self.metrics)
-        of = "" if only is None else " of these rows"
-        return [], [f"No published {what}{of} of this network on these data sets."]
+        of = "" if only is None else " for these rows"
+        return [], [f"No published {what}{of} with this network on these data sets."]
 
     def marks_note(self) -> list[str]:
-        """What bold and italics mean, and where they say nothing."""
+        """What bold and italics mean, and where they are not used."""
         told = {key: top for key, top in self.tops.items() if top.top}
         if not told:
             return []
@@ -164,17 +164,17 @@ class Scores:
         ]
         if ahead:
             notes.append(
-                f"Nothing is marked in a column whose {best_of} mean is that of a row with fewer "
-                f"than {INFERENCE_SEEDS} seeds: {'; '.join(ahead)}."
+                f"Nothing is marked in a column if a row with fewer than {INFERENCE_SEEDS} seeds "
+                f"has the {best_of} mean: {'; '.join(ahead)}."
             )
         for (name, metric), top in told.items():
             if top.untested and (name, metric) in enough:
                 lines.append(f"{self._untested(name, top)} on {name}{self._of(metric)}")
         if lines:
             notes.append(
-                f"Not tested against the best, because they share fewer than {INFERENCE_SEEDS} "
-                f"seeds (or one test patient, or no complete repeat of folds) with it: "
-                f"{'; '.join(lines)}."
+                "Not tested against the best row, because they have fewer than "
+                f"{INFERENCE_SEEDS} seeds in common with it, only one test patient or no complete "
+                f"repeat of folds: {'; '.join(lines)}."
             )
         return notes
 
@@ -182,7 +182,7 @@ class Scores:
         return f" ({MEASURES[metric].name})" if len(self.metrics) > 1 else ""
 
     def _enough(self, column: str) -> bool:
-        """Whether a row that may be marked has the seeds that a test takes."""
+        """Whether a row that may be marked has enough seeds for a test."""
         there = (self.counts[column, entry.name] for entry in self.block.compared)
         return max(there) >= INFERENCE_SEEDS
 
@@ -203,11 +203,11 @@ def _epoch(when: str) -> str:
 
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
-    """Methods by data sets: mean and standard deviation over seeds, in points, and what it cost."""
+    """Methods by data sets: mean and standard deviation over seeds, in points, and the cost."""
     made = Scores(block, [metric], when)
 
     def lines(entries: Sequence[Entry]) -> Lines:
-        # The last epoch shows what has no result; another epoch is a second look at what has one.
+        # Rows without any result are shown for the last epoch only.
         kept = [entry for entry in entries if when == "last" or any(made.seeds(entry))]
         return [
             cells([entry.name, counted(made.seeds(entry)), *made.values(entry), costs(entry)])
@@ -249,7 +249,7 @@ def _main_notes(made: Scores, metric: str) -> list[str]:
     ]
     if found:
         notes.append(
-            "Detectable (smallest true difference to the best row of the column that one "
+            "Detectable (smallest true difference from the best row of the column that one "
             f"comparison would find with 80 % power), in points: {', '.join(found)}."
         )
     return [*notes, *folds_note(columns), *patients_note(columns)]
@@ -262,7 +262,7 @@ def _told(top: Best) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a table of a paper shows beside the scores."""
+    """What a paper's table shows besides the scores."""
 
     caption: str = ""
     label: str = ""
@@ -270,15 +270,15 @@ class Options:
     rank: bool = False
     published: bool = False
     only: bool = False
-    """published rows of the methods of the table alone"""
+    """published rows only for the methods in the table"""
     legend: bool = True
-    """the full names of rows and data sets under a label"""
+    """list the full names behind labels"""
 
 
 def paper_table(
     block: Block, metrics: Sequence[str], name: str, when: str, options: Options
 ) -> Table:
-    """The rows and data sets of a block in their order, with metrics below each data set."""
+    """The rows and data sets of a block in their order, with the metrics for each data set."""
     made = Scores(block, metrics, when)
     arrows = {each: f"{'↓' if MEASURES[each].lower else '↑'}" for each in metrics}
     several = len(metrics) > 1
@@ -347,7 +347,7 @@ def _caption(made: Scores) -> str:
 
 
 def _by_set(columns: Sequence[Column], told: Callable[[Training], str]) -> str:
-    """What is told of the training, with the data sets of each where they differ."""
+    """A text about the training; if it differs between data sets, each with its data sets."""
     found: dict[str, list[str]] = {}
     for column in columns:
         found.setdefault(told(column.training), []).append(column.name)
@@ -357,7 +357,7 @@ def _by_set(columns: Sequence[Column], told: Callable[[Training], str]) -> str:
 
 
 def _training_note(columns: Sequence[Column]) -> list[str]:
-    """In what the training differs between data sets, beside its epochs; empty in nothing."""
+    """How the training differs between data sets, apart from its epochs; may be empty."""
     fields = {
         name: _by_set(columns, lambda training, name=name: str(getattr(training, name)))
         for name in field_names(Training)
@@ -379,8 +379,8 @@ def _rank_note(block: Block, ranks: Mapping[str, Mapping[str, str]]) -> str:
     if not any(ranks.values()):
         return (
             f"There is no mean rank: it needs two rows with {INFERENCE_SEEDS} seeds on each data "
-            "set at the last epoch, and two data sets (views, sizes and corruptions of one set are "
-            "one)."
+            "set at the last epoch, and two data sets (views, sizes and corruptions of one set "
+            "count as one)."
         )
     left = [
         each.name for each in block.entries if any(each.name not in of for of in ranks.values())
@@ -388,14 +388,14 @@ def _rank_note(block: Block, ranks: Mapping[str, Mapping[str, str]]) -> str:
     told = f" Too few seeds, or controls: {', '.join(left)}." if left else ""
     return (
         f"mean rank: over data sets, 1 is best, among the rows with {INFERENCE_SEEDS} seeds on "
-        f"each (views, sizes and corruptions of one set are one).{told}"
+        f"each (views, sizes and corruptions of one set count as one).{told}"
     )
 
 
 def frame(block: Block, metrics: Sequence[str], when: str) -> DataFrame:
-    """The numbers of a table: a line a row; mean, sd and n of each metric on each data set.
+    """The numbers of a table, one line per row: mean, sd and n of each metric on each data set.
 
-    Scores are in per cent where tables have them so; sd is nan with one seed.
+    Scores are in per cent if they are in tables; sd is nan with one seed.
     """
     import pandas as pd  # noqa: PLC0415 - takes half a second
 

@@ -1,4 +1,4 @@
-"""What searches of hyper-parameters found: from the ``search.json`` that a sweep leaves."""
+"""Results of searches for hyper-parameters, from the ``search.json`` that a sweep writes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from analysis.table import Group, Table, cells
 
 FILE = "search.json"
 PREFIX = "search-"
-"""of the files of its tables and figures"""
+"""of the names of its tables and figures"""
 MISSING = "–"
 Row = Mapping[str, Any]
-"""A row of a table as the sweep has written it."""
+"""A row of a table as the sweep wrote it."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The searches of one study: every row of its tables had as many trials."""
+    """The searches of one study, with the same number of trials for every row of its tables."""
 
     study: str
     rows: Sequence[Row]
 
     @property
     def metric(self) -> str:
-        """What chose, as it is printed."""
+        """The metric that chose, as it is printed."""
         return SHOWN[self.rows[0]["metric"]]
 
     @property
@@ -49,17 +49,17 @@ class Search:
 
 
 def read(root: Path, study: str = "") -> list[Search]:
-    """The searches beside the runs in a folder, or those of one study.
+    """The searches of the runs in a folder, or of one study.
 
     Raises:
-        StudyError: a file that no sweep has written so.
+        StudyError: a file was not written by a sweep of this version.
     """
     found = []
     for path in sorted(root.glob(f"{STUDIES}/{study or '*'}/{FILE}")):
         try:
             search = Search(path.parent.name, json.loads(path.read_text("utf-8")))
             if search.rows:
-                tables(search)  # whatever is missing is told here, with the file's name
+                tables(search)  # so that an error about missing fields names the file
                 found.append(search)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise StudyError(f"{path}: not a search of this version ({error!r})") from error
@@ -67,7 +67,7 @@ def read(root: Path, study: str = "") -> list[Search]:
 
 
 def tables(search: Search) -> list[Table]:
-    """What was chosen, and what it is worth on seeds that the search has not seen."""
+    """What was chosen, and how well it does on seeds that the search has not used."""
     chosen = Table(
         f"{PREFIX}{search.study}",
         f"Search {search.study}: hyper-parameters chosen by select {search.metric}",
@@ -130,7 +130,7 @@ def _fresh(row: Row) -> list[list[object]]:
 
 
 def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:
-    """The score that so many trials are expected to give, on select and on test."""
+    """The expected score for each number of trials, on select and on test."""
     name = f"{PREFIX}{search.study}"
     paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
     names = list(dict.fromkeys(row["row"] for row in search.rows))

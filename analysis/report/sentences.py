@@ -20,7 +20,7 @@ from analysis.contents import one_class
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
 from analysis.findings import HEADLINE, Finding, Overall
-from analysis.numbers import MISSING, bounds, counted, number, p_value, signed
+from analysis.numbers import MISSING, bounds, count, counted, number, p_value, signed
 from analysis.question import Question
 from analysis.records import Record
 from analysis.report.tables import folds_note, patients_note
@@ -36,16 +36,16 @@ from analysis.table import Table, table
 from methods.naming import render, with_path
 
 RUNS = "runs"
-"""Where results lie unless told otherwise."""
+"""The default results folder."""
 
 VERDICTS = ("better", "worse", "equivalent", "undecided", "not tested")
 MOST_NAMES = 6
-"""Comparisons of one verdict that an answer names."""
+"""The largest number of comparisons with one verdict that an answer names."""
 MOST_SENTENCES = 16
-"""Comparisons up to which each has a sentence of its own."""
+"""The largest number of comparisons for which each has its own sentence."""
 
 PROTOCOLS = {
-    "equal": "Every row has the same labelled rows; a method that learns from meta rows takes "
+    "equal": "Every row has the same labelled images; a method that learns from meta rows takes "
     "them from these, and the others train on all of them.",
     "paper": "The whole validation split is used as meta rows, in addition to the training split; "
     "the row @train+meta has as many labels as the methods.",
@@ -53,7 +53,7 @@ PROTOCOLS = {
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """A setting of hyper-parameters."""
+    """Hyper-parameters as text."""
     if not values:
         return "as written"
     return ", ".join(f"{key} {render(_hashable(value))}" for key, value in values.items())
@@ -88,7 +88,7 @@ def finding(each: Finding, margin: float, family: int) -> str:
 
 
 def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float) -> list[str]:
-    """The findings in words: over all data sets first; of very many only those decided."""
+    """The findings in words: over all data sets first; if there are many, only decided ones."""
     family = sum(each.verdict != "not tested" for each in found)
     shown = list(found)
     if len(found) > MOST_SENTENCES:
@@ -98,7 +98,7 @@ def statistics(found: Sequence[Finding], over: Sequence[Overall], margin: float)
     if len(shown) < len(found):
         told.append(
             f"{len(found) - len(shown)} of {len(found)} comparisons are undecided or not tested; "
-            "the table below has them."
+            "they are in the table."
         )
     if not told:
         told = ["Nothing is compared: there is only one row, or no base for the others."]
@@ -127,11 +127,6 @@ def _verdict(each: Finding, made: Difference, interval: Interval, margin: float)
 def _equals(p: float) -> str:
     shown = p_value(p)
     return shown if shown.startswith("<") else f"= {shown}"
-
-
-def count(number: int, what: str) -> str:
-    """``1 seed``, ``10 seeds``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def overall(each: Overall, margin: float) -> str:
@@ -170,8 +165,8 @@ def controls(
 ) -> tuple[list[str], Table | None]:
     """Whether control rows explain a gain, in words and as a table.
 
-    A gain is one that ``found``, the family of the study, holds after Holm; of a comparison that
-    is not in the family one that its own interval shows, which the sentence says.
+    A comparison in ``found``, the family of the study, is a gain if it is significant after Holm;
+    one outside the family if its own interval shows it, and then the sentence says so.
     """
     rows, sentences = [], []
     family = {(each.row, each.base, each.column): each for each in found}
@@ -201,8 +196,8 @@ def controls(
         return sentences, None
     if not sentences:
         sentences.append(
-            "No method with control rows is shown to gain over its baseline (after Holm, or by its "
-            "own population interval outside the family), so there is no gain to explain."
+            "No method with control rows is shown to gain over its base (after Holm, or outside "
+            "the family by its own population interval), so there is no gain to explain."
         )
     head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
             "detectable, points ↓", "reading"]  # fmt: skip
@@ -216,7 +211,7 @@ def controls(
 
 
 SHOWN = ("above", "same", "below", "open")
-"""Readings that an interval shows, of few seeds or of many."""
+"""Readings that depend on an interval, and so on the number of seeds."""
 
 
 def reading(made: Difference, margin: float) -> str:
@@ -235,7 +230,7 @@ def reading(made: Difference, margin: float) -> str:
 def _gain(
     column: Column, row: str, base: str, family: Mapping[tuple[str, str, str], Finding]
 ) -> str:
-    """That a row gains over its base, by what it is known; empty where it is not."""
+    """That a row gains over its base, and how this is known; empty if it is not."""
     tested = family.get((row, base, column.name))
     if tested is not None:
         made, shown = tested.difference, tested.p <= ALPHA
@@ -255,16 +250,16 @@ def _explained(control: str, read: str, margin: float) -> str:
         "be due to the method",
         "below": "scores higher, so the gain may not be due to the method",
         "open": "is not significantly different, so whether it explains the gain is undecided",
-        "identical": "is right on the same images for every seed, so the gain is not due to the "
+        "identical": "is correct on the same images for every seed, so the gain is not due to the "
         "method",
-        "not tested": "has too few seeds, one test patient or no complete repeat of folds, so "
+        "not tested": "has too few seeds, only one test patient or no complete repeat of folds, so "
         "whether it explains the gain is unknown",
     }[read]
     return f"the control {control} {told}."
 
 
 def advice(block: Block) -> list[str]:
-    """Where there are too few seeds, and how many are advised."""
+    """Where there are too few seeds, and how many are recommended."""
     told: dict[str, list[str]] = {}
     for column in block.columns:
         counts = [len(row.by_seed()) for row in column.rows.values() if row.by_seed()]
@@ -276,10 +271,10 @@ def advice(block: Block) -> list[str]:
         if min(counts) < INFERENCE_SEEDS:
             text = (
                 f"rows with {count(min(counts), 'seed')} have no interval and no verdict; "
-                f"{wanted} seeds are advised"
+                f"{wanted} seeds are recommended"
             )
         elif min(counts) < wanted:
-            text = f"{count(min(counts), 'seed')}; {wanted} are advised for {rows} test rows"
+            text = f"{count(min(counts), 'seed')}; {wanted} are recommended for {rows} test rows"
         else:
             continue
         told.setdefault(text, []).append(column.name)
@@ -287,11 +282,10 @@ def advice(block: Block) -> list[str]:
 
 
 def selection(block: Block) -> list[str]:
-    """How epochs were chosen, and why the secondary choice is missing where it is."""
+    """How epochs were chosen, and why the secondary choice is missing, if it is."""
     told = [
         "Numbers are from the last epoch unless a table says otherwise, and nothing was chosen on "
-        "the test split. Accuracy and AUC are on the test split, the official one where there is "
-        "one.",
+        "the test split. Accuracy and AUC are on the test split, the official one if there is one.",
         *folds_note(block.columns),
     ]
     reasons: dict[str, list[str]] = {}
@@ -309,7 +303,7 @@ def selection(block: Block) -> list[str]:
         for reason, names in reasons.items()
     ]
     if block.setting["test metrics each epoch"] == "yes":
-        told.append("Test metrics were recorded after each epoch, but nothing was chosen by them.")
+        told.append("Test metrics were recorded after each epoch, but not used to choose anything.")
     return told
 
 
@@ -318,7 +312,7 @@ def _reason(record: Record) -> str:
 
 
 def caveats(block: Block) -> list[str]:
-    """What the data sets themselves, and runs on several machines, ask a reader to know."""
+    """What a reader should know about the data sets, and about runs on several machines."""
     told = []
     for column in block.columns:
         told += [f"{column.name}, {text}." for text in one_class(column.rows.values())]
@@ -352,17 +346,17 @@ def caveats(block: Block) -> list[str]:
 def unmatched(blocks: Sequence[Block], question: Question) -> list[str]:
     """Comparisons of the study that no block can make."""
     return [
-        f"The study's comparison of {row} over {base or 'its baseline'} has no runs."
+        f"The study's comparison of {row} over {base or 'its base'} has no runs."
         for row, base in question.family
         if not any(block.contrast(row, base) for block in blocks)
     ]
 
 
 def commands(block: Block, column: Column, root: Path) -> list[str]:
-    """The commands that make the runs of a column again, or show them where they are done.
+    """The commands that repeat the runs of a column, or show them if they are done.
 
     One for each way in which meta rows are cut, and for each kind of equal budget. A line that
-    begins with # says what the one after it makes beside these runs.
+    starts with # says which other runs the next one makes.
     """
     cuts: dict[tuple[float, ...], list[Record]] = {}
     for record in column.records:
@@ -373,7 +367,7 @@ def commands(block: Block, column: Column, root: Path) -> list[str]:
         del cuts[tuple(CUT.values())]
     made = []
     for _, records in sorted(cuts.items()):
-        # Rows on the whole pool are the same beside any cut.
+        # Rows on the whole pool do not depend on the cut.
         own = list({record.run.id: record for record in (*records, *whole)}.values())
         kinds = {r.run.budget.partition(" ")[0] for r in own} - {"steps"}
         for kind in sorted(kinds) or [""]:
@@ -382,7 +376,7 @@ def commands(block: Block, column: Column, root: Path) -> list[str]:
 
 
 def _whole(record: Record) -> bool:
-    """Whether a run trains on the whole pool, from which no meta rows were cut."""
+    """Whether a run trains on the whole pool, without meta rows cut from it."""
     rows = record.result.get("data", {}).get("rows", {})
     return record.run.control == "all" and bool(rows) and not rows.get("meta", 0)
 
@@ -440,7 +434,7 @@ def samples(block: Block) -> list[str]:
 
 
 def _benchmark(column: Column) -> str:
-    """The data set as a command line names it, with the path of a user's own."""
+    """The data set as a command line names it, with the path of a user's own data."""
     path = column.records[0].recorded.get("path")
     if not path:
         return column.benchmark

@@ -36,6 +36,7 @@ from analysis.findings import (
 from analysis.numbers import (
     MISSING,
     bounds,
+    count,
     counted,
     mean_sd,
     number,
@@ -51,13 +52,13 @@ LABELS = {"type": "device", "name": "hardware"}
 
 
 def ratio(block: Block, column: Column, entry: Entry) -> float:
-    """The cost as a ratio to the upstream alone; nan where that was not run."""
+    """The cost as a ratio to the upstream alone; nan if that was not run."""
     base = block.beside(entry, entry.facts.upstream)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
 
 
 def trainings(columns: Sequence[Column]) -> list[str]:
-    """How the networks were trained, data sets that were trained alike together."""
+    """How the networks were trained; data sets with the same training share a line."""
     alike: dict[str, list[str]] = {}
     for column in columns:
         alike.setdefault(training_text(column), []).append(column.name)
@@ -65,7 +66,7 @@ def trainings(columns: Sequence[Column]) -> list[str]:
 
 
 def folds_note(columns: Sequence[Column]) -> list[str]:
-    """What another split than the official one makes of the words of a report."""
+    """How cross-validation changes the meaning of the terms in a report."""
     names = [column.name for column in columns if column.done and column.done[0].folds]
     if not names:
         return []
@@ -77,7 +78,7 @@ def folds_note(columns: Sequence[Column]) -> list[str]:
 
 
 def patients_note(columns: Sequence[Column]) -> list[str]:
-    """What known patients make of the intervals of a report."""
+    """How known patients affect the intervals of a report."""
     told: dict[str, list[str]] = {}
     for column in columns:
         for text in patients_told(column.done[0]) if column.done else ():
@@ -86,7 +87,7 @@ def patients_note(columns: Sequence[Column]) -> list[str]:
 
 
 def names_table(block: Block, name: str) -> Table | None:
-    """The full names behind labels; None where there are no labels."""
+    """The full names behind labels; None if there are no labels."""
     pairs = [(entry.name, entry.row) for entry in block.entries]
     pairs += [(column.name, column.key) for column in block.columns]
     rows = [pair for pair in pairs if len(set(pair)) > 1]
@@ -115,12 +116,12 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         rows.append([label, each.column, *told, p_value(each.p), detectable, each.told])
     head = ["", "data set", "n", "difference, points ↑", "training 95 % CI", "population 95 % CI",
             "p (Holm)", "detectable, points ↓", "verdict"]  # fmt: skip
-    count = sum(not math.isnan(each.p) for each in found)
+    tested = sum(not math.isnan(each.p) for each in found)
     folds = sorted({each.difference.folds for each in found if each.difference} - {0})
     cut = f"With folds ({', '.join(map(str, folds))}), the population interval is that of Nadeau "
     cut += "and Bengio (2003); the test images are not fixed."
     notes = [
-        f"p-values and verdicts: with Holm's correction over {count} tested comparison(s); "
+        f"p-values and verdicts: with Holm's correction over {count(tested, 'tested comparison')}; "
         f"intervals are not corrected. Equivalent: within the margin of {margin:g} points.",
         *([cut] if folds else []),
     ]
@@ -185,7 +186,7 @@ def cost_table(block: Block, name: str) -> Table:
 
 
 def detection_table(block: Block, name: str) -> Table | None:
-    """How well wrong labels were found; None where none were made or nothing was learned."""
+    """How well wrong labels were found; None if there are none or nothing was learned."""
     rows = [
         [entry.name, column.name, *told]
         for column in block.columns
@@ -199,7 +200,7 @@ def detection_table(block: Block, name: str) -> Table | None:
 
 
 def attack_table(block: Block, name: str) -> Table | None:
-    """What became of attacked rows; None where no method attacks any."""
+    """Statistics of attacked rows; None if no method attacks any."""
     rows = [
         [entry.name, column.name, *told]
         for column in block.columns
@@ -232,7 +233,7 @@ def _text(value: object) -> str:
 
 
 def ablation_table(block: Block, name: str) -> Table | None:
-    """Rows of one method that differ in arguments, side by side; None where there are none."""
+    """Rows of one method that differ in arguments, side by side; None if there are none."""
     families = variants(block)
     if not families:
         return None
@@ -251,12 +252,12 @@ def ablation_table(block: Block, name: str) -> Table | None:
         ]
         groups.append(Group(f"{method} over {upstream}", tuple(body)))
     head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
-    note = "default: the value of the method, or of the preset named."
+    note = "default: not given, so the default of the method or of its preset."
     return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
 
 
 def ranks_table(block: Block, name: str) -> Table | None:
-    """Mean ranks over data sets; None below two data sets or two rows of three seeds on each."""
+    """Mean ranks over data sets; None without two sets, or two rows with three seeds on each."""
     found = mean_ranks(block)
     if found is None:
         return None
@@ -278,7 +279,7 @@ def ranks_table(block: Block, name: str) -> Table | None:
 
 
 def failures_table(records: Sequence[Record], unread: Sequence[Unread], name: str) -> Table | None:
-    """Runs without metrics, with their reasons, equal ones together; None where all are done."""
+    """Runs without metrics, grouped by reason; None if all are done."""
     found: dict[tuple[str, str, str, str], list[int]] = {}
     for record in records:
         status = record.result["status"]
@@ -308,7 +309,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def blocks_table(numbered: Sequence[tuple[int, Block]]) -> Table:
-    """What differs between blocks, so that nobody compares them unawares."""
+    """What differs between blocks, so that nobody compares them unknowingly."""
     made = [block for _, block in numbered]
     differ = [key for key in made[0].setting if len({block.setting[key] for block in made}) > 1]
     trainings = trained_apart(made)
@@ -335,6 +336,6 @@ def versions_table(block: Block, name: str) -> Table:
     rows = []
     for key in keys:
         counts = Counter(str(each.get(key, "?")) for each in told)
-        values = (f"{value} ({n} runs)" for value, n in counts.items())
+        values = (f"{value} ({count(n, 'run')})" for value, n in counts.items())
         rows.append([LABELS.get(key, key), "; ".join(values)])
     return table(name, "Versions and hardware", ["", "value"], rows)
