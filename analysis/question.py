@@ -1,7 +1,7 @@
-"""What a study asks, written before its first run and kept beside its runs.
+"""What a study asks, written before its first run and stored with its runs.
 
-Question, family, margin and prediction are the same keys of the same study file, whether a person
-wrote it for ``augbench sweep`` or the sweep left it beside the runs.
+Question, family, margin and prediction are keys of a study file, whether a person wrote it for
+``augbench sweep`` or the sweep stored it with the runs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass as checked
 
 from analysis import labels, studyfile
+from analysis.numbers import count
 from analysis.records import Record, Unread
 from analysis.runs import CONFIG, field_names, folders, row_name, row_parts
 from analysis.studyfile import StudyError
@@ -24,7 +25,7 @@ from methods.naming import Call, Links, NamingError, call_of, nearest, parse, re
 
 FILE = "study.yaml"
 STUDIES = "studies"
-"""Folder beside the runs: of each study that was swept there, a folder of its name."""
+"""Folder beside the runs, with a folder for each study that was swept there."""
 OVER = " over "
 MARGIN = 0.5
 
@@ -53,7 +54,7 @@ class Asked:
 
     question: str = ""
     family: Family = ()
-    """comparisons tested together: a row, meant against its own baseline, or ``row over base``"""
+    """comparisons tested together: a row (against its own base), or ``row over base``"""
     margin: float = MARGIN
     """points of accuracy within which two rows count as equal"""
     prediction: str = ""
@@ -68,24 +69,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction as a sweep has found it in the study's file."""
+    """A prediction as a sweep found it in the study's file."""
 
     text: str
     written: str
     """day on which it was found there"""
     runs: int
-    """of the study, that were done then"""
+    """of the study that were done by then"""
 
     @property
     def when(self) -> str:
         """``on 2026-11-20, before the first run``."""
-        done = f"after {self.runs} run(s)" if self.runs else "before the first run"
+        done = f"after {count(self.runs, 'run')}" if self.runs else "before the first run"
         return f"on {self.written}, {done}"
 
 
 @checked(frozen=True, kw_only=True, config=CONFIG)
 class _Kept(Asked):
-    """What a sweep leaves in the file beside its runs."""
+    """The content of the file that a sweep stores with its runs."""
 
     predictions: tuple[Prediction, ...] = ()
     runs: tuple[str, ...] = ()
@@ -97,23 +98,23 @@ class Question:
 
     text: str = ""
     family: tuple[tuple[str, str], ...] = ()
-    """(row, the row that it is compared with; empty: its own baseline); empty: every method"""
+    """(row, the row that it is compared with; empty: its own base); empty: every method"""
     margin: float = MARGIN
     """points within which two rows count as equal"""
     prediction: str = ""
-    """of several the first"""
+    """if there are several, the first"""
     source: str = ""
-    """name of the file; empty where there is none"""
+    """name of the file; empty if there is none"""
     runs: frozenset[str] = frozenset()
-    """ids of the runs that are the study's own; empty: all that are there"""
+    """ids of the study's own runs; empty: all in the folder"""
     predictions: tuple[Prediction, ...] = ()
-    """the prediction with its date, and what the file said later"""
+    """the prediction with its date, and later versions"""
     labels: Mapping[str, str] = field(default_factory=dict)
     """short names of rows and data sets, by the names that runs have"""
 
     @property
     def predicted(self) -> str:
-        """The prediction, with what is known of when it was written and whether it was changed."""
+        """The prediction, with when it was written and whether it was changed, if known."""
         if not self.predictions:
             return self.prediction
         first, *later = self.predictions
@@ -123,14 +124,14 @@ class Question:
     def own(
         self, found: Sequence[Record], unread: Sequence[Unread]
     ) -> tuple[list[Record], list[Unread]]:
-        """Of the runs in a folder those that are the study's own."""
+        """The study's own runs among those in a folder."""
         return (
             [each for each in found if not self.runs or each.run.id in self.runs],
             [each for each in unread if not self.runs or each.folder.name in self.runs],
         )
 
     def missing(self, found: Sequence[Record], unread: Sequence[Unread]) -> int:
-        """How many of the study's own runs have no result yet, begun or not."""
+        """How many of the study's own runs have no result yet, started or not."""
         ended = {each.run.id for each in found}
         damaged = {each.folder.name for each in unread if (each.folder / "result.json").exists()}
         return len(self.runs - ended - damaged)
@@ -142,7 +143,7 @@ def names(root: Path) -> list[str]:
 
 
 def covers(root: Path, asked: Question, options: str) -> str:
-    """That runs of a study stand among others, and the options that choose; empty if none do."""
+    """A note if runs of studies are mixed with others, and how to choose; may be empty."""
     swept = names(root)
     if not swept or asked.runs:
         return ""
@@ -153,7 +154,7 @@ def covers(root: Path, asked: Question, options: str) -> str:
 
 
 def as_name(stem: str) -> str:
-    """A study's name from that of its file."""
+    """A study's name from the name of its file."""
     return re.sub(r"[^\w.-]+", "-", stem).lstrip("-.") or "study"
 
 
@@ -161,7 +162,7 @@ def name_in(path: Path) -> str:
     """The name of the study in a study file.
 
     Raises:
-        StudyError: the file cannot be read, or the name is no text.
+        StudyError: the file cannot be read, or the name is not a string.
     """
     file = studyfile.read(path)
     name = file.content.get("name", as_name(path.stem))
@@ -171,16 +172,16 @@ def name_in(path: Path) -> str:
 
 
 def read(root: Path, study: str = "") -> Question:
-    """What the runs in a folder ask; without a study file the default question.
+    """The question of the runs in a folder; without a study file the default question.
 
-    Of a ``study`` that was swept there it is that study's, with the runs that are its own. Else it
-    is that of the file ``study.yaml`` beside the runs, or of the only study that was swept there,
-    if no other runs are there.
+    For a ``study`` that was swept there, it is that study's, with its own runs. Otherwise it comes
+    from the file ``study.yaml`` beside the runs, or from the only study that was swept there, if
+    there are no other runs.
     The keys question, family, margin and prediction are read. An entry of the family is a row,
-    which is meant against its own baseline, or ``row over base``.
+    to be compared with its own base, or ``row over base``.
 
     Raises:
-        StudyError: the file cannot be read, or a value is of the wrong kind.
+        StudyError: the file cannot be read, or a value has the wrong type.
     """
     swept = names(root)
     if study and study not in swept:
@@ -200,7 +201,7 @@ def read(root: Path, study: str = "") -> Question:
     kept = file.made(_Kept, {key: file.content[key] for key in known if key in file.content})
     ids = frozenset(kept.runs) if path != own else frozenset[str]()
     if ids and not study and not ids.issuperset(folder.name for folder in folders(root)):
-        return Question()  # what is asked of some runs is not asked of the others
+        return Question()  # the question is not about the other runs
     first = kept.predictions[0].text if kept.predictions else kept.prediction
     return Question(
         text=kept.question.strip(),
@@ -215,17 +216,17 @@ def read(root: Path, study: str = "") -> Question:
 
 
 def comparison(entry: str) -> tuple[str, str]:
-    """Row and base of an entry of a family; the base is empty where the row's own is meant.
+    """Row and base of an entry of a family; the base is empty if it is the row's own.
 
     Raises:
-        NamingError: one of them is no name.
+        NamingError: one of them is not a name.
     """
     row, over, base = entry.partition(OVER)
     return written(row), written(base) if over else ""
 
 
 def as_written(name: str) -> str:
-    """A row or a benchmark as runs have it; what cannot be read as a name as it is."""
+    """The name that runs have for a row or benchmark; text that is not a name is unchanged."""
     try:
         return written(name)
     except NamingError:
@@ -236,7 +237,7 @@ def written(row: str) -> str:
     """A row's name as runs have it: ``saflex(preset=stable, upstream=mixup)@train``, or with an
     equal budget ``none [passes of saflex]``.
 
-    Spaces and the order of arguments do not count; what is a default or a preset is not known here.
+    Spaces and the order of arguments do not matter; defaults and presets are not known here.
     """
     method, control, budget = row_parts(row)
     kind, of, costly = budget.partition(" of ")

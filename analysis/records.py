@@ -33,12 +33,12 @@ class Damaged(OSError):
 
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
-"""What a damaged file raises where it is read."""
+"""What reading a damaged file raises."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run that has ended: its cell, its result, and where its files lie."""
+    """A run that has ended: its cell, its result and the folder of its files."""
 
     run: Run
     recorded: dict[str, Any]
@@ -52,12 +52,12 @@ class Record:
 
     @property
     def searched(self) -> bool:
-        """Whether it is a trial of a search or its winner: no table sets it beside other rows."""
+        """Whether it is a trial of a search or its winner, which no table mixes with other rows."""
         return "searched" in self.recorded
 
     @cached_property
     def facts(self) -> Facts:
-        """What its row is among others."""
+        """What kind of row it belongs to."""
         return facts_in(self.run, self.recorded, self.result)
 
     @cached_property
@@ -84,7 +84,7 @@ class Record:
         return arrays
 
     def forget(self) -> None:
-        """Let go of the predictions, which are read again where they are asked for."""
+        """Free the memory of the predictions; they are read again when needed."""
         self.__dict__.pop("predictions", None)
 
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
@@ -93,12 +93,12 @@ class Record:
         return float("nan") if value is None else float(value)
 
     def detection(self, name: str) -> float:
-        """How well wrong labels were found (``metrics.detection``); nan where it was not asked."""
+        """How well wrong labels were found (``metrics.detection``); nan if not measured."""
         value = self.result.get("detection", {}).get(name)
         return float("nan") if value is None else float(value)
 
     def logged(self, name: str) -> float:
-        """Mean over epochs of a value that the method logged; nan where it logged none.
+        """Mean over epochs of a value that the method logged; nan if it logged none.
 
         Epochs without the value, such as a warm-up, are left out.
         """
@@ -107,11 +107,11 @@ class Record:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, a line an epoch; none where the file is not kept."""
+        """metrics.jsonl, one line per epoch; empty if the file does not exist."""
         return self.lines_of("metrics.jsonl")
 
     def lines_of(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a .jsonl file; none where it is not kept.
+        """The objects of a .jsonl file; empty if it does not exist.
 
         Raises:
             Damaged: the file is damaged.
@@ -123,7 +123,7 @@ class Record:
             raise Damaged(self.folder, name, error) from error
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a .npz file; none where it is not kept.
+        """The arrays of a .npz file; empty if it does not exist.
 
         Raises:
             Damaged: the file is damaged.
@@ -141,22 +141,22 @@ class Record:
 
     @property
     def folds(self) -> int:
-        """Folds of a repeated cross-validation, each of another seed; 0 on the official split."""
+        """Folds of a repeated cross-validation, one per seed; 0 on the official split."""
         return self.result["data"].get("folds", 0)
 
     @property
     def patients(self) -> int:
-        """Groups of test rows, such as patients; 0 where nothing is known of them."""
+        """Groups of test rows, such as patients; 0 if unknown."""
         return self.result["data"].get("groups", {}).get("test", 0)
 
     @property
     def kind(self) -> str:
-        """MedMNIST's word for the task."""
+        """The kind of task, as MedMNIST calls it."""
         return self.result["data"]["kind"]
 
 
 def read(folders: Iterable[Path]) -> list[Record]:
-    """The records of these run directories; what has not ended is left out."""
+    """The records of these run directories; runs that have not ended are left out."""
     records = []
     for folder in folders:
         result = runs.read_result(folder)
@@ -167,7 +167,7 @@ def read(folders: Iterable[Path]) -> list[Record]:
 
 
 class Unread(NamedTuple):
-    """A run directory without a result that can be read, why, and its cell where that is known."""
+    """A run directory without a readable result, the reason, and its cell if that is known."""
 
     folder: Path
     reason: str
@@ -177,9 +177,9 @@ class Unread(NamedTuple):
 
 
 def scan(root: Path) -> tuple[list[Record], list[Unread]]:
-    """The records of every run directory below ``root``, and those that have none yet.
+    """The records of every run directory below ``root``, and the directories without a record.
 
-    A directory bears its run's id as its name; a copy of it under another name is left out.
+    A directory is named by its run's id; copies under other names are left out.
     """
     found: list[Record] = []
     unread: list[Unread] = []
@@ -201,7 +201,7 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
 
 
 def _without_copies(found: list[Record], unread: list[Unread]) -> tuple[list[Record], list[Unread]]:
-    """Each run once, from the directory that bears its id where there is one."""
+    """Each run once, from the directory named by its id if there is one."""
     kept: dict[str, Path] = {}
     named = [(each.run, each.folder) for each in (*found, *unread) if each.run is not None]
     for run, folder in sorted(named, key=lambda each: each[1].name != each[0].id):
@@ -240,11 +240,11 @@ NEEDED = (
         for name in ("kind", "classes", "corruption", "caveats", "notes", "verified")
     ),
 )  # fmt: skip
-"""What tables and figures take from the result of a run that is done."""
+"""What tables and figures read from the result of a run that is done."""
 
 
 def _missing(record: Record) -> str:
-    """The first thing that a result lacks; empty where it is whole."""
+    """The first thing that a result lacks; empty if it is complete."""
     if record.result.get("status") not in STATES:
         return "status"
     for path in NEEDED if record.done else ():
@@ -278,7 +278,7 @@ def _first_line(error: Exception) -> str:
 
 
 def recomputed(record: Record) -> Record:
-    """The record with metrics made anew from the stored logits."""
+    """The record with metrics recomputed from the stored logits."""
     if not record.done:
         return record
     arrays, made = record.predictions, {}
@@ -294,10 +294,10 @@ def recomputed(record: Record) -> Record:
 
 
 def frame(records: Sequence[Record]) -> DataFrame:
-    """A line for each metric of each run; a run without metrics has one line, with its reason.
+    """One line per metric of each run; a run without metrics has one line, with its reason.
 
     ``when`` is last or selected, ``split`` select or test, ``class`` the class of a recall and -1
-    for what has none. Cost and versions stand in every line of their run.
+    for other metrics. Cost and versions are repeated in every line of their run.
     """
     import pandas as pd  # noqa: PLC0415 - takes half a second that a comparison does not need
 
@@ -354,7 +354,7 @@ def _cell(record: Record) -> dict[str, Any]:
         "memory_mib": cost.get("memory_mib", math.nan),
         **{name: record.detection(name) for name in DETECTION},
     }
-    # Names of files may hold bytes that are no UTF-8, which Python keeps as halves of signs.
+    # File names may contain bytes that are not UTF-8, which Python keeps as surrogates.
     return {
         key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
         for key, value in cell.items()
@@ -390,15 +390,15 @@ ATTACK = (
     "attack_distance",
     "attack_noise_distance",
 )
-"""What a method that adds attacked rows logs of them."""
+"""What a method that adds attacked rows logs about them."""
 
 
 def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
-    """A line a run, under the name of its row of the table: what a study leaves behind.
+    """CSV with one line per run, under the name of its row in the table.
 
-    Accuracy, AUC, nll and ECE are of the test split at the last epoch, as shares and nats; seconds
-    are charged ones. Where labels were corrupted, three more columns tell how well they were found;
-    where rows were attacked, seven more what became of them.
+    Accuracy, AUC, nll and ECE are of the test split at the last epoch, as fractions and nats;
+    seconds are charged. If labels were corrupted, three more columns say how well they were found;
+    if rows were attacked, seven more describe the attacks.
     """
     rows = [(name, list(records)) for name, records in rows]
     every = [each for _, records in rows for each in records if each.done]

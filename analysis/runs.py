@@ -34,7 +34,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Training:
-    """How a network is trained; every field can be overridden beside a preset."""
+    """How a network is trained; every field can override that of a preset."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -42,10 +42,10 @@ class Training:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
-    """sgd only, with Nesterov's look-ahead where it is above 0"""
+    """sgd only; Nesterov momentum if above 0"""
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """multistep: shares of the epochs after which the rate falls"""
+    """multistep: fractions of the epochs after which the rate falls"""
     gamma: float = 0.1
     """multistep: the factor"""
     warmup_epochs: int = 0
@@ -111,7 +111,7 @@ PRESETS: dict[str, tuple[str, Training]] = {
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Run:
-    """One cell of a comparison: everything that decides a number, and nothing else."""
+    """One cell of a comparison: everything that determines its numbers, and nothing else."""
 
     benchmark: str
     data: str
@@ -119,7 +119,7 @@ class Run:
     model: str
     method: str
     control: Literal["all", "train", "train+meta", "meta"] = "all"
-    """labelled rows trained on; all but "all" are control rows"""
+    """labelled rows trained on; anything but "all" makes it a control row"""
     protocol: Literal["equal", "paper"] = "equal"
     meta_fraction: float = 0.2
     crossfit: int = 1
@@ -127,9 +127,9 @@ class Run:
     seed: int = 0
     threads: int = 1
     budget: str = "steps"
-    """"steps", or "passes of METHOD" and "time of METHOD" where epochs were set to match it"""
+    """"steps", or "passes of METHOD" or "time of METHOD" if epochs were set to match it"""
     oracle_test: bool = False
-    """test metrics each epoch, for comparison with papers that choose their epoch on test"""
+    """record test metrics each epoch, to compare with papers that choose their epoch on test"""
     versions: dict[str, int] = field(default_factory=dict)
     """of method, model and trainer"""
 
@@ -158,7 +158,7 @@ def row_name(method: str, control: str = "", budget: str = "") -> str:
 
 
 def row_parts(name: str) -> tuple[str, str, str]:
-    """Method, control and budget, of which the last two may be empty: ``row_name`` undone."""
+    """Method, control and budget, the last two possibly empty: the inverse of ``row_name``."""
     found = re.fullmatch(r"(.*\S)\s*\[((?:passes|time) of .+)\]", name.strip())
     row, budget = (found[1], found[2]) if found else (name.strip(), "")
     method, _, control = row.partition("@")
@@ -166,7 +166,7 @@ def row_parts(name: str) -> tuple[str, str, str]:
 
 
 class Status(NamedTuple):
-    """What a run directory says of its run."""
+    """The state of a run directory."""
 
     state: Literal["new", "interrupted", "done", "failed", "skipped", "stopped"]
     reason: str = ""
@@ -178,7 +178,7 @@ def folder_of(root: Path, run: Run) -> Path:
 
 
 def status_of(folder: Path) -> Status:
-    """The state of a run directory; one whose files were cut short counts as interrupted."""
+    """The state of a run directory; with truncated files it counts as interrupted."""
     result = read_result(folder)
     if result is not None:
         return Status(result["status"], result.get("reason", ""))
@@ -188,7 +188,7 @@ def status_of(folder: Path) -> Status:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """result.json, or None where it or a file that it names is missing or was cut short."""
+    """result.json, or None if it or a file that it names is missing or truncated."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def read_run(folder: Path) -> tuple[Run, dict[str, Any]]:
-    """The cell in run.json and what was recorded beside it.
+    """The cell in run.json and what was recorded with it.
 
     Raises:
         ValueError: the file is not a run of this format.
@@ -233,7 +233,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def to_json(value: Any) -> str:
-    """JSON on one line; what is not finite becomes null."""
+    """JSON on one line; numbers that are not finite become null."""
     return json.dumps(_finite(value), allow_nan=False)
 
 
@@ -261,12 +261,12 @@ class StorageError(OSError):
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], shared: bool = False) -> None:
-    """Write beside ``path`` and rename: the file is whole or it is not there.
+    """Write a temporary file and rename it, so that ``path`` is complete or does not exist.
 
     ``shared``: several processes may write it at once, and the last one wins.
 
     Raises:
-        StorageError: it names ``path``; nothing is left behind then.
+        StorageError: it names ``path``; nothing is left behind.
     """
     own = f".{secrets.token_hex(8)}" if shared else ""  # else what a killed process left is reused
     partial = path.with_name(f".{path.name}{own}.part")
@@ -278,7 +278,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], shared: bool
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        # On a full disk torch.save raises an error of its own, and ours is its context.
+        # On a full disk torch.save raises its own error, with the OSError as its context.
         hidden = error.__context__ if isinstance(error, RuntimeError) else None
         cause = hidden if isinstance(hidden, OSError) else error
         if isinstance(cause, OSError):
@@ -324,18 +324,18 @@ def flock(file: IO[Any], how: int) -> None:
 
 
 class Held(RuntimeError):
-    """Another living process works on the run; the message says which."""
+    """Another live process is working on the run; the message says which."""
 
 
 @contextmanager
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the run's directory, made where it is missing; the kernel frees the lock of a process
-    that died.
+    """Lock the run's directory, creating it if needed; the kernel frees the lock of a process that
+    died.
 
-    With ``wait``, it is called once with the holder's name and the lock is waited for.
+    With ``wait``, this waits for the lock and calls ``wait`` once with the holder's name.
 
     Raises:
-        Held: another process holds it and ``wait`` is None.
+        Held: another process holds the lock and ``wait`` is None.
     """
     path = folder / "lock"
     while True:
@@ -343,7 +343,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
         file = path.open("a+", encoding="utf-8")
         try:
             _acquire(file, wait)
-            # The former holder removes the file: a lock on a removed file is nobody's.
+            # The former holder removes the file: a lock on a removed file protects nothing.
             if is_at(file, path):
                 break
         except BaseException:
@@ -353,7 +353,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-        with suppress(OSError):  # on a full disk, where runs are deleted, nobody is told who holds
+        with suppress(OSError):  # on a full disk the lock works without naming its holder
             file.truncate(0)
             os.write(file.fileno(), holder.encode())
         yield
@@ -363,7 +363,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
 
 
 def holder_of(folder: Path) -> str:
-    """The living process that holds a run's directory; empty where none does."""
+    """The live process that has locked a run's directory; empty if none has."""
     try:
         with (folder / "lock").open(encoding="utf-8") as file:
             flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -377,11 +377,11 @@ def holder_of(folder: Path) -> str:
 def _holder_in(path: Path) -> str:
     with suppress(FileNotFoundError):
         return path.read_text(encoding="utf-8").strip() or "another process"
-    return ""  # it has ended meanwhile
+    return ""  # it has ended in the meantime
 
 
 class Extent(NamedTuple):
-    """What the files of a run take, and when one of them was last written."""
+    """The size of a run's files, and when one of them was last written."""
 
     size: int
     """bytes"""
@@ -390,7 +390,7 @@ class Extent(NamedTuple):
 
 
 def extent_of(folder: Path) -> Extent:
-    """The extent of a run's directory, its lock apart; what is deleted meanwhile does not count."""
+    """The extent of a run's directory without its lock and files deleted in the meantime."""
     files: list[os.stat_result] = []
     with suppress(FileNotFoundError), os.scandir(folder) as found:
         for each in found:
@@ -404,12 +404,12 @@ def extent_of(folder: Path) -> Extent:
 def delete(folder: Path, expected: Extent) -> None:
     """Delete a run's directory unless it has changed.
 
-    Cut short, it leaves a run that has not ended, which can be carried out or deleted again:
-    result.json goes first, and run.json last.
+    If interrupted, this leaves an unfinished run, which can be resumed or deleted again:
+    result.json is deleted first, and run.json last.
 
     Raises:
-        Held: a living process works on it.
-        OSError: it has changed, holds directories, or a file cannot be deleted.
+        Held: a live process is working on it.
+        OSError: it has changed, contains directories, or a file cannot be deleted.
     """
     first, last = "result.json", "run.json"
     with locked(folder):
@@ -417,14 +417,14 @@ def delete(folder: Path, expected: Extent) -> None:
             raise OSError(f"{folder} has changed in the meantime")
         paths = [path for path in folder.iterdir() if path.name not in (first, last, "lock")]
         if folders := [path for path in paths if path.is_dir() and not path.is_symlink()]:
-            raise OSError(f"expected files alone, got the directory {folders[0]}")
+            raise OSError(f"expected only files, got the directory {folders[0]}")
         for path in (folder / first, *paths, folder / last):
             path.unlink(missing_ok=True)
     folder.rmdir()
 
 
 def is_at(file: IO[Any], path: Path) -> bool:
-    """Whether the open file is the one at ``path``, not one removed or replaced meanwhile."""
+    """Whether the open file is still the one at ``path``, neither removed nor replaced."""
     try:
         there = path.stat()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Intervals and tests for the difference between methods, over seeds, test images and data sets.
 
-Everything is paired: a difference is method minus baseline, of the same seed and, where it is per
-image, of the same image. Standard deviations have ddof=1.
+Everything is paired: a difference is method minus baseline for the same seed and, if it is per
+image, for the same image. Standard deviations have ddof=1.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 INFERENCE_SEEDS = 3
-"""With fewer seeds there is no interval and no verdict: from three on both intervals cover what
-they promise."""
+"""With fewer seeds there is no interval and no verdict: from three on both intervals have their
+nominal coverage."""
 FEW_SEEDS = 10
-"""Below so many a verdict says that its seeds are few: it may not hold with other ones."""
+"""With fewer seeds a verdict is marked "few seeds": it may not hold with other seeds."""
 ALPHA = 0.05
 P_MIN = 1e-12
-"""No p-value is said to be smaller."""
+"""The smallest p-value that is reported."""
 HALVINGS = 50
-"""of the logarithm of a p-value: more digits than any table shows"""
+"""Bisection steps for the logarithm of a p-value: more digits than any table shows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Interval:
 
 
 class Estimated(ABC):
-    """A mean difference whose interval and p-values can be had at any level."""
+    """A mean difference with intervals and p-values at any level."""
 
     estimate: float
     seeds: int
@@ -87,23 +87,23 @@ class Estimated(ABC):
 
 @dataclass(frozen=True)
 class Crossed(Estimated):
-    """Variances of a mean over crossed seeds and images, each as its share in that of the mean.
+    """Variances of a mean over crossed seeds and images, each as its share of the mean's variance.
 
-    ``population_interval`` says what they are and how the half-width comes from them. With
-    clusters of images "item" stands for cluster.
+    ``population_interval`` defines them and the half-width. With clusters of images, "item" means
+    cluster.
     """
 
     estimate: float
     seeds: int
     images: int
     seed: float
-    """V_seed, which holds the residual"""
+    """V_seed, which includes the residual"""
     item: float
-    """V_item, which holds the residual"""
+    """V_item, which includes the residual"""
     residual: float
     df_item: float
     clusters: int = 0
-    """clusters of images (patients) that were sampled; 0 where each image is one of its own"""
+    """clusters of images (patients) that were sampled; 0 if each image is its own cluster"""
 
     @property
     def parts(self) -> tuple[float, float]:
@@ -124,7 +124,7 @@ class Crossed(Estimated):
 
 @dataclass(frozen=True)
 class Resampled(Estimated):
-    """The mean over the test folds of repeated cross-validation, a seed for each fold."""
+    """The mean over the test folds of repeated cross-validation, with one seed per fold."""
 
     estimate: float
     seeds: int
@@ -144,7 +144,7 @@ class Resampled(Estimated):
 def training_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
     """The t interval of paired seed differences (S,), the test set held fixed.
 
-    It speaks of other seeds on the same test images. Differences that are all equal give an
+    It generalises to other seeds on the same test images. Differences that are all equal give an
     interval of width 0.
 
     Raises:
@@ -163,7 +163,7 @@ def population_interval(
     level: float = 0.95,
     clusters: ArrayLike | None = None,
 ) -> Interval:
-    """The interval of the mean difference over other seeds and other test images.
+    """The interval of the mean difference, for other seeds and other test images.
 
     values (S, N) holds the difference of each seed on each image, strata (N,) the class of each
     image; without strata the images are one sample. Seeds and images are crossed random effects,
@@ -188,23 +188,24 @@ def population_interval(
         half^2 = max(t(S-1)^2 A + t(df_item)^2 B, t(S-1)^2 V_seed)
 
     with A and B as estimated in se^2 and df_item by Welch and Satterthwaite over the strata. df is
-    the one whose t quantile gives this half-width. One Satterthwaite df for the whole sum was
-    rejected: with few seeds that df is large just when V_seed is small by chance. At three seeds
-    it covers .925 where seeds dominate; this covers .945 to .992 of simulations with three seeds or
-    more, normal effects and any mix of the three sources (.97 and more where neither seeds nor
-    images have an effect), and .95 to .99 of answers that are right or wrong.
+    the one whose t quantile gives this half-width. A single Satterthwaite df for the whole sum was
+    rejected: with few seeds that df is large exactly when V_seed is small by chance. With three
+    seeds its coverage is .925 where seeds dominate. The coverage of this interval is .945 to .992
+    in simulations with three seeds or more, normal effects and any mix of the three sources (.97
+    and more if neither seeds nor images have an effect), and .95 to .99 for correct-or-wrong
+    predictions.
 
-    A stratum of one image has no variance: such strata are pooled into one, and a lone one joins
-    the smallest other stratum, which errs on the wide side. Values without any variance give
+    A stratum of one image has no variance: such strata are pooled into one, and a single one joins
+    the smallest other stratum, which makes the interval wider. Values without any variance give
     an interval of width 0 with S - 1 degrees of freedom.
 
-    clusters (N,) are equal for images of one patient, which are not independent: then other
-    clusters are what the interval speaks of, beside other seeds, and V_item and R are those of
-    ``_clustered``. Clusters of one image give the numbers above. With normal effects, three seeds
-    or more and 8 to 60 clusters within classes or across them this covers .945 to .99 for equal
-    sizes and .96 to 1.00 for unequal ones (to 1.00 for both where neither seeds nor clusters have
-    an effect), .93 at the least where a class has but three of the clusters and weighs half. An
-    interval that ignores clusters covers .54 to .74 where their effect is the largest.
+    clusters (N,) are equal for images of one patient, which are not independent: then the interval
+    generalises to other clusters and other seeds, and V_item and R are those of ``_clustered``.
+    Clusters of one image give the numbers above. With normal effects, three seeds or more and 8 to
+    60 clusters within classes or across them, the coverage is .945 to .99 for equal sizes and .96
+    to 1.00 for unequal ones (up to 1.00 for both if neither seeds nor clusters have an effect), and
+    at least .93 if a class with half of the weight has only three of the clusters. An interval
+    that ignores clusters covers .54 to .74 where their effect is largest.
 
     Raises:
         ValueError: fewer than two seeds, images or clusters, a wrong shape, values that are not
@@ -254,7 +255,7 @@ def crossed(
 def _clustered(
     d: NDArray[np.float64], strata: ArrayLike | None, clusters: NDArray[np.generic]
 ) -> Crossed:
-    """Variances where clusters of images are drawn, of any sizes n_c, each of one class or several.
+    """Variances if clusters of images are drawn, of any sizes n_c, with one class or several.
 
     The estimate is sum_h w_h mean_h with w_h fixed, so the variance is that of the sum over
     clusters of residuals from class means (post-stratified where clusters span classes):
@@ -263,19 +264,19 @@ def _clustered(
         V_item = sum_c (mean_s T_sc)^2
         R      = sum_c sum_s (T_sc - mean_s T_sc)^2 / ((S - 1) S)
 
-    A large cluster draws the mean of its class to itself, so that residuals are too small; with
-    p_c = n_ch / n_h, if the images of a cluster are copies of each other,
+    A large cluster pulls the mean of its class towards itself, so that residuals are too small;
+    with p_c = n_ch / n_h,
 
         k_h = sum_c p_c^2 / sum_c p_c^2 (1 - 2 p_c + sum_b p_b^2)
 
-    makes up for it: V_item is unbiased then, and too large where they differ. For equal sizes k_h
-    is C_h / (C_h - 1) of the C_h clusters in the class, and for clusters of one image these are
-    the mean squares of ``population_interval``.
+    corrects this: V_item is unbiased if the images of a cluster are copies of each other, and too
+    large otherwise. For equal sizes k_h is C_h / (C_h - 1) with C_h clusters in the class, and for
+    clusters of one image these are the mean squares of ``population_interval``.
 
-    df_item is 2 E(V)^2 / var(V), by Satterthwaite, for V_item where a cluster has one normal effect
-    in all of its images, scaled in each class to the variance that was found there. For clusters
-    within classes that is the df of Welch and Satterthwaite with C_h - 1 for equal sizes, and less
-    where few clusters hold most of the images.
+    df_item is 2 E(V)^2 / var(V), by Satterthwaite, for V_item if a cluster has one normal effect
+    on all of its images, scaled in each class to the variance found there. For clusters within
+    classes this is the df of Welch and Satterthwaite with C_h - 1 for equal sizes, and less if few
+    clusters contain most of the images.
 
     Source: Bell and McCaffrey, Survey Methodology 28, 2002 (bias and degrees of freedom under a
     working model; theirs is of independent images). For the AUC the sums over clusters are those
@@ -321,7 +322,7 @@ def _satterthwaite(weights: NDArray[np.float64], share: NDArray[np.float64]) -> 
     """2 E(V)^2 / var(V) of V = |M b|^2 with M = diag(sum_h weights_h) - weights share'.
 
     b (C,) are independent normal effects of clusters, so M b are their totals over classes, each
-    less the mean of its class; weights, share (C, H). M'M (C, C) is never made.
+    minus the mean of its class; weights, share (C, H). M'M (C, C) is never computed.
     """
     own = weights.sum(axis=1)
     # M'M = diag(own^2) - e share' - share e'
@@ -336,9 +337,9 @@ def _satterthwaite(weights: NDArray[np.float64], share: NDArray[np.float64]) -> 
 def smallest_detectable(se: float, df: float, power: float = 0.8, level: float = 0.95) -> float:
     """The smallest true difference, in the unit of se, found significant with this power.
 
-    (t(1 - alpha/2, df) + t(power, df)) se with alpha = 1 - level: a two-sided test, where se is
-    taken as the true standard error. It approximates the noncentral t: for 0.8 the power is .77 at
-    df 2, .78 at 3, .79 at 4 and .80 from 9.
+    (t(1 - alpha/2, df) + t(power, df)) se with alpha = 1 - level: a two-sided test that takes se as
+    the true standard error. It approximates the noncentral t: for 0.8 the power is .77 at df 2,
+    .78 at 3, .79 at 4 and .80 from 9.
 
     Raises:
         ValueError: se below 0, df not above 0, or power or level outside (0, 1).
@@ -354,7 +355,7 @@ def smallest_detectable(se: float, df: float, power: float = 0.8, level: float =
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """p-values (m,) adjusted so that rejecting those up to alpha keeps the family's error at alpha.
+    """p-values (m,), adjusted so that rejecting those up to alpha keeps the familywise error there.
 
     Source: Holm, Scandinavian Journal of Statistics 6, 1979.
     """
@@ -369,8 +370,8 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
 def wilcoxon(differences: ArrayLike) -> float:
     """Exact two-sided p-value of Wilcoxon's signed ranks over data sets (n,); 1 without any.
 
-    Differences of 0 are dropped, ties share their mean rank, and every pattern of signs is as
-    likely as another, so the p-value is exact with ties too.
+    Differences of 0 are dropped, ties share their mean rank, and all patterns of signs are equally
+    likely, so the p-value is exact with ties too.
 
     Raises:
         ValueError: values that are not finite.
@@ -416,7 +417,7 @@ def win_tie_loss(differences: ArrayLike, margin: float) -> tuple[int, int, int]:
 
 
 def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """The chance that a seed of ours (S,) scores above one of theirs (T,), ties half."""
+    """The probability that a seed of ours (S,) scores above one of theirs (T,); ties count half."""
     x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     return float((np.sign(x[:, None] - y[None]) / 2 + 0.5).mean())
 
@@ -427,11 +428,11 @@ class Ranks:
 
     mean: NDArray[np.float64]
     friedman_p: float
-    """of the hypothesis that all methods rank alike; nan for two methods"""
+    """of the hypothesis that all methods have equal ranks; nan for two methods"""
     critical_difference: float
-    """mean ranks that are further apart differ at .05 (Nemenyi)"""
+    """mean ranks that are further apart differ significantly at .05 (Nemenyi)"""
     groups: tuple[tuple[int, ...], ...]
-    """methods, best first, that no critical difference separates; only the largest groups"""
+    """methods, best first, within a critical difference of each other; only the largest groups"""
 
 
 def ranks(scores: ArrayLike) -> Ranks:
@@ -470,11 +471,11 @@ def resampled(differences: ArrayLike, folds: int, ratio: float) -> Resampled:
     """The mean of the differences (J,) on the J test folds of repeated cross-validation.
 
     Training sets overlap, so the plain variance is too small: it is multiplied by 1/J + n2/n1,
-    where ``ratio`` is n2/n1, test rows for each row left to train on. J is a multiple of ``folds``.
-    It speaks of other rows to train and test on, not of the official split.
+    where ``ratio`` is n2/n1, test rows per training row. J is a multiple of ``folds``. The result
+    generalises to other training and test rows, not to the official split.
 
     Raises:
-        ValueError: as ``training_interval``, and where J is not a multiple of folds.
+        ValueError: as ``training_interval``, or J is not a multiple of folds.
 
     Source: Nadeau and Bengio, Machine Learning 52, 2003.
     """
@@ -487,11 +488,11 @@ def resampled(differences: ArrayLike, folds: int, ratio: float) -> Resampled:
 
 
 def mean_interval(intervals: Sequence[Sequence[Interval]]) -> Interval:
-    """The interval of the mean over these data sets: one value of each group of data sets.
+    """The interval of the mean over these data sets, with one value per group of data sets.
 
     Groups are independent, so their half-widths add in quadrature; those within a group are views
-    of the same images, taken as fully dependent, so theirs are averaged. It speaks of other seeds
-    and images of these data sets, not of other data sets.
+    of the same images, treated as fully dependent, so theirs are averaged. It generalises to other
+    seeds and images of these data sets, not to other data sets.
     """
     estimates = [float(np.mean([each.estimate for each in group])) for group in intervals]
     halves = [float(np.mean([(each.high - each.low) / 2 for each in g])) for g in intervals]
@@ -518,7 +519,7 @@ def _check_level(level: float) -> None:
 
 
 def _t(df: float, chance: float) -> float:
-    """The value below which Student's t lies with this chance."""
+    """The value below which Student's t lies with this probability."""
     from scipy import special  # noqa: PLC0415 - takes a third of a second
 
     return float(special.stdtrit(df, chance))
@@ -529,7 +530,7 @@ def _quantile(df: float, level: float) -> float:
 
 
 def _degrees(t: float, level: float) -> float:
-    """The degrees of freedom of which ``t`` is the quantile."""
+    """The degrees of freedom for which ``t`` is the quantile."""
     from scipy import special  # noqa: PLC0415 - takes a third of a second
 
     return float(special.stdtridf((1 + level) / 2, t))

@@ -1,4 +1,4 @@
-"""The one reader of study files: YAML to typed values, and errors that name the line."""
+"""The only reader of study files: from YAML to typed values, with errors that name the line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from methods.naming import NamingError, nearest
 
 Keys = tuple[str | int, ...]
-"""Keys and places from the top of a file."""
+"""A path of keys and list indices from the top of a file."""
 Kind = TypeVar("Kind")
 
 
@@ -22,14 +22,14 @@ class StudyError(NamingError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, nothing of Python's."""
+    """Plain YAML without Python objects."""
 
 
 MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 
 
 def _check_keys(node: yaml.Node | None, seen: set[int], above: tuple[int, ...] = ()) -> None:
-    """Refuse a key that is no text or is given twice, and an anchor that holds itself."""
+    """Reject keys that are not strings or are given twice, and anchors that contain themselves."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return
     if id(node) in above:
@@ -62,9 +62,9 @@ class StudyFile:
     content: dict[str, Any]
     node: yaml.MappingNode
     repeated: tuple[str, ...] = ()
-    """keys that stand at the top for each block"""
+    """keys that may be given at the top for every block"""
     given: dict[tuple[str, ...], str] = field(default_factory=dict)
-    """values that were put over those of the file, with the setting that did"""
+    """keys whose values were overridden, with the setting that did so"""
 
     def made(self, kind: type[Kind], content: Any, where: Keys = ()) -> Kind:
         """A typed object from a part of the content.
@@ -85,13 +85,13 @@ class StudyFile:
                 known = _fields(kind, first["loc"][:-1])
                 raise self.unknown(path, known) from error
             text = first["msg"].removeprefix("Value error, ")
-            key, colon, rest = text.partition(": ")  # a check of the whole names its key itself
+            key, colon, rest = text.partition(": ")  # a check of the whole object names its key
             if colon and key in (*_fields(kind, first["loc"]), *self.repeated):
                 path, text = (*path, key), rest
             raise self.error(path, text, first["input"]) from error
 
     def _check_flags(self, content: dict[str, Any], made: Any, where: Keys) -> None:
-        """Refuse true where a number is meant: pydantic would take it for 1."""
+        """Reject true where a number is expected: pydantic would convert it to 1."""
         for key, value in content.items():
             read = getattr(made, key)
             if isinstance(value, bool) and not isinstance(read, bool):
@@ -100,7 +100,7 @@ class StudyFile:
                 self._check_flags(value, read, (*where, key))
 
     def unknown(self, path: Keys, known: Iterable[str]) -> StudyError:
-        """A key that is not known at its place."""
+        """The error for an unknown key."""
         listed = sorted(known)
         name = str(path[-1])
         return StudyError(
@@ -109,7 +109,7 @@ class StudyFile:
         )
 
     def error(self, path: Keys, text: str, got: Any = None) -> StudyError:
-        """What is wrong at a place of the file."""
+        """The error for a value at a path of the file."""
         key = ".".join(str(part) for part in path if not isinstance(part, int))
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
         shown = "" if ", got " in text else shown
@@ -118,7 +118,7 @@ class StudyFile:
         )
 
     def line(self, path: Keys) -> str:
-        """``, line 12``: of the deepest part of the path that the file has."""
+        """``, line 12``: the line of the deepest part of the path that is in the file."""
         told = tuple(map(str, path))
         for setting_path, setting in self.given.items():
             inner = (
@@ -130,7 +130,7 @@ class StudyFile:
         mark = node.start_mark
         for place, part in enumerate(path):
             found = _inner(node, part)
-            if found is None and place >= 2 and path[0] == "blocks":  # told at the top of the file
+            if found is None and place >= 2 and path[0] == "blocks":  # given at the top of the file
                 return self.line(path[place:])
             if found is None:
                 break
@@ -139,10 +139,10 @@ class StudyFile:
 
 
 def read(path: Path) -> StudyFile:
-    """The file, its keys checked to be texts that are given once.
+    """The file; its keys are checked to be unique strings.
 
     Raises:
-        StudyError: it cannot be read, or is no mapping.
+        StudyError: it cannot be read, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -168,7 +168,7 @@ def read(path: Path) -> StudyFile:
 
 
 def value_of(text: str) -> Any:
-    """A value as YAML writes it.
+    """The value of a text in YAML.
 
     Raises:
         StudyError: it cannot be read.
@@ -194,7 +194,7 @@ def _inner(node: yaml.Node, part: str | int) -> tuple[yaml.Mark, yaml.Node] | No
 
 
 def _fields(kind: type, path: Keys) -> tuple[str, ...]:
-    """The keys that are known at a place below a dataclass."""
+    """The known keys at a path below a dataclass."""
     for part in path:
         hint = get_type_hints(kind).get(str(part)) if is_dataclass(kind) else None
         inner = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]

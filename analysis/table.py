@@ -1,4 +1,4 @@
-"""A table, and text from outside, written as plain text, Markdown, LaTeX, CSV and HTML."""
+"""Tables and external text, written as plain text, Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mark = Literal["", "best", "tied"]
 
 @dataclass(frozen=True)
 class TableCell:
-    """A text and how it is set off: the best of its column bold, those tied with it in italics."""
+    """A text with its mark: the best of a column is bold, those tied with it are in italics."""
 
     text: str
     mark: Mark = ""
@@ -27,7 +27,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of a table under a heading of their own, which may be empty."""
+    """Rows of a table under a common heading, which may be empty."""
 
     heading: str
     rows: tuple[tuple[TableCell, ...], ...]
@@ -35,7 +35,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its title, the heads of its columns and the remarks below it."""
+    """A table with its title, column headings and notes."""
 
     name: str
     """of its files"""
@@ -44,21 +44,21 @@ class Table:
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
     above: tuple[str, ...] = ()
-    """of each column the head of its group of columns, which equal neighbours share; empty where
-    there is none"""
+    """for each column, the heading of its group of columns, shared by equal neighbours; may be
+    empty"""
     label: str = ""
-    """for references in LaTeX; that of the name unless given"""
+    """for references in LaTeX; by default made from the name"""
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The head of each column on one line, with that of its group."""
+        """The heading of each column on one line, with that of its group."""
         return tuple(
             " ".join(filter(None, pair)) for pair in zip(self._above, self.head, strict=True)
         )
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """The heads of groups of columns with their widths, from left to right."""
+        """The headings of groups of columns with their widths, from left to right."""
         return [(text, len(list(same))) for text, same in groupby(self._above)]
 
     @property
@@ -86,7 +86,7 @@ def table(
 
 
 def plain(text: str) -> str:
-    """The text on one line; what is no sign that can be seen is written as its number."""
+    """The text on one line; invisible characters are written as their code points."""
     line = re.sub(r"\s+", " ", text).strip()
     return "".join(
         f"[U+{ord(sign):04X}]" if unicodedata.category(sign) in UNSEEN else sign for sign in line
@@ -94,11 +94,11 @@ def plain(text: str) -> str:
 
 
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn")
-"""Unicode categories: control, format (which may reverse the writing), halves, unassigned."""
+"""Unicode categories: control, format (which may reverse text), surrogate, private, unassigned."""
 
 
 def markdown_text(text: str) -> str:
-    """Text in which Markdown and HTML find nothing to act on."""
+    """Text escaped for Markdown and HTML."""
     line = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", line)
 
@@ -120,7 +120,7 @@ LATEX = {
     '"': r"\char34{}",  # \textquotedbl needs T1
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    "-": r"-{}",  # so that two of them are no dash
+    "-": r"-{}",  # so that two hyphens do not become a dash
     "±": r"$\pm$",
     "×": r"$\times$",
     "−": r"$-$",
@@ -142,11 +142,11 @@ LATEX = {
     "τ": r"$\tau$",
 }
 LATIN = re.compile("[\u0020-\u007e\u00a1-\u00ac\u00ae-\u00ff\u0152\u0153\u0160\u0161\u017d\u017e]")
-"""What pdflatex sets with T1 and UTF-8."""
+"""Characters that pdflatex can set with T1 and UTF-8."""
 
 
 def latex_text(text: str) -> str:
-    """Text for pdflatex; a sign that its fonts lack is written as its number."""
+    """Text for pdflatex; a character that its fonts lack is written as its code point."""
     return "".join(
         LATEX.get(sign) or (sign if LATIN.fullmatch(sign) else rf"\texttt{{U+{ord(sign):04X}}}")
         for sign in plain(text)
@@ -154,18 +154,18 @@ def latex_text(text: str) -> str:
 
 
 WIDTH = 100
-"""Letters a line of what a terminal shows."""
+"""Characters per line in a terminal."""
 
 
 def wrapped(text: str) -> str:
-    """A remark on lines of a width that can be read."""
+    """A note, wrapped to the width of a terminal."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
 def text(made: Table) -> str:
-    """The table for a terminal, the first column to the left and the others to the right."""
+    """The table for a terminal, the first column left-aligned and the others right-aligned."""
     body: list[list[str]] = []
     for group in made.groups:
         body += [[group.heading]] if group.heading else []
@@ -177,7 +177,7 @@ def text(made: Table) -> str:
 
 
 def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns that are as wide as need be; a cell may have several lines."""
+    """Lines of columns as wide as necessary; a cell may have several lines."""
     full = [[*row, *[""] * (len(head) - len(row))] for row in (head, *body)]
     widths = [
         max(len(line) for cell in column for line in cell.split("\n"))
@@ -199,7 +199,7 @@ def _in_words(cell: TableCell) -> str:
 
 
 def markdown(made: Table) -> str:
-    """The table in GitHub's Markdown, its remarks as a list below."""
+    """The table in GitHub's Markdown, with its notes as a list below."""
     lines = [f"**{markdown_text(made.title)}**", ""]
     lines.append(_line([markdown_text(name) for name in made.heads]))
     lines.append(_line([":--", *["--:"] * (len(made.head) - 1)]))
@@ -222,17 +222,17 @@ def _starred(cell: TableCell) -> str:
 
 
 SHORT = 22
-"""Letters up to which a cell of an HTML table stays on one line."""
+"""The longest text that stays on one line in a cell of an HTML table."""
 NEEDED = r"% \usepackage{booktabs}"
 BESIDE = r"% graphicx shrinks a table that is too wide; [T1]{fontenc} has letters beyond English"
 ONE_COLUMN = 56
-"""Letters a line of a table that fits one of two columns of a page."""
+"""Characters per line of a table that fits one column of a two-column page."""
 
 
 def latex(made: Table) -> str:
-    """The table for LaTeX with booktabs; one too wide for a column spans both.
+    """The table for LaTeX with booktabs; if it is too wide for a column, it spans both.
 
-    With graphicx it is shrunk to the width of the line where it is wider.
+    If graphicx is loaded, a table wider than the line is shrunk to its width.
     """
     width = len(made.head)
     body = [made.heads, *([cell.text for cell in row] for g in made.groups for row in g.rows)]
@@ -267,7 +267,7 @@ def latex(made: Table) -> str:
 
 
 def _heads_above(spans: Sequence[tuple[str, int]]) -> list[str]:
-    """The line of the heads of groups of columns with the rules below them; none without any."""
+    """The headings of groups of columns and the rules below them; empty without any."""
     if not any(text for text, _ in spans):
         return []
     texts, rules, place = [], [], 1
@@ -292,9 +292,9 @@ def _set(cell: TableCell) -> str:
 
 
 def comma_separated(made: Table) -> str:
-    """The table as CSV: the group in a column of its own, a mark in words.
+    """The table as CSV, with the group in a separate column and marks in words.
 
-    The column of the rows' names, which has no head elsewhere, has the title of the table.
+    The column with the names of rows, which has no heading elsewhere, gets the table's title.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
@@ -332,7 +332,7 @@ def html(made: Table, wide: bool = False) -> Markup:
                 "</th></tr>"
             )
         for row in group.rows:
-            # A long name may break where a reader would break it.
+            # A long name may break at natural places.
             name = re.sub(r"([(,+=])", r"\1<wbr>", _emphasised(row[0]))
             lines.append(f'<tr><th scope="row">{name}</th>')
             for name, cell, text in zip(made.heads[1:], row[1:], words[1:], strict=True):
@@ -347,13 +347,13 @@ def html(made: Table, wide: bool = False) -> Markup:
 
 
 def _has_words(made: Table, column: int) -> bool:
-    """Whether a column holds words, which read better from the left; numbers stand at the right."""
+    """Whether a column contains words, which are left-aligned; numbers are right-aligned."""
     texts = [row[column].text for group in made.groups for row in group.rows]
     return not any(re.match(r"[-+]?\.?\d", text) for text in texts)
 
 
 def page(made: Table) -> str:
-    """The table as a file that a browser shows."""
+    """The table as an HTML file for a browser."""
     title = _shown(made.title)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'

@@ -1,8 +1,8 @@
-"""Which runs are outdated: later runs made the same row with another version of its code.
+"""Which runs are outdated, because later runs made the same row with another version of its code.
 
-A row is what decides a number but for the seed and ``Run.versions``. Its newest version is that of
-the run that ended last; where none has ended, that of the run that was begun last. A row that has
-no run of the newest code on a data set keeps its runs there: they have not been replaced.
+A row is everything that determines its numbers except the seed and ``Run.versions``. Its newest
+version is that of the run that ended last or, if none has ended, of the run that was started last.
+A row without a run of the newest code on a data set keeps its runs there: nothing replaced them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Newest(NamedTuple):
     found: list[Record]
     unread: list[Unread]
     note: str
-    """how many runs of which rows are left out; empty where none is"""
+    """how many runs of which rows are left out; empty if none are"""
 
 
 class _Made(NamedTuple):
@@ -44,7 +44,7 @@ def newest(
     keep_all: bool = False,
     option: str = "--all-versions",
 ) -> Newest:
-    """The runs of the newest version of each row, or all of them, which ``option`` asks for."""
+    """The runs of the newest version of each row, or all runs; ``option`` is how to get them."""
     old = set() if keep_all else outdated(found, unread)
     left = Counter(
         each.run.row for each in (*found, *unread) if each.run is not None and each.folder in old
@@ -61,7 +61,7 @@ def newest(
 
 
 def outdated(found: Sequence[Record], unread: Sequence[Unread]) -> set[Path]:
-    """The directories of the runs that a newer version of their row has replaced."""
+    """The directories of the runs that are superseded by a newer version of their row."""
     epochs = {each.run.id: each.run.training.epochs for each in found}
     made = [_made(each, each.run, epochs, each.result.get("finished", "")) for each in found]
     made += [_made(each, each.run, epochs) for each in unread if each.run is not None]
@@ -78,7 +78,7 @@ def outdated(found: Sequence[Record], unread: Sequence[Unread]) -> set[Path]:
 def _made(
     record: Record | Unread, run: Run, epochs: dict[str, int], finished: str | None = None
 ) -> _Made:
-    """``finished`` is the time that a result tells, of a run that has ended; it may be empty."""
+    """``finished`` is the time in the result of a run that has ended; it may be empty."""
     ended = finished is not None
     changed = _changed(record.folder / ("result.json" if ended else "run.json"))
     try:
@@ -88,7 +88,7 @@ def _made(
     row = tuple(getattr(run, name) for name in ROW)
     training, version = run.training, tuple(sorted(run.versions.items()))
     base = None if run.budget == "steps" else epochs.get(record.recorded.get("of") or "")
-    if base is not None:  # an equal budget follows from the version of the method that has it
+    if base is not None:  # an equal budget depends on the version of the method that sets it
         training, version = replace(training, epochs=base), (*version, training.epochs)
     return _Made(record.folder, (*row, training), version, ended, (when, changed))
 
@@ -96,5 +96,5 @@ def _made(
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # deleted meanwhile
+    except FileNotFoundError:  # deleted in the meantime
         return 0.0

@@ -427,4 +427,4 @@ def test_a_row_of_few_seeds_is_not_tested_and_if_it_leads_nothing_is_marked(
     marks = [row[place].mark for group in table.groups for row in group.rows]
     assert len(marks) == 4 and not any(marks)
     (line,) = (note for note in table.notes if note.startswith("Nothing is marked"))
-    assert line.endswith("fewer than 3 seeds: digits: flip (n = 2).")
+    assert line.endswith("fewer than 3 seeds has the highest mean: digits: flip (n = 2).")

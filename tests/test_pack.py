@@ -189,7 +189,7 @@ def test_pieces_in_any_order_or_the_first(
         capsys.readouterr()
         assert unpacked(pieces[0], tmp_path / "d") == FAILURE
         text = capsys.readouterr().err
-        assert "missing" in text or "cut short" in text
+        assert "missing" in text or "truncated" in text
         assert len(text.splitlines()) == 1 and not (tmp_path / "d").exists()
         (tmp_path / "away").rename(missing)
     packed(root)

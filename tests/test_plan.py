@@ -241,7 +241,7 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     # Made predictions are as hard for one image as for another: seeds alone matter.
     text = plan.plan(found, Question(), 0.1, 0.8)
     assert "unknown" in text and "no number" not in text and " images would be" not in text
-    assert "too few seeds so far to tell whether more can show 0.1 points" in " ".join(text.split())
+    assert "too uncertain to tell whether more seeds can show 0.1 points" in " ".join(text.split())
     (one,) = findings.findings(blocks.split(found)[0], Question())
     assert one.difference is not None
     few_images = variances(1.5, 30.0, 20.0, 10, 156)

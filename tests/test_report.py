@@ -250,7 +250,7 @@ def test_damaged_predictions_are_told_and_stop_nothing(recompute: bool, tmp_path
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     make_run(tmp_path, status="failed", reason="so")
-    with pytest.raises(NoRuns, match=r"got 1 run\(s\) without metrics"):
+    with pytest.raises(NoRuns, match=r"got 1 run without metrics"):
         report(Options(tmp_path, tmp_path / "out"))
 
 
@@ -525,7 +525,7 @@ def test_a_prediction_that_was_changed_is_told_with_the_day(tmp_path: Path) -> N
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").replace("\\", "")
     assert (
         "**Prediction.** crop wins (written on 2026-11-20, before the first run) "
-        "Changed on 2026-11-21, after 12 run(s), to: mixup wins" in text
+        "Changed on 2026-11-21, after 12 runs, to: mixup wins" in text
     )
     swept(root, "two", "predictions: [{text: 3, runs: 1}]")
     with pytest.raises(StudyError, match=r"two/study\.yaml, line 1: predictions"):
@@ -575,7 +575,7 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     report(Options(root, tmp_path / "out", study="tuned"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "8 runs: 8 done." in text and "cutmix" not in text
-    assert "4 run(s) of searches appear only in the tables of the search" in text
+    assert "4 runs of searches appear only in the tables of the search" in text
     assert re.search(r"\| none \| 2 \| 1 \| 0 \| mixup.alpha 0.25, a\\\|b \\\[1, none\\\] \| "
                      r"0\.8125 \| 1\.50 \| 1,000 \|", text)  # fmt: skip
     assert (

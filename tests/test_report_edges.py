@@ -108,7 +108,7 @@ def test_a_control_that_is_right_on_the_same_images_leaves_no_gain(tmp_path: Pat
             shutil.copy(one / name, other / name)
     assert told_of(tmp_path) == [
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {SHUFFLED} is "
-        "right on the same images for every seed, so the gain is not due to the method."
+        "correct on the same images for every seed, so the gain is not due to the method."
     ]
 
 

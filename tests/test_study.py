@@ -531,7 +531,7 @@ def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
         ("mixup wins", 1),
     ]
     today = time.strftime("%Y-%m-%d")
-    assert asked.predictions[1].when == f"on {today}, after 1 run(s)"
+    assert asked.predictions[1].when == f"on {today}, after 1 run"
     assert "The prediction was changed" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""From the rows of a comparison, and from the blocks of a report, to their figures."""
+"""Figures from the rows of a comparison and from the blocks of a report."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from analysis.stats import INFERENCE_SEEDS, Interval
 from methods.naming import call_of, render
 
 LONG = 12
-"""Letters from which on an upstream's name is written as U."""
+"""Length from which an upstream's name is written as U."""
 MOST = 14
-"""Rows that a figure of lines can hold and still be read."""
+"""The largest number of rows in a readable line plot."""
 BINS = 10
-"""of confidence in a reliability diagram"""
+"""Confidence bins in a reliability diagram."""
 FEW_ROWS = 5
-"""A bin of confidence with fewer rows is not drawn."""
+"""A confidence bin with fewer rows is not drawn."""
 MOST_CLASSES = 20
 MANY = f", or with more than {plots.BANDS} rows"
 
@@ -65,10 +65,10 @@ class Figure:
 
 
 def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None:
-    """Draw test accuracy of rows on one benchmark, and the differences of their table.
+    """Draw test accuracy of rows on one benchmark, and the differences in their table.
 
-    A long upstream that several rows share is called U; rows whose method declares a label stand
-    under it.
+    A long upstream that several rows share is called U; rows whose method declares a label are
+    shown with it.
 
     Raises:
         ValueError: no run has ended with a result.
@@ -108,7 +108,7 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
 
 
 def common_upstream(rows: Sequence[RowRuns]) -> str:
-    """The long upstream that stands in most of the names, or an empty text."""
+    """The long upstream that occurs in most of the names, or an empty string."""
     names = [row.name for row in rows]
     counts = {
         row.upstream: sum(row.upstream in name for name in names)
@@ -126,7 +126,7 @@ def _ends(interval: Interval | None) -> tuple[float, float] | None:
 def draw_all(
     block: Block, found: Sequence[Finding], margin: float, folder: Path, suffixes: Sequence[str]
 ) -> list[Figure]:
-    """Every figure that the runs of a block can fill, in the order of a report."""
+    """Every figure for which a block has data, in the order of a report."""
     made = []
     for name, maker in MAKERS.items():
         paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
@@ -151,9 +151,9 @@ class _Drawing:
         return [column for column in self.block.columns if column.done]
 
     def shown(self, kept: Container[str] = ()) -> tuple[list[Entry], str]:
-        """Rows for a figure of lines, no controls, and what is said of those left out.
+        """Rows for a line plot, without controls, and a note on those left out.
 
-        ``none`` goes first, then the rows that are to be kept, then those of the highest accuracy.
+        ``none`` goes first, then the rows to keep, then those with the highest accuracy.
         """
         there = {
             entry: mean for entry in self.block.compared if (mean := self._mean(entry)) is not None
@@ -168,7 +168,7 @@ class _Drawing:
         )
 
     def _mean(self, entry: Entry) -> float | None:
-        """Accuracy less the mean of all rows, over the data sets it has; None where it has none."""
+        """Mean accuracy minus that of all rows, over the data sets with results, if any."""
         own = [
             float(np.mean(values)) - self._middle[column.name]
             for column in self.columns
@@ -187,7 +187,7 @@ class _Drawing:
         }
 
     def short(self, names: Sequence[str]) -> tuple[list[str], str]:
-        """Names with a long upstream that most share written as U, and what U is."""
+        """Names with the long upstream that most of them share written as U, and what U is."""
         rows = [RowRuns(each.name, each.facts.upstream, ()) for each in self.block.entries]
         upstream = common_upstream(rows)
         if not upstream:
@@ -197,7 +197,7 @@ class _Drawing:
 
 Paths = Sequence[Path]
 Told = tuple[str, str] | None
-"""Title and caption of a figure; None where there is nothing to draw."""
+"""Title and caption of a figure; None if there is nothing to draw."""
 
 
 def _differences(drawing: _Drawing, paths: Paths) -> Told:
@@ -243,7 +243,7 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
             fronts.append((column.name, points, [points[each].name for each in pareto(points)]))
     if not fronts:
         return None
-    # The line is that of all rows: what none of them beats goes before what is merely accurate.
+    # The grey line is computed from all rows; its rows are kept before merely accurate ones.
     entries, left_out = drawing.shown(frozenset().union(*(best for _, _, best in fronts)))
     names, note = drawing.short([entry.name for entry in entries])
     renamed = dict(zip([entry.name for entry in entries], names, strict=True))
@@ -263,7 +263,7 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
-    """Places of the points of which no other is as cheap and better, by rising cost."""
+    """Indices of the points for which no other is as cheap and better, by increasing cost."""
     order = sorted(range(len(points)), key=lambda each: (points[each].x, -points[each].y))
     front: list[int] = []
     for each in order:
@@ -304,7 +304,7 @@ def _learning(drawing: _Drawing, paths: Paths) -> Told:
 
 
 def _path(record: Record) -> tuple[list[float], list[float]] | None:
-    """Select AUC and charged seconds up to each epoch; None where none is defined."""
+    """Select AUC and charged seconds up to each epoch; None if undefined."""
     times = record.lines_of("timing.jsonl")
     auc = [float(line["select"]["auc"]) for line in record.lines if "select" in line]
     seconds = np.cumsum([line["charged_seconds"] for line in times]).tolist()
@@ -349,7 +349,7 @@ def _recall(drawing: _Drawing, paths: Paths) -> Told:
         return None
     names, note = drawing.short([f"{row} over {base}" for row, base in labels])
     plots.maps(tables, names, paths)
-    return "Change of recall, class by class", (
+    return "Change in recall, class by class", (
         "Points of test recall that a row gains (purple) or loses (orange) over its base, mean "
         f"over paired seeds; no interval is given for a single class.{note}"
     )
@@ -451,7 +451,7 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
 
 
 def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[float, Column]]]]:
-    """Data sets that differ in one corruption alone: heading, its name, and a column a level."""
+    """Data sets that differ only in one corruption: heading, its name, and a column per level."""
     names = {column.key: column.name for column in columns}
     for parameter in CORRUPTIONS:
         groups: dict[str, list[tuple[float, Column]]] = {}
@@ -462,7 +462,7 @@ def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[
             given = dict(call.arguments)
             level = given.pop(parameter, 0 if parameter == "noise" else 1)
             rest = render(call_of(call.name, given))
-            # The name of a user's own data set has its file before the arguments.
+            # The name of a user's own data set contains its file before the arguments.
             written = column.benchmark.removeprefix(call.name)
             kept = rest.removeprefix(call.name)
             own = column.key.replace(written, kept) if written else column.key
@@ -474,7 +474,7 @@ def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[
 
 
 def _curve(name: str, points: Sequence[tuple[float, Sequence[float]]]) -> Curve | None:
-    """Mean and one standard deviation of the scores at each place; None where there are none."""
+    """Mean and one standard deviation of the scores at each x; None if there are none."""
     if not points:
         return None
     middle = [float(np.mean(values)) for _, values in points]
@@ -517,14 +517,14 @@ def _sensitivity(drawing: _Drawing, paths: Paths) -> Told:
         return None
     plots.curves(panels, names, paths)
     return "Sensitivity to hyper-parameters", (
-        "Mean test accuracy of rows that differ in one argument alone; default: the argument is "
+        "Mean test accuracy of rows that differ only in one argument; default: the argument is "
         "not given. Band: one standard deviation over seeds. A value chosen here was chosen on the "
         f"test split.{drawing.short(['U'])[1]}"
     )
 
 
 def _rising(value: str) -> tuple[int, float, str]:
-    """Default first, numbers by size, then words."""
+    """Sort key: default first, then numbers by size, then words."""
     try:
         return 1, float(value), value
     except ValueError:
@@ -541,7 +541,9 @@ def _weights(drawing: _Drawing, paths: Paths) -> Told:
                 samples.setdefault("rows", []).append(learned["weight"][seen])
             else:
                 mislabelled = np.isin(np.arange(len(seen)), wrong["rows"])
-                samples.setdefault("right label", []).append(learned["weight"][seen & ~mislabelled])
+                samples.setdefault("correct label", []).append(
+                    learned["weight"][seen & ~mislabelled]
+                )
                 samples.setdefault("wrong label", []).append(learned["weight"][seen & mislabelled])
         joined = {name: np.concatenate(parts) for name, parts in samples.items()}
         name = drawing.short([entry.name])[0][0]
@@ -591,7 +593,7 @@ def _labels(drawing: _Drawing, paths: Paths) -> Told:
 
 
 def _samples(drawing: _Drawing, paths: Paths) -> Told:
-    """Of the first data set alone: the others look alike in what is done to them."""
+    """Only for the first data set: augmentation looks alike on the others."""
     column, bands = drawing.columns[0], []
     for entry in drawing.shown()[0]:
         stored = (r.arrays("samples.npz") for r in column.rows[entry.name].by_seed().values())
@@ -607,8 +609,8 @@ def _samples(drawing: _Drawing, paths: Paths) -> Told:
     plots.sample_bands(bands, f"{column.name}: training images", paths)
     return "What was learned: augmented images", (
         "For each row, the first training images of the last epoch of one seed, as drawn and as "
-        "the network was trained on them; for a method that adds images, the added images beside "
-        f"those that they were made from.{drawing.short(['U'])[1]}"
+        "trained on; for a method that adds images, the added images next to those that they were "
+        f"made from.{drawing.short(['U'])[1]}"
     )
 
 
@@ -618,7 +620,7 @@ Arrays = dict[str, np.ndarray]
 def _learned(
     drawing: _Drawing, name: str
 ) -> Iterator[tuple[Column, Entry, list[tuple[Arrays, Arrays]]]]:
-    """What rows learned, with the corrupted labels (empty where there were none), a pair a seed."""
+    """What rows learned and the corrupted labels (empty if there are none), a pair per seed."""
     for column in drawing.columns:
         for entry in drawing.block.entries:
             found = []

@@ -1,4 +1,4 @@
-"""Figures: one style, readable in grey and to the colour-blind, as files (no window is opened)."""
+"""Figures as files in one style, readable in grey and by the colour-blind; opens no window."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import numpy as np
 
 
 def _import_matplotlib() -> None:
-    """Import it whatever MPLBACKEND says: no window is opened, so its backend need not be here.
+    """Import it whatever MPLBACKEND says: no window is opened, so its backend is not needed.
 
-    A notebook sets the variable for every command that it starts. Here it has its say afterwards,
-    for what else this process draws.
+    A notebook sets the variable for every command that it starts. It is applied afterwards, for
+    anything else that this process draws.
     """
     asked = os.environ.pop("MPLBACKEND", "")
     try:
         import matplotlib  # noqa: PLC0415
 
         if asked:
-            with suppress(ValueError):  # it would be refused where the user draws, too
+            with suppress(ValueError):  # an invalid backend fails when the user draws, too
                 matplotlib.rcParams["backend"] = asked
     finally:
         if asked:
@@ -47,13 +47,13 @@ from matplotlib.ticker import MaxNLocator
 from analysis.table import plain
 
 CAPTION_WIDTH, CAPTION_SIZE = 19, 6.5
-"""Letters a line and points of the text under an image."""
+"""Characters per line and font size of the text under an image."""
 CELL, LINE = 1.15, 0.14
 """Inches: the width of an image with its margin, and the height of a line under it."""
 
 
 class Band(NamedTuple):
-    """Images that have something in common, beside each other."""
+    """Images that have something in common, side by side."""
 
     heading: str
     images: np.ndarray
@@ -71,7 +71,7 @@ def _filled(line: str) -> str:
     parts = []
     for part in re.split(r"(?<=,) | (?=-> )", line):
         glued = part.replace(" ", "\u00a0")
-        # A long name leaves no room for its share: that goes on the next line.
+        # A long name leaves no room for its share, which goes on the next line.
         parts.append(glued.replace(":\u00a0", ": ") if len(part) > CAPTION_WIDTH else glued)
     return textwrap.fill(" ".join(parts), CAPTION_WIDTH, break_on_hyphens=False)
 
@@ -85,10 +85,10 @@ def augmentation_grid(
     path: Path,
     columns: Sequence[str] = ("draws",),
 ) -> None:
-    """A row for each image: the original, then what was drawn from it, each with its caption.
+    """A row for each image: the original, then its augmented versions, each with its caption.
 
     originals (R, H, W, C) and draws (R, D, H, W, C) in [0, 1]; labels R texts, captions R x D;
-    ``columns`` are the headings from the first draw on.
+    ``columns`` are the headings, starting at the first draw.
     """
     rows, count = draws.shape[:2]
     wrapped = [[_wrapped(text) for text in row] for row in captions]
@@ -115,7 +115,7 @@ def sample_bands(bands: Sequence[Band], title: str, paths: Sequence[Path]) -> No
     heights = [_height(row) + 0.3 for row in wrapped]
     figure, axes = _cells(columns, heights, title)
     for row, band, texts in zip(axes, bands, wrapped, strict=True):
-        row[0].set_title(" ", fontsize=8)  # room for the heading, whose width must not count
+        row[0].set_title(" ", fontsize=8)  # makes room for the heading, whose width is ignored
         row[0].annotate(
             _drawn(band.heading), (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8
         ).set_in_layout(False)
@@ -134,7 +134,7 @@ def heatmaps(
     title: str,
     path: Path,
 ) -> None:
-    """Tables (R, C) of values in [0, 1] beside each other, each with its heading."""
+    """Tables (R, C) of values in [0, 1] side by side, each with its heading."""
     width, height = 1.6 + 0.48 * len(columns) * len(tables), 1.6 + 0.27 * len(rows)
     shown = textwrap.fill(title, int(13 * width), break_on_hyphens=False)
     size = (width, height + 0.15 * shown.count("\n"))
@@ -195,7 +195,7 @@ class Bar(NamedTuple):
 
 
 def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Path) -> None:
-    """Seeds and means of each row, and its difference to its base with both intervals."""
+    """Seeds and means of each row, and its difference from its base with both intervals."""
     longest = max(len(bar.name) for bar in bars)
     size = (5.2 + 0.068 * longest, 1.5 + 0.27 * len(bars) + 0.14 * note.count("\n"))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -212,7 +212,7 @@ def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Pat
     left.invert_yaxis()
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
     right.set_xlabel(
-        "difference to the upstream (or none), points; 95 % intervals:\n"
+        "difference from the upstream (or none), points; 95 % intervals:\n"
         "thick: other seeds, thin: other seeds and images",
         fontsize=7.5,
     )
@@ -229,30 +229,30 @@ def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Pat
 
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, distinct with every kind of colour blindness; yellow is too pale for lines."""
+"""Okabe and Ito's palette, distinct for the colour-blind; yellow is too pale for lines."""
 MARKERS, DASHES = "osD^vP*X<>", ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "svg.hashsalt": "augbench",
     "axes.axisbelow": True,
 }
-"""A name with dollar signs is no formula, and the same figure is the same file."""
+"""Dollar signs in a name do not start a formula, and the same figure gives the same file."""
 PANEL, PANELS_A_ROW = (2.7, 2.2), 4
-"""Inches of a panel of several, and how many stand beside each other."""
+"""Size in inches of one of several panels, and the number of panels per row."""
 NAME_WIDTH, SIDE_WIDTH = 64, 46
-"""Letters a line of a legend, and of names beside an axis."""
+"""Characters per line of a legend, and of names next to an axis."""
 MAP_WIDTH, MAP_CELL = 8.0, 0.46
-"""Inches of coloured numbers beside each other, and of one of them."""
+"""Inches of a row of coloured numbers, and of one number."""
 LETTERS = 13
-"""of small type on an inch"""
+"""Characters of small type per inch."""
 BANDS = 6
-"""Curves in a panel up to which each has its band: more of them hide each other."""
+"""The largest number of curves in a panel with bands: more would hide each other."""
 WIDE_RANGE = 8
 """An axis of positive values that spans more than this factor is logarithmic."""
 
 
 class Point(NamedTuple):
-    """A method in a plane, with the standard deviation of y over seeds (nan: one seed)."""
+    """A method as a point, with the standard deviation of y over seeds (nan: one seed)."""
 
     name: str
     x: float
@@ -270,7 +270,7 @@ class Front(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A difference with its intervals, None where there is none."""
+    """A difference with its intervals, each of which may be missing."""
 
     estimate: float
     training: tuple[float, float] | None
@@ -278,7 +278,7 @@ class Span(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line with a band around it; equal ends where there is none."""
+    """A line with a band around it; low and high are equal if there is none."""
 
     name: str
     x: Sequence[float]
@@ -295,20 +295,20 @@ class Panel(NamedTuple):
     y_name: str
     curves: Sequence[Curve]
     ticks: Sequence[str] = ()
-    """what stands at x = 0, 1, ... instead of numbers"""
+    """labels at x = 0, 1, ... instead of numbers"""
     diagonal: bool = False
     """a line from (0, 0) to (1, 1)"""
 
 
 class Stack(NamedTuple):
-    """Bars of parts, a value of each part for each name."""
+    """Stacked bars: for each part, a value for each name."""
 
     heading: str
     parts: Mapping[str, Sequence[float]]
 
 
 class Shares(NamedTuple):
-    """Samples whose histograms are laid over each other."""
+    """Samples whose histograms overlap."""
 
     heading: str
     x_name: str
@@ -390,7 +390,7 @@ def _whiskers(axis: Axes, place: float, span: Span) -> None:
 
 
 def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path]) -> None:
-    """Lines with bands, a colour and dash of its own for each name."""
+    """Lines with bands, with a colour and dash style for each name."""
     with rc_context(STYLE):
         figure, axes = _panels(len(panels), names)
         for axis, panel in zip(axes, panels, strict=True):
@@ -423,7 +423,7 @@ def critical_difference(
     title: str,
     paths: Sequence[Path],
 ) -> None:
-    """Mean ranks on a line, best on top, and bars over what no critical difference tells apart."""
+    """Mean ranks, best on top, and bars over rows within a critical difference."""
     order = [int(each) for each in np.argsort(ranks, kind="stable")]
     shown = _side([names[each] for each in order])
     with rc_context(STYLE):
@@ -499,7 +499,7 @@ def maps(
 def stacks(
     panels: Sequence[Stack], names: Sequence[str], x_name: str, paths: Sequence[Path]
 ) -> None:
-    """Bars of each name cut into parts, a panel a data set; parts differ in colour and hatch."""
+    """A stacked bar for each name, a panel per data set; parts differ in colour and hatch."""
     shown = _side(names)
     columns = min(len(panels), PANELS_A_ROW)
     rows = -(-len(panels) // columns)
@@ -531,7 +531,7 @@ def stacks(
 
 
 def histograms(panels: Sequence[Shares], paths: Sequence[Path]) -> None:
-    """Histograms laid over each other as steps, each as shares of its own sample."""
+    """Overlapping step histograms, each as shares of its own sample."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.samples))
     with rc_context(STYLE):
         figure, axes = _panels(len(panels), names)
@@ -551,7 +551,7 @@ def histograms(panels: Sequence[Shares], paths: Sequence[Path]) -> None:
 
 
 class _Side(NamedTuple):
-    """Names beside an axis, on several lines where they are long, and the room that they take."""
+    """Names next to an axis, wrapped if they are long, and the room that they take."""
 
     names: list[str]
     width: float
@@ -560,7 +560,7 @@ class _Side(NamedTuple):
 
     @property
     def even(self) -> float:
-        """Lines in all where every name has the same room and no two neighbours touch."""
+        """Total lines if every name has the same room and no two neighbours touch."""
         own = [name.count("\n") + 1 for name in self.names]
         pairs = [(one + other) / 2 for one, other in pairwise(own)]
         return len(own) * max(pairs or own)
@@ -579,7 +579,7 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 
 def _panels(count: int, names: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels with room for a legend of these names below."""
+    """A figure with ``count`` panels and room for a legend of these names below."""
     columns = min(count, PANELS_A_ROW)
     rows = -(-count // columns)
     alone = (6.4, 3.4) if len(names) > BANDS else (4.6, 3.0)
@@ -621,7 +621,7 @@ def _legend(figure: Figure, names: Sequence[str], marked: bool, dashed: bool = F
 
 
 def _spread(axis: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers where positive values lie far apart."""
+    """A logarithmic axis with plain numbers if positive values span a wide range."""
     known = [value for value in values if value > 0]
     if len(known) == len(values) and known and max(known) > WIDE_RANGE * min(known):
         axis.set_xscale("log")
@@ -640,7 +640,7 @@ def _labelled(axis: Axes, heading: str, x_name: str, y_name: str) -> None:
 
 
 def _filled_name(name: str, width: int) -> str:
-    """A method's name on lines that break after a comma, a bracket or a plus."""
+    """A method's name, wrapped after a comma, a bracket or a plus."""
     parts = re.split(r"(?<=[,(+]) ?", name)
     lines = [""]
     for part in parts:
@@ -653,7 +653,7 @@ def _filled_name(name: str, width: int) -> str:
 
 
 def _drawn(text: str) -> str:
-    """The text with what the font lacks written as its number."""
+    """The text, with characters that the font lacks written as code points."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     return "".join(
         sign if font.get_char_index(ord(sign)) else f"[U+{ord(sign):04X}]" for sign in plain(text)
@@ -668,4 +668,4 @@ def _save(figure: Figure, paths: Sequence[Path]) -> None:
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, metadata=metadata)
-        figure.set_layout_engine("none")  # the places are found once, and hold for every file
+        figure.set_layout_engine("none")  # the layout is computed once for all files
