@@ -329,8 +329,8 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     over, reason = findings.overall(block, findings.findings(block, asked), 0.5)
     assert len(over) == 2 and all(np.isnan(each.p) for each in over)
     assert reason == (
-        "some comparison is not tested (fewer than 3 seeds, an incomplete repeat of folds, only one "
-        "test patient, or equal predictions)"
+        "some comparison is not tested (fewer than 3 seeds, an incomplete repeat of folds, only "
+        "one test patient, or equal predictions)"
     )
     alone = Question(family=(("crop", ""),))
     (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)
@@ -415,7 +415,7 @@ def test_a_row_of_few_seeds_is_not_tested_and_if_it_leads_nothing_is_marked(
     short_block = replace(block, columns=tuple(made_of.values()))
     table = results.main_table(short_block, "accuracy", "accuracy", False, "last")
     (line,) = (note for note in table.notes if note.startswith("Not tested"))
-    assert line.endswith("repeat of folds) with it: flip on digits.")
+    assert line.endswith("repeat of folds: flip on digits.")
     assert any("italics (tied): not significantly different" in note for note in table.notes)
     for record in short.records:
         record.result["metrics"]["last"]["test"]["accuracy"] = 1.0

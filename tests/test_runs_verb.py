@@ -296,7 +296,7 @@ def test_a_run_that_has_changed_or_holds_folders_is_left(
     assert cli(["runs", str(root), *where, "--delete"]) == FAILURE
     told = capsys.readouterr().err
     assert f"not deleted: {folder.name}: {folder} has changed in the meantime" in told
-    assert "expected files alone, got the directory " in told and "Deleted 0 runs, 0 B." in told
+    assert "expected only files, got the directory " in told and "Deleted 0 runs, 0 B." in told
     assert contents(root) == {**before, f"{folder.name}/result.json": 2}
 
 
