@@ -129,6 +129,8 @@ class CompareCommand(Setting, Place):
     """add the control rows of each method that learns from meta rows"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
     """add each method's upstream with as many passes, or as much time"""
+    shard: Annotated[str, _default("all runs")] = ""
+    """share of the runs, such as 3/8, for machines that share no folder"""
     selection: Literal["last", "selected"] = "last"
     """epoch that is shown: the last, or the best by select AUC where that is offered"""
     verbose: bool = False
@@ -158,6 +160,8 @@ class SweepCommand:
     """part of the study: paper, fair or another that the file names; full: all of it"""
     only: str = ""
     """only runs whose name, as printed by the dry run, contains this; * and ? are wildcards"""
+    shard: Annotated[str, _default("all runs")] = ""
+    """share of the runs, such as 3/8, for machines that share no folder"""
     settings: Annotated[
         tuple[tuple[str, ...], ...],
         UseAppendAction,

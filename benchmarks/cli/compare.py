@@ -19,6 +19,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.rounds import Work
+from benchmarks.studies.shards import Shard
 from methods import own
 from methods.naming import NamingError, split
 
@@ -50,7 +51,8 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
     if not any(experiment.rows for experiment in plan.experiments):
         raise UsageError("; ".join(reason for _, reason in plan.experiments[0].missing))
     ledger = Ledger(root, study.retries, command.retry_failed)
-    work = Work(plan, root, lambda cell: True)
+    shard = Shard.of(command.shard)
+    work = Work(plan, root, lambda cell: True, shard)
 
     def begin(wanted: Sequence[Cell]) -> None:
         read_data(wanted, ledger, options)
@@ -73,8 +75,11 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         )
     problems = results.problems_of(outcomes)
     rows = [read for _, read in results.tables_of(work, problems)]
-    texts = (comparison.as_text(read, command.selection, verbose=command.verbose) for read in rows)
-    print("\n\n\n".join(texts))
+    if shard is None:
+        texts = (comparison.as_text(r, command.selection, verbose=command.verbose) for r in rows)
+        print("\n\n\n".join(texts))
+    else:
+        print(shard.told(len(work.cells())))
     print(f"\nResults: {root}")
     kept = [row for read in rows for row in read]
     _write(command, kept)
@@ -88,6 +93,8 @@ def _check(command: arguments.CompareCommand) -> None:
         raise UsageError(f"records: expected a name that ends in .csv, got {command.records}")
     if command.figure is not None and command.figure.suffix not in FIGURES:
         raise UsageError(f"figure: expected a name in .png, .pdf or .svg, got {command.figure}")
+    if command.figure is not None and command.shard:
+        raise UsageError("figure: expected no --shard, which has no differences to plot")
     if not split(command.methods):
         raise UsageError("methods: expected names separated by commas, got none")
     if command.seeds is not None and command.seeds < 1:

@@ -35,6 +35,7 @@ from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import RowSearch, Work
 from benchmarks.studies.schema import Study
+from benchmarks.studies.shards import Shard
 from methods import own
 
 MOST_TABLES = 4
@@ -80,7 +81,8 @@ def carry_out(command: arguments.SweepCommand) -> int:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
     where_of(command, asked)
     ledger = Ledger(root, asked.retries, command.retry_failed)
-    work = Work(plan, root, chosen(command.only))
+    shard = Shard.of(command.shard)
+    work = Work(plan, root, chosen(command.only), shard)
     work.foresee()
     wanted = work.cells()
     if command.only and not wanted:
@@ -102,7 +104,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
     finally:  # more runs have a name by now: equal budgets, winners of a search
         work.foresee()
         _remember(work)
-    return _told(plan, work, ledger, outcomes, command.verbose)
+    return _told(plan, work, ledger, outcomes, command.verbose, shard)
 
 
 def _remember(work: Work) -> None:
@@ -220,13 +222,22 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
     return executors.carry_out(work, ledger, options, where, begin)
 
 
-def _told(plan: Plan, work: Work, ledger: Ledger, outcomes: Outcomes, verbose: bool) -> int:
+def _told(
+    plan: Plan,
+    work: Work,
+    ledger: Ledger,
+    outcomes: Outcomes,
+    verbose: bool,
+    shard: Shard | None,
+) -> int:
     """Print the results and the failures; return the exit code."""
     wanted = work.cells()
     problems = results.problems_of(outcomes)
     statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
     print("\n".join(_heading(plan.study)))
-    if work.searches:
+    if shard is not None:
+        print(f"\n{shard.told(len(wanted))}")
+    elif work.searches:
         _print_searches(work, ledger.root)
     else:
         _print_tables(work, problems, verbose)

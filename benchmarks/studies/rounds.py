@@ -25,6 +25,7 @@ from benchmarks.studies.search import (
     Trial,
     Values,
 )
+from benchmarks.studies.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,13 @@ def _check_grid(plan: Plan, tune: Tune) -> None:
 class Work:
     """The runs of a study, in rounds: later rounds depend on the results of earlier ones."""
 
-    def __init__(self, plan: Plan, root: Path, only: Callable[[Cell], bool]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        root: Path,
+        only: Callable[[Cell], bool],
+        shard: Shard | None = None,
+    ) -> None:
         self.plan, self.root, self._only = plan, root, only
         tune = plan.study.tune
         self.searches = [
@@ -174,6 +181,10 @@ class Work:
         ]
         self.extra: dict[int, list[Row]] = {}
         """equal-budget rows, by the index of their table"""
+        if shard is not None:
+            shard.check(plan)
+            own = {cell.run.id for cell in shard.of_cells(self.cells())}
+            self._only = lambda cell: cell.run.id in own
 
     def rounds(self) -> Iterator[Round]:
         """Jobs, including finished ones, which the executor skips."""

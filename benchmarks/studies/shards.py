@@ -1,0 +1,79 @@
+"""A fixed share of a study's runs, for machines that share no folder."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.studyfile import StudyError
+from benchmarks.studies.cells import Cell
+from benchmarks.studies.plan import Plan
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several shares that are about equal and have all rows in turn."""
+
+    number: int
+    """from 1 on"""
+    count: int
+
+    @classmethod
+    def of(cls, text: str) -> Shard | None:
+        """Parse ``3/8``; an empty text is none.
+
+        Raises:
+            StudyError: it says what is expected.
+        """
+        if not text:
+            return None
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        made = cls(*map(int, found.groups())) if found else cls(0, 0)
+        if not 1 <= made.number <= made.count:
+            raise StudyError(f"shard: expected I/N with I from 1 to N, such as 3/8, got {text!r}")
+        return made
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a study whose list of runs is not known, or not the same, on every machine.
+
+        Raises:
+            StudyError: it says what depends on other results or on this machine.
+        """
+        if plan.study.tune is not None:
+            raise StudyError(
+                "shard: expected a study without tune, because its later runs depend on the "
+                "results of all others"
+            )
+        if any(block.same for block in plan.study.blocks):
+            raise StudyError(
+                "shard: expected a study without equal-budget rows (same), because their budgets "
+                "depend on the results of others"
+            )
+        for experiment in plan.experiments:
+            for name, reason in experiment.missing:
+                raise StudyError(
+                    f"shard: expected rows that are available on every machine, {name} is not on "
+                    f"this one: {reason}"
+                )
+
+    def of_cells(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Its runs among those of a study, which are in order of their seeds.
+
+        A row moves on by one shard from seed to seed, so that costly rows are spread.
+        """
+        return [
+            cell
+            for turn, (_, seed) in enumerate(itertools.groupby(cells, lambda each: each.run.seed))
+            for place, cell in enumerate(seed)
+            if (place + turn) % self.count == self.number - 1
+        ]
+
+    def told(self, runs: int) -> str:
+        """What is printed at the end, where others print tables."""
+        return (
+            f"Shard {self.number} of {self.count}: {runs} run(s). To put the shards together, pack "
+            "each results folder (augbench pack) and add them to one (augbench unpack); the same "
+            "command without --shard then prints the tables."
+        )
