@@ -29,6 +29,7 @@ LAYERS = (
 EXCEPTIONS = {
     ("benchmarks.running.local", "augbench"),
     ("benchmarks.running.on_ray.carried", "augbench"),
+    ("benchmarks.running.together", "augbench"),
     ("benchmarks.studies.shipped", "augbench"),
 }
 """Workers begin at ``augbench``, which finds our packages; the shipped studies lie beside it."""

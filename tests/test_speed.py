@@ -2,17 +2,16 @@
 
 import json
 import math
-import multiprocessing
-import stat
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import methods
+from benchmarks.running.together import NotMeasured, Trainer
 from benchmarks.speed import gpu
 
 
@@ -62,17 +61,17 @@ def test_what_no_time_is_left_for_is_named(
 def test_a_worker_that_fails_answers_the_next_question() -> None:
     measured = gpu.Measurements(gpu.Arguments(device="cpu", tiny=True))
     try:
-        with pytest.raises(gpu.NotMeasured, match="unknown model"):
+        with pytest.raises(NotMeasured, match="unknown model"):
             measured.together(measured.setting(model="resnet19"), 1)
-        first = measured.workers[0].process.pid
+        first = measured.crowd.workers[0].process.pid
         (rate,) = measured.together(measured.setting(), 1)
-        assert rate.images_per_second > 0 and measured.workers[0].process.pid == first
+        assert rate.images_per_second > 0 and measured.crowd.workers[0].process.pid == first
         measured.deadline = time.monotonic() + 2 * measured.span + 0.05
-        with pytest.raises(gpu.NotMeasured, match="out of time"):
+        with pytest.raises(NotMeasured, match="out of time"):
             measured.together(measured.setting(model="resnet50", batches=1000), 1)
-        assert measured.workers == []
+        assert measured.crowd.workers == []
     finally:
-        measured.close()
+        measured.crowd.close()
 
 
 def test_every_method_and_preset_is_measured() -> None:
@@ -110,55 +109,6 @@ def test_a_card_is_measured_in_its_own_precision(monkeypatch: pytest.MonkeyPatch
     assert setting.precision == "float16" and setting.form == "float16, channels_last"
     small = {"model": "small_cnn(width=0.25)", "batch_size": 8, "batches": 8}
     for plain in (False, True):
-        trainer = gpu.Trainer("cpu")
-        trainer.prepare(replace(setting, plain=plain, **small))
+        trainer = Trainer("cpu")
+        trainer.prepare(partial(gpu.Plain if plain else gpu.Harness, replace(setting, **small)))
         assert trainer.measure(0.0, 0.0).images_per_second > 0
-
-
-def test_workers_compute_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's default is TF32 in convolutions, also for what is called float32."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    found: list[bool] = []
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(
-        gpu.Trainer, "prepare", lambda *_: found.extend(bool(each.allow_tf32) for each in switches)
-    )
-    ours, theirs = multiprocessing.Pipe()
-    ours.send(("prepare", (gpu.Setting(),)))
-    ours.close()
-    gpu.serve(theirs, "cpu", {})
-    assert found == [False, False]
-    assert torch.backends.cudnn.allow_tf32
-
-
-CONTROL = """#!/bin/sh
-read asked
-echo "$CUDA_MPS_PIPE_DIRECTORY $1 $asked" >> {log}
-exit {code}
-"""
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_a_control_daemon_is_started_and_stopped_in_its_own_folder(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, program = tmp_path / "log", tmp_path / "nvidia-cuda-mps-control"
-    program.write_text(CONTROL.format(log=log, code=code))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    if code:
-        with pytest.raises(gpu.NotMeasured, match="MPS did not start"), gpu.mps():
-            pass
-        return
-    with gpu.mps() as variables:
-        folder = Path(variables["CUDA_MPS_PIPE_DIRECTORY"])
-        assert folder.is_dir()
-    assert not folder.exists()
-    started, stopped = (line.split() for line in log.read_text().splitlines())
-    assert started == [str(folder), "-d"] and stopped == [str(folder), "quit"]
-
-
-def test_without_a_control_program_mps_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(gpu.NotMeasured, match="is not installed"), gpu.mps():
-        pass

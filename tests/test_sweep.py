@@ -617,7 +617,7 @@ def test_temporary_files_lie_where_sockets_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 60)))
-    folder = own.private_folder()
+    folder = cleanup.private_folder()
     try:
         assert len(str(folder)) < 45
         assert folder.stat().st_mode & 0o077 == 0, "closed to others"

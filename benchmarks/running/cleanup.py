@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,15 @@ from pathlib import Path
 
 PATIENCE_SECONDS = 10.0
 """How long processes may take to end after they were killed."""
+LONGEST_FOLDER = 20
+"""Letters of the folder of temporary files: the path of a Unix socket has at most 107."""
+
+
+def private_folder() -> Path:
+    """A new folder whose path leaves room for the names of sockets."""
+    base = tempfile.gettempdir()
+    base = base if len(base) <= LONGEST_FOLDER else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="augbench-", dir=base))
 
 
 @contextmanager

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import shutil
 import statistics
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -26,16 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from analysis import runs
+from benchmarks.running import mps
+from benchmarks.running.together import LATE, NotMeasured, Rate, Together, Trainer
 from benchmarks.speed.loop import Loop, random_splits
 from benchmarks.training import models
-from benchmarks.training.errors import first_line
-from benchmarks.training.machine import (
-    describe_device,
-    installed_versions,
-    peak_memory,
-    reset_peak_memory,
-)
-from benchmarks.training.precision import LOW, Precision, automatic, tf32
+from benchmarks.training.machine import describe_device, installed_versions
+from benchmarks.training.precision import LOW, Precision, automatic
 from methods.base import Spec
 
 PEAKS = {
@@ -58,7 +49,6 @@ form of the H100.
 CLASSES = 2
 OUTER = {"autodo": "start=1.0", "lpa3": "warmup=0"}
 """What these need to work from the first epoch on."""
-LATE = "out of time"
 LOADED = ["benchmarks.speed.loop", "torch.utils.flop_counter"]
 """What all workers need is imported once."""
 AIMS = """\
@@ -103,22 +93,11 @@ class Setting:
         return ", ".join(filter(None, parts))
 
 
-class Steps(Protocol):
-    """What can be trained step by step."""
-
-    def epoch(self) -> None:
-        """As many steps as ``batches``."""
-        ...
-
-    def phases(self) -> dict[str, float]:
-        """Charged seconds by phase since the last call; waits for the device."""
-        ...
-
-
 class Harness(Loop):
     """The trainer's own steps."""
 
     def __init__(self, setting: Setting, device: str) -> None:
+        self.rows, self.batches = setting.batch_size, setting.batches
         rows, meta = setting.batch_size, setting.batches // 4
         count, share = (setting.batches + meta) * rows, meta / (setting.batches + meta)
         super().__init__(
@@ -152,6 +131,7 @@ class Plain:
     """The same steps without the harness: Adam on rows that lie on the device."""
 
     def __init__(self, setting: Setting, device: str) -> None:
+        self.rows, self.batches = setting.batch_size, setting.batches
         self.place, self.setting = torch.device(device), setting
         self.format = torch.channels_last if setting.channels_last else torch.contiguous_format
         torch.manual_seed(0)
@@ -183,38 +163,8 @@ class Plain:
         return {}
 
 
-@dataclass
-class Rate:
-    """What one process reached."""
-
-    images_per_second: float
-    """images of training rows that it went through, by the wall clock"""
-    step_seconds: float
-    """median over epochs"""
-    memory_mib: float
-    """peak that torch allocated on the GPU; on a CPU the process's"""
-    used_mib: float
-    """of the whole GPU, by all that use it; nan on a CPU"""
-    phases: dict[str, float] = field(default_factory=dict)
-    """charged seconds of a step"""
-
-
-class Trainer:
-    """What a worker does: prepare a setting, then measure it."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.steps = device, None
-
-    def prepare(self, setting: Setting) -> None:
-        """Build it and take its first steps, which allocate, tune and compile."""
-        self.steps = None
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-        self.setting = setting
-        reset_peak_memory(torch.device(self.device))
-        self.steps = (Plain if setting.plain else Harness)(setting, self.device)
-        self.steps.epoch()
-        self.steps.phases()
+class Counted(Trainer):
+    """What a worker does here; it also counts operations."""
 
     def flops(self) -> float:
         """Floating-point operations of a training step for each image."""
@@ -222,95 +172,7 @@ class Trainer:
         with FlopCounterMode(display=False) as counter:
             self.steps.epoch()
         self.steps.phases()
-        return counter.get_total_flops() / (self.setting.batches * self.setting.batch_size)
-
-    def measure(self, start: float, seconds: float) -> Rate:
-        """Train from a time on (``time.time``) for so many seconds, at least an epoch."""
-        assert self.steps is not None
-        time.sleep(max(0.0, start - time.time()))
-        taken, charged = [], []
-        begun = last = time.perf_counter()
-        while not taken or last - begun < seconds:
-            self.steps.epoch()
-            charged.append(self.steps.phases())  # waits for the device
-            now = time.perf_counter()
-            taken.append(now - last)
-            last = now
-        used = float("nan")
-        if self.device == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            used = (total - free) / 2**20
-        names, batches = charged[0], self.setting.batches
-        return Rate(
-            batches * self.setting.batch_size * len(taken) / (last - begun),
-            statistics.median(taken) / batches,
-            peak_memory(torch.device(self.device)),
-            used,
-            {name: statistics.median(each[name] for each in charged) / batches for name in names},
-        )
-
-
-def serve(connection: Connection, device: str, variables: Mapping[str, str]) -> None:
-    """Do what is asked, one call of ``Trainer`` after the other, until nobody asks any more."""
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    trainer = Trainer(device)
-    with tf32(False), suppress(EOFError, OSError):  # float32 means it, as in a run
-        while True:
-            name, arguments = connection.recv()
-            try:
-                answer = "done", getattr(trainer, name)(*arguments)
-            except Exception as error:  # a method may fail in any way, a card run out of memory
-                answer = "failed", first_line(error)
-            connection.send(answer)
-
-
-class NotMeasured(RuntimeError):
-    """Why something has no number."""
-
-
-class Worker:
-    """A process that trains."""
-
-    def __init__(self, device: str, variables: Mapping[str, str]) -> None:
-        # forked from a process that has loaded torch, so that 16 begin in the time of one
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LOADED)
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=serve, args=(theirs, device, dict(variables)), daemon=True
-        )
-        self.process.start()
-        theirs.close()
-
-    def ask(self, name: str, *arguments: Any) -> None:
-        """Begin a call."""
-        with suppress(OSError):  # it died: its answer says so
-            self.connection.send((name, arguments))
-
-    def answer(self, until: float) -> Any:
-        """What the call returned.
-
-        Raises:
-            NotMeasured: it failed, the process died, or the time (``time.monotonic``) is over.
-        """
-        if not self.connection.poll(max(0.0, until - time.monotonic())):
-            self.close()
-            raise NotMeasured(LATE)
-        try:
-            state, value = self.connection.recv()
-        except (EOFError, OSError):
-            self.close()
-            raise NotMeasured("the process died") from None
-        if state == "failed":
-            raise NotMeasured(value)
-        return value
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+        return counter.get_total_flops() / (self.steps.batches * self.steps.rows)
 
 
 class Measurements:
@@ -320,8 +182,7 @@ class Measurements:
         self.arguments, self.device = arguments, arguments.device
         self.deadline = time.monotonic() + arguments.seconds
         self.span = 0.1 if arguments.tiny else 1.0
-        self.workers: list[Worker] = []
-        self.variables: dict[str, str] = {}
+        self.crowd = Together(self.device, trainer=Counted, loaded=LOADED)
         tiny = arguments.tiny
         self.counts = (1, 2) if tiny else (1, 2, 4, 8, 16)
         # On a CPU, where the script is only tried, the arithmetic of most GPUs.
@@ -347,40 +208,13 @@ class Measurements:
         """
         if self.left() < 2 * self.span:
             raise NotMeasured(LATE)
-        while len(self.workers) < count:
-            self.workers.append(Worker(self.device, self.variables))
-        chosen = self.workers[:count]
-        for worker in chosen:
-            worker.ask("prepare", setting)
-        self._answers(chosen)
-        start = time.time() + (0.05 if count > 1 else 0.0)
-        for worker in chosen:
-            worker.ask("measure", start, self.span)
-        return self._answers(chosen)
-
-    def _answers(self, chosen: Sequence[Worker]) -> list[Any]:
-        """Of all of them, also where one has failed: the next answer is to the next question."""
-        found, problem = [], None
-        for worker in chosen:
-            try:
-                found.append(worker.answer(self.deadline))
-            except NotMeasured as reason:
-                problem = reason
-        if problem is not None:
-            self.workers = [each for each in self.workers if each.process.is_alive()]
-            raise problem
-        return found
+        make = partial(Plain if setting.plain else Harness, setting)
+        return self.crowd.rates(make, count, self.span, self.deadline)
 
     def count_flops(self, setting: Setting) -> None:
         """Of a model whose setting the first worker has just been measured with."""
-        self.workers[0].ask("flops")
-        self.flops[setting.model] = self.workers[0].answer(self.deadline)
-
-    def close(self) -> None:
-        """End the workers."""
-        for worker in self.workers:
-            worker.close()
-        self.workers = []
+        self.crowd.workers[0].ask("flops")
+        self.flops[setting.model] = self.crowd.workers[0].answer(self.deadline)
 
     # --- what is measured, the most important first -----------------------------------------------
 
@@ -406,10 +240,10 @@ class Measurements:
         low = setting.precision != "float32"
         return {"tflops": reached} | ({"share": reached / known} if known and low else {})
 
-    def pack(self, mps: str) -> None:
-        """1, 2, 4 ... runs together; ``mps``: why not, or how they share the card."""
+    def pack(self, sharing: str) -> None:
+        """1, 2, 4 ... runs together; ``sharing``: how they share the card."""
         for count in self.counts:
-            line: dict[str, Any] = {"runs": count, "sharing": mps}
+            line: dict[str, Any] = {"runs": count, "sharing": sharing}
             self.found["packed"].append(line)
             try:
                 rates = self.together(self.setting(), count)
@@ -425,14 +259,14 @@ class Measurements:
     def pack_under_mps(self) -> None:
         """The same with a control daemon of our own."""
         try:
-            with mps() as variables:
-                self.close()
-                self.variables = variables
+            with mps.started() as variables:
+                self.crowd.close()
+                self.crowd.variables = variables
                 self.pack("MPS")
-                self.close()
-        except NotMeasured as reason:
+                self.crowd.close()
+        except mps.NoMPS as reason:
             self.found["packed"].append({"sharing": "MPS", "not_measured": str(reason)})
-        self.variables = {}
+        self.crowd.variables = {}
 
     def method(self, name: str, count: int) -> None:
         """A method's step, ``count`` runs together."""
@@ -519,41 +353,6 @@ def peak(card: str) -> float:
         return 0.0
     found = (1e12 * value for name, value in PEAKS.items() if words.issuperset(name.split()))
     return next(found, 0.0)
-
-
-@contextmanager
-def mps() -> Iterator[dict[str, str]]:
-    """A control daemon of MPS with folders of its own; the variables by which a process joins it.
-
-    One that runs already is left alone.
-
-    Raises:
-        NotMeasured: it is not installed, or does not start.
-    """
-    program = shutil.which("nvidia-cuda-mps-control")
-    if program is None:
-        raise NotMeasured("nvidia-cuda-mps-control is not installed")
-    with tempfile.TemporaryDirectory(prefix="mps-") as folder, ExitStack() as stack:
-        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        environment = {**os.environ, **variables}
-
-        def control(*arguments: str, told: str = "") -> None:
-            subprocess.run(
-                [program, *arguments],
-                env=environment,
-                input=told,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-
-        try:
-            control("-d")
-            stack.callback(control, told="quit\n")
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NotMeasured(f"MPS did not start: {first_line(error)}") from error
-        yield variables
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -679,7 +478,7 @@ def main(given: Sequence[str] | None = None) -> None:
     try:
         measured.everything(report)
     finally:
-        measured.close()
+        measured.crowd.close()
     print(
         f"{head['date']}, {head['device']['name']}, {head['cores']} cores, torch "
         f"{torch.__version__}, 28x28x3, batch {measured.setting().batch_size}, Adam"

@@ -28,14 +28,12 @@ from benchmarks.studies.schema import Study
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 << 20
 """What workers share is a list of runs."""
-LONGEST_FOLDER = 20
-"""Letters of the folder of temporary files: the path of a Unix socket has at most 107."""
 
 
 def prepared(stack: ExitStack) -> Path:
     """A folder for Ray's files, removed at the end, and the environment that our Ray needs."""
     remove_stale()
-    folder = private_folder()
+    folder = cleanup.private_folder()
     stack.enter_context(cleanup.outlived(folder))
     stack.enter_context(held(folder / "owner"))
     # A token of this sweep's own, so that nothing is written to the home folder.
@@ -120,13 +118,6 @@ def without_proxy(before: Mapping[str, str]) -> dict[str, str]:
     if hosts.strip() != "*":  # which stands alone, for all hosts
         hosts = ",".join(filter(None, (hosts, LOOPBACK, "localhost")))
     return dict.fromkeys(("no_proxy", "NO_PROXY", "no_grpc_proxy"), hosts)
-
-
-def private_folder() -> Path:
-    """A new folder whose path leaves room for the names of sockets."""
-    base = tempfile.gettempdir()
-    base = base if len(base) <= LONGEST_FOLDER else "/tmp"
-    return Path(tempfile.mkdtemp(prefix="augbench-", dir=base))
 
 
 def remove_stale() -> None:
