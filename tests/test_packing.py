@@ -1,6 +1,8 @@
 """How many runs share a GPU, on a card that is emulated; MPS with a control program that is."""
 
+import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -12,8 +14,199 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.running import mps, together
-from benchmarks.running.together import Trainer
+from analysis.runs import Run, Training
+from benchmarks.cli import common, compare, main
+from benchmarks.running import capacity, local, mps, packing, together
+from benchmarks.running.capacity import Capacity
+from benchmarks.running.packing import Reached
+from benchmarks.running.together import NotMeasured, Rate, Together, Trainer
+from benchmarks.training.trainer import threads
+from tests import sweeping
+
+SMALL = """\
+models: small_cnn(width=0.25)
+methods: [none, flip]
+seeds: 8
+training: {epochs: 1}
+tensorboard: false
+"""
+
+
+class Card:
+    """Emulated: how fast so many runs train together, and how many its memory holds."""
+
+    def __init__(self, rates: dict[int, float], step: float = 500.0, used: float = 1500.0) -> None:
+        self.rates, self.step, self.used, self.asked = rates, step, used, list[int]()
+
+    def __call__(self, count: int) -> Reached:
+        self.asked.append(count)
+        if count not in self.rates:
+            raise NotMeasured("OutOfMemoryError: CUDA out of memory")
+        used = self.used + (count - 1) * (self.step + 600)
+        return Reached(self.rates[count], self.step, used, 80000.0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "most", "expected", "asked"),
+    [
+        ({1: 20, 2: 38, 4: 60, 8: 70, 16: 71}, 16, 8, [1, 2, 4, 8, 16]),
+        ({1: 20, 2: 21}, 16, 1, [1, 2]),
+        ({1: 20, 2: 38, 4: 60, 6: 70}, 6, 6, [1, 2, 4, 6]),
+        ({1: 20, 2: 38, 4: 60}, 16, 4, [1, 2, 4, 8]),
+        ({1: 20}, 1, 1, [1]),
+        ({1: 20, 2: 22.1, 4: 24.4, 8: 26.6}, 16, 4, [1, 2, 4, 8]),
+    ],
+    ids=["no gain", "alone", "cores", "memory is full", "one core", "a tenth, and less"],
+)
+def test_more_runs_share_a_gpu_while_that_trains_faster(
+    rates: dict[int, float], most: int, expected: int, asked: list[int]
+) -> None:
+    card = Card(rates)
+    count, found = packing.best(card, most)
+    assert (count, card.asked) == (expected, asked)
+    assert set(found) == set(asked) & set(rates)
+
+
+def test_no_more_runs_are_tried_than_a_method_leaves_memory_for() -> None:
+    """A run takes four plain steps of 500 MiB, 1,024 MiB besides, and its images."""
+    rates = {count: 20.0 * count for count in (1, 2, 4, 8, 11, 16)}
+    assert packing.fits(Card(rates)(1), 0.0) == 1 + 77000 // 3024
+    assert packing.best(Card(rates), 16)[0] == 16
+    assert packing.best(Card(rates), 16, data_mib=4096.0)[0] == 1 + 72904 // 7120 == 11
+    assert packing.best(Card(rates, used=79000.0), 16)[0] == 1, "others use the card"
+
+
+def test_what_was_measured_is_kept_by_setting(tmp_path: Path) -> None:
+    file, card = tmp_path / packing.FILE, Card({1: 20, 2: 38, 4: 39})
+    first = packing.best(packing.remembered(card, file, "one"), 4)
+    again = Card({})
+    assert packing.best(packing.remembered(again, file, "one"), 4) == first
+    assert again.asked == []
+    other = Card({1: 20, 2: 21})
+    assert packing.best(packing.remembered(other, file, "another"), 4)[0] == 1
+    assert other.asked == [1, 2]
+    for text in ("{", "[]", '{"one": {"1": {"speed": 1}}}'):
+        file.write_text(text)
+        assert packing.best(packing.remembered(card, file, "one"), 4) == first
+    closed = tmp_path / "absent" / packing.FILE
+    assert packing.best(packing.remembered(card, closed, "one"), 4) == first
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
+    """A machine with 16 cores and a GPU, whose processes are emulated."""
+    card = Card({1: 20000, 2: 38000, 4: 62000, 8: 64000})
+
+    def rates(_: Any, make: Any, count: int, *__: float) -> list[Rate]:
+        found = card(count)
+        each = Rate(found.images_per_second / count, 0.1, found.step_mib, found.used_mib, 80000.0)
+        return [each] * count
+
+    monkeypatch.setattr(Together, "rates", rates)
+    monkeypatch.setattr(packing, "_card", lambda: "a card")
+    monkeypatch.setattr(capacity, "cores", lambda: 16)
+    monkeypatch.setattr(capacity, "gpus", lambda: 1)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    return card
+
+
+def carried_out(
+    verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> tuple[list[Capacity], list[str]]:
+    """A command with no worker: what its executor had, and the folder of MPS in its environment."""
+    there, pipes = list[Capacity](), list[str]()
+
+    def nothing(self: Any, *_: Any) -> dict[str, Any]:
+        there.append(self.capacity)
+        pipes.append(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", ""))
+        return {}
+
+    monkeypatch.setattr(local.Processes, "carry_out", nothing)
+    monkeypatch.setattr(common, "device_of", lambda _: "cuda")
+    monkeypatch.setattr(compare, "device_of", lambda _: "cuda")
+    sweeping.prepare(folder)
+    given = ["--data", str(folder), "--out", str(folder / "runs"), *more]
+    if verb == "sweep":
+        path = sweeping.study(folder, SMALL)
+        main.run(["sweep", str(path), "--executor", "local", *given])
+    else:
+        given += ["--benchmark", f"npz:{folder / 'small.npz'}", "--methods", "none,flip"]
+        main.run(["compare", "--model", "mlp", "--epochs", "1", "--seeds", "8", *given])
+    return there, pipes
+
+
+@pytest.mark.parametrize("verb", ["compare", "sweep"])
+def test_a_gpu_is_filled_unless_something_else_is_said(
+    verb: str,
+    gpu: Card,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (there,), _ = carried_out(verb, tmp_path, monkeypatch)
+    assert (there.workers, there.gpu, there.device) == (4, 0.25, "cuda")
+    assert gpu.asked == [1, 2, 4, 8]
+    told = capsys.readouterr().err
+    assert (
+        "4 runs share a GPU, time-sliced: nvidia-cuda-mps-control is not installed. Measured, runs "
+        "of images/s together: 1 of 20,000, 2 of 38,000, 4 of 62,000, 8 of 64,000.\n"
+    ) in told
+    assert ", 4 at a time" in told
+    key = "a card, 16 cores, time-sliced: "
+    (kept,) = json.loads((tmp_path / packing.FILE).read_text())
+    assert kept.startswith(key)
+
+    carried_out(verb, tmp_path, monkeypatch)
+    assert gpu.asked == [1, 2, 4, 8], "nothing is measured twice"
+    at_once = "--jobs" if verb == "compare" else "--workers"
+    (there,), _ = carried_out(verb, tmp_path, monkeypatch, at_once, "3")
+    assert (there.workers, there.gpu) == (3, 1 / 3)
+    assert "Runs that share a GPU are time-sliced: " in capsys.readouterr().err
+    if verb == "sweep":
+        for setting, share in (("trials_per_gpu=2", 0.5), ("gpus=1", 1.0), ("gpus=0", 0.0)):
+            given = ["--set", f"resources.{setting}"]
+            (there,), _ = carried_out(verb, tmp_path, monkeypatch, *given)
+            assert there.gpu == share
+    assert gpu.asked == [1, 2, 4, 8]
+
+
+def test_runs_that_share_a_gpu_are_under_an_mps_of_the_sweep(
+    gpu: Card,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = control(tmp_path, monkeypatch)
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    (there,), (pipe,) = carried_out("sweep", tmp_path, monkeypatch)
+    assert there.workers == 4 and "4 runs share a GPU, under MPS." in capsys.readouterr().err
+    assert [each[2] for each in asked(log)] == ["get_server_list", "", "quit"]
+    assert asked(log)[1][0] == pipe and not Path(pipe).exists()
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+    gpu.rates = {1: 20000.0, 2: 20001.0}
+    (tmp_path / packing.FILE).unlink()
+    (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
+    assert there.workers == 1 and pipes == [""], "not where nothing is shared"
+    assert "Each run has a GPU of its own. Measured, " in capsys.readouterr().err
+    assert asked(log)[-1][2] == "quit"
+
+    gpu.rates = {}
+    (tmp_path / packing.FILE).unlink()
+    (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
+    assert there.workers == 1 and pipes == [""]
+    assert "could not be measured: OutOfMemoryError: CUDA out of" in capsys.readouterr().err
+
+
+def test_plain_steps_of_a_run_are_measured() -> None:
+    training = Training(batch_size=8)
+    run = Run(benchmark="x", data="", model="mlp", method="mixup(alpha=0.2)", training=training)
+    trainer = Trainer("cpu")
+    with threads(1):
+        trainer.prepare(pickle.loads(pickle.dumps(packing.Plainly(run, (3, 8, 8), 4))))
+        found = Reached.of([trainer.measure(0.0, 0.0)] * 2)
+    assert found.images_per_second > 0 and found.step_mib > 0
+
 
 CONTROL = """#!/bin/sh
 read asked
@@ -44,7 +237,7 @@ def asked(log: Path) -> list[list[str]]:
 def test_a_control_daemon_is_started_and_stopped_in_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = control(tmp_path, monkeypatch)
+    log, folder = control(tmp_path, monkeypatch), tmp_path
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(KeyboardInterrupt), mps.started() as variables:
         folder = Path(variables["CUDA_MPS_PIPE_DIRECTORY"])
@@ -123,7 +316,7 @@ class Looks(Trainer):
 def test_processes_compute_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's default is TF32 in convolutions, also for what is called float32."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(together.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     ours, theirs = multiprocessing.Pipe()
     given = pickle.dumps(("cpu", {}, Looks))
     thread = threading.Thread(target=together.serve, args=(theirs, given))

@@ -353,10 +353,14 @@ def test_what_one_run_takes(healthy: schema.Study) -> None:
     def with_(**resources: Any) -> schema.Study:
         return replace(healthy, resources=schema.Resources(**resources))
 
-    assert capacity.takes(healthy, gpus=False) == (1.0, 0.0)
-    assert capacity.takes(healthy, gpus=True) == (1.0, 1.0)
-    assert capacity.takes(with_(gpus=0), gpus=True) == (1.0, 0.0)
-    assert capacity.takes(with_(trials_per_gpu=4, cpus=2), gpus=True) == (2.0, 0.25)
+    assert capacity.takes(healthy, gpus=0) == (1.0, 0.0)
+    assert capacity.takes(healthy, gpus=1) == (1.0, 1.0)
+    assert capacity.takes(with_(gpus=0), gpus=1) == (1.0, 0.0)
+    assert capacity.takes(with_(trials_per_gpu=4, cpus=2), gpus=1, workers=8) == (2.0, 0.25)
+    for auto in (healthy, with_(trials_per_gpu="auto")):
+        assert capacity.takes(auto, gpus=2) == (1.0, 1.0), "until it is measured"
+        assert capacity.takes(auto, gpus=2, workers=5) == (1.0, 1 / 3)
+    assert capacity.takes(with_(trials_per_gpu="auto"), gpus=0) == (1.0, 1.0), "it needs one"
 
 
 def test_more_than_this_machine_has_is_refused_before_ray_starts(

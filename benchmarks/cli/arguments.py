@@ -121,7 +121,7 @@ class CompareCommand(Setting, Place):
     """methods and control rows, separated by commas"""
     seeds: Annotated[int | None, _default("10, with under 500 test rows 30")] = None
     """number of seeds, counted from 0"""
-    jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
+    jobs: Annotated[int | None, _default("cores / threads; on a GPU measured")] = None
     """runs at a time"""
     executor: Literal["local", "ray"] = "local"
     """processes on this machine, or Ray (a cluster where RAY_ADDRESS names one)"""
@@ -282,7 +282,7 @@ class DoctorCommand:
     """auto: a GPU if there is one"""
     threads: int = 1
     """CPU threads of a run"""
-    jobs: Annotated[int | None, _default("cores / threads; on a GPU 1")] = None
+    jobs: Annotated[int | None, _default("cores / threads; on a GPU measured")] = None
     """runs at a time"""
     debug: bool = False
     """show the traceback of an error"""

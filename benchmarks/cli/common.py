@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -102,7 +101,6 @@ def study_of(
     command: arguments.RunCommand | arguments.CompareCommand,
     methods: str,
     seeds: int | tuple[int, ...] | None,
-    jobs: int | None = None,
     whole: bool = True,
     **more: Any,
 ) -> Study:
@@ -116,7 +114,6 @@ def study_of(
     if not names_in(command.benchmark):
         raise UsageError("benchmark: expected a name, got none")
     on_gpu = device_of(command.device) == "cuda"
-    sharing = math.ceil((jobs or 1) / max(1, capacity.gpus())) if on_gpu else 0
     given = {
         "benchmarks": command.benchmark,
         "models": cells.model_name(command.model, command.width),
@@ -143,7 +140,6 @@ def study_of(
             resources=Resources(
                 cpus=min(command.threads, capacity.cores()),
                 gpus=None if on_gpu else 0,
-                trials_per_gpu=sharing,
             ),
             retries=0,
             allow_unverified=command.allow_unverified,

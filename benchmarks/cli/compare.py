@@ -38,7 +38,6 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         command,
         command.methods,
         command.seeds,
-        command.jobs,
         controls=command.controls,
         same=() if command.same is None else command.same,
     )

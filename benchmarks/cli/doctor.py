@@ -36,8 +36,8 @@ def carry_out(command: arguments.DoctorCommand) -> int:
             raise UsageError(f"{name}: expected 1 or more, got {value}")
     device = torch.device(device_of(command.device))
     has = capacity.cores()
-    at_once = 1 if device.type != "cpu" else max(1, has // command.threads)
-    jobs = command.jobs or at_once
+    jobs = command.jobs or (1 if device.type != "cpu" else max(1, has // command.threads))
+    shared = device.type == "cuda" and command.jobs is None
     data, out = root_of(command.data), command.out.expanduser().absolute()
     bad, warnings = [], []
     _say("Versions", f"augbench {version('augbench')}, torch {torch.__version__}, "
@@ -45,7 +45,8 @@ def carry_out(command: arguments.DoctorCommand) -> int:
     for line in _devices(device):
         _say("Device", line)
     _say("Precision", f"float32; --precision auto would be {automatic()}")
-    _say("CPU", f"{has} core(s); {jobs} run(s) at a time with {command.threads} thread(s) each")
+    at_once = "as many runs as are measured to pay" if shared else f"{jobs} run(s)"
+    _say("CPU", f"{has} core(s); {at_once} at a time with {command.threads} thread(s) each")
     warnings.append(capacity.crowded(jobs, command.threads))
     unusable = _unusable(data, write=False)
     _say("Data", f"{data}: {unusable or _sets(data)}")

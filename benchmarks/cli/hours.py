@@ -31,7 +31,7 @@ def worth(left: Left) -> float:
 def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], StudyError | None]:
     """What is said of the time, and why this machine cannot carry out the runs, if so."""
     asked, refused = plan.study, None
-    _, gpu = capacity.takes(asked, gpus=False)
+    _, gpu = capacity.takes(asked, gpus=0)
     at_once = where.workers or max(1, int(1 / gpu if gpu else 1))
     if where.address:
         said = f"On the cluster as many at a time as fit there; the time is for {at_once}"
@@ -40,6 +40,8 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], 
             there = capacity.here(asked, where.workers)
             at_once, gpu = there.workers, there.gpu
             said = f"{at_once} at a time on this machine"
+            if gpu and asked.resources.measured and not where.workers:
+                said += ", or more, if it is measured that runs that share a GPU train faster"
         except StudyError as error:
             refused = error
             said = f"Not on this machine; the time is for {at_once} at a time"

@@ -214,7 +214,7 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
     def begin(wanted: Sequence[Cell]) -> None:
         # augbench data show describes the others; reading all of them would take long.
         read_data([cell for cell in wanted if cell.benchmark.path], ledger, options)
-        _, gpu = capacity.takes(asked, capacity.gpus() > 0)
+        _, gpu = capacity.takes(asked, capacity.gpus())
         device = "cuda" if gpu and capacity.gpus() else "cpu"
         firstlook.look(wanted, ledger, options, device, fetch=not where.address)
 

@@ -101,12 +101,18 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def takes(study: Study, gpus: bool) -> tuple[float, float]:
-    """Cores and GPUs of one run; a GPU of its own where there are any and the file says nothing."""
+def takes(study: Study, gpus: int, workers: int | None = None) -> tuple[float, float]:
+    """Cores and GPUs of one run, where there are so many GPUs.
+
+    How many share one, where the study leaves that open: ``workers`` at a time share all of them;
+    else each has one, until it is measured (``packing``).
+    """
     threads = max(block.threads for block in study.blocks)
     cpus = study.resources.cpus if study.resources.cpus is not None else float(threads)
+    if study.resources.measured and gpus:
+        return cpus, 1 / math.ceil((workers or 1) / gpus)
     gpu = study.resources.gpu
-    return cpus, (1.0 if gpus else 0.0) if gpu is None else gpu
+    return cpus, gpu or 0.0
 
 
 def here(study: Study, workers: int | None) -> Capacity:
@@ -116,7 +122,7 @@ def here(study: Study, workers: int | None) -> Capacity:
         StudyError: it lacks what one run needs, or the GPUs for so many runs.
     """
     has, own = cores(), gpus()
-    cpus, gpu = takes(study, own > 0)
+    cpus, gpu = takes(study, own, workers)
     if gpu > own:
         key = "gpus" if study.resources.gpus is not None else "trials_per_gpu"
         raise StudyError(

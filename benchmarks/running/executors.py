@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from analysis import runs
 from analysis.studyfile import StudyError
-from benchmarks.running import capacity, local
+from benchmarks.running import capacity, local, packing
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Outcomes
@@ -118,6 +118,10 @@ def carry_out(
             if executor is None:
                 begin(wanted)
                 _check_locks(ledger.root)
+                packed = packing.shared(
+                    work.plan, left, options.memory_gib, where.workers, bool(where.address)
+                )
+                study = stack.enter_context(packed)
                 executor = stack.enter_context(where.opened(study, ledger, options, wanted))
             there = executor.capacity
             on = f" on {there.machines} machine(s)" if there.address else ""

@@ -13,7 +13,7 @@ from benchmarks.running import cleanup
 from benchmarks.training.errors import first_line
 
 PROGRAM = "nvidia-cuda-mps-control"
-FOLDERS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+FOLDERS: tuple[str, ...] = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
 TRIED = "import torch; torch.ones(1, device='cuda').add_(1).item()"
 CLIENTS = 48
 """Processes that one GPU takes under MPS (NVIDIA's guide, from Volta on)."""
@@ -43,7 +43,7 @@ def started() -> Iterator[dict[str, str]]:
     folder = cleanup.private_folder()
     with ExitStack() as stack:
         stack.enter_context(cleanup.outlived(folder))
-        variables = dict.fromkeys(FOLDERS, str(folder))
+        variables = {name: str(folder) for name in FOLDERS}
         environment = {**os.environ, **variables}
         # The daemon would number the GPUs that are named here anew, unlike its clients.
         environment.pop("CUDA_VISIBLE_DEVICES", None)

@@ -62,7 +62,7 @@ def seconds(wanted: Mapping[Setting, tuple[Run, int]], device: str) -> dict[Sett
         size = min(run.training.batch_size, CPU_BATCH if device == "cpu" else 10**9)
         try:
             with threads(run.threads):
-                made = _images(size, setting.shape, classes, torch.device(device))
+                made = images(size, setting.shape, classes, torch.device(device))
                 steps = _steps(run, made, left / (len(wanted) - place))
         except (Exception, SystemExit):  # a network of the user's own may fail in any way
             continue
@@ -70,7 +70,33 @@ def seconds(wanted: Mapping[Setting, tuple[Run, int]], device: str) -> dict[Sett
     return found
 
 
-def _images(size: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> Splits:
+class Plain:
+    """Plain steps of a run, all on the same rows."""
+
+    batches = 8
+
+    def __init__(self, run: Run, made: Splits) -> None:
+        self.rows, self._made = len(made.train), made
+        self._method = methods.build("none")
+        self._ctx = context_of(self._method, made, run)
+        self._index = torch.arange(self.rows)
+
+    def step(self) -> None:
+        """Take one."""
+        train_step(self._method, self._ctx, self._made.train, self._index, "none")
+        self._ctx.step += 1
+
+    def epoch(self) -> None:
+        """Take some."""
+        for _ in range(self.batches):
+            self.step()
+
+    def phases(self) -> dict[str, float]:
+        """Charged seconds by phase since the last call; waits for the device."""
+        return self._ctx.clock.take()
+
+
+def images(size: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> Splits:
     """A batch of random images with random labels, as splits."""
     images = torch.randint(256, (size, *shape), dtype=torch.uint8, device=device)
     targets = torch.eye(classes, device=device)[torch.randint(classes, (size,), device=device)]
@@ -89,12 +115,9 @@ def _images(size: int, shape: tuple[int, int, int], classes: int, device: torch.
 def _steps(run: Run, made: Splits, limit: float) -> Sequence[float]:
     """Seconds of each step, the first left out where there are others."""
     begun = time.perf_counter()
-    method = methods.build("none")
-    ctx = context_of(method, made, run)
-    index = torch.arange(len(made.train))
+    plain = Plain(run, made)
     found: list[float] = []
     while len(found) <= STEPS and (not found or time.perf_counter() - begun < limit):
-        train_step(method, ctx, made.train, index, "none")
-        ctx.step += 1
-        found.append(sum(ctx.clock.take().values()))
+        plain.step()
+        found.append(sum(plain.phases().values()))
     return found[1:] or found

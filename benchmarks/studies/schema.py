@@ -55,23 +55,33 @@ class Resources:
     cpus: float | None = None
     """cores; default: the run's threads"""
     gpus: float | None = None
-    """0 trains on the CPU; default: one, if there are any"""
-    trials_per_gpu: int = 0
-    """how many runs share a GPU; k is the same as gpus: 1/k"""
+    """0 trains on the CPU"""
+    trials_per_gpu: int | Literal["auto"] = 0
+    """how many runs share a GPU: k is the same as gpus: 1/k, auto is measured; default: auto where
+    there is a GPU and gpus is not given, else the CPU"""
 
     def __post_init__(self) -> None:
         if self.cpus is not None and not 0 < self.cpus < math.inf:
             raise ValueError(f"cpus: expected a number above 0, got {self.cpus}")
         if self.gpus is not None and not 0 <= self.gpus < math.inf:
             raise ValueError(f"gpus: expected 0 or more, got {self.gpus}")
-        if self.trials_per_gpu < 0:
-            raise ValueError(f"trials_per_gpu: expected 1 or more, got {self.trials_per_gpu}")
+        if self.trials_per_gpu != "auto" and self.trials_per_gpu < 0:
+            raise ValueError(
+                f"trials_per_gpu: expected auto, or 1 or more, got {self.trials_per_gpu}"
+            )
         if self.trials_per_gpu and self.gpus is not None:
             raise ValueError("trials_per_gpu: expected either this or gpus, got both")
 
     @property
+    def measured(self) -> bool:
+        """Whether it is measured how many runs share a GPU, where there is one."""
+        return self.trials_per_gpu == "auto" or (not self.trials_per_gpu and self.gpus is None)
+
+    @property
     def gpu(self) -> float | None:
-        """GPUs of one run; None if the file does not say."""
+        """GPUs of one run, at most; None if the file does not say."""
+        if self.trials_per_gpu == "auto":
+            return 1.0
         return 1 / self.trials_per_gpu if self.trials_per_gpu else self.gpus
 
 

@@ -53,7 +53,7 @@ def join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Ca
     has = [
         (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in machines
     ]
-    cpus, gpu = capacity.takes(study, any(gpus for _, gpus in has))
+    cpus, gpu = capacity.takes(study, int(sum(gpus for _, gpus in has)), workers)
     fit = sum(int(min(cores / cpus, gpus / gpu if gpu else math.inf) + 1e-9) for cores, gpus in has)
     if not fit:
         largest = max(has)
