@@ -67,7 +67,7 @@ def test_two_machines_do_a_share_each_and_one_folder_has_all_of_it(
         assert f"Shard {number} of 2: 2 run(s). To put the shards together, pack" in shown
         assert "Model" not in shown, "no table"
         done.append({folder.name for folder in runs.folders(out)})
-        assert main.run(["pack", str(out), "--out", f"{out}.tar.zst"]) == 0
+        assert main.run(["pack", str(out), f"{out}.tar.zst"]) == 0
     assert len(done[0]) == len(done[1]) == 2 and not done[0] & done[1]
     for out in folders:
         assert main.run(["unpack", f"{out}.tar.zst", "--into", str(tmp_path / "all")]) == 0
