@@ -402,8 +402,9 @@ def wilcoxon_holm(differences: ArrayLike) -> tuple[NDArray[np.float64], str]:
     if least > ALPHA:
         more = int(np.ceil(1 + np.log2(comparisons / ALPHA)))
         return np.empty(0), (
-            f"{comparisons} comparison(s) over {sets} data set(s): the smallest p-value that an "
-            f"exact Wilcoxon test with Holm could give is {min(least, 1):.3g}, above {ALPHA:g}; "
+            f"{comparisons} comparison{'s' * (comparisons > 1)} over {sets} data "
+            f"set{'s' * (sets > 1)}: the smallest p-value that an exact Wilcoxon test with Holm's "
+            f"correction could give is {min(least, 1):.3g}, above {ALPHA:g}; "
             f"{more} data sets are needed"
         )
     return holm([wilcoxon(row) for row in d]), ""

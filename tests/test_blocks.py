@@ -302,7 +302,7 @@ def test_over_data_sets(tmp_path: Path) -> None:
         for name in ("mixup", "none")
     ]
     assert one.estimate == pytest.approx(100 * (means[0] - means[1] + means[2] - means[3]) / 2)
-    assert "2 data set(s)" in reason and np.isnan(one.p)
+    assert "2 data sets" in reason and np.isnan(one.p)
     halves = [(f.difference.population.high - f.difference.estimate) for f in found]  # type: ignore[union-attr]
     assert one.interval is not None
     assert one.interval.high - one.estimate == pytest.approx(math.hypot(*halves) / 2)
