@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Ou
             continue
         driver.started(name)
         job, wanted, again = driver.jobs[offered["job"]], offered["runs"], offered["again"]
+        options = replace(self._options, shares_gpu=offered["shares"])
         with contextlib.suppress(Gone):
-            work(job, wanted, again, ledger.root, self._options, lambda: False, report)
+            work(job, wanted, again, ledger.root, options, lambda: False, report)
         driver.ended(name)
     driver.display.close()
     return driver.outcomes

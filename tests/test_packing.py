@@ -1,5 +1,6 @@
 """How many runs share a GPU, on a card that is emulated; MPS with a control program that is."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -8,18 +9,25 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from analysis import runs
 from analysis.runs import Run, Training
 from benchmarks.cli import common, compare, main
-from benchmarks.running import capacity, local, mps, packing, together
+from benchmarks.running import capacity, executors, firstlook, local, mps, packing, together
 from benchmarks.running.capacity import Capacity
+from benchmarks.running.disk import Options
+from benchmarks.running.driver import Driver
 from benchmarks.running.packing import Reached
 from benchmarks.running.together import NotMeasured, Rate, Together, Trainer
+from benchmarks.training.errors import out_of_memory
 from benchmarks.training.trainer import threads
 from tests import sweeping
 
@@ -207,6 +215,166 @@ def test_plain_steps_of_a_run_are_measured() -> None:
         found = Reached.of([trainer.measure(0.0, 0.0)] * 2)
     assert found.images_per_second > 0 and found.step_mib > 0
 
+
+# --- a run that does not fit beside others --------------------------------------------------------
+
+HUNGRY = """
+import torch
+from torch import nn
+
+FAILS, TRIED = [], []
+
+
+class Hungry(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.head = nn.Linear(spec.shape[0] * spec.shape[1] * spec.shape[2], spec.classes)
+        TRIED.append("hungry")
+        self.steps = 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps > 60 and FAILS:
+                FAILS.pop()
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.head(x.flatten(1))
+
+
+class Modest(Hungry):
+    def forward(self, x):
+        TRIED[-1] = "modest"
+        return self.head(x.flatten(1))
+"""
+PAIR = """\
+models: ["py:hungry:Hungry", "py:hungry:Modest"]
+methods: none
+seeds: 1
+training: {epochs: 3, batch_size: 8}
+retries: 0
+tensorboard: false
+"""
+
+
+class Emulated:
+    """Two runs share a GPU, carried out here one after the other."""
+
+    capacity = Capacity("", 2, 1.0, 0.5, 1)
+    carry_out = sweeping.carry_out_here
+
+    def __init__(self, options: Options) -> None:
+        self._options = replace(options, device="cpu")
+
+
+@pytest.fixture
+def hungry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A network that lacks memory in its third epoch; a study of it stands in the folder."""
+    sweeping.prepare(tmp_path)
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    sweeping.study(tmp_path, PAIR, "pair.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hungry", raising=False)
+    monkeypatch.setattr(firstlook, "look", lambda *_, **__: None)
+    monkeypatch.setattr(executors.Where, "opened", lambda *given: nullcontext(Emulated(given[3])))
+    made = importlib.import_module("hungry")
+    yield made
+    sys.modules.pop("hungry", None)
+
+
+@pytest.mark.parametrize("lacks", [1, 9])
+def test_a_run_that_does_not_fit_beside_others_is_tried_again_alone(
+    lacks: int, hungry: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once the others are done, from its checkpoint; alone it fails for good."""
+    hungry.FAILS.extend([None] * lacks)
+    hungry.TRIED.clear()
+    code = main.run(["sweep", "pair.yaml", "--executor", "local", "--out", "out"])
+    out, told = tmp_path / "out", capsys.readouterr().err
+    states = sweeping.statuses(out)
+    assert states.pop("py:hungry:Modest none 0") == "done"
+    assert list(states.values()) == ["done" if lacks == 1 else "failed"]
+    assert code == (0 if lacks == 1 else 1)
+    assert told.count("trying again alone after: OutOfMemoryError: CUDA out of memory. Tried") == 1
+    assert hungry.TRIED[-3:] == ["hungry", "modest", "hungry"]
+    kept = [json.loads((each / "result.json").read_text()) for each in runs.folders(out)]
+    if lacks == 1:
+        assert sorted(each["resumed"] for each in kept) == [0, 1]
+        assert not list(out.rglob("failures.jsonl"))
+    else:
+        (failed,) = [each for each in kept if each["status"] == "failed"]
+        assert failed["reason"].startswith("OutOfMemoryError: CUDA out of memory")
+
+
+def test_nothing_is_begun_beside_a_run_that_must_be_alone(
+    hungry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = []
+
+    def carry_out(self: Any, round_: Any, ledger: Any, study: Any) -> Any:
+        driver = Driver(round_, ledger, study, self.capacity, lambda: False)
+        first, second = driver.offer("first"), driver.offer("second")
+        assert first and second and first["shares"] and second["shares"]
+        driver.started("first")
+        driver.reported("first", {"no_memory": "OutOfMemoryError"})
+        driver.ended("first")
+        assert driver.offer("third") is None and not driver.over, "the second is at work"
+        driver.started("second")
+        driver.ended("second", "it died")
+        third = driver.offer("third")
+        assert third and third["job"] == first["job"] and not third["shares"]
+        driver.started("third")
+        driver.ended("third", "it died")
+        assert driver.over
+        driver.display.close()
+        reached.append(True)
+        return driver.outcomes
+
+    monkeypatch.setattr(Emulated, "carry_out", carry_out)
+    main.run(["sweep", "pair.yaml", "--executor", "local", "--out", "out"])
+    assert reached
+
+
+def test_idle_workers_end_before_a_run_that_must_be_alone(tmp_path: Path) -> None:
+    there = local.Processes(Emulated.capacity, tmp_path, Options())
+    pairs = [multiprocessing.Pipe() for _ in range(2)]
+    processes: list[Any] = [mock.Mock() for _ in pairs]
+    there._workers = [
+        local._Worker(process, pair[0], place)
+        for place, (process, pair) in enumerate(zip(processes, pairs, strict=True))
+    ]
+    driver = mock.Mock()
+    driver.offer.side_effect = [
+        {"job": 0, "runs": ["x"], "again": [], "shares": False},
+        None,
+    ]
+    driver.jobs = ["job"]
+    there._give(driver)
+    assert [each.job for each in there._workers] == ["0"]
+    assert pairs[0][1].recv() == ("job", ["x"], [], False)
+    processes[1].join.assert_called()
+    with pytest.raises(EOFError):
+        pairs[1][1].recv()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_what_says_that_memory_is_short(error: RuntimeError, expected: bool) -> None:
+    assert out_of_memory(error) is expected
+    try:
+        raise ValueError("a method of one's own") from error
+    except ValueError as caught:
+        assert out_of_memory(caught) is expected
+
+
+# --- MPS ------------------------------------------------------------------------------------------
 
 CONTROL = """#!/bin/sh
 read asked

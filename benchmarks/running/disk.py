@@ -21,7 +21,13 @@ from benchmarks.data.names import Benchmark
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.studies.ledger import UNFINISHED, unfinished
 from benchmarks.training.checkpoint import write_lines
-from benchmarks.training.errors import Interrupted, TrainingFailed, first_line
+from benchmarks.training.errors import (
+    Interrupted,
+    NoMemory,
+    TrainingFailed,
+    first_line,
+    out_of_memory,
+)
 from benchmarks.training.evaluation import labels_of
 from benchmarks.training.progress import Gone, Progress, Silent
 from benchmarks.training.trainer import Fitted, fit
@@ -41,6 +47,8 @@ class Options:
     save_model: bool = False
     retry_failed: bool = False
     wait: bool = True
+    shares_gpu: bool = False
+    """other runs use its GPU now: if its memory does not suffice, the run has not failed"""
     code: Mapping[str, Source] = field(default_factory=dict)
     """code of the user's own, for workers: as it was when the command began"""
 
@@ -63,6 +71,7 @@ def execute(
         DataError: the data are unavailable; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
+        NoMemory: it shares a GPU whose memory did not suffice; the same call resumes it.
     """
     progress = progress or Silent()
     folder = runs.folder_of(root, run)
@@ -88,6 +97,8 @@ def execute(
         except (Interrupted, Gone, DataError, runs.StorageError):
             raise
         except (Exception, SystemExit) as error:  # a method or network of others may do anything
+            if options.shares_gpu and out_of_memory(error):
+                raise NoMemory(first_line(error)) from None
             reason = str(error) if isinstance(error, TrainingFailed) else first_line(error)
             text = traceback.format_exc()
             failure = {"status": "failed", "reason": reason, "traceback": text}

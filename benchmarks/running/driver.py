@@ -68,6 +68,11 @@ class Driver:
         """places of jobs of which another process holds a run: when to look again"""
         self._refused: dict[str, str] = {}
         """the run that another process held when a worker came to it"""
+        self._shares = 0 < capacity.gpu < 1
+        self._alone: set[int] = set()
+        """places of jobs that did not fit on a GPU together with others"""
+        self._full: set[str] = set()
+        """the names of such jobs until they come back"""
         self._failed = {
             cell.run.id: self._written(cell)
             for cell in left
@@ -91,9 +96,12 @@ class Driver:
         return len(self._offered)
 
     def offer(self, name: str) -> dict[str, Any] | None:
-        """The next job: its place in ``jobs``, its runs to do, those that failed before, and what a
-        logger may show of it. None: nothing is left, or other processes hold all that is.
+        """The next job: its place in ``jobs``, its runs to do, those that failed before, whether
+        other runs share its GPU, and what a logger may show of it. None: nothing is left, or other
+        processes hold all that is, or a run must be alone.
         """
+        if any(place in self._alone for place, _ in self._offered.values()):
+            return None
         place = self._next()
         if place is None:
             return None
@@ -105,6 +113,7 @@ class Driver:
             "job": place,
             "runs": sorted(left),
             "again": sorted(left & self._failed.keys()),
+            "shares": self._shares and place not in self._alone,
             "benchmark": run.benchmark,
             "model": run.model,
             "protocol": run.protocol,
@@ -125,6 +134,11 @@ class Driver:
             self.display.note(note)
         if "held" in told:
             self._refused[name] = told["held"]
+        if "no_memory" in told:
+            self._full.add(name)
+            self._alone.add(self._offered[name][0])
+            text = f"trying again alone after: {told['no_memory']}"
+            self.display.note(f"{label(job.first)}: {text}")
         if "problem" in told:
             self._problem(name, told["problem"])
         if "epoch" in told:
@@ -158,6 +172,8 @@ class Driver:
         place, left = self._offered.pop(name)
         self._running.discard(name)
         held = self._refused.pop(name, "")
+        full = name in self._full and not death
+        self._full.discard(name)
         if self.stopping():
             return
         job, again = self.jobs[place], False
@@ -166,6 +182,9 @@ class Driver:
             again = True
             cells = [c for c in cells if c.run.id != held and not self._pending(c)]
             self._hold(place)
+        elif full:
+            again = True
+            cells = [c for c in cells if not self._pending(c)]
         elif not death and any(map(self._pending, cells)):
             self._lost[place] = self._lost.get(place, 0) + 1
             again = self._lost[place] <= LOST_WORKERS
@@ -182,7 +201,8 @@ class Driver:
         for _ in range(len(self._waiting)):
             place = self._waiting.popleft()
             job = self.jobs[place]
-            if time.monotonic() < self._held.get(place, 0.0):
+            alone = place in self._alone and bool(self._offered)
+            if alone or time.monotonic() < self._held.get(place, 0.0):
                 self._waiting.append(place)
                 continue
             self._held.pop(place, None)

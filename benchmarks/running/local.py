@@ -37,6 +37,8 @@ GRACE_SECONDS = 60
 LOOK_SECONDS = 1.0
 """Between two looks at the clock, and at runs that other processes hold, while no worker says
 anything."""
+DISMISS_SECONDS = 10.0
+"""How long a worker without a job may take to end."""
 GPUS = "CUDA_VISIBLE_DEVICES"
 OVER, STOPPED = "over", "stopped"
 """What a worker says after a job: that it waits for the next one, or that it ends."""
@@ -115,12 +117,24 @@ class Processes:
             if offered is None:
                 return
             self._count += 1
+            if 0 < self.capacity.gpu < 1 and not offered["shares"]:
+                self._dismiss(free)
             worker = free or self._start()
             worker.job = name
             driver.started(name)
             with suppress(BrokenPipeError, ConnectionResetError):  # it died: seen when it is heard
                 job = driver.jobs[offered["job"]]
-                worker.connection.send((job, offered["runs"], offered["again"]))
+                given = job, offered["runs"], offered["again"], offered["shares"]
+                worker.connection.send(given)
+
+    def _dismiss(self, kept: _Worker | None) -> None:
+        """End workers that wait for a job: what they keep of a GPU's memory is free then."""
+        for worker in [each for each in self._workers if each is not kept and not each.job]:
+            self._workers.remove(worker)
+            worker.connection.close()
+            worker.process.join(DISMISS_SECONDS)
+            worker.process.kill()
+            worker.process.join()
 
     def _hear(self, worker: _Worker, driver: Driver) -> None:
         try:
@@ -206,10 +220,11 @@ def serve(connection: Connection, root: Path, packed: bytes) -> None:
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Gone):
         while True:
-            job, wanted, again = connection.recv()
+            job, wanted, again, shares = connection.recv()
+            given = replace(options, shares_gpu=shares)
             end = OVER
             try:
-                work(job, wanted, again, root, options, lambda: False, report)
+                work(job, wanted, again, root, given, lambda: False, report)
             except Gone:
                 pass  # ended at a rung; or the parent is gone, which recv tells
             except Interrupted:

@@ -16,7 +16,7 @@ from benchmarks.running.problems import said
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.rounds import Job
-from benchmarks.training.errors import Interrupted
+from benchmarks.training.errors import Interrupted, NoMemory
 from benchmarks.training.progress import Silent
 from methods import own
 
@@ -24,8 +24,8 @@ REPORT_SECONDS = 1.0
 """Between two reports of a run: each may wait for the driver."""
 Report = Callable[[dict[str, Any]], None]
 """Tells the driver: ``epoch`` and its scores, ``notes``, a ``problem``, the run that is ``held`` by
-another process, or a ``rung`` reached, of which the driver may say that the job ends there
-(``Gone``)."""
+another process, that there was ``no_memory`` on a GPU that is shared, or a ``rung`` reached, of
+which the driver may say that the job ends there (``Gone``)."""
 
 
 def work(
@@ -78,7 +78,7 @@ def _leg(
     report: Report,
 ) -> bool:
     """Train a run to its end, or to a rung, where it waits on disk; False: another process works
-    on it, or has just failed at it, and the driver is told.
+    on it, or has just failed at it, or it shares a GPU without enough memory; the driver is told.
     """
     folder = runs.folder_of(root, cell.run)
     status = runs.status_of(folder)
@@ -105,6 +105,9 @@ def _leg(
             raise
     except runs.Held:
         report({"held": cell.run.id})
+        return False
+    except NoMemory as error:
+        report({"no_memory": str(error)})
         return False
     told.over(runs.read_result(folder))
     return True

@@ -11,6 +11,22 @@ class Interrupted(RuntimeError):
     """The run was stopped by SIGINT, SIGTERM or its caller; its checkpoint is on disk."""
 
 
+class NoMemory(RuntimeError):
+    """The memory of a GPU that other runs use too did not suffice; nothing is recorded of it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU lacked memory, by an error or by one that led to it.
+
+    Other libraries of CUDA have no error of their own for it: what they say tells.
+    """
+    text = f"{type(error).__name__}: {error}".lower()
+    if any(sign in text for sign in ("outofmemoryerror", "out of memory", "alloc_failed")):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and out_of_memory(earlier)
+
+
 def first_line(error: BaseException) -> str:
     """An error on one line: its kind, and the first line of its text."""
     text = str(error).strip().partition("\n")[0]

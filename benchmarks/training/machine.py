@@ -20,6 +20,8 @@ import torch
 def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak, if the system can, because a process may do many runs."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # other processes may need what an earlier run freed
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         # what an earlier run freed stays with the process where it ran in another thread: glibc

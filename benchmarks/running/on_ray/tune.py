@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def _trial(config: dict[str, Any], place: Place) -> None:
     ends = flag.lowered(place.flag)
     with suppress(Interrupted, Gone):
         job, wanted, again = place.jobs[config["job"]], config["runs"], config["again"]
-        work(job, wanted, again, place.root, place.options, ends, report)
+        options = replace(place.options, shares_gpu=config["shares"])
+        work(job, wanted, again, place.root, options, ends, report)
 
 
 def _offering(driver: Driver, most: int) -> Any:
