@@ -31,7 +31,8 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
     gpu.main(["--device", "cpu", "--tiny", "--json", str(file)])
     found = json.loads(file.read_text())
     assert "not_measured" not in file.read_text()
-    assert [line["what"] for line in found["rates"]] == ["harness", "plain loop", "harness"]
+    what = ["harness", "plain loop", "harness", "harness, batch 2", "harness, batch 2, 2 runs"]
+    assert [line["what"] for line in found["rates"]] == what
     assert all(line["images_per_second"] > 0 for line in found["rates"])
     assert found["rates"][0]["tflops"] > 0 and "share" not in found["rates"][0]
     assert [line["runs"] for line in found["packed"]] == [1, 2]

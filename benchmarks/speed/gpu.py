@@ -81,6 +81,8 @@ class Setting:
     precision: Precision = "bfloat16"
     channels_last: bool = True
     compile: bool = False
+    graphs: bool = False
+    """CUDA graphs, in a compiled network: a step is one launch for each of its passes"""
     plain: bool = False
     """a loop as one would write it, without the harness"""
     batches: int = 24
@@ -90,7 +92,7 @@ class Setting:
     def form(self) -> str:
         """Precision, memory format and compilation in words."""
         parts = [self.precision, "channels_last" * self.channels_last, "compiled" * self.compile]
-        return ", ".join(filter(None, parts))
+        return ", ".join(filter(None, [*parts, "CUDA graphs" * self.graphs]))
 
 
 class Harness(Loop):
@@ -98,6 +100,11 @@ class Harness(Loop):
 
     def __init__(self, setting: Setting, device: str) -> None:
         self.rows, self.batches = setting.batch_size, setting.batches
+        if setting.compile:
+            # What mode="reduce-overhead" of torch.compile sets; this process measures, no more.
+            from torch._inductor import config  # noqa: PLC0415 - takes seconds
+
+            config.triton.cudagraphs = setting.graphs
         rows, meta = setting.batch_size, setting.batches // 4
         count, share = (setting.batches + meta) * rows, meta / (setting.batches + meta)
         super().__init__(
@@ -218,18 +225,22 @@ class Measurements:
 
     # --- what is measured, the most important first -----------------------------------------------
 
-    def rate(self, name: str, setting: Setting) -> None:
-        """A plain step, alone."""
+    def rate(self, name: str, setting: Setting, count: int = 1) -> None:
+        """A plain step, of one run or of so many together."""
+        if setting.batch_size != self.setting().batch_size:
+            name += f", batch {setting.batch_size}"
+        name += f", {count} runs" if count > 1 else ""
         line: dict[str, Any] = {"what": name, "form": setting.form, **asdict(setting)}
         self.found["rates"].append(line)
         try:
-            (rate,) = self.together(setting, 1)
+            rates = self.together(setting, count)
             if not setting.plain and not setting.compile and setting.model not in self.flops:
                 self.count_flops(setting)
         except NotMeasured as reason:
             line["not_measured"] = str(reason)
             return
-        line |= asdict(rate) | self.share(setting, rate.images_per_second)
+        total = sum(each.images_per_second for each in rates)
+        line |= asdict(rates[0]) | {"images_per_second": total} | self.share(setting, total)
 
     def share(self, setting: Setting, images_per_second: float) -> dict[str, float]:
         """Achieved TFLOP/s, and their share of the card's peak where it is known."""
@@ -317,10 +328,18 @@ class Measurements:
                 lambda: self.rate("harness", self.setting(model="resnet50")),
                 lambda: self.rate("harness", self.setting(model="resnet50", **eager)),
             ]
+        small = {"batch_size": self.setting().batch_size // 4}
+        parts += [
+            lambda: self.rate("harness", self.setting(**small)),
+            lambda: self.rate("harness", self.setting(**small), self.best()),
+        ]
         parts += [lambda name=name: self.method(name, self.best()) for name in names]
         if not self.arguments.tiny:  # to compile takes a minute
+            graphs = {"compile": True, "graphs": True}
             parts += [
                 lambda: self.rate("harness", self.setting(compile=True)),
+                lambda: self.rate("harness", self.setting(**small, **graphs)),
+                lambda: self.rate("harness", self.setting(**graphs)),
                 lambda: self.rate("harness", self.setting(model="resnet50", compile=True)),
             ]
         for part in parts:
