@@ -57,7 +57,7 @@ def test_it_tells_what_a_run_would_use(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"torch {torch.__version__}" in found["Versions"]
     assert found["Device"].startswith("cpu: ")
     assert found["Precision"] == "float32; --precision auto would be float32"
-    assert found["CPU"] == "4 core(s); 2 run(s) at a time with 2 thread(s) each"
+    assert found["CPU"] == "4 cores; 2 runs at a time with 2 threads each"
     assert "breastmnist" in found["Data"] and "pneumoniamnist" not in found["Data"]
     assert found["Results"].endswith("GiB free") and found["Ray"]
     assert found["Step"].startswith("float32 (there is no GPU) agrees with float64 on the CPU")

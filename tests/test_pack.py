@@ -117,7 +117,7 @@ def test_what_reports_read_comes_back(root: Path, tmp_path: Path, capsys: Shown)
     assert question.read(into) == question.read(root)
     (into / "study.yaml").write_text("question: what\n")
     assert unpacked(pack, into) == 0
-    assert "study.yaml is there and differs" in capsys.readouterr().err
+    assert "study.yaml exists, differs and was kept" in capsys.readouterr().err
     assert question.read(into).text == "what"
     assert not (into / ".unpack").exists()
 

@@ -500,9 +500,9 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (experiment,) = Plan(loading.load(path), tmp_path).experiments
     one, two, three = experiment.cells()[:3]
     finish(one, root, device="cuda")
-    assert "3 runs by a probe of this machine" in dry(path, root, capsys)
+    assert "3 runs from a probe of this machine" in dry(path, root, capsys)
     finish(two, root)
-    assert "About 40 s: 2 runs by the results folder\n" in dry(path, root, capsys)
+    assert "About 40 s, estimated for 2 runs from the results folder\n" in dry(path, root, capsys)
     folder = runs.folder_of(root, three.run)
     folder.mkdir()
     (folder / "checkpoint.pt").touch()
@@ -510,7 +510,7 @@ def test_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "About 26 s" in dry(path, root, capsys)
     assert "About 26 s" in dry(path, root, capsys, "--set", "threads=1")
     shown = dry(path, root, capsys, "--set", "threads=2", "resources.cpus=1")
-    assert "4 runs by a probe of this machine" in shown
+    assert "4 runs from a probe of this machine" in shown
 
 
 def test_the_first_prediction_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -557,7 +557,7 @@ def test_a_dry_run_refuses_what_the_sweep_would(
         assert part in capsys.readouterr().err
     path.write_text(SMALL)
     cluster = dry(path, root, capsys, "--address", "auto", "--set", "resources.cpus=64")
-    assert "On the cluster as many" in cluster
+    assert "On the cluster, as many" in cluster
     monkeypatch.setattr(capacity, "gpus", lambda: 2)
     assert "4 at a time" in dry(path, root, capsys, "--set", "resources.trials_per_gpu=2")
     assert "2 at a time" in dry(path, root, capsys, "--workers", "2")

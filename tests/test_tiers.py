@@ -196,7 +196,9 @@ def test_hours_by_a_probe(
     assert code == 0
     assert "They take about as long as 8 runs of the method none" in shown
     counts = Plan(load(tmp_path, SMALL), tmp_path).experiments[0].source.counts
-    assert f"About {duration(0.01 * counts[0] * 10 * 8)}: 4 runs by a probe" in shown
+    assert (
+        f"About {duration(0.01 * counts[0] * 10 * 8)}, estimated for 4 runs from a probe" in shown
+    )
 
 
 def test_a_probe_takes_real_steps_and_is_over_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,11 +220,13 @@ def test_hours_by_the_shipped_table(
     monkeypatch.setattr(probe, "seconds", lambda *_: pytest.fail("nothing is probed"))
     code, shown, _ = dry(tmp_path, capsys, "--address", "auto")
     assert code == 0
-    assert "4 runs by the shipped table (one core, measured, docs/performance.md)" in shown
+    assert "4 runs from the shipped table (one core, measured, docs/performance.md)" in shown
     code, shown, error = dry(tmp_path, capsys, "--set", "resources.gpus=1")
     assert code == 2
     assert "Not on this machine; the time is for 1 at a time\nAbout " in shown
-    assert "4 runs by the shipped table (a GPU at 10,000 images a second in resnet18, not" in shown
+    assert (
+        "4 runs from the shipped table (a GPU at 10,000 images a second in resnet18, not" in shown
+    )
     assert "this machine has 0" in error
 
 
@@ -232,7 +236,10 @@ def test_hours_by_runs_that_are_done(tmp_path: Path, capsys: pytest.CaptureFixtu
     first = experiment.cells()[0]
     finish(first, tmp_path / "runs")  # 20 seconds
     _, shown, _ = dry(tmp_path, capsys)
-    assert f"About {duration(20 + 2 * 3 * 20)}: 3 runs by the results folder\n" in shown
+    assert (
+        f"About {duration(20 + 2 * 3 * 20)}, estimated for 3 runs from the results folder\n"
+        in shown
+    )
 
 
 def test_the_shipped_table_goes_by_operations() -> None:

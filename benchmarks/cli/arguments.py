@@ -60,20 +60,20 @@ class Setting:
     compile: bool = False
     """torch.compile for the training forward"""
     protocol: Literal["equal", "paper"] = "equal"
-    """equal: meta rows are carved from the train split; paper: the validation split is meta"""
+    """equal: meta rows are taken from the train split; paper: they are the validation split"""
     meta_fraction: float = 0.2
     """share of each class that becomes meta rows (equal only)"""
     crossfit: int = 1
     """number of folds that take turns as meta rows, one per epoch (equal only); 1 is off"""
     threads: int = 1
-    """CPU threads of a run; part of its id"""
+    """CPU threads per run; part of its id"""
     oracle_test: bool = False
     """also record test metrics each epoch, to compare with papers that chose epochs on them"""
 
 
 @dataclass(kw_only=True)
 class Place:
-    """Where files are and how the work is run; none of it changes a number."""
+    """Where files are and how runs are executed; none of this changes results."""
 
     out: Path = Path("runs")
     """results folder"""
@@ -119,12 +119,12 @@ class CompareCommand(Setting, Place):
 
     methods: str = "none,crop,mixup,cutmix"
     """methods and control rows, separated by commas"""
-    seeds: Annotated[int | None, _default("10, with under 500 test rows 30")] = None
+    seeds: Annotated[int | None, _default("10; 30 with under 500 test rows")] = None
     """number of seeds, counted from 0"""
     jobs: Annotated[int | None, _default("cores / threads; on a GPU measured")] = None
     """runs at a time"""
     executor: Literal["local", "ray"] = "local"
-    """processes on this machine, or Ray (a cluster where RAY_ADDRESS names one)"""
+    """processes on this machine, or Ray (a cluster if RAY_ADDRESS names one)"""
     controls: bool = False
     """add the control rows of each method that learns from meta rows"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
@@ -132,11 +132,11 @@ class CompareCommand(Setting, Place):
     shard: Annotated[str, _default("all runs")] = ""
     """share of the runs, such as 3/8, for machines that share no folder"""
     selection: Literal["last", "selected"] = "last"
-    """epoch that is shown: the last, or the best by select AUC where that is offered"""
+    """epoch to show: the last, or the one with the best select AUC if available"""
     verbose: bool = False
     """also show calibration, both intervals, detectable differences and more of the cost"""
     records: Annotated[Path | None, _default("none")] = None
-    """also write a line for each run to this .csv file"""
+    """also write one line per run to this .csv file"""
     figure: Annotated[Path | None, _default("none")] = None
     """also plot accuracies and differences to this .png, .pdf or .svg file (one benchmark)"""
 
@@ -188,7 +188,7 @@ class SweepCommand:
 
 @dataclass(kw_only=True)
 class ListCommand:
-    """Show methods, benchmarks, models and training presets, a line each with its source.
+    """Show methods, benchmarks, models and training presets, one per line with its source.
 
     Example: augbench list --check
     """
@@ -207,7 +207,7 @@ class PredictCommand:
     run: Positional[Path]
     """run directory"""
     data: str
-    """npz:FILE with images (and labels), or in MedMNIST's keys, whose test split is taken"""
+    """npz:FILE with images (and labels), or with MedMNIST's keys (the test split is used)"""
     out: Path = Path("predictions.csv")
     """.csv (row, probability of each class) or .npz (probabilities, logits)"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -232,12 +232,12 @@ class ShowCommand:
     epochs: int = 0
     """passes that first train the network under the method, as run does; 0: as initialised"""
     by: Literal["rows", "weight", "class"] = "rows"
-    """rows: images and their draws; weight: those of 512 rows with extreme weights and labels;
+    """rows: images and their draws; weight: of 512 rows, those with extreme weights and labels;
     class: learned probability and magnitude of each operation"""
     rows: int = 6
-    """by rows: images, of each class in turn; of a method that adds rows, those beside originals"""
+    """by rows: number of images, from each class in turn (added rows are drawn with originals)"""
     draws: int = 8
-    """by rows: draws of each image, or one where the method adds rows; by weight: images a band"""
+    """by rows: draws per image, or one if the method adds rows; by weight: images per band"""
     seed: int = 0
     """seeds images, draws and network"""
     out: Path = Path("show.png")
@@ -281,7 +281,7 @@ class DoctorCommand:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU if there is one"""
     threads: int = 1
-    """CPU threads of a run"""
+    """CPU threads per run"""
     jobs: Annotated[int | None, _default("cores / threads; on a GPU measured")] = None
     """runs at a time"""
     debug: bool = False
@@ -298,17 +298,17 @@ class ReportCommand:
     runs: Positional[Path]
     """results folder; study.yaml in it gives question, family, margin and prediction"""
     study: str = ""
-    """report only the runs of this study, one that augbench sweep has run there"""
+    """report only the runs of this study, which augbench sweep ran there"""
     out: Path = Path("report")
     """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
     published: bool = False
-    """show published numbers beside ours"""
+    """show published numbers next to ours"""
     format: str = "html,md,tex,csv"
     """which of html, md, tex, csv, separated by commas"""
     recompute: bool = False
     """recompute all metrics from the stored logits"""
     all_versions: bool = False
-    """also show runs that a newer version of their code has replaced, as rows of their own"""
+    """also show runs of older versions of the code, as separate rows"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -325,19 +325,19 @@ class TableCommand:
     rows: Annotated[str, _default("all but control rows")] = ""
     """methods and control rows, separated by commas; NAME=LABEL shows a row under a label"""
     benchmarks: Annotated[str, _default("all")] = ""
-    """benchmarks, by name or a part of it that no other has; NAME=LABEL as for rows"""
+    """benchmarks, by name or an unambiguous part of it; NAME=LABEL as for rows"""
     metrics: str = "accuracy,auc"
     """metrics, separated by commas; ece, brier, nll and others are not tested"""
     format: Annotated[
         Literal["text", "md", "tex", "csv", "html"] | None, _default("that of --out, else text")
     ] = None
-    """how the table is written; tex needs the package booktabs alone"""
+    """format of the table; tex needs only the package booktabs"""
     out: Annotated[Path | None, _default("none: print it")] = None
     """file to write: .tex, .md, .csv, .html or .txt"""
     caption: Annotated[str, _default("metrics, seeds, network, protocol and epochs")] = ""
     """caption of the table"""
     no_legend: bool = False
-    """leave out the full names of what has a label"""
+    """leave out the full names behind labels"""
     label: Annotated[str, _default("tab: and the name of the file")] = ""
     """label for references in LaTeX"""
     average: bool = False
@@ -345,19 +345,19 @@ class TableCommand:
     rank: bool = False
     """add the mean rank over the benchmarks"""
     published: bool = False
-    """show published numbers below ours, of the same methods where --rows names some"""
+    """show published numbers below ours; with --rows, only those of the same methods"""
     selection: Literal["last", "selected"] = "last"
-    """epoch to show: the last or, where offered, the one with the best select AUC"""
+    """epoch to show: the last, or the one with the best select AUC if available"""
     study: str = ""
-    """use only the runs of this study, one that augbench sweep has run there"""
+    """use only the runs of this study, which augbench sweep ran there"""
     model: Annotated[str, _default("the only one")] = ""
     """network of the runs"""
     protocol: Annotated[str, _default("the only one")] = ""
     """protocol of the runs"""
     block: Annotated[int | None, _default("the only one")] = None
-    """number of the block, where runs differ in more than network and protocol"""
+    """number of the block, if runs differ in more than network and protocol"""
     all_versions: bool = False
-    """also show runs that a newer version of their code has replaced, as rows of their own"""
+    """also show runs of older versions of the code, as separate rows"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -370,19 +370,19 @@ class PlanCommand:
     """
 
     runs: Positional[Path]
-    """results folder from which variances and times are taken; or a study file, swept into --out"""
+    """results folder with the runs to estimate from, or a study file that was swept into --out"""
     out: Path = Path("runs")
     """results folder of the study file"""
     study: str = ""
-    """use only the runs of this study, one that augbench sweep has run there"""
+    """use only the runs of this study, which augbench sweep ran there"""
     benchmarks: Annotated[str, _default("all")] = ""
-    """benchmarks, by name or a part of it that no other has, separated by commas"""
+    """benchmarks, by name or an unambiguous part of it, separated by commas"""
     detect: float = 1.0
-    """points of accuracy"""
+    """the difference to show, in points of accuracy"""
     power: float = 0.8
-    """chance of finding it"""
+    """probability of finding it"""
     all_versions: bool = False
-    """also take runs that a newer version of their code has replaced, as rows of their own"""
+    """also use runs of older versions of the code, as separate rows"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -403,10 +403,10 @@ class RunsCommand:
     ] = ()
     """the runs that match, by benchmark, model, row, protocol, seed, id, state (done, failed,
     skipped, stopped, interrupted, running, unreadable, copy), version (newest, outdated), searched
-    (yes, no) and older (30d, 12h): every key must match, of several values of a key one; * and ?
-    stand for any letters"""
+    (yes, no) and older (30d, 12h); every key must match, with any of its values; * and ? are
+    wildcards"""
     each: bool = False
-    """a line for each run, with its id and why it failed"""
+    """one line per run, with its id and why it failed"""
     format: Literal["text", "csv", "json"] = "text"
     """csv and json give sizes in bytes"""
     delete: bool = False
@@ -421,15 +421,15 @@ class RunsCommand:
 class PackCommand:
     """Pack the results of a folder's finished runs into one file, for another machine.
 
-    Checkpoints, saved networks and sample images stay behind; runs that have not ended do too.
+    Checkpoints, saved networks, sample images and unfinished runs are left out.
 
     Example: augbench pack runs runs.tar.zst --where benchmark=breastmnist
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], _default("runs runs.tar.zst")] = ()
-    """results folder, file to write; either one may be left out"""
+    """results folder and file to write; either may be left out"""
     study: Annotated[str, _default("all runs")] = ""
-    """pack only the runs of this study, one that augbench sweep has run there"""
+    """pack only the runs of this study, which augbench sweep ran there"""
     where: Annotated[
         tuple[str, ...],
         UseAppendAction,
@@ -437,7 +437,7 @@ class PackCommand:
     ] = ()
     """pack only the runs that match, as for augbench runs"""
     piece: Annotated[int | None, _default("one file")] = None
-    """cut into pieces of at most so many MiB: runs.tar.zst.001, runs.tar.zst.002 and so on"""
+    """split into pieces of at most this many MiB: runs.tar.zst.001, runs.tar.zst.002 and so on"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -446,16 +446,17 @@ class PackCommand:
 class UnpackCommand:
     """Add the runs of a pack to a results folder; every file is checked against its SHA-256.
 
-    Runs that are there already are kept. Runs of another device or other versions of torch or
-    augbench go into a folder of their own beside it.
+    Existing runs are kept. Runs from another device or with other versions of torch or augbench go
+    into a separate folder beside it.
 
     Example: augbench unpack runs.tar.zst --into runs
     """
 
     files: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(required)")]
-    """what augbench pack wrote; of a pack in pieces the first, with the others beside it"""
+    """files written by augbench pack; for a pack in pieces name the first, with the others beside
+    it"""
     into: Path = Path("runs")
-    """results folder, made where it is missing"""
+    """results folder, created if it does not exist"""
     debug: bool = False
     """show the traceback of an error"""
 

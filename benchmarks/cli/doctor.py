@@ -1,4 +1,4 @@
-"""``augbench doctor``: what a run would use on this machine, and whether a step on it is right."""
+"""``augbench doctor``: what a run would use on this machine, and whether its steps are correct."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.numbers import count
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import device_of, root_of
@@ -25,11 +26,11 @@ from benchmarks.training.trainer import threads
 
 OPTIONAL = ("optuna", "tensorboard", "wandb", "mlflow")
 LOW_GIB = 1.0
-"""Free space for results below which is warned."""
+"""Free space for results below which there is a warning."""
 
 
 def carry_out(command: arguments.DoctorCommand) -> int:
-    """Print what was found; the exit code."""
+    """Print what was found; return the exit code."""
     for name in ("threads", "jobs"):
         value = getattr(command, name)
         if value is not None and value < 1:
@@ -45,8 +46,9 @@ def carry_out(command: arguments.DoctorCommand) -> int:
     for line in _devices(device):
         _say("Device", line)
     _say("Precision", f"float32; --precision auto would be {automatic()}")
-    at_once = "as many runs as are measured to pay" if shared else f"{jobs} run(s)"
-    _say("CPU", f"{has} core(s); {at_once} at a time with {command.threads} thread(s) each")
+    at_once = "as many runs as measured to be fastest" if shared else count(jobs, "run")
+    each = count(command.threads, "thread")
+    _say("CPU", f"{count(has, 'core')}; {at_once} at a time with {each} each")
     warnings.append(capacity.crowded(jobs, command.threads))
     unusable = _unusable(data, write=False)
     _say("Data", f"{data}: {unusable or _sets(data)}")
@@ -101,12 +103,12 @@ def _devices(device: torch.device) -> list[str]:
 
 
 def _existing(path: Path) -> Path:
-    """A folder, or the nearest one above it that is there."""
+    """A folder, or the nearest one above it that exists."""
     return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _unusable(folder: Path, write: bool) -> str:
-    """Why a folder, which is made where it is missing, cannot be read or written; else ""."""
+    """Why a folder, which is created if missing, cannot be read or written; else ""."""
     there = _existing(folder)
     if not there.is_dir():
         return IN_THE_WAY
@@ -117,7 +119,7 @@ def _unusable(folder: Path, write: bool) -> str:
 
 
 def _sets(root: Path) -> str:
-    """The data sets on disk, by name and size; their content is not read."""
+    """The data sets on disk, by name and size; their contents are not read."""
     found = []
     for name, entry in CATALOGUE.items():
         if not any(entry.files.values()):
@@ -131,7 +133,7 @@ def _sets(root: Path) -> str:
 
 
 def _version(package: str) -> str:
-    """Of an installed package; empty where there is none."""
+    """The version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -139,7 +141,7 @@ def _version(package: str) -> str:
 
 
 def _step(device: torch.device) -> tuple[str, bool]:
-    """What a step on the device came to, and whether it is right."""
+    """The result of a step on the device, and whether it is correct."""
     try:
         found = agreement.look(device)
     except RuntimeError as error:

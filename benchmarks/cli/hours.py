@@ -1,4 +1,4 @@
-"""How long the runs of a dry run take: by runs on disk, a probe of this machine, or the table."""
+"""How long the runs of a dry run take, from runs on disk, a probe of this machine, or the table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import methods
+from analysis.numbers import count
 from analysis.studyfile import StudyError
 from benchmarks.running import capacity, probe
 from benchmarks.running.display import duration
@@ -17,11 +18,11 @@ from benchmarks.studies.costs import SHIPPED, Costs, costs_in, method_of, shippe
 from benchmarks.studies.plan import Plan, pool_of
 
 Left = Sequence[tuple[Cell, int]]
-"""Runs, each with the epochs of it that are done."""
+"""Runs, each with the number of epochs that are done."""
 
 
 def worth(left: Left) -> float:
-    """How many whole runs without a method take as long, by the costs that methods declare."""
+    """How many whole runs without a method would take as long, by the costs of the methods."""
     return sum(
         methods.cost(method_of(cell.run)) * (1 - done / cell.run.training.epochs)
         for cell, done in left
@@ -29,19 +30,19 @@ def worth(left: Left) -> float:
 
 
 def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], StudyError | None]:
-    """What is said of the time, and why this machine cannot carry out the runs, if so."""
+    """What is printed about the time, and why this machine cannot do the runs, if so."""
     asked, refused = plan.study, None
     _, gpu = capacity.takes(asked, gpus=0)
     at_once = where.workers or max(1, int(1 / gpu if gpu else 1))
     if where.address:
-        said = f"On the cluster as many at a time as fit there; the time is for {at_once}"
+        said = f"On the cluster, as many at a time as fit; the time is for {at_once}"
     else:
         try:
             there = capacity.here(asked, where.workers)
             at_once, gpu = there.workers, there.gpu
             said = f"{at_once} at a time on this machine"
             if gpu and asked.resources.measured and not where.workers:
-                said += ", or more, if it is measured that runs that share a GPU train faster"
+                said += ", or more if sharing a GPU is measured to be faster"
         except StudyError as error:
             refused = error
             said = f"Not on this machine; the time is for {at_once} at a time"
@@ -49,8 +50,9 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], 
     costs = costs_in(root, "" if where.address else device)
     here = not where.address and refused is None
     seconds, sources = _seconds(left, plan, costs, device, here, min(1.0, gpu or 1.0))
-    told = ", ".join(f"{count} runs by {source}" for source, count in sources.items())
-    return [said, f"About {_hours(seconds / min(at_once, len(left)))}: {told}"], refused
+    told = ", ".join(f"{count(runs, 'run')} from {source}" for source, runs in sources.items())
+    time = _hours(seconds / min(at_once, len(left)))
+    return [said, f"About {time}, estimated for {told}"], refused
 
 
 def _hours(seconds: float) -> str:
@@ -60,9 +62,9 @@ def _hours(seconds: float) -> str:
 def _seconds(
     left: Left, plan: Plan, costs: Costs, device: str, here: bool, share: float
 ) -> tuple[float, Counter[str]]:
-    """Of all these runs, one after the other; and how many of them are known from where.
+    """Seconds for all these runs, one after the other, and how many runs have which source.
 
-    Runs that share a GPU are taken to slow each other down: each has its ``share``.
+    Runs that share a GPU are assumed to slow each other down: each gets its ``share``.
     """
     measured = [costs.of(cell.run, done) for cell, done in left]
     wanted = {}

@@ -44,7 +44,7 @@ AGAIN = (
     UnpackCommand,
     DoctorCommand,
 )
-"""Commands that begin anew where they were stopped."""
+"""Commands that start over when repeated."""
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def read(arguments: list[str]) -> Any:
         Command,  # type: ignore[arg-type]
         prog="augbench",
         description="Compare learnable augmentation methods under equal conditions. "
-        "--version, alone, prints the version.",
+        "--version on its own prints the version.",
         args=arguments,
         config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
     )

@@ -24,7 +24,7 @@ FOLDER, FILE = Path("runs"), Path("runs.tar.zst")
 
 
 def carry_out(command: PackCommand | UnpackCommand) -> int:
-    """Do what the command says; the exit code."""
+    """Run the command; return the exit code."""
     try:
         return _pack(command) if isinstance(command, PackCommand) else _unpack(command)
     except BrokenPipeError:
@@ -54,7 +54,7 @@ def _pack(command: PackCommand) -> int:
     ]
     chosen = [each for each in found if each.state in records.STATES and _is_own(each)]
     if not chosen:
-        raise UsageError(f"runs: expected runs that have ended, found none in {root} to pack")
+        raise UsageError(f"runs: expected finished runs to pack, found none in {root}")
     ids = {each.id for each in chosen}
     studies = [study for study in studies if ids & of_study[study]]
     members = packing.members(root, [each.folder for each in chosen], studies, not command.study)
@@ -74,7 +74,7 @@ def _pack(command: PackCommand) -> int:
 
 
 def _folder_and_file(paths: Sequence[Path]) -> tuple[Path, Path]:
-    """The results folder and the file to write, of which either one may not be named."""
+    """The results folder and the file to write, either of which may be left out."""
     if len(paths) > 2:
         raise UsageError(f"expected a results folder and a file, got {len(paths)} paths")
     given = [path.expanduser() for path in paths]
@@ -90,7 +90,7 @@ def _is_own(item: inventory.Item) -> bool:
 
 def _unpack(command: UnpackCommand) -> int:
     if not command.files:
-        raise UsageError("files: expected a file that augbench pack wrote, got none")
+        raise UsageError("files: expected a file written by augbench pack, got none")
     root = command.into.expanduser()
     if root.exists() and not root.is_dir():
         raise UsageError(f"into: expected a directory, found the file {command.into}")
@@ -104,10 +104,10 @@ def _unpack(command: UnpackCommand) -> int:
             finally:
                 packing.empty(work)
     finally:
-        with suppress(OSError):  # another process unpacks there
+        with suppress(OSError):  # another process is unpacking there
             work.rmdir()
         if not there:
-            with suppress(OSError):  # it holds runs
+            with suppress(OSError):  # it contains runs
                 root.rmdir()
 
 
@@ -122,7 +122,7 @@ def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
             except OSError as error:
                 raise _named(error, root) from error
         placed = packing.places(whole, [work / name for name in ids])
-        # those of the results folder first: what it holds decides where others go
+        # the results folder first: its contents decide where other runs go
         order = sorted(placed.items(), key=lambda each: (each[1] != whole, each[0]))
         moved: dict[Path, set[str]] = {}
         for folder, place in order:
@@ -138,12 +138,13 @@ def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
                 beside[place] += 1
         for place, own in moved.items():
             for kept in packing.move_studies(work, place, own):
-                print(f"not unpacked: {kept} is there and differs, and is kept", file=sys.stderr)
+                print(f"not unpacked: {kept} exists, differs and was kept", file=sys.stderr)
     refused = counts["refused"] > 0
     for place, count in sorted(beside.items()):
         again = shlex.join(["augbench", "report", str(place)])
         print(
-            f"{_counted(count)} of another device or other versions in {place}. Report: {again}",
+            f"{_counted(count)} from another device or with other versions in {place}. "
+            f"Report: {again}",
             file=sys.stderr,
         )
     told = f"Unpacked {_counted(counts['unpacked'])} into {root}"
@@ -153,14 +154,14 @@ def _unpack_all(root: Path, packs: Sequence[Sequence[Path]], work: Path) -> int:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """The error with the file, which that of a full disk does not tell."""
+    """The error with the name of the file, which the error of a full disk lacks."""
     if error.errno is None or error.filename is not None:
         return error
     return runs.StorageError(error.errno, error.strerror, str(path))
 
 
 def _bar(total: int, what: str) -> Any:
-    """Shown on a terminal alone."""
+    """A progress bar, shown only on a terminal."""
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
 
 

@@ -23,7 +23,7 @@ from benchmarks.running.codes import FAILURE, USAGE
 from methods.naming import NamingError
 
 TRIALS = "(trials of a search)"
-"""Stands for their rows, because each trial has a row of its own."""
+"""Shown instead of their rows, because each trial has a different row."""
 RIGHT = ("runs", "seed", "size")
 """Columns of numbers."""
 

@@ -135,7 +135,7 @@ def named(text: str) -> list[tuple[str, str]]:
 
 
 def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
-    """What is made of the block that was chosen, without runs whose predictions are damaged."""
+    """What ``make`` returns for the chosen block, without runs whose predictions are damaged."""
     root = command.runs.expanduser()
     if not root.is_dir():
         raise UsageError(f"runs: expected a results folder, got {command.runs}")
@@ -187,6 +187,6 @@ def _block(
 
 def _spelled(text: str) -> str:
     """A row as ``compare`` names it, with presets and defaults; loads torch."""
-    from benchmarks.studies import cells  # noqa: PLC0415 - only where a name is not as runs have it
+    from benchmarks.studies import cells  # noqa: PLC0415 - only if runs have no such name
 
     return cells.row_name(text)
