@@ -371,7 +371,7 @@ class TestCrossfit:
 
     def test_reasons(self) -> None:
         with pytest.raises(
-            NotApplicable, match="crossfit=6 needs 30 rows a class, 5 in each fold; one has 29"
+            NotApplicable, match="crossfit=6 needs 30 rows per class, 5 in each fold; one has 29"
         ):
             splits(arrays((60, 29)), needs_meta=True, protocol=Protocol(crossfit=6))
         with pytest.raises(NotApplicable, match="clean"):
@@ -1154,7 +1154,7 @@ def test_folds_keep_classes_and_labels() -> None:
 
 def test_folds_of_a_class_with_too_few_rows_say_so() -> None:
     source = arrays((40, 2))
-    with pytest.raises(NotApplicable, match=r"folds=11 needs 55 rows a class.*one has 50"):
+    with pytest.raises(NotApplicable, match=r"folds=11 needs 55 rows per class.*one has 50"):
         splits(source, folds=11)
 
 
@@ -1168,7 +1168,7 @@ def test_repeats_are_whole() -> None:
             check_seeds(benchmark, seeds)
     with pytest.raises(NamingError, match="folds: expected a number from 2 to 20, got 1"):
         parse_benchmark("breastmnist(folds=1)")
-    with pytest.raises(NamingError, match="keeps images of one patient, scan or slide"):
+    with pytest.raises(NamingError, match="keep images of one patient, scan or slide"):
         parse_benchmark("organamnist(folds=5)")
 
 

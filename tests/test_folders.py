@@ -252,7 +252,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
 def test_a_train_folder_without_a_test_folder_names_what_lies_beside_it(tmp_path: Path) -> None:
     fill(tmp_path / "train", "a", "b")
     fill(tmp_path / "other", "a", "b")
-    with pytest.raises(DataError, match=r"has train/ but no test/ \(beside it: other/\): add it"):
+    with pytest.raises(DataError, match=r"has train/ but no test/ \(next to it: other/\): add it"):
         read(tmp_path)
 
 
@@ -271,13 +271,13 @@ def test_a_class_may_be_named_like_a_split_where_there_is_no_train_folder(tmp_pa
     fill(tmp_path, "valid", "invalid")
     a = read(tmp_path)
     assert a.classes == ("invalid", "valid")
-    assert "named like a split, but taken as a class: valid" in a.notes
+    assert "named like a split, but read as a class: valid" in a.notes
 
 
 def test_splits_below_classes_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         fill(tmp_path / name, "train", "test")
-    with pytest.raises(DataError, match="expected the splits above the classes"):
+    with pytest.raises(DataError, match="expected splits above classes"):
         read(tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_hidden_folders_and_those_of_systems_hold_no_data(tmp_path: Path) -> Non
         (tmp_path / "a" / name).write_bytes(b"\0\5\26\7")
     a = read(tmp_path)
     assert counts(a) == (6, 2, 2) and a.classes == ("a", "b") and a.checksum == checksum
-    assert "hidden or of the system, so left out: 12, the first $RECYCLE.BIN" in a.notes
+    assert "hidden or system files, so left out: 12, the first $RECYCLE.BIN" in a.notes
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_folder_that_is_reached_twice_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     (tmp_path / "a" / "again").unlink()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="are the same folder, by a link"):
+    with pytest.raises(DataError, match="are the same folder because of a link"):
         read(tmp_path)
 
 
@@ -348,7 +348,7 @@ def test_links_to_nothing_are_counted_and_named(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / "b" / f"x{i}.pgm").symlink_to(f"/not-mounted/b/x{i}.pgm")
     with pytest.raises(
-        DataError, match=r"has 3 links to nothing, the first .*b/x0\.pgm -> /not-mounted/b/x0\.pgm"
+        DataError, match=r"has 3 broken links, the first .*b/x0\.pgm -> /not-mounted/b/x0\.pgm"
     ):
         read(tmp_path)
 
@@ -452,10 +452,10 @@ def test_images_without_folders_of_classes_are_counted(tmp_path: Path) -> None:
 
 def test_names_that_differ_in_case_are_told(tmp_path: Path) -> None:
     fill(tmp_path, "Cat", "cat")
-    assert "classes differ only in upper and lower case: Cat, cat" in read(tmp_path).notes
+    assert "classes that differ only in upper and lower case: Cat, cat" in read(tmp_path).notes
     for split, names in (("train", ("Cat", "dog")), ("test", ("cat", "dog"))):
         fill(tmp_path / "set" / split, *names)
-    with pytest.raises(DataError, match="has the class 'cat', which train/ lacks, but 'Cat'"):
+    with pytest.raises(DataError, match="has the class 'cat', which train/ lacks; it has 'Cat'"):
         read(tmp_path / "set")
 
 
@@ -631,7 +631,7 @@ BAD_TABLES = {
     "ambiguous": (
         "file,who\n" + "".join(f"{i}.pgm,{i}\n" for i in range(5)),
         "who.csv",
-        "names no group for 10 of 10 images.* where no other image has it",
+        "names no group for 10 of 10 images.* if no other image has it",
     ),
 }
 
@@ -652,13 +652,13 @@ def test_thumbnail_folders_below_a_class_are_left_out(tmp_path: Path) -> None:
     fill(tmp_path / "a", "thumbnails", first=50)
     a = read(tmp_path)
     assert a.classes == ("a", "thumbs") and sum(counts(a)) == 10
-    assert "hidden or of the system, so left out: a/thumbnails" in a.notes
+    assert "hidden or system files, so left out: a/thumbnails" in a.notes
 
 
 def test_splits_below_classes_are_refused_without_a_test_split_too(tmp_path: Path) -> None:
     for name in ("a", "b"):
         fill(tmp_path / name, "train", "val")
-    with pytest.raises(DataError, match=r"expected the splits above the classes"):
+    with pytest.raises(DataError, match=r"expected splits above classes"):
         read(tmp_path)
 
 

@@ -171,7 +171,7 @@ def test_an_image_that_is_clear_all_over_is_told() -> None:
 
 
 def test_a_transparent_colour_of_16_bits_is_refused() -> None:
-    with pytest.raises(Refused, match="colours of 16 bits is transparent; convert it to 8 bits"):
+    with pytest.raises(Refused, match="16-bit colours is transparent; convert it to 8 bits"):
         decode(png(1, 16, 2, b"\0\1\0\2\0\3", (b"tRNS", b"\0\1\0\2\0\3")), 2)
 
 

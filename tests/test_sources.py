@@ -293,7 +293,7 @@ def test_npz_without_val_is_cut(tmp_path: Path) -> None:
     joined = np.concatenate([a.train_x, a.val_x]).reshape(60, -1)
     whole = arrays["train_images"].reshape(60, -1)
     assert np.array_equal(joined[np.lexsort(joined.T)], whole[np.lexsort(whole.T)])
-    with pytest.raises(DataError, match="over the memory budget: add val_images"):
+    with pytest.raises(DataError, match="exceeds the memory budget: add val_images"):
         load("npz", path=path, root=tmp_path, memory_gib=0)
     with pytest.raises(DataError, match="a split without rows"):
         load("npz", path=path, root=tmp_path, val_fraction=0.001)
@@ -361,7 +361,7 @@ BAD = {
     "gap": (change(train_labels=lambda y: np.where(y == 2, 255, y)), "no row of 253 of 256"),
     "one class": (
         change(**{f"{s}_labels": lambda y: y * 0 for s in ("train", "val", "test")}),
-        "class 0 only",
+        "only class 0",
     ),
     "labels of rank 3": (change(train_labels=lambda y: y[..., None]), "expected .N,., .N, 1."),
     "multi-label values": (
@@ -505,7 +505,7 @@ def test_rounding_beyond_one_is_clipped_and_told(
     a = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
     assert a.train_x.dtype == np.float32 and a.train_x.max() == 1 and a.train_x.min() == 0
     assert np.array_equal(a.train_x, np.clip(arrays["train_images"], 0, 1).astype(np.float32))
-    assert "train_images: 2 values outside of [0, 1] by rounding are clipped" in a.notes
+    assert "train_images: 2 values outside [0, 1] by rounding are clipped" in a.notes
     stored = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
     assert same(a, stored)  # the copy on disk was not written to
 
@@ -559,7 +559,7 @@ def test_groups_of_an_npz(tmp_path: Path, memory_gib: float) -> None:
     assert np.array_equal(a.train_groups, np.arange(60) // 2)
     assert len(set(a.val_groups)) == 10 and not set(a.val_groups) & set(a.test_groups)
     assert a.checksum.endswith("+groups") and a.caveats == ()
-    with pytest.raises(DataError, match="npz takes no groups: a folder does"):
+    with pytest.raises(DataError, match="npz takes no groups: only folders do"):
         load("npz", path=path, root=tmp_path, groups=1)
 
 
@@ -583,11 +583,11 @@ def test_patients_in_two_splits_are_counted(tmp_path: Path) -> None:
 BAD_GROUPS = {
     "of one split": (
         drop("test_groups"),
-        "test_groups .*expected groups of every split, or of none",
+        "test_groups .*expected groups for every split or for none",
     ),
     "of no images": (
         change(val_groups=np.arange(3)),
-        "val_groups .*expected groups of every split, or of none",
+        "val_groups .*expected groups for every split or for none",
     ),
     "other N": (change(test_groups=lambda g: g[1:]), "30 test_images and 29 test_groups"),
     "floats": (change(train_groups=lambda g: g / 2), "train_groups: the type is float64 of shape"),
@@ -595,11 +595,11 @@ BAD_GROUPS = {
     "objects": (change(train_groups=lambda g: g.astype(object)), "train_groups is pickled"),
     "unknown": (
         change(train_groups=lambda g: np.where(g == 2, -1, g)),
-        "4 rows have no group .*, the first is row 8: give each of them a group of its own",
+        "4 rows have no group .*, the first is row 8: give each of them its own group",
     ),
     "text and numbers": (
         change(test_groups=lambda g: g.astype(str)),
-        "groups are text in one split and numbers in another",
+        "groups are strings in one split and numbers in another",
     ),
     "one patient": (
         change(train_groups=lambda g: g * 0),

@@ -1,4 +1,4 @@
-"""The sets that come in formats of their own: CIFAR, SVHN, and the digits of scikit-learn."""
+"""Data sets with their own formats: CIFAR, SVHN, and the digits of scikit-learn."""
 
 import hashlib
 import tarfile
@@ -24,7 +24,7 @@ def load_digits(entry: Entry) -> Arrays:
     found = find_spec("sklearn")
     if found is None or found.origin is None:
         raise DataError("digits come with scikit-learn, which is not installed.")
-    # The file itself: to import scikit-learn for it takes longer than a short run.
+    # Read the file itself: importing scikit-learn takes longer than a short run.
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",")

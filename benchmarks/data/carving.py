@@ -1,4 +1,4 @@
-"""The rows of a run cut anew by its seed: meta rows, folds, and cross-validation over all rows."""
+"""Splits that depend on a run's seed: meta rows, folds, and cross-validation over all rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import strata_of
 
 MIN_META_ROWS = 5
-"""Rows of each class that the meta split, and what is left to train on, need at least."""
+"""The fewest rows of each class in the meta split, and left to train on."""
 SELECT_SHARE = 1 / 8
-"""Of the rows that a fold leaves: with five folds 70 % train, 10 % select and 20 % test."""
+"""Of the rows outside the test fold: with five folds 70 % train, 10 % select and 20 % test."""
 
 
 class NotApplicable(Exception):
@@ -29,10 +29,10 @@ def carve(
     purpose: str = "meta",
     groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows to train on, meta rows, and why not (then all rows train): stratified, seeded.
+    """Rows to train on, meta rows, and if that is impossible why; stratified and seeded.
 
-    Each class gives round(fraction * n) rows, at least five; five must be left to train on. Whole
-    ``groups`` (N,) come near the fraction, with the same least numbers.
+    Each class gives round(fraction * n) rows, at least five, and five must be left to train on;
+    otherwise all rows train. ``groups`` (N,) are kept whole, so the fraction is approximate.
     """
     if groups is not None:
         return _carve_groups(strata, groups, fraction, seed, purpose)
@@ -59,7 +59,7 @@ def _carve_groups(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """``carve`` in whole groups.
 
-    Where the fraction gives too few rows of the rarest class a larger one is tried, up to a half.
+    If the fraction gives too few rows of the rarest class, larger ones are tried, up to a half.
     """
     drawn = seed_of(seed, f"{purpose} rows")
     classes, counts = np.unique(strata, return_counts=True)
@@ -98,7 +98,7 @@ def stratified_folds(
     smallest = np.unique(strata, return_counts=True)[1].min()
     if smallest < count * MIN_META_ROWS:
         raise NotApplicable(
-            f"{purpose}={count} needs {count * MIN_META_ROWS} rows a class, "
+            f"{purpose}={count} needs {count * MIN_META_ROWS} rows per class, "
             f"{MIN_META_ROWS} in each fold; one has {smallest}"
         )
     fold = np.empty(len(strata), np.int64)
@@ -132,15 +132,16 @@ def _folds_of_groups(
 def cross_validated(
     arrays: Arrays, folds: int, seed: int, independent: bool = False
 ) -> tuple[Arrays, np.ndarray]:
-    """All stored rows cut anew: fold ``seed`` mod ``folds`` tests, an eighth of the others selects.
+    """All stored rows split anew: fold ``seed`` mod ``folds`` is test, an eighth of the others
+    select.
 
-    With them the stored rows of train and select, counted over the official train, val and test.
-    Each ``folds`` seeds are one repeat, whose test folds are disjoint and hold every row. Where
-    groups are known, each is whole in one fold, and within the others in train or in select.
+    Also returns the stored rows of train and select, counted over the official train, val and test.
+    Each ``folds`` seeds are one repeat, whose test folds are disjoint and contain every row. If
+    groups are known, each is in one fold, and among the others in either train or select.
     """
     if arrays.nbytes > GIB:
         raise NotApplicable(
-            "folds are for small data, at most 1 GiB of images; these have "
+            "folds are for small data, at most 1 GiB of images; these take "
             f"{arrays.nbytes / GIB:.1f}"
         )
     x = np.concatenate(arrays.images)
@@ -176,10 +177,10 @@ def cross_validated(
 
 
 def _about_folds(folds: int, rows: int, grouped: bool, independent: bool) -> str:
-    """What is to be known of scores over folds; of images that are said to be independent less."""
+    """A caveat about scores over folds; shorter if images are declared independent."""
     text = (
         f"repeated stratified {folds}-fold cross-validation over all {rows} rows, not the "
-        "official split: scores do not compare with published ones"
+        "official split: scores cannot be compared with published ones"
     )
     if grouped:
         return f"{text}; patients kept together"

@@ -13,8 +13,8 @@ def stratified_split(
 
     `labels` (N,) or, for combinations of labels, (N, L); `shares` are relative sizes: counts that
     add up to N are met exactly, all others after rounding by largest remainder. Within a part each
-    class has its proportional number of rows, rounded down or up. A function of its arguments
-    alone.
+    class has its proportional number of rows, rounded down or up. The result depends only on the
+    arguments.
     """
     generator = np.random.default_rng(seed)
     _, group = np.unique(labels, axis=0, return_inverse=True)
@@ -41,13 +41,13 @@ def grouped_split(
     """Disjoint rows for each share, sorted, where all rows of a group are in one part.
 
     `labels` (N,) class numbers, or (N, L) of 0 and 1; `groups` (N,), equal for rows of one patient;
-    `shares` are relative sizes. Sizes and classes come near the shares as far as groups allow: the
-    largest groups go first (by powers of two of their rows, within these in random order), each to
-    the part that lacks most of what it brings. A class is in every part where enough groups have
-    it, and where too few have it, in the part of the largest share. No part is empty. A function of
-    its arguments alone.
+    `shares` are relative sizes. Sizes and classes match the shares as closely as groups allow: the
+    largest groups are placed first (by powers of two of their rows, within these in random order),
+    each in the part that most lacks its rows. A class is in every part if enough groups have it,
+    otherwise in the part with the largest share. No part is empty. The result depends only on the
+    arguments.
 
-    Raises ValueError where there are fewer groups than shares.
+    Raises ValueError if there are fewer groups than shares.
     """
     names, group = np.unique(groups, return_inverse=True)
     group = group.reshape(-1)
@@ -57,7 +57,7 @@ def grouped_split(
         one_hot = np.unique(labels)[None] == labels[:, None]
     else:
         one_hot = labels[:, labels.any(0)] > 0
-    # What a group brings: rows of each class, and rows at all.
+    # What a group contributes: rows of each class, and rows in total.
     columns = np.column_stack([one_hot, np.ones(len(labels))])
     brings = np.zeros((len(names), columns.shape[1]))
     np.add.at(brings, group, columns)
@@ -74,7 +74,7 @@ def grouped_split(
     for g in order[np.argsort(-magnitude, kind="stable")]:
         new = brings[g]
         lacks = have == 0
-        # Where as few groups are left as parts lack the class, this one goes to one of those.
+        # If only as many groups are left as parts lack the class, this one goes to one of those.
         last = lacks & (new > 0) & (left <= lacks.sum(0))
         distance = ((2 * new * (have - wanted) + new**2) / (wanted * whole)) @ weight
         urgent = (~last[:, -1], ~(largest & last.any(1)), -last.sum(1), distance.round(9))

@@ -1,4 +1,4 @@
-"""A data set in memory, and the checks that the arrays of every source pass."""
+"""A data set in memory, and the checks that the arrays of every source must pass."""
 
 import hashlib
 import math
@@ -16,12 +16,12 @@ SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
 NUMBERED = "Number the classes from 0 without gaps."
 TWICE = "too, pixel for pixel"
-"""What a caveat says of images that are in two splits."""
+"""Part of a caveat about images that are in two splits."""
 MADE = ("split 60/20/20", "validation split cut")
-"""How a note begins that says how splits were made: all three, or val alone."""
+"""How a note starts that says how splits were made: all three, or only val."""
 GIB = 1 << 30
-CHUNK = 4096  # rows looked at together, so that a memory-mapped set is not read as a whole
-ROUNDING = 1e-6  # floats this far outside of [0, 1] are taken for rounding, and clipped
+CHUNK = 4096  # rows read together, so that a memory-mapped set is not loaded as a whole
+ROUNDING = 1e-6  # floats up to this far outside [0, 1] count as rounding errors and are clipped
 
 
 def from_arrays(
@@ -31,9 +31,9 @@ def from_arrays(
     test: tuple[np.ndarray, np.ndarray],
     groups: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> "Arrays":
-    """A user's own (images, labels) of each split, checked as an npz file would be.
+    """A user's own (images, labels) of each split, checked like an npz file.
 
-    `groups` of the same splits are equal for rows of one patient: numbers or text, (N,).
+    `groups` of the same splits are equal for rows of one patient: numbers or strings, (N,).
 
     Raises DataError for everything that is wrong with them.
     """
@@ -45,7 +45,9 @@ def from_arrays(
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(np.ascontiguousarray(labels).tobytes())
     if groups is not None and len(groups) != len(SPLITS):
-        raise DataError(f"{name}: groups of {len(groups)} splits, expected train, select and test.")
+        raise DataError(
+            f"{name}: expected groups for train, select and test, got {len(groups)} splits."
+        )
     for split, own in zip(SPLITS, groups, strict=True) if groups is not None else ():
         arrays[f"{split}_groups"] = np.asarray(own)
         digest.update(np.ascontiguousarray(own).tobytes())
@@ -62,13 +64,12 @@ def counted(groups: np.ndarray) -> str:
 def by_group(
     labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], where: object
 ) -> tuple[np.ndarray, ...]:
-    """``grouped_split`` with the seed of all splits; too few groups are the user's to mend."""
+    """``grouped_split`` with the seed of all splits; too few groups are a user's error."""
     try:
         return grouped_split(labels, groups, shares, SPLIT_SEED)
     except ValueError as error:
         raise DataError(
-            f"{where}: {error}: expected at least as many patients as splits, or splits of your "
-            f"own."
+            f"{where}: {error}: expected at least as many patients as splits, or your own splits."
         ) from error
 
 
@@ -80,7 +81,7 @@ def assemble(
     entry: Entry | None,
     classes: tuple[str, ...] | None = None,
 ) -> "Arrays":
-    """Arrays from what a file held, after every check that does not need the official facts."""
+    """Arrays from the contents of a file, after every check that needs no official facts."""
     pieces, clipped = _checked(raw.arrays, path)
     splits = [split for split in SPLITS if f"{split}_x" in pieces]
     _refuse_unlike_splits(pieces, splits, path)
@@ -114,14 +115,14 @@ def assemble(
 def _checked(
     raw: Mapping[str, np.ndarray], path: Path | str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Images, labels and groups as they may be used, by split and x, y, g; with notes on them."""
+    """Usable images, labels and groups, by split and x, y, g; with notes on them."""
     pieces: dict[str, np.ndarray] = {}
     notes = []
     for split in SPLITS:
         if (key := f"{split}_images") in raw:
             pieces[f"{split}_x"], clipped = checked_images(raw[key], f"{path}, {key}")
             if clipped:
-                notes.append(f"{key}: {clipped} values outside of [0, 1] by rounding are clipped")
+                notes.append(f"{key}: {clipped} values outside [0, 1] by rounding are clipped")
         if (key := f"{split}_labels") in raw:
             pieces[f"{split}_y"] = checked_labels(raw[key], f"{path}, {key}")
     return pieces | _groups(raw, path), notes
@@ -130,7 +131,7 @@ def _checked(
 def _refuse_unlike_splits(
     pieces: Mapping[str, np.ndarray], splits: Sequence[str], path: Path | str
 ) -> None:
-    """Refuse a split whose arrays differ in rows, or that has another shape or type than train."""
+    """Refuse a split whose arrays differ in length, or that differs from train in shape or type."""
     first, first_y = pieces["train_x"], pieces["train_y"]
     for split in splits:
         x, y = pieces[f"{split}_x"], pieces[f"{split}_y"]
@@ -157,11 +158,11 @@ def _refuse_unlike_splits(
 
 
 def _one_label_each(pieces: Mapping[str, np.ndarray], splits: Sequence[str]) -> list[str]:
-    """A note where labels for several a row look like classes."""
+    """A note if labels that allow several per row look like classes."""
     if pieces["train_y"].ndim < 2 or any((pieces[f"{s}_y"].sum(1) != 1).any() for s in splits):
         return []
     return [
-        "multi-label by the shape of the labels, yet every row has exactly one: store class "
+        "multi-label by the shape of the labels, but every row has exactly one: store class "
         "numbers (N,) if the classes exclude each other"
     ]
 
@@ -169,11 +170,11 @@ def _one_label_each(pieces: Mapping[str, np.ndarray], splits: Sequence[str]) -> 
 def _with_val(
     pieces: Mapping[str, np.ndarray], path: Path | str, val_fraction: float
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Train in two parts, train and val, and a note on how it was cut."""
+    """Train cut into two parts, train and val, and a note on how it was cut."""
     y = pieces["train_y"]
     if isinstance(pieces["train_x"], np.memmap):
         raise DataError(
-            f"{path} has no val split and is over the memory budget: add val_images and "
+            f"{path} has no val split and exceeds the memory budget: add val_images and "
             f"val_labels to it, or raise the budget."
         )
     shares, how = (1 - val_fraction, val_fraction), "stratified"
@@ -184,8 +185,8 @@ def _with_val(
         kept, cut = stratified_split(y, shares, SPLIT_SEED)
     if not len(cut) or not len(kept):
         raise DataError(
-            f"{path}: {val_fraction:g} of {len(y)} training rows leaves a split without rows: "
-            f"add a val split, or change val_fraction."
+            f"{path}: a val_fraction of {val_fraction:g} of {len(y)} training rows leaves a split "
+            f"without rows: add a val split, or change val_fraction."
         )
     parts = {
         f"{split}_{letter}": pieces[f"train_{letter}"][rows]
@@ -217,7 +218,7 @@ def _kind(y: np.ndarray, names: tuple[str, ...]) -> Kind:
 
 
 def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.ndarray]:
-    """The groups of each split as int64 (N,), the same number for the same patient everywhere."""
+    """The groups of each split as int64 (N,), with one number per patient in all splits."""
     given = {}
     for split in SPLITS:
         if (key := f"{split}_groups") not in raw:
@@ -228,20 +229,20 @@ def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.nda
         if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise DataError(
                 f"{path}, {key}: the type is {array.dtype} of shape {array.shape}, expected "
-                f"integers or text of shape (N,): the same for rows of one patient."
+                f"integers or strings of shape (N,), equal for rows of one patient."
             )
         unknown = array == "" if array.dtype.kind == "U" else array < 0
         if unknown.any():
             raise DataError(
                 f"{path}, {key}: {unknown.sum()} rows have no group (empty or below 0), the first "
-                f"is row {unknown.argmax()}: give each of them a group of its own."
+                f"is row {unknown.argmax()}: give each of them its own group."
             )
-        # One type for all: beside int64, numpy would make floats of uint64, and long ids equal.
+        # One type for all: numpy turns int64 with uint64 into floats, which makes long ids equal.
         given[split] = array if array.dtype.kind == "U" else array.astype(np.uint64)
     if not given:
         return {}
     if len({array.dtype.kind == "U" for array in given.values()}) > 1:
-        raise DataError(f"{path}: groups are text in one split and numbers in another.")
+        raise DataError(f"{path}: groups are strings in one split and numbers in another.")
     _, numbers = np.unique(np.concatenate(list(given.values())), return_inverse=True)
     ends = np.cumsum([len(array) for array in given.values()])[:-1]
     parts = np.split(numbers.reshape(-1).astype(np.int64), ends)
@@ -249,7 +250,7 @@ def _groups(raw: Mapping[str, np.ndarray], path: Path | str) -> dict[str, np.nda
 
 
 def duplicates(arrays: "Arrays") -> list[str]:
-    """For each pair of splits, in words, how many images of the later are in the earlier one too.
+    """For each pair of splits, in words, how many images of the second are also in the first.
 
     Images are compared pixel for pixel, as stored or resized; rows are counted from 0.
     """
@@ -270,14 +271,14 @@ def duplicates(arrays: "Arrays") -> list[str]:
 
 
 def with_duplicates(arrays: "Arrays", own: bool) -> "Arrays":
-    """With a caveat for images of a user's own data that are in two splits; GIBs are not read."""
+    """Add a caveat if images of a user's own data are in two splits; skips more than a GiB."""
     if not own or arrays.nbytes > GIB:
         return arrays
     return replace(arrays, caveats=(*arrays.caveats, *duplicates(arrays)))
 
 
 def about_splits(arrays: "Arrays") -> list[str]:
-    """The notes and caveats that hold for these splits alone, not for the images cut anew."""
+    """The notes and caveats that hold only for these splits, not if the images are split anew."""
     pieces = {
         f"{split}_{letter}": array
         for split in SPLITS
@@ -290,7 +291,7 @@ def about_splits(arrays: "Arrays") -> list[str]:
 
 
 def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
-    """A caveat for each two splits that have images of the same patients."""
+    """A caveat for each pair of splits that have images of the same patients."""
     caveats = []
     for one, other in (("train", "test"), ("val", "test"), ("train", "val")):
         if f"{one}_g" in pieces:
@@ -303,7 +304,7 @@ def _shared(pieces: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _lacking(pieces: Mapping[str, np.ndarray], names: tuple[str, ...]) -> list[str]:
-    """What cannot be said of a split without rows of some classes; train has all of them."""
+    """Which metrics are undefined because a split lacks some classes; train has all of them."""
     sentences = []
     for split in ("val", "test"):
         y = pieces[f"{split}_y"]
@@ -317,7 +318,7 @@ def _lacking(pieces: Mapping[str, np.ndarray], names: tuple[str, ...]) -> list[s
 
 
 def _and(some: Sequence[str]) -> str:
-    """Names as a list for people; where there are many, the first."""
+    """Names joined with commas and "and"; of many, only the first."""
     if len(some) > 5:
         return f"{', '.join(some[:4])} and {len(some) - 4} more classes"
     return " and ".join(filter(None, (", ".join(some[:-1]), some[-1])))
@@ -329,7 +330,7 @@ def _classes(
     path: Path | str,
     names: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
-    """The names of the classes, after no label was found outside of them."""
+    """The names of the classes, after checking that every label is one of them."""
     y = pieces["train_y"]
     if y.ndim == 2:
         if names is not None and len(names) != y.shape[1]:
@@ -339,11 +340,11 @@ def _classes(
         limit, why = int(y.max()) + 1, "the largest of train_labels"
         if limit < 2:
             raise DataError(
-                f"{path}: train_labels hold class 0 only: expected 2 classes or more, "
+                f"{path}: train_labels contain only class 0: expected 2 classes or more, "
                 f"numbered from 0."
             )
-        # Names are made before the gaps in the numbers are looked for: a label that is far off,
-        # 255 for "unknown" say, is told as a class without rows.
+        # Names are made before gaps in the numbers are checked: a label that is far off, such as
+        # 255 for "unknown", is then reported as a class without rows.
         names = tuple(map(str, range(limit)))
     else:
         limit, why = len(names), "the last class"
@@ -390,7 +391,7 @@ def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
 
 
 def _range(array: np.ndarray) -> tuple[int, int, np.floating, np.floating]:
-    """How many values are not finite, and how many outside of [0, 1]; the least and the largest."""
+    """How many values are not finite, and how many outside [0, 1]; the smallest and the largest."""
     bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
     for start in range(0, len(array), CHUNK):
         chunk = array[start : start + CHUNK]

@@ -1,4 +1,4 @@
-"""Fetching a published file: resumable, with time-outs and retries, its MD5 checked."""
+"""Downloads published files: resumable, with time-outs and retries; the MD5 is checked."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 def md5_of(path: Path) -> str:
     """The MD5 of a file, 32 lower-case hex digits, read in blocks.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     with path.open("rb") as handle:
         return _digest(handle).hexdigest()
@@ -43,14 +43,14 @@ def fetch(
 ) -> Path:
     """The path of `file` in `folder`, downloaded unless it is there already.
 
-    What has arrived is kept in `<name>.part`, so that an interrupted download (a lost connection,
-    a full disk, Ctrl-C) is resumed by the next call; the file gets its name only after its MD5 was
-    found right. Two processes that fetch the same file take turns: the second finds it done.
-    `timeout` is in seconds and holds for connecting and for each read; `retries` counts attempts in
-    a row that brought nothing new.
+    What was received is kept in `<name>.part`, so that the next call resumes an interrupted
+    download (a lost connection, a full disk, Ctrl-C); the file gets its name only after its MD5 was
+    verified. Two processes that fetch the same file take turns: the second finds it complete.
+    `timeout` is in seconds, for connecting and for each read; `retries` counts consecutive attempts
+    that received nothing new.
 
-    Raises DataError where the file is unavailable (its text says how to get it by hand), where its
-    MD5 is wrong (the part is removed), where a different file has its name, and on a full disk.
+    Raises DataError if the file is unavailable (the message says how to get it by hand), if its
+    MD5 is wrong (the part is removed), if another file has its name, and if the disk is full.
     """
     target = folder / file.name
     if _is_there(file, target):
@@ -67,7 +67,7 @@ def fetch(
             part.replace(target)
     except OSError as error:
         reason = "the disk is full" if _is_full(error) else str(error)
-        kept = " What has arrived is kept; run again to resume." if part.exists() else ""
+        kept = " What was received is kept; run again to resume." if part.exists() else ""
         raise DataError(
             f"{file.name} cannot be written into {folder}: {reason}.{kept} Free some space or "
             f"choose another data folder (AUGBENCH_DATA)."
@@ -80,7 +80,7 @@ def _is_full(error: OSError) -> bool:
 
 
 def _is_there(file: File, target: Path) -> bool:
-    """Whether the right file has its name already; DataError where another one has."""
+    """Whether the file already exists; DataError if another file has its name."""
     if not target.exists():
         return False
     got = md5_of(target)
@@ -94,7 +94,7 @@ def _is_there(file: File, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[BinaryIO]:
-    """The part file, open for reading and writing and held by this process alone."""
+    """The part file, open for reading and writing and locked by this process."""
     import fcntl  # noqa: PLC0415 - absent on Windows
 
     while True:
@@ -117,7 +117,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
 def _complete(
     handle: BinaryIO, file: File, folder: Path, timeout: float, retries: int, progress: bool
 ) -> None:
-    """Brings the open part file to the whole, right file."""
+    """Complete the open part file and check it."""
     attempt, furthest = 0, os.fstat(handle.fileno()).st_size
     if progress and not sys.stderr.isatty():
         print(f"downloading {file.name} from {file.url}", file=sys.stderr)
@@ -157,9 +157,9 @@ def _complete(
 def _transfer(handle: BinaryIO, file: File, timeout: float, progress: bool) -> str:
     """One attempt: the MD5 of the part file after reading from the server to the end.
 
-    Raises OSError or HTTPException where the connection fails, _WriteError where the disk does.
+    Raises OSError or HTTPException if the connection fails, _WriteError if the disk does.
     """
-    from tqdm import tqdm  # noqa: PLC0415  not needed where the files are there already
+    from tqdm import tqdm  # noqa: PLC0415  not needed if the files exist
 
     handle.seek(0)
     digest = _digest(handle)
@@ -173,7 +173,7 @@ def _transfer(handle: BinaryIO, file: File, timeout: float, progress: bool) -> s
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        # The part is as long as the file or longer, and not the file: nothing of it is of use.
+        # The part is at least as long as the file but differs from it, so it is useless.
         error.close()
         handle.truncate(0)
         raise ConnectionError("the part file was longer than the file: starting over") from error
@@ -198,13 +198,13 @@ def _transfer(handle: BinaryIO, file: File, timeout: float, progress: bool) -> s
             disable=None if progress else True,
         ) as bar:
             size = start
-            # read1 hands over what has come; read would lose up to a block at a time-out.
+            # read1 returns what has arrived; read would lose up to a block at a time-out.
             while block := response.read1(BLOCK):
                 _write(handle, block)
                 digest.update(block)
                 size += len(block)
                 bar.update(len(block))
-    # http.client ends silently where the server hangs up in the middle of a body.
+    # http.client ends silently if the server hangs up in the middle of a body.
     if total is not None and size < total:
         raise ConnectionError(f"the connection ended after {size} of {total} bytes")
     return digest.hexdigest()
@@ -227,11 +227,11 @@ def _digest(handle: BinaryIO) -> "hashlib._Hash":
 
 
 class DataError(Exception):
-    """Data that are missing or cannot be used; the text says what was got and what to do."""
+    """Data that are missing or cannot be used; the message says what is wrong and what to do."""
 
 
 class _WriteError(Exception):
-    """A failure of our disk, kept apart from those of the network, which are retried."""
+    """A failure of the disk, as opposed to the network, whose failures are retried."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))

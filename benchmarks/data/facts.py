@@ -13,17 +13,17 @@ from benchmarks.data.names import Benchmark, canonical
 from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}
-"""What a run calls each part, and what the arrays do."""
+"""The names of the splits in a run, and in the arrays."""
 MOST_CLASSES = 40
-"""More are summed up in one line."""
+"""More are summarised in one line."""
 
 
 def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str]:
     """Classes with their rows in each split, size, range, split, duplicates, notes and caveats.
 
-    They are of the data as stored; what the name does to them besides is told in a line. ``brief``
-    is for before a run, which prints notes and caveats itself and must not wait: they are left
-    out, and images are not compared where they take more than a GiB.
+    They describe the data as stored; one line says what the name's arguments change. ``brief`` is
+    for the start of a run, which prints notes and caveats itself and must not wait: it leaves them
+    out, and does not compare images that take more than a GiB.
     """
     name = canonical(benchmark)
     shown = with_path(name, benchmark.path) if benchmark.path else name
@@ -45,7 +45,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
         and value != getattr(Benchmark(name=""), key)
     ]
     if changed:
-        told.append(f"  to which each run then applies: {', '.join(changed)}")
+        told.append(f"  applied by each run: {', '.join(changed)}")
     if not brief:
         told += [f"  note: {each}" for each in arrays.notes if each not in _made(arrays)]
         told += [f"  caveat: {each}" for each in arrays.caveats]
@@ -84,7 +84,7 @@ def _range(arrays: Arrays) -> str:
 
 
 def _counts(arrays: Arrays) -> list[str]:
-    """A table: a line a class, and one of all rows."""
+    """A table with one line per class, and one for all rows."""
     columns = {}
     for split in SPLITS:
         y = _labels(arrays, split)

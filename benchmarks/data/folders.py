@@ -1,4 +1,4 @@
-"""A folder of images as people have it, read: pixels, labels, patients, and what is told of it."""
+"""Reads a folder of images: pixels, labels, patients, and notes on it."""
 
 import hashlib
 import os
@@ -21,17 +21,17 @@ class Folder:
 
     classes: tuple[str, ...]
     parts: tuple[str, ...]
-    """the splits that it has, "" alone where it has none"""
+    """the splits that it has; only "" if it has none"""
     part: np.ndarray
     """(N,) the split of each image, a number in `parts`"""
     x: np.ndarray
-    """uint8 (N, size, size) where all are grey, else (N, size, size, 3)"""
+    """uint8 (N, size, size) if all are grey, else (N, size, size, 3)"""
     y: np.ndarray
     """int64 (N,)"""
     groups: np.ndarray | None
-    """(N,) names of the patients, or None where nothing is said of them"""
+    """(N,) names of the patients, or None if they are not declared"""
     subfolders: bool
-    """whether the images of some class lie in several folders"""
+    """whether the images of some class are in several folders"""
     checksum: str
     notes: tuple[str, ...]
 
@@ -39,8 +39,8 @@ class Folder:
 def read(path: Path, size: int, groups: int | str | None) -> Folder:
     """The images of a folder, one folder per class, below train/, test/ and perhaps val/, or not.
 
-    `groups` says where the patients are named: a level of folders below the classes (1 the first),
-    or FILE.csv or FILE.csv:COLUMN; 0 and None say nothing of them.
+    `groups` says where the patients are named: a level of folders below the classes (1 is the
+    first), or FILE.csv or FILE.csv:COLUMN; with 0 and None they are not.
 
     Raises DataError for everything that is wrong, with the file and what to do.
     """
@@ -93,7 +93,7 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
 
 @dataclass
 class _Images:
-    """The files of a folder that are images, and what was found in reading all of them."""
+    """The files of a folder that are images, and what was found while reading them."""
 
     files: list[File] = field(default_factory=list)
     pixels: list[np.ndarray] = field(default_factory=list)
@@ -132,7 +132,7 @@ def _refuse_empty_splits(root: Path, parts: Mapping[str, str], files: Sequence[F
     for part, folder in parts.items():
         if all(file.part != part for file in files):
             where = shown(root / folder)
-            raise DataError(f"{where} is empty: expected images in the folders of classes.")
+            raise DataError(f"{where} is empty: expected images in the folders of the classes.")
 
 
 def _refuse_unknown_range(root: Path, deep: Sequence[tuple[int, str]]) -> None:
@@ -146,7 +146,7 @@ def _refuse_unknown_range(root: Path, deep: Sequence[tuple[int, str]]) -> None:
 
 
 def _subfolders(files: Sequence[File]) -> dict[int, set[str]]:
-    """Of each class the folders below its own in which its images lie."""
+    """For each class, the folders below its own that contain its images."""
     found: dict[int, set[str]] = {}
     for file in files:
         found.setdefault(file.label, set()).add(os.path.dirname(file.inside))  # noqa: PTH120
@@ -154,7 +154,7 @@ def _subfolders(files: Sequence[File]) -> dict[int, set[str]]:
 
 
 def _swapped(subfolders: Mapping[int, set[str]]) -> list[str]:
-    """A note where the classes look like subfolders, and the subfolders like classes."""
+    """A note if the classes look like subfolders, and the subfolders like classes."""
     first = next(iter(subfolders.values()))
     alike = all(of_class == first for of_class in subfolders.values())
     if len(first) < 2 or "" in first or not alike:
@@ -163,14 +163,14 @@ def _swapped(subfolders: Mapping[int, set[str]]) -> list[str]:
 
 
 def _stacked(images: list[np.ndarray]) -> np.ndarray:
-    """All images, grey ones as colours where others are in colour."""
+    """All images; grey ones are converted to colour if others are in colour."""
     if any(image.ndim == 3 for image in images):
         images = [np.repeat(i[..., None], 3, -1) if i.ndim == 2 else i for i in images]
     return np.stack(images)
 
 
 def _picture(path: Path, size: int) -> tuple[bytes, pictures.Picture | None]:
-    """The bytes of a file and its image; None for a text that lies beside images."""
+    """The bytes of a file and its image; None for a text file among images."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What lies where in a folder of images: its splits, its classes, and what is left out."""
+"""The layout of a folder of images: its splits, its classes, and what is left out."""
 
 import os
 import re
@@ -22,29 +22,29 @@ SPLIT_WORDS = {
 HIDDEN = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
-"""Folders of systems, which hold no data; so do all whose name begins with a dot."""
+"""System folders, which contain no data; those with names starting with a dot do not either."""
 SMALL = frozenset({"thumbnails", "thumbs"})
-"""Folders below a class that hold its images once more."""
+"""Folders below a class that contain copies of its images."""
 SILENT = frozenset(
     {"thumbs.db", "desktop.ini", ".ds_store", ".gitkeep", ".gitignore", ".gitattributes"}
 )
-"""Files of systems of which nobody thinks that they are images."""
+"""System files, which nobody takes for images."""
 TEXTS = frozenset(
     {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".log", ".ini"}
 )
-"""Ends of names that may lie beside images; what is left out is told."""
+"""Suffixes of text files that may be among images; a note says how many are left out."""
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Characters that break a line or turn the direction of what follows."""
+"""Characters that break a line or reverse the direction of text."""
 
 
 def shown(path: str | Path) -> str:
-    """A path as text of one line: bytes that are not UTF-8 and control characters by numbers."""
+    """A path on one line, with control characters and bytes that are not UTF-8 as escapes."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def label(name: str) -> str:
-    """A name as it is compared: a letter and its accent are one, however they are stored."""
+    """A name for comparisons: accented letters are equal however they are stored."""
     return unicodedata.normalize("NFC", shown(name))
 
 
@@ -77,14 +77,14 @@ class File:
 
 @dataclass
 class Listing:
-    """What a folder holds that may be data, by name."""
+    """The contents of a folder that may be data, by name."""
 
     folders: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
 
 class Walk:
-    """The walk through a folder: what it comes by and leaves out. Names are relative to it."""
+    """A walk through a folder: what it finds and leaves out. Names are relative to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -100,13 +100,13 @@ class Walk:
         where = self.root / folder if folder else self.root
         try:
             stat = where.stat()
-            # Some network drives number no files.
+            # Some network drives have no inode numbers.
             key = (stat.st_dev, stat.st_ino) if stat.st_ino else (-1, len(self._visited))
             before = self._visited.setdefault(key, folder)
             if before != folder:
                 raise DataError(
-                    f"{shown(where)} and {shown(self.root / before)} are the same folder, by a "
-                    f"link: its images would count twice. Remove the link."
+                    f"{shown(where)} and {shown(self.root / before)} are the same folder because "
+                    f"of a link, so its images would count twice. Remove the link."
                 )
             with os.scandir(where) as entries:
                 for entry in entries:
@@ -137,18 +137,18 @@ class Walk:
         if "train" in kinds and len(kinds) > 1:
             raise DataError(
                 f"{shown(self.root / folder)} has the folders {some(here.folders)}: expected "
-                f"the splits above the classes, as in train/CLASS/ and test/CLASS/."
+                f"splits above classes, as in train/CLASS/ and test/CLASS/."
             )
         for name in here.folders:
             for file in self.files_below(_joined(folder, name)):
                 yield f"{name}/{file}"
 
     def raise_dangling(self) -> None:
-        """Links to nothing stand for images that are missing: they are never passed over."""
+        """Refuse broken links, because they mean missing images."""
         if self._dangling:
             first = self.root / min(self._dangling)
             raise DataError(
-                f"{shown(self.root)} has {len(self._dangling)} links to nothing, the first "
+                f"{shown(self.root)} has {len(self._dangling)} broken links, the first "
                 f"{shown(first)} -> {shown(first.readlink())}: fetch or mount what they point to, "
                 f"or remove them."
             )
@@ -156,7 +156,7 @@ class Walk:
     def tell_beside(
         self, parts: Mapping[str, str], below: Mapping[str, Listing], top: Listing
     ) -> None:
-        """Note what lies beside splits and classes, or is hidden, and so is no data."""
+        """Note what is not data because it is next to splits or classes, or hidden."""
         if "" not in parts:
             beside = [f"{name}/" for name in top.folders if name not in parts.values()]
             if beside:
@@ -172,7 +172,7 @@ class Walk:
             sorted(file for file in files if Path(file).suffix.lower() not in TEXTS),
             "next to the class folders, so left out",
         )
-        self.tell(sorted(self._hidden), "hidden or of the system, so left out")
+        self.tell(sorted(self._hidden), "hidden or system files, so left out")
 
     def tell(self, names: Sequence[str], what: str) -> None:
         """Note how many files or folders there are, and the first."""
@@ -182,13 +182,13 @@ class Walk:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name stands for: train, Training, test_set, valid, ..."""
+    """The split that a folder's name means: train, Training, test_set, valid, ..."""
     word = re.fullmatch(r"([a-z]+?)(?:[ _-]?set)?", name.casefold())
     return SPLIT_WORDS.get(word[1]) if word else None
 
 
 def splits_of(root: Path, top: Listing) -> dict[str, str]:
-    """The folder of each split, in the order train, val, test; {"": ""} where there are none."""
+    """The folder of each split, in the order train, val, test; {"": ""} if there are none."""
     found: dict[str, str] = {}
     for name in top.folders:
         split = split_of(name)
@@ -205,13 +205,13 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
         return {s: found[s] for s in ("train", "val", "test") if s in found}
     if "train" in found:
         others = [f"{n}/" for n in top.folders if n != found["train"]]
-        beside = f" (beside it: {some(others)})" if others else ""
+        beside = f" (next to it: {some(others)})" if others else ""
         raise DataError(
             f"{shown(root)} has {found['train']}/ but no test/{beside}: add it, or rename the "
             f"test folder to test/; or, to have the images split, put the class folders directly "
             f"into {shown(root)}. A class named {found['train']} needs another name."
         )
-    # What only resembles splits would be taken for classes, and a network learn which is which.
+    # Folders that only resemble splits would be taken for classes.
     words = {
         n: {SPLIT_WORDS.get(w) for w in re.findall("[a-z]+", n.casefold())} for n in top.folders
     }
@@ -220,7 +220,7 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
     if like and (len(like) == len(top.folders) or ("train" in kinds and len(kinds) > 1)):
         raise DataError(
             f"{shown(root)} has the folders {some(top.folders)}, of which {some(like)} look like "
-            f"splits: name them train/, test/ and, where there is one, val/; or rename the classes."
+            f"splits: name them train/, test/ and val/ (if there is one), or rename the classes."
         )
     return {"": ""}
 
@@ -228,7 +228,7 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
 def classes_of(
     walk: Walk, parts: Mapping[str, str], below: Mapping[str, Listing]
 ) -> dict[str, dict[str, str]]:
-    """Of each class its folder in each split, in the order of their names as stored in train."""
+    """For each class its folder in each split, sorted by the names as stored in train."""
     first = next(iter(parts))
     classes: dict[str, dict[str, str]] = {}
     for part, folder in parts.items():
@@ -239,7 +239,7 @@ def classes_of(
                 classes.setdefault(name, {})
             elif name not in classes:
                 like = [known for known in classes if known.casefold() == name.casefold()]
-                hint = f", but {like[0]!r}: make them one name" if like else ""
+                hint = f"; it has {like[0]!r}: use one name" if like else ""
                 raise DataError(f"{where} has the class {name!r}, which train/ lacks{hint}.")
             if part in classes[name]:
                 raise DataError(
@@ -258,8 +258,8 @@ def classes_of(
     folded = Counter(name.casefold() for name in classes)
     alike = [name for name in classes if folded[name.casefold()] > 1]
     if alike:
-        walk.notes.append(f"classes differ only in upper and lower case: {some(alike)}")
+        walk.notes.append(f"classes that differ only in upper and lower case: {some(alike)}")
     split = [name for name in classes if split_of(name)]
     if split and first == "":
-        walk.notes.append(f"named like a split, but taken as a class: {some(split)}")
+        walk.notes.append(f"named like a split, but read as a class: {some(split)}")
     return classes

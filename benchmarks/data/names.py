@@ -39,7 +39,7 @@ GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and what is done to it; what follows the path are the arguments of its name."""
+    """A data set and what is done to it; the fields after the path are arguments of its name."""
 
     name: str
     path: str = ""
@@ -54,11 +54,11 @@ class Benchmark:
     imbalance_kind: Literal["half", "stratified"] = "half"
     meta_noise: float = 0.0
     groups: int | str | None = None
-    """Of a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
+    """For a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
 
     @property
     def corrupts(self) -> bool:
-        """Whether labels or class shares are made worse."""
+        """Whether labels or class shares are corrupted."""
         return self.noise > 0 or self.imbalance > 1 or self.meta_noise > 0
 
 
@@ -66,8 +66,7 @@ def parse_benchmark(text: str) -> Benchmark:
     """The benchmark that ``text`` names.
 
     Raises:
-        NamingError: an unknown name or argument, a value that is not allowed, or a path that could
-            be meant in two ways.
+        NamingError: an unknown name or argument, a value that is not allowed, or an ambiguous path.
     """
     call, path = _call_and_path(text)
     if call.name not in CATALOGUE and not path:
@@ -79,8 +78,8 @@ def parse_benchmark(text: str) -> Benchmark:
         _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
         if call.name in GROUPED:
             raise NamingError(
-                f"{call.name}: folds: expected none, as its official split keeps images of one "
-                "patient, scan or slide in one split, and folds would not"
+                f"{call.name}: folds: expected none, because its official splits keep images of "
+                "one patient, scan or slide together, and folds would not"
             )
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
@@ -90,7 +89,7 @@ def parse_benchmark(text: str) -> Benchmark:
 
 
 def _call_and_path(text: str) -> tuple[Call, str]:
-    """The name with its arguments, and of a user's own data their path."""
+    """The name with its arguments, and for a user's own data their path."""
     kind, colon, rest = text.strip().partition(":")
     if not colon or kind not in OWN:
         call = parse(text)
@@ -100,7 +99,7 @@ def _call_and_path(text: str) -> tuple[Call, str]:
     path, arguments = _path_and_arguments(kind, rest)
     slip = re.search(r"\(\s*[a-z_]+\s*=[^()]*\)?$", path)
     if slip and not arguments and not _exists(path) and rest.strip()[-1:] not in "\"'":
-        parse(f"{kind}{path[slip.start() :]}")  # its error tells what cannot be read
+        parse(f"{kind}{path[slip.start() :]}")  # its error says what cannot be read
     call = parse(f"{kind}{arguments}")
     assert isinstance(call, Call)  # a name, and perhaps parentheses
     try:
@@ -110,7 +109,7 @@ def _call_and_path(text: str) -> tuple[Call, str]:
 
 
 def _size(benchmark: Benchmark) -> int:
-    """The size, refused where a set does not have it; the default stands for an only one."""
+    """The size, if the set has it; for a set with only one size, the default means that one."""
     name, size = benchmark.name, benchmark.size
     sizes = CATALOGUE[name].sizes if name in CATALOGUE else ()
     if sizes and size not in (*sizes, Benchmark.size):
@@ -120,19 +119,19 @@ def _size(benchmark: Benchmark) -> int:
 
 
 def _groups(benchmark: Benchmark) -> int | str | None:
-    """Where the patients of a folder are named, in one spelling."""
+    """Where the patients of a folder are named, in canonical form."""
     name, groups = benchmark.name, benchmark.groups
     if groups is not None and name != "folder":
         raise NamingError(
-            f"{name}: groups: expected none, as only a folder says so which images are of one "
-            f"patient (an npz file holds train_groups and test_groups), got {groups!r}"
+            f"{name}: groups: expected none, because this argument is only for folders (an npz "
+            f"file contains train_groups and test_groups), got {groups!r}"
         )
     if isinstance(groups, int):
         _within(name, "groups", groups, 0, 9)
     if not isinstance(groups, str):
         return groups
     if groups.strip()[:1] in ("", "/", "~"):
-        raise NamingError(  # it is part of a run's id, which no machine's paths may decide
+        raise NamingError(  # it is part of a run's id, which must not depend on a machine's paths
             f"{name}: groups: expected a file by its path from the folder, such as "
             f"patients.csv or ../patients.csv:id, got {groups!r}"
         )
@@ -140,7 +139,7 @@ def _groups(benchmark: Benchmark) -> int | str | None:
 
 
 def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
-    """The path of a user's own data, and the arguments behind it in their parentheses, or ""."""
+    """The path of a user's own data, and the arguments after it with their parentheses, or ""."""
     text = text.strip()
     quoted = re.match(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(\(.*\))?$""", text, re.DOTALL)
     readings = [(text, "")]
@@ -151,7 +150,7 @@ def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
     there = [each for each in readings if each[0] and _exists(each[0])]
     if len(there) > 1:
         shown = " or ".join(f"{kind}:{path!r}{arguments}" for path, arguments in there)
-        raise NamingError(f"benchmark {kind}:{text}: both paths exist; say which with {shown}")
+        raise NamingError(f"benchmark {kind}:{text}: both paths exist; write {shown}")
     path, arguments = (there or readings[-1:])[0]
     if not path:
         raise NamingError(f"benchmark {kind + ':' + text!r}: expected a path after {kind}:")
@@ -166,7 +165,7 @@ def _unquoted(text: str) -> str:
 
 
 def _calls_at(kind: str, text: str) -> list[int]:
-    """Where the arguments may begin: parentheses up to the end of the text that read as a call."""
+    """Where arguments may start: at parentheses that, up to the end of the text, form a call."""
     if not text.endswith(")"):
         return []
     for start in reversed([each.start() for each in re.finditer(r"\(", text)]):
@@ -186,7 +185,7 @@ def _exists(path: str) -> bool:
 
 
 def names_in(text: str) -> list[str]:
-    """The benchmarks in a text, separated by commas; a path that exists may hold commas too."""
+    """The benchmarks in a text, separated by commas; an existing path may contain commas too."""
     found, rest = [], text
     while rest := rest.lstrip(", \t\n"):
         end = _own_end(rest)
@@ -198,7 +197,7 @@ def names_in(text: str) -> list[str]:
 
 
 def _own_end(text: str) -> int:
-    """Where the first name ends, if it is of a user's own data that exist: as late as possible."""
+    """Where the first name ends if it is an existing path of a user's data: as late as possible."""
     kind, colon, _ = text.partition(":")
     if not colon or kind not in OWN:
         return 0
@@ -210,12 +209,12 @@ def _own_end(text: str) -> int:
 
 
 def listed(value: Any) -> tuple[str, ...]:
-    """The benchmarks in a study file's value, products written out, each once.
+    """The unique benchmarks in a study file's value, with braces expanded.
 
-    A path that exists stands for itself, whatever signs of the short form it holds.
+    A path that exists is taken literally, even if it contains braces.
 
     Raises:
-        NamingError: something that names no benchmark.
+        NamingError: something that does not name a benchmark.
     """
     found: dict[str, None] = {}
     for text in texts_in(value):
@@ -228,7 +227,7 @@ def check_seeds(benchmark: Benchmark, seeds: Iterable[int]) -> None:
     """Folds are tested in whole repeats: seeds 0 to 4 are one of five folds, 5 to 9 the next.
 
     Raises:
-        NamingError: a repeat that is cut short, over which no interval is known.
+        NamingError: an incomplete repeat, for which there is no interval.
     """
     if benchmark.folds:
         repeats = Counter(seed // benchmark.folds for seed in set(seeds))
@@ -248,7 +247,7 @@ def canonical(benchmark: Benchmark) -> str:
     """The benchmark's name with its arguments, without a path: that part of a run's id."""
     defaults = asdict(Benchmark(name=""))
     arguments = {k: v for k, v in asdict(benchmark).items() if v != defaults[k]}
-    silent = {"name", "path"}  # and what says nothing beside the others
+    silent = {"name", "path"}  # and arguments without effect
     if benchmark.noise == 0 and benchmark.meta_noise == 0:
         silent.add("noise_kind")
     if benchmark.imbalance == 1:

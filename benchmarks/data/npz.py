@@ -1,4 +1,4 @@
-"""Files of arrays: read, memory-mapped where they are large, never unpickled."""
+"""Reads files of arrays, memory-mapped if they are large; nothing is unpickled."""
 
 import contextlib
 import os
@@ -19,12 +19,12 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, Runtim
 
 
 def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images to predict, and their labels where the file has them.
+    """The images to predict, and their labels if the file has them.
 
     Reads `images` and `labels` of an npz, or else `test_images` and `test_labels`. Images are uint8
     or float32 in [0, 1], (N, H, W) or (N, H, W, C); labels int64 (N,) or uint8 (N, L).
 
-    Raises DataError where the file or its arrays cannot be used.
+    Raises DataError if the file or its arrays cannot be used.
     """
     path = path.expanduser()
     with opened(path) as archive:
@@ -45,7 +45,7 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:
-    """The arrays of an npz, its images memory-mapped where they are over the budget."""
+    """The arrays of an npz; its images are memory-mapped if they exceed the budget."""
     with opened(path) as archive:
         wanted = _wanted(_members(archive), path, with_groups)
         need = sum(archive.getinfo(f"{k}.npy").file_size for k in wanted)
@@ -60,21 +60,21 @@ def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: b
         }
     images = ", ".join(k for k in wanted if k.endswith("images"))
     note = (
-        f"{images} memory-mapped from {folder}: {need / GIB:.2g} GiB, over the memory budget of "
+        f"{images} memory-mapped from {folder}: {need / GIB:.2g} GiB exceed the memory budget of "
         f"{memory_gib:g} GiB"
     )
     return Raw(arrays, (note,))
 
 
 def _wanted(members: list[str], path: Path, with_groups: bool) -> list[str]:
-    """The keys that are read, images and labels of every split and perhaps groups."""
+    """The keys to read: images and labels of every split, and groups if there are any."""
     wanted = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
     missing = [key for key in wanted if key not in members]
     if missing and missing != ["val_images", "val_labels"]:
         raise DataError(
             f"{path} lacks {', '.join(missing)}; it has {', '.join(members) or 'no keys'}. "
-            f"Expected train_images, train_labels, test_images, test_labels and, where there "
-            f"is one, the validation split in val_images and val_labels."
+            f"Expected train_images, train_labels, test_images, test_labels and, if there is a "
+            f"validation split, val_images and val_labels."
         )
     wanted = [key for key in wanted if key in members]
     given = {key for split in SPLITS if (key := f"{split}_groups") in members}
@@ -84,8 +84,8 @@ def _wanted(members: list[str], path: Path, with_groups: bool) -> list[str]:
     lacking = sorted({*groups} ^ given)
     if lacking:
         raise DataError(
-            f"{path}: {', '.join(lacking)} of {', '.join(groups)} lacks or has no images: "
-            f"expected groups of every split, or of none."
+            f"{path}: {', '.join(lacking)} is missing, or its images are: expected groups for "
+            f"every split or for none."
         )
     return wanted + groups
 
@@ -96,7 +96,7 @@ def _members(archive: zipfile.ZipFile) -> list[str]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An npz as the zip archive that it is."""
+    """An npz file, opened as a zip archive."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}: expected an npz file.")
@@ -124,7 +124,7 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
 
 
 def _mapped(archive: zipfile.ZipFile, key: str, path: Path, folder: Path) -> np.ndarray:
-    """One member, memory-mapped copy-on-write from its uncompressed copy, made where missing."""
+    """One member, memory-mapped copy-on-write from an uncompressed copy, made if missing."""
     copy = folder / f"{key}.npy"
     info = archive.getinfo(f"{key}.npy")
     try:
@@ -154,7 +154,7 @@ def _unreadable(path: Path, key: str, error: Exception) -> DataError:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file beside `target`, of this process alone, that takes its name once it is whole."""
+    """A temporary file that replaces `target` once it is complete."""
     beside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as handle:

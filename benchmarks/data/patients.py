@@ -1,4 +1,4 @@
-"""Whose the images of a folder are: by its subfolders, or by a table beside them."""
+"""The patients of the images in a folder, from its subfolders or from a table."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ IMAGE_COLUMNS = ("file", "image", "path", "filename")
 
 
 def of_files(root: Path, files: Sequence[File], groups: int | str | None) -> list[str] | None:
-    """The patient of each file, as text; the same in every class and split.
+    """The patient of each file, as a string that is the same in every class and split.
 
-    `groups` as for `folders.read`. Raises DataError where a file has none.
+    `groups` as for `folders.read`. Raises DataError if a file has none.
     """
     if not groups:
         return None
@@ -51,8 +51,8 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
                 f"{shown(path)}, line {line}: {cell!r} has the group {group!r}, but above "
                 f"{of_cell[key]!r}: expected one group per image."
             )
-    # An image may be named by its path or the end of it, with or without the format, where no
-    # other image is meant by that.
+    # An image may be named by its path or the end of it, with or without the suffix, if that is
+    # unambiguous.
     ends = [_ends(file) for file in files]
     meant = Counter(end for of_file in ends for end in of_file)
     found = [
@@ -63,14 +63,14 @@ def _from_csv(root: Path, groups: str, files: Sequence[str]) -> list[str]:
     if missing:
         raise DataError(
             f"{shown(path)} names no group for {len(missing)} of {len(files)} images, the first "
-            f"{missing[0]}: expected its path in {shown(root)}, or its file name where no other "
+            f"{missing[0]}: expected its path in {shown(root)}, or its file name if no other "
             f"image has it. The first line names the columns, here {', '.join(head)}."
         )
     return found
 
 
 def _ends(file: str) -> dict[str, None]:
-    """A path and all its ends, each with and without the format, longest first."""
+    """A path and all its ends, each with and without the suffix, longest first."""
     parts = file.split("/")
     whole = ["/".join(parts[k:]) for k in range(len(parts))]
     return dict.fromkeys(each for end in whole for each in (end, os.path.splitext(end)[0]))  # noqa: PTH122

@@ -1,7 +1,7 @@
-"""From the bytes of one image file to its pixels, and what had to be done to get them.
+"""From the bytes of one image file to its pixels, and what was done to get them.
 
-Decoding is Pillow's. What the format says beyond its pixels is used here, refused, or told;
-docs/data.md has the table.
+Pillow decodes. Other information in the file is used, refused or reported; docs/data.md has the
+table.
 """
 
 import io
@@ -14,13 +14,13 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 ORIENTATION = 0x0112
 PHOTOMETRIC, BITS, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 258, 338, 339  # tags of a TIFF
 SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))
-"""How the name of a colour profile may hold that of the usual one."""
+"""Bytes in the name of a colour profile that mean sRGB."""
 SRGB_GAMMA = 0.45455
 DEEP = (";16B", ";16L", ";16N")
 """Endings of Pillow's names for channels of 16 bits ("BGR;16" is 16 bits a pixel)."""
 ADVICE = "convert it to 8 bits, or put values scaled to [0, 1] into an npz file"
 FULL_RANGE = 1 << 15
-"""Sixteen bits whose highest is never set may as well be 10, 12 or 15 bits of unknown place."""
+"""If the highest of 16 bits is never set, they may be 10, 12 or 15 bits at an unknown position."""
 NOT_READ = (  # offset, bytes, and what a file is that has them there
     (128, b"DICM", "a DICOM file"),
     (4, b"ftyphei", "a HEIC image"),
@@ -48,13 +48,13 @@ DONE = {
     "extra": "with channels beyond colour and transparency, which are left out",
     "squeezed": "that are not square squeezed to a square",
 }
-"""What may be told of some images, in the order of telling."""
+"""Notes on some of the images, in the order in which they are printed."""
 ALTERED = ("turned", "ground", "white is zero", "12 bits")
-"""What changes pixels that were once read without it: it is part of a folder's checksum."""
+"""Changes that earlier versions did not make: part of a folder's checksum."""
 
 
 class NotAnImage(ValueError):
-    """Bytes that no reader knows; the message says what they seem to be, or nothing."""
+    """Bytes in an unknown format; the message says what they seem to be, or is empty."""
 
 
 class Refused(ValueError):
@@ -65,26 +65,26 @@ class Picture(NamedTuple):
     """One image as it is used."""
 
     pixels: np.ndarray
-    """uint8, (size, size) where it is grey and (size, size, 3) where it is not"""
+    """uint8, (size, size) if it is grey, else (size, size, 3)"""
     done: frozenset[str]
     """keys of DONE, and others of ALTERED"""
     peak: int | None
-    """the largest of its 16-bit values, of colours in steps of 256; None where the format says
-    which range they have"""
+    """the largest of its 16-bit values, for colours in steps of 256; None if the format declares
+    their range"""
     warned: str
-    """what the reader complained of, or nothing"""
+    """the reader's warning, or empty"""
 
 
 def decode(data: bytes, size: int) -> Picture:
-    """The image in the bytes of a file: turned upright, on black ground, 8 bits, resized.
+    """The image in the bytes of a file: turned upright, on black, 8 bits, resized.
 
-    Raises ValueError for a damaged image, and as its kinds Refused and NotAnImage.
+    Raises ValueError for a damaged image, or its subclasses Refused and NotAnImage.
     """
     if not data:
         raise ValueError("it is empty, 0 bytes")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # A very large image is resized like any other; Pillow refuses those that are a threat.
+        # A very large image is resized like any other; Pillow refuses dangerously large ones.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -93,14 +93,14 @@ def decode(data: bytes, size: int) -> Picture:
             raise NotAnImage(_what(data)) from error
         except Refused:
             raise
-        # Damaged bytes make Pillow's readers raise nearly anything.
+        # For damaged bytes, Pillow's readers may raise nearly anything.
         except Exception as error:
             raise ValueError(str(error) or type(error).__name__) from error
     return Picture(pixels, frozenset(done), peak, str(caught[0].message) if caught else "")
 
 
 def told(counts: dict[str, int]) -> list[str]:
-    """A sentence for each thing that was done to some images, with their number."""
+    """A note for each thing that was done to some images, with their number."""
     return [
         f"{counts[key]} image{'s' * (counts[key] > 1)} {text}"
         for key, text in DONE.items()
@@ -141,7 +141,7 @@ def _decoded(image: Image.Image, size: int) -> tuple[np.ndarray, set[str], int |
 
 
 def _remarks(image: Image.Image, tags: dict) -> set[str]:
-    """What is to be told of the image, and of what its file says beyond its pixels."""
+    """Remarks on the image and the other information in its file."""
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma", SRGB_GAMMA)
     other_profile = profile and not any(name in profile for name in SRGB)
     told = {
@@ -154,7 +154,7 @@ def _remarks(image: Image.Image, tags: dict) -> set[str]:
 
 
 def _shallow(image: Image.Image, tags: dict) -> tuple[Image.Image, int | None, set[str]]:
-    """Grey of 12 or 16 bits in 8, its largest value of 16 bits, and what was done."""
+    """Grey of 12 or 16 bits reduced to 8, its largest 16-bit value, and what was done."""
     done = {"deep"}
     deep = np.asarray(image)
     bits = 12 if tags.get(BITS) == (12,) else 16
@@ -174,16 +174,16 @@ def _shallow(image: Image.Image, tags: dict) -> tuple[Image.Image, int | None, s
 
 
 def _peak_of_colours(image: Image.Image) -> int:
-    """The largest value of colours of 16 bits, of which Pillow hands over the higher byte."""
+    """The largest value of 16-bit colours, of which Pillow returns only the high byte."""
     if "transparency" in image.info:
-        raise Refused(f"one of its colours of 16 bits is transparent; {ADVICE}")
+        raise Refused(f"one of its 16-bit colours is transparent; {ADVICE}")
     bands = np.asarray(image)
     colours = bands[..., :-1] if image.mode in ("LA", "RGBA") else bands
     return int(colours.max()) << 8
 
 
 def _on_black(image: Image.Image, raw: str) -> tuple[Image.Image, set[str]]:
-    """The image, grey or in colours, with what is transparent on black, and whether any is."""
+    """The image, grey or in colour, composited on black, and whether any of it is transparent."""
     mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
     alpha = _alpha(image, raw)
     picture = _plain(image, mode)
@@ -192,20 +192,20 @@ def _on_black(image: Image.Image, raw: str) -> tuple[Image.Image, set[str]]:
     low, high = alpha.getextrema()
     if low == 255:
         return picture, set()
-    # What lies under transparency is never seen, so it may not decide either.
+    # Pixels hidden by transparency are never seen, so they must not matter.
     picture = Image.composite(picture, Image.new(mode, picture.size), alpha)
     return picture, {"ground", "clear"} if high == 0 else {"ground"}
 
 
 def _stored(image: Image.Image) -> tuple[str, bool]:
-    """Pillow's name of how pixels lie in the file, and whether the format knows their range."""
+    """Pillow's name for the pixel format of the file, and whether it declares the range."""
     tiles = getattr(image, "tile", None)  # some readers have none
     if not tiles:
         return "", False
     codec, _, _, arguments = tiles[0]
     if codec in ("ppm", "ppm_plain"):
         raw, most = arguments
-        # Where the largest value is said to be 65535, the writer may not have known it.
+        # If the largest value is given as 65535, the writer may not have known it.
         return (raw if most < 256 else f"{raw};16B"), most < 65535
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return (first if isinstance(first, str) else ""), image.format == "JPEG2000"
@@ -214,27 +214,27 @@ def _stored(image: Image.Image) -> tuple[str, bool]:
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    # Damaged EXIF data, again: the pixels beside them may be whole.
+    # Damaged EXIF data may raise nearly anything, too; the pixels may be intact.
     except Exception as error:
         warnings.warn(f"EXIF data that cannot be read: {error}", stacklevel=2)
         return False
 
 
 def _refuse(image: Image.Image, tags: dict) -> None:
-    """Refuse values whose range nothing tells."""
+    """Refuse values of unknown range."""
     if 2 in tags.get(SAMPLE_FORMAT, ()):
         bits = tags.get(BITS, (8,))[0]
-        raise Refused(f"it holds signed {bits}-bit integers of unknown range; {ADVICE}")
+        raise Refused(f"it contains signed {bits}-bit integers of unknown range; {ADVICE}")
     if image.mode == "F":
-        raise Refused(f"it holds floats of unknown range; {ADVICE}")
+        raise Refused(f"it contains floats of unknown range; {ADVICE}")
     if image.mode == "I" and image.format != "PPM":
-        raise Refused(f"it holds 32-bit integers of unknown range; {ADVICE}")
+        raise Refused(f"it contains 32-bit integers of unknown range; {ADVICE}")
     if image.format == "FITS":
         raise Refused(f"it is a FITS file, whose values have no known range; {ADVICE}")
 
 
 def _alpha(image: Image.Image, raw: str) -> Image.Image | None:
-    """How opaque each pixel is, mode L; None where all are."""
+    """The opacity of each pixel, mode L; None if all are opaque."""
     if image.mode in ("LA", "PA", "RGBA"):
         return image.getchannel("A")
     if "transparency" not in image.info or image.mode not in ("1", "L", "P", "RGB"):
@@ -246,7 +246,7 @@ def _alpha(image: Image.Image, raw: str) -> Image.Image | None:
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The image in the mode, whatever lies under transparency."""
+    """The image in this mode, ignoring transparency."""
     if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")  # from there on Pillow does not warn
+        image = image.convert("RGBA")  # avoids a warning of Pillow
     return image.convert(mode)

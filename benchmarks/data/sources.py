@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from benchmarks.data.folders import Folder
 
 FOLDER_SHARES = (0.6, 0.2, 0.2)
-SIDECAR_BYTES = 256 << 20  # from here on a checksum takes long enough to be remembered
+SIDECAR_BYTES = 256 << 20  # checksums of larger files take long enough to be cached
 
 
 def default_root() -> Path:
@@ -58,11 +58,11 @@ def load(
 ) -> Arrays:
     """The arrays of a data set: a name of the catalogue, or "npz" or "folder" with its `path`.
 
-    `size` is the edge in pixels: one that the set is published in, or what the images of a folder
-    are resized to; sets of one size and npz files come as they are. A missing validation split is
-    cut from train: `val_fraction` of it, stratified, the same for every run. A file under an
-    official name with another MD5 is refused unless `allow_unverified`. Images that take more than
-    `memory_gib` GiB are memory-mapped from an uncompressed copy below `root`.
+    `size` is the edge in pixels: one that the set is published in, or the one to which the images
+    of a folder are resized; sets of one size and npz files are used as they are. A missing
+    validation split is cut from train: `val_fraction` of it, stratified, the same for every run. A
+    file under an official name with another MD5 is refused unless `allow_unverified`. Images that
+    take more than `memory_gib` GiB are memory-mapped from an uncompressed copy below `root`.
 
     Raises DataError for everything that is wrong with the data, with the file and what to do.
     """
@@ -77,7 +77,8 @@ def load(
             return _load_folder(Path(path).expanduser(), size, val_fraction, groups)
     if groups is not None:
         raise DataError(
-            f"{name} takes no groups: a folder does; an npz file holds train_groups, test_groups."
+            f"{name} takes no groups: only folders do; an npz file contains train_groups and "
+            f"test_groups."
         )
     entry = _entry(name)
     size = _size(entry, size)
@@ -101,7 +102,7 @@ def load(
 
 
 def locate(entry: Entry, size: int, root: Path) -> list[Path | None]:
-    """Where each file of a set lies on this machine, None where it does not.
+    """The path of each file of a set on this machine, or None if it is not there.
 
     Looks in `<root>/<folder of the set>`, in `root`, and for MedMNIST in ~/.medmnist, in this
     order.
@@ -116,7 +117,7 @@ def locate(entry: Entry, size: int, root: Path) -> list[Path | None]:
 
 
 def verify(entry: Entry, size: int, root: Path) -> list[tuple[File, Path | None, str | None, bool]]:
-    """Each file of a set with its path, its MD5 read anew, and whether that is the official one."""
+    """Each file of a set with its path, its recomputed MD5, and whether that is official."""
     found = []
     for file, path in zip(entry.files[_size(entry, size)], locate(entry, size, root), strict=True):
         md5 = None if path is None else md5_of(path)
@@ -268,7 +269,7 @@ def _rows_of_splits(folder: "Folder", where: str) -> tuple[dict[str, np.ndarray]
 
 
 def _of_subfolders(folder: "Folder") -> tuple[str, ...]:
-    """A hint where images were split beside each other although subfolders may be patients."""
+    """A hint if images were split individually although subfolders may be patients."""
     if not folder.subfolders or {"train", "val"} <= set(folder.parts):
         return ()
     what = "train and val are split" if "train" in folder.parts else "split"
@@ -282,12 +283,12 @@ def _of_subfolders(folder: "Folder") -> tuple[str, ...]:
 def _against_entry(
     arrays: Arrays, raw: Raw, entry: Entry, size: int, path: Path, verified: bool
 ) -> list[str]:
-    """Notes on where a file differs from the official facts; DataError where it may not."""
+    """Notes on how a file differs from the official facts; DataError if it must not."""
     shape = (size, size) if entry.channels == 1 else (size, size, entry.channels)
     if arrays.train_x.shape[1:] != shape:
         raise DataError(
-            f"{path}: images have the shape {arrays.train_x.shape[1:]}, expected {shape} as "
-            f"{entry.name} has."
+            f"{path}: images have the shape {arrays.train_x.shape[1:]}, expected {shape} for "
+            f"{entry.name}."
         )
     multi = entry.kind == "multi-label"
     if (arrays.train_y.ndim == 2) != multi:
@@ -300,5 +301,5 @@ def _against_entry(
         f"officially {'/'.join(map(str, entry.counts))}"
     )
     if verified:
-        raise DataError(f"{path}: {text}. Its MD5 is right: please report this.")
+        raise DataError(f"{path}: {text}. Its MD5 is correct: please report this.")
     return [text]

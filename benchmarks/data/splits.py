@@ -1,4 +1,4 @@
-"""From a data set to the splits that a run trains and is judged on."""
+"""From a data set to the splits that a run is trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Control = Literal["all", "train", "train+meta", "meta"]
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What one run sees: the rows it trains on, its meta rows, and those that judge it."""
+    """The data of one run: training rows, meta rows, and rows for evaluation."""
 
     train: Rows
     meta: Rows | None
@@ -44,7 +44,7 @@ class Splits:
     folds: tuple[Tensor, ...] = ()
     """Crossfit: positions in ``train`` that are meta, or held out, in epoch e mod K."""
     select_trained: bool = False
-    """Whether rows of the select split trained anything."""
+    """Whether rows of the select split were used for training."""
     corruption: dict[str, Any] | None = None
     corrupted: dict[str, np.ndarray] | None = None
     """``rows`` (positions in train), ``before`` and ``after`` (labels) of the noisy ones, and
@@ -53,13 +53,13 @@ class Splits:
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     test_groups: np.ndarray | None = None
-    """(N,) int64, equal for test rows of one patient; None where nothing is known of patients"""
+    """(N,) int64, equal for test rows of one patient; None if patients are unknown"""
     groups: dict[str, int] | None = None
     """How many there are in train, meta, select and test, for result.json"""
 
     @property
     def spec(self) -> Spec:
-        """What a method may know of the data."""
+        """What a method may know about the data."""
         shape = (self.train.channels, *self.train.x.shape[2:])
         return Spec(rows=len(self.train), classes=len(self.classes), shape=shape)
 
@@ -76,9 +76,9 @@ class Splits:
     ) -> Splits:
         """Splits of a user's own (images, labels): uint8 (N, H, W) or (N, H, W, C), int (N,).
 
-        ``groups`` of train, select and test (N,) are equal for images of one patient, be they
-        numbers or text. With ``meta_fraction`` that share of the training rows becomes the meta
-        split, of whole groups where they are given.
+        ``groups`` of train, select and test (N,), numbers or strings, are equal for images of one
+        patient. With ``meta_fraction`` that share of the training rows becomes the meta split, in
+        whole groups if they are given.
 
         Raises:
             DataError: labels, groups or shapes that do not fit together.
@@ -98,7 +98,7 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Which labelled rows every row of a table may use (design: equal labels)."""
+    """Which labelled images every row of a table may use."""
 
     name: Literal["equal", "paper"] = "equal"
     meta_fraction: float = 0.2
@@ -112,7 +112,7 @@ class Protocol:
                 f"crossfit: expected 1 (off) or a number of folds, got {self.crossfit}"
             )
         if self.crossfit > 1 and self.name == "paper":
-            raise ValueError("crossfit: the paper protocol has its meta rows fixed; use equal")
+            raise ValueError("crossfit: meta rows are fixed in the protocol paper; use equal")
 
 
 def arrays_of(
@@ -125,13 +125,13 @@ def arrays_of(
     """The data set as stored; read once in a process.
 
     Raises:
-        DataError: it is not there, not what it should be, or cannot be read.
+        DataError: it is missing, damaged, or cannot be read.
     """
     return _arrays(*stored(benchmark), root, allow_unverified, memory_gib, download)
 
 
 def stored(benchmark: Benchmark) -> tuple[str, int, str, int | str | None]:
-    """What decides the arrays of a benchmark as stored: two that agree in it share them."""
+    """What determines the stored arrays of a benchmark; benchmarks that agree in it share them."""
     return benchmark.name, benchmark.size, benchmark.path, benchmark.groups
 
 

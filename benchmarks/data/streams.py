@@ -18,7 +18,7 @@ from methods.functional import per_row, sent
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a tensor of inputs, with targets of their own."""
+    """Some rows of a tensor of inputs, with their own targets."""
 
     x: Tensor
     """(M, C, H, W) uint8 or float32; on the device, or memory-mapped on the CPU."""
@@ -27,9 +27,9 @@ class Rows:
     y: Tensor
     """(N, K) float32 targets on the device."""
     channels: int
-    """C, or 3 where grey images are shown as RGB."""
+    """C, or 3 if grey images are shown as RGB."""
     more: Tensor | None = None
-    """Images that ``where`` counts behind those of ``x``."""
+    """Images whose numbers in ``where`` follow those of ``x``."""
 
     def __len__(self) -> int:
         return len(self.where)
@@ -130,7 +130,7 @@ class RowStream:
 
     @property
     def active(self) -> Tensor | None:
-        """Positions that may be drawn, where not all may (crossfit)."""
+        """Positions that may be drawn, if not all may (crossfit)."""
         return self._active
 
     @active.setter
@@ -154,7 +154,7 @@ class RowStream:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """What is drawn inside does not move what is drawn afterwards."""
+        """Draws inside do not affect the draws afterwards."""
         before = self._draws
         try:
             yield
@@ -169,7 +169,7 @@ class RowStream:
         return Batch(x=x, y=self._rows.y[index], w=w, index=known)
 
     def draw(self, n: int, stratified: bool = False) -> Batch:
-        """``n`` rows without replacement (all rows where the split has fewer)."""
+        """``n`` rows without replacement (all rows if the split has fewer)."""
         order = self._order()
         if stratified and n < len(order):
             order = self._stratified(order, n)
@@ -185,7 +185,7 @@ class RowStream:
         return sent(index, self._rows.y.device)
 
     def _order(self) -> Tensor:
-        """Positions on the CPU, where drawing them does not wait for the device."""
+        """Positions on the CPU, so that drawing them does not wait for the device."""
         order = permutation(len(self), self._seed, self._name, *self._place, self._draws)
         self._draws += 1
         return order if self._active_on_host is None else self._active_on_host[order]
@@ -239,9 +239,9 @@ def training_order(
 ) -> list[Tensor]:
     """Positions in the training split of each batch of one epoch.
 
-    Rows are passed over again and again, each time in a new order; an epoch takes the next
-    ``steps`` batches wherever a pass ends. With folds, each fold has a count of its own, and
-    ``keep`` tells whether its rows ("meta") or all others ("train") are trained on.
+    Passes over the rows follow each other, each in a new order; an epoch takes the next ``steps``
+    batches, wherever a pass ends. With folds, each fold is counted separately, and ``keep`` says
+    whether its rows ("meta") or all others ("train") are trained on.
     """
     fold = epoch % len(folds) if folds else 0
     active = rows_of_epoch(folds[fold].cpu(), rows, keep) if folds else torch.arange(rows)
