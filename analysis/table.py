@@ -224,7 +224,7 @@ def _starred(cell: TableCell) -> str:
 SHORT = 22
 """The longest text that stays on one line in a cell of an HTML table."""
 NEEDED = r"% \usepackage{booktabs}"
-BESIDE = r"% graphicx shrinks a table that is too wide; [T1]{fontenc} has letters beyond English"
+BESIDE = r"% graphicx shrinks a table that is too wide; [T1]{fontenc} sets accented letters"
 ONE_COLUMN = 56
 """Characters per line of a table that fits one column of a two-column page."""
 

@@ -192,6 +192,8 @@ def said(error: BaseException) -> str:
     """An error in one line, with the place in the user's code where it was raised."""
     told = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+    if isinstance(error, ImportError) and "no known parent package" in text:
+        text += "; import a file of the same folder without the dot: from helper import name"
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{_shown(error.filename)}, line {error.lineno}: SyntaxError: {error.msg}"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):

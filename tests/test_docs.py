@@ -21,6 +21,7 @@ import torch
 import tyro
 
 import methods
+from benchmarks import contract
 from benchmarks.cli import arguments, main
 from benchmarks.cli.common import study_of
 from benchmarks.contract import CASES, CHECKS, check
@@ -266,6 +267,25 @@ def test_the_method_keeps_the_contract() -> None:
     for case in CASES:
         for name in CHECKS:
             assert check(name, made, case) == ""
+
+
+def test_the_method_that_learns_keeps_the_contract_and_learns() -> None:
+    scope: dict[str, Any] = {}
+    exec(snippet(EXTENDING, "class Harder"), scope)
+    made = scope["Harder"]
+    for case in CASES:
+        for name in CHECKS:
+            assert check(name, made, case) == ""
+    ready = contract.bench(made, CASES[0])
+    factors = []
+    for step in range(3):
+        ready.augment(ready.batch(step=step), step=step)
+        factors.append(ready.method.learned()["brightness"])
+    assert bool((factors[0] != 1).all()), "each class moves at the first step"
+    assert torch.allclose((factors[0] - 1).abs(), torch.full_like(factors[0], 0.02))
+    frozen = contract.bench(lambda: made(rate=0.0), CASES[0])
+    frozen.augment(frozen.batch())
+    assert bool((frozen.method.learned()["brightness"] == 1).all())
 
 
 @pytest.mark.usefixtures("reader")

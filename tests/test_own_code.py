@@ -252,6 +252,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "py:bad.py:Bad": ("", "write bad, without .py"),
     "py:bad": ("", "cannot read 'py:bad'"),
     "py:bad:Syntax": ("x = 1\ndef f(:\n", "bad.py, line 2: SyntaxError: "),
+    "py:bad:Dot": ("from .helpers import f\n", "without the dot: from helper import name"),
     "py:bad:Raises": ("x = 1\n1 / 0\n", "bad.py, line 2: ZeroDivisionError: division by zero"),
     "py:bad:Class": ("class Class:\n    pass\n", "is a class but not a Method"),
     "py:bad:three": ("three = 3\n", "is of type int, expected a subclass of augbench.Method"),
@@ -286,6 +287,24 @@ FAULTY: dict[str, tuple[str, str]] = {
     "int": ("", "is a class: create an instance"),
     "3": ("", "expected a function of images, py:bad:function is 3"),
 }  # fmt: skip
+
+
+UNLEARNED = """
+    def __init__(self):
+        super().__init__()
+        self.b = torch.nn.Parameter(torch.zeros(()))
+"""
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_parameters_that_nothing_updates_are_named(
+    here: Path, in_process: None, capsys: pytest.CaptureFixture[str], learns: bool
+) -> None:
+    update = "self.b.data = self.b.data + 0.1; " if learns else ""
+    body = f"{update}return replace(batch, x=batch.x * (1 - self.b.detach()).clamp(0, 1))"
+    Path("bad.py").write_text(f"import torch\n{METHOD.format(body)}{UNLEARNED}")
+    assert compare("none, py:bad:Bad") == 0
+    assert ("nothing updated b in a trial" in capsys.readouterr().err) != learns
 
 
 def refused(row: str, content: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from analysis.blocks import Block, Column, Entry
+from analysis.contents import one_class
 from analysis.findings import Best, best, mean_ranks, scores
 from analysis.labels import legend
 from analysis.metrics import MEASURES, SHOWN
-from analysis.numbers import MISSING, counted, mean_sd, number
+from analysis.numbers import MISSING, count, counted, mean_sd, number
 from analysis.report import published
 from analysis.report.tables import folds_note, patients_note, ratio
 from analysis.runs import Training, field_names
-from analysis.stats import INFERENCE_SEEDS
+from analysis.stats import FEW_SEEDS, INFERENCE_SEEDS
 from analysis.table import Group, Mark, Table, TableCell, cells
 
 if TYPE_CHECKING:
@@ -141,12 +142,20 @@ class Scores:
             controls = ", without control rows" if self.block.controls else ""
             tested = (
                 "; italics (tied): not significantly different from it (population interval, 5 %, "
-                "corrected for all pairs of rows)"
+                "corrected for all pairs of rows of this table)"
             )
             notes.append(
                 f"Bold (best): the {best_of} mean of a column{controls}"
                 f"{tested if set(SHOWN) & set(self.metrics) else ''}."
             )
+            if (
+                min(self.counts[name, told[name, metric].top] for name, metric in enough)
+                < FEW_SEEDS
+            ):
+                notes.append(
+                    f"Few seeds: with fewer than {FEW_SEEDS}, what is in italics, and what is not, "
+                    "is less reliable."
+                )
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
             if untested:
                 notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
@@ -294,7 +303,10 @@ def paper_table(
         ]
         above += ["average" if several else ""] * len(metrics)
         more += [lambda entry, each=each: made.average(entry, each) for each in metrics]
-        notes.append("average: over the data sets of this table, each counted once.")
+        notes.append(
+            "average: over the data sets of this table; sizes and corruptions of one set count "
+            "one by one."
+        )
     if options.rank:
         head += [f"{MEASURES[each].name if several else 'mean rank'} ↓" for each in metrics]
         above += ["mean rank" if several else ""] * len(metrics)
@@ -317,6 +329,12 @@ def paper_table(
     if any(entry.control for entry in block.entries):
         notes.append(TRANSFER)
     notes += [*folds_note(block.columns), *patients_note(block.columns)]
+    if when == "last":
+        notes += [
+            f"{column.name}, {text}."
+            for column in block.columns
+            for text in one_class(column.rows[entry.name] for entry in block.entries)
+        ]
     notes += _training_note(block.columns)
     if options.legend:
         names = [(entry.name, entry.row) for entry in block.entries]
@@ -337,12 +355,12 @@ def _caption(made: Scores) -> str:
     measures = [MEASURES[each] for each in made.metrics]
     names = [f"{each.name} (%)" if each.percent else each.name for each in measures]
     what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    counts = [count for entry in made.block.entries for count in made.seeds(entry) if count]
+    counts = [each for entry in made.block.entries for each in made.seeds(entry) if each]
     seeds = "one seed" if set(counts) == {1} else (
         f"mean ± standard deviation over {counted(counts)} seeds"
     )  # fmt: skip
     network = f"{setting['model']}, protocol {setting['protocol']}"
-    epochs = _by_set(made.block.columns, lambda training: f"{training.epochs} epochs")
+    epochs = _by_set(made.block.columns, lambda training: count(training.epochs, "epoch"))
     return f"Test {what}: {seeds}; {network}, {epochs}, {_epoch(made.when)}."
 
 

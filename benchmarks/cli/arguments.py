@@ -323,7 +323,8 @@ class TableCommand:
     runs: Positional[Path]
     """results folder"""
     rows: Annotated[str, _default("all but control rows")] = ""
-    """methods and control rows, separated by commas; NAME=LABEL shows a row under a label"""
+    """methods and control rows, separated by commas; NAME=LABEL shows a row under a label; put a
+    label with a comma in quotes"""
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or an unambiguous part of it; NAME=LABEL as for rows"""
     metrics: str = "accuracy,auc"
@@ -331,7 +332,7 @@ class TableCommand:
     format: Annotated[
         Literal["text", "md", "tex", "csv", "html"] | None, _default("that of --out, else text")
     ] = None
-    """format of the table; tex needs only the package booktabs"""
+    """format of the table; tex needs booktabs, and graphicx where the table is wide"""
     out: Annotated[Path | None, _default("none: print it")] = None
     """file to write: .tex, .md, .csv, .html or .txt"""
     caption: Annotated[str, _default("metrics, seeds, network, protocol and epochs")] = ""

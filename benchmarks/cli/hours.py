@@ -29,9 +29,9 @@ def worth(left: Left) -> float:
     )
 
 
-def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], StudyError | None]:
+def lines(left: Left, plan: Plan, root: Path, where: Where) -> list[str]:
     """What is printed about the time, and why this machine cannot do the runs, if so."""
-    asked, refused = plan.study, None
+    asked, refused = plan.study, ""
     _, gpu = capacity.takes(asked, gpus=0)
     at_once = where.workers or max(1, int(1 / gpu if gpu else 1))
     if where.address:
@@ -44,15 +44,15 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> tuple[list[str], 
             if gpu and asked.resources.measured and not where.workers:
                 said += ", or more if sharing a GPU is measured to be faster"
         except StudyError as error:
-            refused = error
-            said = f"Not on this machine; the time is for {at_once} at a time"
+            refused = f"This machine cannot do these runs: {error}"
+            said = f"The time is for {at_once} at a time on another machine"
     device = "cuda" if gpu else "cpu"
     costs = costs_in(root, "" if where.address else device)
-    here = not where.address and refused is None
+    here = not (where.address or refused)
     seconds, sources = _seconds(left, plan, costs, device, here, min(1.0, gpu or 1.0))
     told = ", ".join(f"{count(runs, 'run')} from {source}" for source, runs in sources.items())
     time = _hours(seconds / min(at_once, len(left)))
-    return [said, f"About {time}, estimated for {told}"], refused
+    return [*filter(None, [refused]), said, f"About {time}, estimated for {told}"]
 
 
 def _hours(seconds: float) -> str:

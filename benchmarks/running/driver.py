@@ -316,4 +316,4 @@ def stopped(work: Round, ledger: Ledger) -> str:
     kept = sum(
         ledger.status(cell).state == "interrupted" for job in work.jobs for cell in job.cells
     )
-    return f"stopped; {kept} run(s) have a checkpoint"
+    return f"stopped; {'1 run has' if kept == 1 else f'{kept} runs have'} a checkpoint"

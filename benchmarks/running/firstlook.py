@@ -30,7 +30,7 @@ from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import threads, train_step
 from methods import own
-from methods.base import Method
+from methods.base import Method, overrides
 from methods.naming import NamingError
 from methods.wrap import Wrap
 
@@ -97,6 +97,7 @@ def check(name: str, arrays: Arrays, benchmark: Benchmark, model: str) -> list[s
 
     try:
         one, other, third = bench(), bench(), bench()
+        before = {name: each.detach().clone() for name, each in one.method.named_parameters()}
         for each in (contract.shapes, contract.ranges, contract.mutation):
             each(third)
         contract.repeats(one, other)
@@ -108,7 +109,17 @@ def check(name: str, arrays: Arrays, benchmark: Benchmark, model: str) -> list[s
         raise NamingError(f"method {name!r}: {text}") from error
     except (Exception, SystemExit) as error:  # code of the user's own may fail in any way
         raise NamingError(f"method {name!r}: {own.said(error)}") from error
-    return [text for part in one.method.parts() if isinstance(part, Wrap) for text in part.remarks]
+    remarks = [
+        text for part in one.method.parts() if isinstance(part, Wrap) for text in part.remarks
+    ]
+    after = dict(one.method.named_parameters())
+    still = [name for name, each in before.items() if torch.equal(each, after[name])]
+    if still and not overrides(one.method, "begin_epoch"):
+        remarks.append(
+            f"nothing updated {', '.join(still)} in a trial: a method updates its own parameters "
+            "(docs/extending.md)"
+        )
+    return remarks
 
 
 def _rows(arrays: Arrays, benchmark: Benchmark, needs_meta: bool, device: torch.device) -> Splits:

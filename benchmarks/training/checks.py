@@ -47,9 +47,7 @@ def check_batch(batch: Batch, spec: Spec, name: str) -> None:
         TrainingFailed: names the method, the part, its shape and the shape that was expected.
     """
     if not isinstance(batch, Batch):
-        raise TrainingFailed(
-            f"{name}: augment returned {type(batch).__name__}, expected a methods.base.Batch"
-        )
+        raise TrainingFailed(f"{name}: augment returned {type(batch).__name__}, expected a Batch")
     rows = len(batch.x)
     expected = {
         "x": (rows, *spec.shape),
