@@ -15,8 +15,10 @@ from benchmarks.running.executors import Where
 from benchmarks.running.probe import Setting
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import SHIPPED, Costs, costs_in, method_of, shipped
-from benchmarks.studies.plan import Plan, pool_of
+from benchmarks.studies.plan import Plan, evaluated, pool_of
 
+PASSES = 3
+"""Forward passes that take as long as a plain training step."""
 Left = Sequence[tuple[Cell, int]]
 """Runs, each with the number of epochs that are done."""
 
@@ -86,6 +88,8 @@ def _seconds(
             sources[f"the shipped table ({SHIPPED[device].where})"] += 1
         else:
             sources["a probe of this machine"] += 1
-        rows = pool_of(cell.benchmark, source) * (run.training.epochs - done)
-        total += each * rows * methods.cost(run.method) / share
+        epochs = run.training.epochs - done
+        trained = pool_of(cell.benchmark, source) * epochs * methods.cost(run.method)
+        select, test = evaluated(cell.benchmark, source)
+        total += each * (trained + (select * epochs + test) / PASSES) / share
     return total, sources

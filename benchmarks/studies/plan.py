@@ -84,6 +84,14 @@ def pool_of(benchmark: Benchmark, source: Source) -> float:
     return rows / 2 * (1 + 1 / benchmark.imbalance)  # half of the classes are reduced
 
 
+def evaluated(benchmark: Benchmark, source: Source) -> tuple[float, float]:
+    """Approximate numbers of select rows, evaluated every epoch, and of test rows, at the end."""
+    if benchmark.folds:
+        test = sum(source.counts) / benchmark.folds
+        return (sum(source.counts) - test) / 8, test
+    return source.counts[1], source.counts[2]
+
+
 @dataclass(frozen=True, config={"arbitrary_types_allowed": True})
 class Experiment:
     """Rows over seeds on one benchmark, model and protocol: what one table compares."""
