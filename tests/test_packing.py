@@ -20,13 +20,15 @@ import torch
 
 from analysis import runs
 from analysis.runs import Run, Training
-from benchmarks.cli import common, compare, main
+from benchmarks.cli import common, compare, hours, main
 from benchmarks.running import capacity, executors, firstlook, local, mps, packing, together
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Driver
 from benchmarks.running.packing import Reached
 from benchmarks.running.together import NotMeasured, Rate, Together, Trainer
+from benchmarks.studies import loading
+from benchmarks.studies.plan import Plan
 from benchmarks.training.errors import out_of_memory
 from benchmarks.training.trainer import threads
 from tests import sweeping
@@ -171,6 +173,22 @@ def test_a_gpu_is_filled_unless_something_else_is_said(
     assert (there.workers, there.gpu) == (3, 1 / 3)
     assert "Runs that share a GPU are time-sliced: " in capsys.readouterr().err
     if verb == "sweep":
+        path = sweeping.study(tmp_path, SMALL)
+        given = ["--executor", "local", "--dry-run", "--data", str(tmp_path)]
+        assert main.run(["sweep", str(path), *given]) == 0
+        assert "\n4 at a time on this machine\n" in capsys.readouterr().out
+        shares = list[float]()
+        with monkeypatch.context() as patch:
+            patch.setattr(hours, "_seconds", lambda *given: shares.append(given[-1]) or (8.0, {}))
+            main.run(["sweep", str(path), *given])
+        assert shares == [pytest.approx(3.1 / 4)], "4 train 3.1 times the images of one"
+        plan = Plan(loading.load(path), tmp_path)
+        wanted = plan.experiments[0].cells()
+        assert packing.known(plan, wanted, 4.0, None) == (4, 3.1)
+        assert packing.known(plan, wanted, 4.0, 2) is None, "nothing is to be measured"
+        (tmp_path / packing.FILE).rename(tmp_path / "kept.json")
+        assert packing.known(plan, wanted, 4.0, None) is None
+        (tmp_path / "kept.json").rename(tmp_path / packing.FILE)
         for setting, share in (("trials_per_gpu=2", 0.5), ("gpus=1", 1.0), ("gpus=0", 0.0)):
             given = ["--set", f"resources.{setting}"]
             (there,), _ = carried_out(verb, tmp_path, monkeypatch, *given)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import methods
 from analysis.numbers import count
 from analysis.studyfile import StudyError
-from benchmarks.running import capacity, probe
+from benchmarks.running import capacity, packing, probe
 from benchmarks.running.display import duration
 from benchmarks.running.executors import Where
 from benchmarks.running.probe import Setting
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import SHIPPED, Costs, costs_in, method_of, shipped
 from benchmarks.studies.plan import Plan, evaluated, pool_of
+from benchmarks.studies.schema import Resources
 
 PASSES = 3
 """Forward passes that take as long as a plain training step."""
@@ -35,10 +37,15 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> list[str]:
     """What is printed about the time, and why this machine cannot do the runs, if so."""
     asked, refused = plan.study, ""
     _, gpu = capacity.takes(asked, gpus=0)
-    at_once = where.workers or max(1, int(1 / gpu if gpu else 1))
+    at_once, gain = where.workers or max(1, int(1 / gpu if gpu else 1)), 1.0
     if where.address:
         said = f"On the cluster, as many at a time as fit; the time is for {at_once}"
     else:
+        known = packing.known(plan, [cell for cell, _ in left], asked.memory_gib, where.workers)
+        if known is not None:
+            shared, gain = known
+            resources = Resources(cpus=asked.resources.cpus, trials_per_gpu=shared)
+            asked = replace(asked, resources=resources)
         try:
             there = capacity.here(asked, where.workers)
             at_once, gpu = there.workers, there.gpu
@@ -51,7 +58,7 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> list[str]:
     device = "cuda" if gpu else "cpu"
     costs = costs_in(root, "" if where.address else device)
     here = not (where.address or refused)
-    seconds, sources = _seconds(left, plan, costs, device, here, min(1.0, gpu or 1.0))
+    seconds, sources = _seconds(left, plan, costs, device, here, gain * min(1.0, gpu or 1.0))
     told = ", ".join(f"{count(runs, 'run')} from {source}" for source, runs in sources.items())
     time = _hours(seconds / min(at_once, len(left)))
     return [*filter(None, [refused]), said, f"About {time}, estimated for {told}"]
@@ -66,7 +73,7 @@ def _seconds(
 ) -> tuple[float, Counter[str]]:
     """Seconds for all these runs, one after the other, and how many runs have which source.
 
-    Runs that share a GPU are assumed to slow each other down: each gets its ``share``.
+    Each has its ``share`` of the speed that a run has alone on a GPU.
     """
     measured = [costs.of(cell.run, done) for cell, done in left]
     wanted = {}

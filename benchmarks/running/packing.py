@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from methods.naming import OWN
 GROWTH = 1.1
 """More runs are tried while all of them together train at least so many times the images."""
 SAFE = 4.0
-"""A method's step is taken to need so many times the memory of a plain one: those that ship process
-a batch up to three times at once, and parts of it in float32."""
+"""A run is taken to need so many times the memory of a plain step. Counted by tensors, in bfloat16
+with a ResNet-18 and batches of 128: AutoDO 2.6, SAFLEX 1.9, LP-A3 1.3; evaluation takes batches of
+512, which small batches of training make dear."""
 PROCESS_MIB = 1024.0
 """What a process takes of a GPU besides its tensors: CUDA's context, and what torch keeps free."""
 SECONDS = 1.0
@@ -39,6 +41,8 @@ PATIENCE_SECONDS = 120.0
 """For all measurements of a sweep together."""
 SETTINGS = 8
 """Networks and shapes of which the one that takes the most memory is looked for."""
+MPS, TURNS = "MPS", "time-sliced"
+"""How runs share a GPU."""
 FILE = "gpu_sharing.json"
 """In the data folder: what was measured, by card and setting."""
 
@@ -154,33 +158,59 @@ def shared(
     ``joins``: the runs go to a cluster, which has its own MPS, and GPUs such as those here.
     """
     study, own = plan.study, capacity.gpus()
-    cpus, gpu = capacity.takes(study, own, workers)
-    most = 1
-    if study.resources.measured and own and workers is None:
-        cores = int(capacity.cores() / cpus + 1e-9)
-        most = min(math.ceil(len(wanted) / own), max(1, cores // own), mps.CLIENTS)
+    most = _most(plan, wanted, workers)
+    _, gpu = capacity.takes(study, own, workers)
     if not own or (most == 1 and not 0 < gpu < 1):
         yield study
         return
     with ExitStack() as stack:
-        under, variables = "time-sliced", {}
+        under, variables = TURNS, {}
         if not joins:
             try:
                 variables = stack.enter_context(mps.started())
             except mps.NoMPS as reason:
-                under = f"time-sliced: {reason}"
+                under = f"{TURNS}: {reason}"
             else:
                 under = "under MPS" if variables else "under the MPS that runs here"
                 stack.enter_context(_environment(variables))
         if most == 1:
             say(f"Runs that share a GPU are {under}.")
         else:
+            say("Measuring how many runs should share a GPU; this takes two minutes at most ...")
             count = _measured(plan, wanted, memory_gib, most, under, variables)
             if count == 1:
                 stack.close()
             resources = Resources(cpus=study.resources.cpus, trials_per_gpu=count)
             study = replace(study, resources=resources)
         yield study
+
+
+def known(
+    plan: Plan, wanted: Sequence[Cell], memory_gib: float, workers: int | None
+) -> tuple[int, float] | None:
+    """How many runs would share a GPU by what was measured before, and how many times the images of
+    one run they train together; None: it is yet to be measured, or not to be.
+    """
+    most = _most(plan, wanted, workers)
+
+    def measure(make: Plainly, count: int) -> Reached:
+        raise NotMeasured("not yet")
+
+    for how in (MPS, TURNS) if most > 1 else ():
+        with suppress(NotMeasured):
+            count, found = _choice(plan, wanted, memory_gib, most, how, measure)
+            return count, found[count].images_per_second / found[1].images_per_second
+    return None
+
+
+def _most(plan: Plan, wanted: Sequence[Cell], workers: int | None) -> int:
+    """Runs for which a GPU of this machine has cores, if it is to be measured how many share it."""
+    own = capacity.gpus()
+    if not plan.study.resources.measured or not own or workers is not None:
+        return 1
+    cpus, _ = capacity.takes(plan.study, own)
+    cores = int(capacity.cores() / cpus + 1e-9)
+    return min(math.ceil(len(wanted) / own), max(1, cores // own), mps.CLIENTS)
 
 
 def _measured(
@@ -192,47 +222,66 @@ def _measured(
     variables: Mapping[str, str],
 ) -> int:
     """How many runs share a GPU, by measurements that are told; 1 where there are none."""
+    together, until = Together("cuda", variables), time.monotonic() + PATIENCE_SECONDS
+
+    def measure(make: Plainly, count: int) -> Reached:
+        if time.monotonic() > until - SECONDS:
+            raise NotMeasured(LATE)
+        return Reached.of(together.rates(make, count, SECONDS, until))
+
+    how = TURNS if under.startswith(TURNS) else MPS
+    try:
+        count, found = _choice(plan, wanted, memory_gib, most, how, measure)
+    except NotMeasured as reason:
+        say(f"How many runs should share a GPU could not be measured: {reason}. One has it.")
+        return 1
+    finally:
+        together.close()
+    say(told(count, found, under))
+    return count
+
+
+def _choice(
+    plan: Plan,
+    wanted: Sequence[Cell],
+    memory_gib: float,
+    most: int,
+    how: str,
+    measure: Callable[[Plainly, int], Reached],
+) -> tuple[int, dict[int, Reached]]:
+    """As ``best``, for the network, shape and batch whose plain step takes the most memory.
+
+    What was measured before, with runs that share a GPU ``how``, is not measured again.
+
+    Raises:
+        NotMeasured: of none even one run could be measured.
+    """
     made: dict[Setting, Plainly] = {}
     for cell in wanted:
         source = plan.source(cell.benchmark)
         if len(made) < SETTINGS:
             setting = Setting.of(cell.run, source.shape)
             made.setdefault(setting, Plainly(cell.run, source.shape, source.classes))
+    where = f"{_card()}, {capacity.cores()} cores, {how}"
+    alone: list[tuple[float, Measure]] = []
+    problem = ""
+    for setting, make in made.items():
+        measuring = partial(measure, make)
+        if OWN not in setting.model:  # its code may change
+            key = f"{where}: {', '.join(map(str, setting))}"
+            measuring = remembered(measuring, plan.data_root / FILE, key)
+        measuring = cache(measuring)
+        try:
+            alone.append((measuring(1).step_mib, measuring))
+        except NotMeasured as reason:
+            problem = str(reason)
+    if not alone:
+        raise NotMeasured(problem)
+    _, heaviest = max(alone, key=itemgetter(0))
     sources = [plan.source(each) for each in {cell.benchmark for cell in wanted}]
     data = max(sum(source.counts) * math.prod(source.shape) for source in sources)
-    data_mib = min(data / 2**20, 1024 * memory_gib)  # what is larger stays on the CPU
-    say("Measuring how many runs should share a GPU; this takes two minutes at most ...")
-    together, until = Together("cuda", variables), time.monotonic() + PATIENCE_SECONDS
-    where = f"{_card()}, {capacity.cores()} cores, {under.partition(':')[0]}"
-
-    def measuring(setting: Setting) -> Measure:
-        def measure(count: int) -> Reached:
-            if time.monotonic() > until - SECONDS:
-                raise NotMeasured(LATE)
-            return Reached.of(together.rates(made[setting], count, SECONDS, until))
-
-        if OWN in setting.model:  # its code may change
-            return cache(measure)
-        key = f"{where}: {', '.join(map(str, setting))}"
-        return cache(remembered(measure, plan.data_root / FILE, key))
-
-    try:
-        alone, problem = {}, ""
-        for setting in made:
-            measure = measuring(setting)
-            try:
-                alone[setting] = measure(1).step_mib, measure
-            except NotMeasured as reason:
-                problem = str(reason)
-        if not alone:
-            say(f"How many runs should share a GPU could not be measured: {problem}. One has it.")
-            return 1
-        heaviest = max(alone, key=lambda setting: alone[setting][0])
-        count, found = best(alone[heaviest][1], most, data_mib)
-    finally:
-        together.close()
-    say(told(count, found, under))
-    return count
+    # larger data sets stay on the CPU
+    return best(heaviest, most, min(data / 2**20, 1024 * memory_gib))
 
 
 def _card() -> str:
