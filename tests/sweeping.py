@@ -18,13 +18,15 @@ from benchmarks.running.worker import work
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round
 from benchmarks.studies.schema import Study
+from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Gone
 
 
 def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Outcomes:
     """In the place of ``local.Processes.carry_out``: in this process, as a worker's torch takes
     seconds to import."""
-    driver = Driver(round_, ledger, study, self.capacity, lambda: False)
+    ends = self.limit.reached
+    driver = Driver(round_, ledger, study, self.capacity, ends, self.limit)
     name = ""
 
     def report(told: dict[str, Any]) -> None:
@@ -33,18 +35,18 @@ def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Ou
             raise Gone
 
     for number in itertools.count():
+        if driver.over:
+            break
         name = str(number)
         offered = driver.offer(name)
         if offered is None:
-            if driver.over:
-                break
             time.sleep(0.05)  # other processes hold what is left
             continue
         driver.started(name)
         job, wanted, again = driver.jobs[offered["job"]], offered["runs"], offered["again"]
         options = replace(self._options, shares_gpu=offered["shares"])
-        with contextlib.suppress(Gone):
-            work(job, wanted, again, ledger.root, options, lambda: False, report)
+        with contextlib.suppress(Gone, Interrupted):
+            work(job, wanted, again, ledger.root, options, ends, report)
         driver.ended(name)
     driver.display.close()
     return driver.outcomes

@@ -144,12 +144,18 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 @pytest.mark.parametrize(
-    ("kind", "group"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+    ("kind", "group", "ends"),
+    [
+        (signal.SIGINT, False, 130),
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, False, 130),
+        (signal.SIGUSR1, True, 3),
+    ],
 )
 def test_stopped_and_started_again(
-    kind: signal.Signals, group: bool, place: Path, temporary: Path, undisturbed: Path
+    kind: signal.Signals, group: bool, ends: int, place: Path, temporary: Path, undisturbed: Path
 ) -> None:
-    """By a signal to the sweep, or to all processes as Ctrl-C in a terminal sends it."""
+    """By a signal to the sweep, or to all processes, as from a terminal or SLURM."""
     path, out = sweeping.study(place, TEXT), place / f"{kind.name}-{group}"
     out.mkdir()
     process = sweeping.start(path, out, place, TMPDIR=str(temporary))
@@ -165,7 +171,7 @@ def test_stopped_and_started_again(
         process.send_signal(kind)
     code, _, errors = sweeping.finish(process)
     assert time.monotonic() - begin < STOP_SECONDS
-    assert code == 130, errors
+    assert code == ends, errors
     assert "Resume with: augbench sweep" in errors
     assert "interrupted" in sweeping.statuses(out).values()
     left = set(sweeping.left_behind(out, temporary))

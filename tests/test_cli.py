@@ -994,23 +994,30 @@ def test_one_works_and_the_other_waits_or_says_who(
 
 
 @pytest.mark.usefixtures("here")
-def test_ctrl_c_on_compare(
-    longer: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 3)])
+def test_compare_is_stopped_and_goes_on(
+    sign: signal.Signals,
+    code: int,
+    longer: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGINT reaches every process of the group, as from a terminal."""
+    """The signal reaches every process of the group, as from a terminal and from SLURM."""
     given = compare(
         longer, tmp_path, *SLOWLY, "--methods", "none,crop", "--seeds", "1", epochs=EPOCHS
     )
     with start(given) as process:
         wait_for(lambda: checkpoints(tmp_path))
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, sign)
         shown, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and shown == "" and "Traceback" not in errors
+    assert process.returncode == code and shown == "" and "Traceback" not in errors
     again = errors.rpartition("Resume with: augbench ")[2].strip()
     assert shlex.split(again) == given
     wait_for(lambda: group_is_gone(process.pid), 10)
     assert left_behind(tmp_path) == {"checkpoint.pt"}
 
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
     assert main.run(shlex.split(again)) == 0
     assert numbers(tmp_path) == numbers(undisturbed) and left_behind(tmp_path) == set()
     result = [runs.read_result(folder) for folder in runs.folders(tmp_path)]

@@ -22,6 +22,7 @@ from benchmarks.cli import main
 from benchmarks.running import capacity, executors, local
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
+from benchmarks.running.timelimit import Limit
 from benchmarks.studies.schema import Block, Resources, Study
 from tests import sweeping
 
@@ -197,7 +198,7 @@ def test_a_worker_that_dies_at_a_rung_ends_nothing_else(tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
     theirs.send({"epoch": 1, "rung": 1, "score": 0.5})
     theirs.close()
-    there = local.Processes(Capacity("", 1, 1.0, 0.0, 1), tmp_path, Options())
+    there = local.Processes(Capacity("", 1, 1.0, 0.0, 1), tmp_path, Options(), Limit())
     dead: Any = mock.Mock(exitcode=-9)
     there._workers = [local._Worker(dead, ours, 0, job="0")]
     driver = mock.Mock()

@@ -26,6 +26,7 @@ from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Driver
 from benchmarks.running.packing import Reached
+from benchmarks.running.timelimit import Limit
 from benchmarks.running.together import NotMeasured, Rate, Together, Trainer
 from benchmarks.studies import loading
 from benchmarks.studies.plan import Plan
@@ -278,6 +279,7 @@ class Emulated:
     """Two runs share a GPU, carried out here one after the other."""
 
     capacity = Capacity("", 2, 1.0, 0.5, 1)
+    limit = Limit()
     carry_out = sweeping.carry_out_here
 
     def __init__(self, options: Options) -> None:
@@ -330,7 +332,7 @@ def test_nothing_is_begun_beside_a_run_that_must_be_alone(
     reached = []
 
     def carry_out(self: Any, round_: Any, ledger: Any, study: Any) -> Any:
-        driver = Driver(round_, ledger, study, self.capacity, lambda: False)
+        driver = Driver(round_, ledger, study, self.capacity, lambda: False, Limit())
         first, second = driver.offer("first"), driver.offer("second")
         assert first and second and first["shares"] and second["shares"]
         driver.started("first")
@@ -354,7 +356,7 @@ def test_nothing_is_begun_beside_a_run_that_must_be_alone(
 
 
 def test_idle_workers_end_before_a_run_that_must_be_alone(tmp_path: Path) -> None:
-    there = local.Processes(Emulated.capacity, tmp_path, Options())
+    there = local.Processes(Emulated.capacity, tmp_path, Options(), Limit())
     pairs = [multiprocessing.Pipe() for _ in range(2)]
     processes: list[Any] = [mock.Mock() for _ in pairs]
     there._workers = [

@@ -29,6 +29,7 @@ from benchmarks.running.driver import Driver
 from benchmarks.running.executors import Where
 from benchmarks.running.on_ray import executor, joined, own, tune
 from benchmarks.running.problems import Problem
+from benchmarks.running.timelimit import Limit
 from benchmarks.studies import loading, schema
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import Costs
@@ -211,11 +212,13 @@ def driver_of(
     healthy: schema.Study,
     retries: int = 1,
     ladder: Ladder | None = None,
+    limit: Limit | None = None,
 ) -> Driver:
     """A driver of these jobs, without an executor."""
     quiet = replace(healthy, tensorboard=False)
     there = Capacity("", 2, 1.0, 0.0, 1)
-    return Driver(Round(jobs, ladder), Ledger(root, retries), quiet, there, lambda: False)
+    ledger, limit = Ledger(root, retries), limit or Limit()
+    return Driver(Round(jobs, ladder), ledger, quiet, there, lambda: False, limit)
 
 
 def display(*wanted: Cell, done: int = 0, workers: int = 1, costs: Costs | None = None) -> Display:
@@ -280,7 +283,7 @@ def test_what_stops_a_retry_is_not_told_as_the_failure_before(
         (lambda driver: driver.ended("t", "killed"), "killed; rerun the same command"),
     ):
         ledger = Ledger(tmp_path, retries=0, retry_failed=True)
-        driver = Driver(Round([job]), ledger, quiet, there, lambda: False)
+        driver = Driver(Round([job]), ledger, quiet, there, lambda: False, Limit())
         assert driver.offer("t") is not None
         driver.started("t")
         tell(driver)

@@ -131,6 +131,9 @@ class CompareCommand(Setting, Place):
     """add each method's upstream with as many passes, or as much time"""
     shard: Annotated[str, _default("all runs")] = ""
     """share of the runs, such as 3/8, for machines that share no folder"""
+    time_limit: Annotated[str, _default("none; in a SLURM job 2 minutes before its end")] = ""
+    """stop after this time, such as 3h50m: runs write checkpoints, the exit code is 3, and the same
+    command resumes; SIGUSR1 does the same"""
     selection: Literal["last", "selected"] = "last"
     """epoch to show: the last, or the one with the best select AUC if available"""
     verbose: bool = False
@@ -162,6 +165,9 @@ class SweepCommand:
     """only runs whose name, as printed by the dry run, contains this; * and ? are wildcards"""
     shard: Annotated[str, _default("all runs")] = ""
     """share of the runs, such as 3/8, for machines that share no folder"""
+    time_limit: Annotated[str, _default("none; in a SLURM job 2 minutes before its end")] = ""
+    """stop after this time, such as 3h50m: runs write checkpoints, the exit code is 3, and the same
+    command resumes; SIGUSR1 does the same"""
     settings: Annotated[
         tuple[tuple[str, ...], ...],
         UseAppendAction,

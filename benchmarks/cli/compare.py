@@ -15,6 +15,7 @@ from benchmarks.data.download import DataError
 from benchmarks.running import executors, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.executors import Where
+from benchmarks.running.timelimit import limit_of
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.plan import Plan
@@ -32,7 +33,7 @@ def carry_out(command: arguments.CompareCommand) -> int:
 @own.kept()
 def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.RowRuns]]:
     """Run and print the comparison; return the exit code, and its rows with their finished runs."""
-    options = options_of(command)
+    options, where = options_of(command), _where(command)
     _check(command)
     study = study_of(
         command,
@@ -60,7 +61,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
 
     there = root.exists()
     try:
-        outcomes = executors.carry_out(work, ledger, options, _where(command), begin)
+        outcomes = executors.carry_out(work, ledger, options, where, begin)
     except (NamingError, DataError):  # nothing could be run
         if not there:
             with suppress(OSError):  # it holds something, or was not made
@@ -107,7 +108,8 @@ def _where(command: arguments.CompareCommand) -> Where:
     jobs = command.jobs
     if jobs is None and device_of(command.device) == "mps":  # not counted by capacity
         jobs = 1
-    return Where(command.executor, "" if address == "local" else address, jobs)
+    limit = limit_of(command.time_limit)
+    return Where(command.executor, "" if address == "local" else address, jobs, limit)
 
 
 def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns]) -> None:

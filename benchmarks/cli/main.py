@@ -32,7 +32,9 @@ from benchmarks.cli.arguments import (
     UnpackCommand,
     UsageError,
 )
-from benchmarks.running.codes import FAILURE, INTERRUPTED, USAGE
+from benchmarks.running import timelimit
+from benchmarks.running.codes import FAILURE, INTERRUPTED, OUT_OF_TIME, USAGE
+from benchmarks.running.timelimit import OutOfTime
 from methods.naming import NamingError
 
 AGAIN = (
@@ -49,6 +51,7 @@ AGAIN = (
 
 def main() -> None:
     """Entry point of ``augbench``, ``python -m augbench`` and ``python -m benchmarks``."""
+    timelimit.block()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # tables have characters that some terminals lack
@@ -73,14 +76,16 @@ def read(arguments: list[str]) -> Any:
         Command,  # type: ignore[arg-type]
         prog="augbench",
         description="Compare learnable augmentation methods under equal conditions. "
-        "--version on its own prints the version.",
+        "--version on its own prints the version. Exit codes: 0 success, 1 something failed, "
+        "2 wrong usage, 3 time limit reached, 130 interrupted.",
         args=arguments,
         config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
     )
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line; return 0, 1 (something failed), 2 (usage) or 130 (interrupted).
+    """Run a command line; return 0, 1 (something failed), 2 (usage), 3 (time limit reached) or 130
+    (interrupted).
 
     Raises:
         SystemExit: help was requested, or the arguments are invalid (code 2).
@@ -115,7 +120,7 @@ def run(arguments: list[str]) -> int:
             kept = str(stop) or "stopped; finished work is kept"
             said = f"{kept}. Resume with: {again}"
         print(f"\naugbench: {said}", file=sys.stderr)
-        return INTERRUPTED
+        return OUT_OF_TIME if isinstance(stop, OutOfTime) else INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
 

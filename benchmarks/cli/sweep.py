@@ -29,6 +29,7 @@ from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Outcomes
 from benchmarks.running.executors import Where
+from benchmarks.running.timelimit import limit_of
 from benchmarks.studies import loading, rounds, schema, search, shipped
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
@@ -79,7 +80,7 @@ def carry_out(command: arguments.SweepCommand) -> int:
         )
     if asked.tune is not None:
         rounds.check_search(plan, asked.tune, fetch=not command.dry_run)
-    where_of(command, asked)
+    where = where_of(command, asked)
     ledger = Ledger(root, asked.retries, command.retry_failed)
     shard = Shard.of(command.shard)
     work = Work(plan, root, chosen(command.only), shard)
@@ -97,10 +98,10 @@ def carry_out(command: arguments.SweepCommand) -> int:
     if len(wanted) > schema.MAX_RUNS:
         raise StudyError(f"the file names {len(wanted)} runs, expected at most {schema.MAX_RUNS:,}")
     if command.dry_run:
-        return _dry_run(command, work, ledger, wanted)
+        return _dry_run(work, ledger, wanted, where)
     _remember(work)
     try:
-        outcomes = _run(command, work, ledger, data_root)
+        outcomes = _run(work, ledger, data_root, where)
     finally:  # more runs have a name by now: equal budgets, winners of a search
         work.foresee()
         _remember(work)
@@ -140,9 +141,7 @@ def _heading(asked: Study) -> list[str]:
     return lines
 
 
-def _dry_run(
-    command: arguments.SweepCommand, work: Work, ledger: Ledger, wanted: Sequence[Cell]
-) -> int:
+def _dry_run(work: Work, ledger: Ledger, wanted: Sequence[Cell], where: Where) -> int:
     """Print every run, what is done, what would run, and how long it would take."""
     plan, asked = work.plan, work.plan.study
     print("\n".join([*_heading(asked), ""]))
@@ -178,7 +177,7 @@ def _dry_run(
         print(f"More runs follow: {EQUAL_BUDGETS}.")
     if not left:
         return 0
-    print("\n".join(hours.lines(left, plan, ledger.root, where_of(command, asked))))
+    print("\n".join(hours.lines(left, plan, ledger.root, where)))
     return 0
 
 
@@ -187,17 +186,19 @@ def where_of(command: arguments.SweepCommand, asked: Study) -> Where:
 
     Raises:
         StudyError: the executor cannot do what is asked.
+        NamingError: the time limit is no duration.
     """
     address = command.address
     if not address and command.executor == "ray":
         address = os.environ.get("RAY_ADDRESS", "") or asked.address
     workers = command.workers or asked.workers
-    where = Where(command.executor, "" if address == "local" else address, workers)
+    limit = limit_of(command.time_limit)
+    where = Where(command.executor, "" if address == "local" else address, workers, limit)
     executors.check(asked, where)
     return where
 
 
-def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root: Path) -> Outcomes:
+def _run(work: Work, ledger: Ledger, data_root: Path, where: Where) -> Outcomes:
     """Run the rounds of the study."""
     asked = work.plan.study
     options = Options(
@@ -215,7 +216,6 @@ def _run(command: arguments.SweepCommand, work: Work, ledger: Ledger, data_root:
         device = "cuda" if gpu and capacity.gpus() else "cpu"
         firstlook.look(wanted, ledger, options, device, fetch=not where.address)
 
-    where = where_of(command, asked)
     return executors.carry_out(work, ledger, options, where, begin)
 
 

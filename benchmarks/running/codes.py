@@ -1,3 +1,3 @@
 """Exit codes of the command line; 0 means success."""
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, USAGE, OUT_OF_TIME, INTERRUPTED = 1, 2, 3, 130

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.running.capacity import Capacity
 from benchmarks.running.curves import curves_of
 from benchmarks.running.display import Display
 from benchmarks.running.problems import GOES_ON, Problem
+from benchmarks.running.timelimit import Limit
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import costs_in
@@ -46,15 +47,17 @@ class Driver:
         study: Study,
         capacity: Capacity,
         stopping: Callable[[], bool],
+        limit: Limit,
     ) -> None:
-        self.ledger, self.stopping = ledger, stopping
+        self.ledger, self.stopping, self._limit = ledger, stopping, limit
         self.jobs = [job for job in work.jobs if any(ledger.to_do(cell) for cell in job.cells)]
         left = [cell for job in self.jobs for cell in job.cells if ledger.to_do(cell)]
+        self._costs = costs_in(ledger.root, capacity.device)
         self.display = Display(
             {cell.run.id: cell for cell in left},
             {cell.run.id: ledger.epochs(cell) for cell in left},
             capacity.workers,
-            costs_in(ledger.root, capacity.device),
+            self._costs,
         )
         self.outcomes: Outcomes = {}
         self._ladder, self._curves = work.ladder, curves_of(study, ledger.root)
@@ -99,6 +102,8 @@ class Driver:
         """The next job: its place in ``jobs``, its runs to do, those that failed before, whether
         other runs share its GPU, and what a logger may show of it. None: nothing is left, or other
         processes hold all that is, or a run must be alone.
+
+        A run that cannot finish an epoch before the time limit is dropped.
         """
         if any(place in self._alone for place, _ in self._offered.values()):
             return None
@@ -207,6 +212,11 @@ class Driver:
                 continue
             self._held.pop(place, None)
             left = [cell for cell in job.cells if self._to_do(cell)]
+            if left and not self._in_time(left[0]):
+                self.display.note(
+                    "Not begun: runs that cannot finish an epoch before the time limit"
+                )
+                continue
             holder = next(filter(None, (runs.holder_of(self.ledger.folder(c)) for c in left)), "")
             if holder:
                 self._hold(place)
@@ -225,6 +235,11 @@ class Driver:
             for place, holder in holders.items():
                 self.display.note(f"{label(self.jobs[place].first)}: waiting, held by {holder}")
         return None
+
+    def _in_time(self, cell: Cell) -> bool:
+        """Whether the run can finish one epoch, and so write a checkpoint, before the limit."""
+        seconds = self._costs.of(cell.run, cell.run.training.epochs - 1)
+        return seconds is None or self._limit.allows(seconds)
 
     def _rank(self, job: Job) -> None:
         """A trial that was carried out elsewhere competes at the rungs that it reached."""
@@ -313,7 +328,11 @@ class Driver:
 
 def stopped(work: Round, ledger: Ledger) -> str:
     """What is said of a round that was stopped."""
-    kept = sum(
-        ledger.status(cell).state == "interrupted" for job in work.jobs for cell in job.cells
-    )
-    return f"stopped; {'1 run has' if kept == 1 else f'{kept} runs have'} a checkpoint"
+    cells = [cell for job in work.jobs for cell in job.cells]
+    count = kept(cells, ledger)
+    return f"stopped; {'1 run has' if count == 1 else f'{count} runs have'} a checkpoint"
+
+
+def kept(cells: Sequence[Cell], ledger: Ledger) -> int:
+    """How many of these runs have a checkpoint."""
+    return sum(ledger.status(cell).state == "interrupted" for cell in cells)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 from analysis import runs
+from analysis.numbers import count
 from analysis.studyfile import StudyError
 from benchmarks.running import capacity, local, packing
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
-from benchmarks.running.driver import Outcomes
+from benchmarks.running.driver import Outcomes, kept
+from benchmarks.running.timelimit import Limit, OutOfTime
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round, Work
@@ -35,6 +39,8 @@ class Executor(Protocol):
     def carry_out(self, work: Round, ledger: Ledger, study: Study) -> Outcomes:
         """Do the jobs that are left; the outcome of each run by its id.
 
+        Once the time limit is reached, the runs that are left have none.
+
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
         """
@@ -50,6 +56,8 @@ class Where:
     """of the Ray to join; empty: one of our own"""
     workers: int | None = None
     """as many as fit unless given"""
+    limit: Limit = field(default_factory=Limit)
+    """no run is begun that cannot finish an epoch before it"""
 
     def opened(
         self, study: Study, ledger: Ledger, options: Options, wanted: list[Cell]
@@ -61,10 +69,12 @@ class Where:
             DataError: data or results folder cannot be used on a machine.
         """
         if self.executor == "local":
-            return local.opened(study, ledger.root, options, self.workers)
+            return local.opened(study, ledger.root, options, self.workers, self.limit)
         from benchmarks.running.on_ray import executor  # noqa: PLC0415 - Ray, where it is needed
 
-        return executor.opened(study, ledger.root, options, self.address, self.workers, wanted)
+        return executor.opened(
+            study, ledger.root, options, self.address, self.workers, wanted, self.limit
+        )
 
 
 def check(study: Study, where: Where) -> None:
@@ -102,6 +112,10 @@ def carry_out(
     """Carry out the rounds of a study; an executor is opened where something is to be done.
 
     ``begin`` is called with the runs of the first such round, before any of them starts.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
+        OutOfTime: the time limit was reached, or no run that is left can finish an epoch before it.
     """
     study = work.plan.study
     options = replace(options, code=own.sources(work.plan.own_names()))
@@ -114,8 +128,13 @@ def carry_out(
             left = [cell for cell in wanted if ledger.to_do(cell)]
             if not left:
                 continue
+            if where.limit.reached():
+                raise _out_of_time(left, ledger)
             opens = executor is None
             if executor is None:
+                if where.limit.until < math.inf:
+                    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(where.limit.until))
+                    print(f"Time limit: runs stop at {at}", file=sys.stderr)
                 begin(wanted)
                 _check_locks(ledger.root)
                 packed = packing.shared(
@@ -135,4 +154,13 @@ def carry_out(
                 file=sys.stderr,
             )
             outcomes |= executor.carry_out(each, ledger, study)
+            rest = [cell for cell in left if cell.run.id not in outcomes]
+            if rest and where.limit.given:
+                raise _out_of_time(rest, ledger)
     return outcomes
+
+
+def _out_of_time(left: Sequence[Cell], ledger: Ledger) -> OutOfTime:
+    return OutOfTime(
+        f"time limit reached; {count(len(left), 'run')} left, {kept(left, ledger)} with a checkpoint"
+    )

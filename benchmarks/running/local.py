@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import augbench
-from benchmarks.running import capacity
+from benchmarks.running import capacity, timelimit
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.problems import said
 from benchmarks.running.signals import heard
+from benchmarks.running.timelimit import Limit
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round
 from benchmarks.studies.schema import Study
@@ -57,8 +58,8 @@ class _Worker:
 class Processes:
     """Workers of this machine, kept from round to round: the start of one takes seconds."""
 
-    def __init__(self, there: Capacity, root: Path, options: Options) -> None:
-        self.capacity = there
+    def __init__(self, there: Capacity, root: Path, options: Options, limit: Limit) -> None:
+        self.capacity, self.limit = there, limit
         self._root, self._options = root, options
         self._workers: list[_Worker] = []
         self._count = 0
@@ -67,15 +68,20 @@ class Processes:
     def carry_out(self, work: Round, ledger: Ledger, study: Study) -> Outcomes:
         """Do the jobs that are left; the outcome of each run by its id.
 
-        A worker that dies takes no other run with it: another takes its place.
+        A worker that dies takes no other run with it: another takes its place. Once the time limit
+        is reached, the runs that are left have no outcome.
 
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
         """
         from benchmarks.running.driver import Driver, stopped  # noqa: PLC0415 - imports torch
 
-        with heard(self._stop) as stopping:
-            driver = Driver(work, ledger, study, self.capacity, stopping)
+        with heard(self._stop) as asked:
+
+            def stopping() -> bool:
+                return asked() or self.limit.reached()
+
+            driver = Driver(work, ledger, study, self.capacity, stopping, self.limit)
             try:
                 while not driver.over:
                     self._give(driver)
@@ -84,11 +90,14 @@ class Processes:
                     for worker in [each for each in self._workers if each.connection in ready]:
                         self._hear(worker, driver)
                 if stopping():
+                    if not asked():
+                        timelimit.tell()
                     self._stop()  # also who was just being started
                     limit = time.monotonic() + GRACE_SECONDS
                     for worker in self._workers:
                         worker.process.join(max(0.0, limit - time.monotonic()))
-                    raise KeyboardInterrupt(stopped(work, ledger))
+                    if asked():
+                        raise KeyboardInterrupt(stopped(work, ledger))
             finally:
                 driver.display.close()
         return driver.outcomes
@@ -189,14 +198,16 @@ class Processes:
 
 
 @contextmanager
-def opened(study: Study, root: Path, options: Options, workers: int | None) -> Iterator[Processes]:
+def opened(
+    study: Study, root: Path, options: Options, workers: int | None, limit: Limit
+) -> Iterator[Processes]:
     """Workers on this machine; of them nothing is left behind.
 
     Raises:
         StudyError: this machine has not what one run takes.
     """
     there = capacity.here(study, workers)
-    made = Processes(there, root, replace(options, device=options.device or there.device))
+    made = Processes(there, root, replace(options, device=options.device or there.device), limit)
     try:
         yield made
     finally:

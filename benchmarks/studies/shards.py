@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.numbers import count
 from analysis.studyfile import StudyError
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.plan import Plan
@@ -73,7 +74,7 @@ class Shard:
     def told(self, runs: int) -> str:
         """What is printed at the end, where others print tables."""
         return (
-            f"Shard {self.number} of {self.count}: {runs} run(s). To put the shards together, pack "
+            f"Shard {self.number} of {self.count}: {count(runs, 'run')}. To put the shards together, pack "
             "each results folder (augbench pack) and add them to one (augbench unpack); the same "
             "command without --shard then prints the tables."
         )

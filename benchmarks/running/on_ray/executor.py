@@ -24,6 +24,7 @@ from benchmarks.running.on_ray.carried import carry
 from benchmarks.running.on_ray.joined import CLIENT
 from benchmarks.running.on_ray.tune import Task
 from benchmarks.running.signals import heard
+from benchmarks.running.timelimit import Limit
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round
@@ -34,33 +35,43 @@ class OnRay:
     """A Ray that carries out rounds of jobs, from ``opened`` on."""
 
     def __init__(
-        self, ray: ModuleType, there: Capacity, root: Path, options: Options, flag: Path, own: Path
+        self,
+        ray: ModuleType,
+        there: Capacity,
+        root: Path,
+        options: Options,
+        flag: Path,
+        own: Path,
+        limit: Limit,
     ) -> None:
         self.capacity = there
-        self._ray, self._root, self._options, self._flag, self._folder = (
-            ray,
-            root,
-            options,
-            flag,
-            own,
-        )
+        self._ray, self._root, self._options = ray, root, options
+        self._flag, self._folder, self._limit = flag, own, limit
 
     def carry_out(self, work: Round, ledger: Ledger, study: Study) -> Outcomes:
         """Do the jobs that are left; the outcome of each run by its id.
+
+        Once the time limit is reached, the runs that are left have none.
 
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, when the workers have stopped.
         """
         folder = self._folder / f"round-{secrets.token_hex(4)}"
-        task = Task(work, ledger, self._options, study, self.capacity, self._flag, folder)
-        with heard(lambda: flag.write(self._flag, flag.STOP)) as stopping:
+        task = Task(
+            work, ledger, self._options, study, self.capacity, self._flag, folder, self._limit
+        )
+
+        def stop() -> None:
+            flag.write(self._flag, flag.STOP)
+
+        with heard(stop) as asked, self._limit.watched(stop):
             if self.capacity.address.startswith(CLIENT):  # there Tune's driver runs on the cluster
                 there = self._ray.remote(carry(tune.carry_out, self.capacity.address))
                 there = there.options(num_cpus=0, max_retries=0)
                 outcomes = self._ray.get(there.remote(packed=pickle.dumps((task,))))
             else:
                 outcomes = tune.carry_out(task)
-            if stopping():
+            if asked():
                 raise KeyboardInterrupt(stopped(work, ledger))
         return outcomes
 
@@ -73,6 +84,7 @@ def opened(
     address: str,
     workers: int | None,
     wanted: list[Cell],
+    limit: Limit,
 ) -> Iterator[OnRay]:
     """A Ray of our own, or a running one that is joined; of our own nothing is left behind.
 
@@ -105,7 +117,7 @@ def opened(
         if joins:
             joined.check_machines(ray, root, raised, options, wanted)
         options = replace(options, device=there.device)
-        yield OnRay(ray, there, root, options, raised, folder)
+        yield OnRay(ray, there, root, options, raised, folder, limit)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ from benchmarks.running.disk import Options
 from benchmarks.running.driver import Driver, Outcomes
 from benchmarks.running.local import GRACE_SECONDS
 from benchmarks.running.on_ray.carried import carry
+from benchmarks.running.timelimit import Limit
 from benchmarks.running.worker import work
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Job, Round
@@ -66,6 +67,7 @@ class Task:
     flag: Path
     folder: Path
     """for Tune's own files"""
+    limit: Limit
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def carry_out(task: Task) -> Outcomes:
     there, root = task.capacity, task.ledger.root
     # A trial that waits keeps the worker of one that ends, which takes seconds to start.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * there.workers)
-    driver = Driver(task.work, task.ledger, task.study, there, flag.lowered(task.flag))
+    lowered = flag.lowered(task.flag)
+    driver = Driver(task.work, task.ledger, task.study, there, lowered, task.limit)
     place = Place(tuple(driver.jobs), root, task.options, task.flag)
     trial = tune.with_parameters(carry(_trial, there.address), packed=pickle.dumps((place,)))
     tuner = tune.Tuner(
