@@ -162,5 +162,6 @@ def carry_out(
 
 def _out_of_time(left: Sequence[Cell], ledger: Ledger) -> OutOfTime:
     return OutOfTime(
-        f"time limit reached; {count(len(left), 'run')} left, {kept(left, ledger)} with a checkpoint"
+        f"time limit reached; {count(len(left), 'run')} left, {kept(left, ledger)} with a "
+        "checkpoint"
     )

@@ -74,7 +74,7 @@ class Shard:
     def told(self, runs: int) -> str:
         """What is printed at the end, where others print tables."""
         return (
-            f"Shard {self.number} of {self.count}: {count(runs, 'run')}. To put the shards together, pack "
-            "each results folder (augbench pack) and add them to one (augbench unpack); the same "
-            "command without --shard then prints the tables."
+            f"Shard {self.number} of {self.count}: {count(runs, 'run')}. To put the shards "
+            "together, pack each results folder (augbench pack) and add them to one (augbench "
+            "unpack); the same command without --shard then prints the tables."
         )
