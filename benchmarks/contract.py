@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from analysis.numbers import count
 from analysis.runs import Run, Training
 from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
@@ -46,7 +47,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Case:
-    """The data of a check: channels of the images, the kind of task, and where they lie."""
+    """The data of a check: channels of the images, kind of task, and device."""
 
     channels: int
     kind: str = "multi-class"
@@ -54,7 +55,7 @@ class Case:
 
     def __str__(self) -> str:
         place = "" if self.device == "cpu" else f", {self.device}"
-        return f"{self.channels} channel(s), {self.kind}{place}"
+        return f"{count(self.channels, 'channel')}, {self.kind}{place}"
 
 
 CASES = (Case(1), Case(3), Case(1, "multi-label"))

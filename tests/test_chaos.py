@@ -253,7 +253,7 @@ def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
         assert machines.stdout.readline().strip() == "killed"
         code, _, errors = sweeping.finish(process)
         assert code == 0, errors
-        assert "on 2 machine(s)" in errors
+        assert "on 2 machines" in errors
         assert set(sweeping.statuses(out).values()) == {"done"}
         assert not list(out.glob(f"*/{ledger.FAILURES}")), "a lost machine is no failure of a run"
         assert machines.poll() is None, "a Ray that was there before is not stopped"
@@ -263,7 +263,7 @@ def test_on_a_cluster_a_machine_that_dies_leaves_its_runs_to_the_other(
         )
         code, _, errors = sweeping.finish(more)
         assert code == 0, errors
-        assert "Runs: 1 to do, 10 done, 1 at a time on 1 machine(s)" in errors
+        assert "Runs: 1 to do, 10 done, 1 at a time on 1 machine" in errors
         big = sweeping.start(
             path, out, mine, "--address", address, "--set", "seeds=12", "resources.cpus=64",
             **variables

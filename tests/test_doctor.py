@@ -69,7 +69,7 @@ def test_more_threads_than_cores_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(asked(tmp_path, "--threads", "2", "--jobs", "4")) == 0
-    assert "4 run(s) at a time with 2 thread(s) each use 8 cores" in told(capsys)["Warning:"]
+    assert "4 runs at a time with 2 threads each use 8 cores" in told(capsys)["Warning:"]
 
 
 @pytest.mark.parametrize("what", ["data", "runs"])

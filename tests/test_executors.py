@@ -130,7 +130,7 @@ def test_more_threads_than_cores_are_warned_of_once(
         given = [str(sweeping.study(place, SEARCH, "crowded.yaml")), "--executor", "local"]
     main.run([verb, *given, "--out", str(tmp_path / "runs")])
     told = capsys.readouterr().err
-    assert told.count("Warning: 4 run(s) at a time with 1 thread(s) each use 4 cores") == warned
+    assert told.count("Warning: 4 runs at a time with 1 thread each use 4 cores") == warned
     assert "Runs: " in told and told.count("Warning") == warned
 
 
@@ -219,7 +219,10 @@ def test_more_runs_than_cores_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     )
     assert capacity.here(asked, 4).workers == 4
     assert capacity.here(asked, None).workers == 2
-    with pytest.raises(StudyError, match=r"4 run\(s\) of 0\.25 GPU fit on 1 GPU\(s\), got 5"):
+    with pytest.raises(
+        StudyError,
+        match=r"at most 4, because each run takes 0\.25 GPU and this machine has 1, got 5",
+    ):
         capacity.here(asked, 5)
 
 

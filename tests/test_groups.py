@@ -185,16 +185,16 @@ def test_a_rare_class_gives_its_five_rows_where_its_patients_allow_it() -> None:
             Protocol(),
             {},
             r"the meta split takes 0.2 of each class, at least 5 rows, and leaves at least 5 to "
-            r"train on, whole patients only; class 1 has 40 rows of 1 patient\(s\) \(groups\)",
+            r"train on, whole patients only; class 1 has 40 rows of 1 patient",
         ),
         (
             Protocol(crossfit=3),
             {},
             r"crossfit=3 needs 5 rows of each class in each fold, whole patients only; class 1 has "
-            r"40 rows of 1 patient\(s\) \(groups\), which leaves 0 in one fold",
+            r"40 rows of 1 patient, which leaves 0 in one fold",
         ),
         (Protocol(), {"folds": 5}, r"folds=5 needs .* whole patients only; class 1 has 50 rows of"),
-        (Protocol(crossfit=20), {}, r"whole patients only; there are 11 patient\(s\) \(groups\)"),
+        (Protocol(crossfit=20), {}, r"whole patients only; got 11 patients"),
     ],
 )
 def test_too_few_patients_say_so(protocol: Protocol, changes: dict[str, Any], message: str) -> None:

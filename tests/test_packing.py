@@ -159,8 +159,8 @@ def test_a_gpu_is_filled_unless_something_else_is_said(
     assert gpu.asked == [1, 2, 4, 8]
     told = capsys.readouterr().err
     assert (
-        "4 runs share a GPU, time-sliced: nvidia-cuda-mps-control is not installed. Measured, runs "
-        "of images/s together: 1 of 20,000, 2 of 38,000, 4 of 62,000, 8 of 64,000.\n"
+        "4 runs share a GPU, time-sliced: nvidia-cuda-mps-control is not installed. Measured "
+        "images/s: 20,000 for 1 run, 38,000 for 2 runs, 62,000 for 4 runs, 64,000 for 8 runs.\n"
     ) in told
     assert ", 4 at a time" in told
     key = "a card, 16 cores, time-sliced: "
@@ -215,14 +215,14 @@ def test_runs_that_share_a_gpu_are_under_an_mps_of_the_sweep(
     (tmp_path / packing.FILE).unlink()
     (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
     assert there.workers == 1 and pipes == [""], "not where nothing is shared"
-    assert "Each run has a GPU of its own. Measured, " in capsys.readouterr().err
+    assert "Each run gets its own GPU. Measured images/s: " in capsys.readouterr().err
     assert asked(log)[-1][2] == "quit"
 
     gpu.rates = {}
     (tmp_path / packing.FILE).unlink()
     (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
     assert there.workers == 1 and pipes == [""]
-    assert "could not be measured: OutOfMemoryError: CUDA out of" in capsys.readouterr().err
+    assert "should share a GPU: OutOfMemoryError: CUDA out of" in capsys.readouterr().err
 
 
 def test_plain_steps_of_a_run_are_measured() -> None:
@@ -315,7 +315,7 @@ def test_a_run_that_does_not_fit_beside_others_is_tried_again_alone(
     assert states.pop("py:hungry:Modest none 0") == "done"
     assert list(states.values()) == ["done" if lacks == 1 else "failed"]
     assert code == (0 if lacks == 1 else 1)
-    assert told.count("trying again alone after: OutOfMemoryError: CUDA out of memory. Tried") == 1
+    assert told.count("retrying alone after: OutOfMemoryError: CUDA out of memory. Tried") == 1
     assert hungry.TRIED[-3:] == ["hungry", "modest", "hungry"]
     kept = [json.loads((each / "result.json").read_text()) for each in runs.folders(out)]
     if lacks == 1:

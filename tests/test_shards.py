@@ -64,7 +64,7 @@ def test_two_machines_do_a_share_each_and_one_folder_has_all_of_it(
         assert "2 runs: 2 new; 2 to do" in capsys.readouterr().out
         assert main.run([*given, str(out), *more]) == 0
         shown = capsys.readouterr().out
-        assert f"Shard {number} of 2: 2 runs. To put the shards together, pack" in shown
+        assert f"Shard {number} of 2: 2 runs. To combine the shards, pack" in shown
         assert "Model" not in shown, "no table"
         done.append({folder.name for folder in runs.folders(out)})
         assert main.run(["pack", str(out), f"{out}.tar.zst"]) == 0

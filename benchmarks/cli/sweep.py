@@ -270,7 +270,7 @@ def _memory(wanted: Sequence[Cell], ledger: Ledger) -> str:
         result = runs.read_result(ledger.folder(cell)) or {}
         if result.get("status") == "done" and result["device"]["type"] == "cuda":
             peaks.append(result["cost"]["memory_mib"])
-    return f"GPU memory of a run: {max(peaks):,.0f} MiB at most" if peaks else ""
+    return f"GPU memory per run: at most {max(peaks):,.0f} MiB" if peaks else ""
 
 
 def _print_tables(work: Work, problems: dict[str, str], verbose: bool) -> None:

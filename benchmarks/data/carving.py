@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis import numbers
 from benchmarks.data.catalogue import PREVALENCE
 from benchmarks.data.cutting import grouped_split
 from benchmarks.data.dataset import GIB, Arrays, about_splits
@@ -77,7 +78,7 @@ def _carve_groups(
     reason = (
         f"the {purpose} split takes {fraction:g} of each class, at least {MIN_META_ROWS} rows, and "
         f"leaves at least {MIN_META_ROWS} to train on, whole patients only; class "
-        f"{classes[short]} has {counts[short]} rows of {held} patient(s) (groups)"
+        f"{classes[short]} has {counts[short]} rows of {numbers.count(held, 'patient')}"
     )
     return np.arange(len(strata)), np.empty(0, np.int64), reason
 
@@ -115,7 +116,7 @@ def _folds_of_groups(
 ) -> list[np.ndarray]:
     needs = f"{purpose}={count} needs {MIN_META_ROWS} rows of each class in each fold"
     if (there := len(np.unique(groups))) < count:
-        raise NotApplicable(f"{needs}, whole patients only; there are {there} patient(s) (groups)")
+        raise NotApplicable(f"{needs}, whole patients only; got {numbers.count(there, 'patient')}")
     drawn = seed_of(seed, f"{purpose} folds")
     folds = list(grouped_split(strata, groups, (1,) * count, drawn))
     for stratum in np.unique(strata):
@@ -123,8 +124,8 @@ def _folds_of_groups(
         if min(rows) < MIN_META_ROWS:
             held = len(np.unique(groups[strata == stratum]))
             raise NotApplicable(
-                f"{needs}, whole patients only; class {stratum} has {sum(rows)} rows of {held} "
-                f"patient(s) (groups), which leaves {min(rows)} in one fold"
+                f"{needs}, whole patients only; class {stratum} has {sum(rows)} rows of "
+                f"{numbers.count(held, 'patient')}, which leaves {min(rows)} in one fold"
             )
     return folds
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.numbers import count
 from analysis.studyfile import StudyError
 
 if TYPE_CHECKING:
@@ -84,13 +85,14 @@ def _quota_of(group: Path) -> float:
 
 
 def crowded(workers: int, threads: int) -> str:
-    """A warning where so many runs with so many threads take more cores than there are, else ""."""
+    """A warning if these runs and threads take more cores than there are, else ""."""
     has, needs = cores(), workers * threads
     if needs <= has:
         return ""
     return (
-        f"{workers} run(s) at a time with {threads} thread(s) each use {needs} cores, but this "
-        f"machine has {has}: each run may take many times as long; use fewer runs or threads"
+        f"{count(workers, 'run')} at a time with {count(threads, 'thread')} each use {needs} "
+        f"cores, but this machine has {has}: each run may take many times as long; use fewer runs "
+        "or threads"
     )
 
 
@@ -138,9 +140,10 @@ def here(study: Study, workers: int | None) -> Capacity:
     if not gpu:
         return Capacity("", workers or fit, cpus, gpu, 1)
     on_gpus = math.floor(1 / gpu + 1e-9) * own if gpu < 1 else int(own / gpu)
-    count = workers or min(fit, on_gpus)
-    if count > on_gpus:
+    fitting = workers or min(fit, on_gpus)
+    if fitting > on_gpus:
         raise StudyError(
-            f"workers: {on_gpus} run(s) of {gpu:g} GPU fit on {own} GPU(s), got {count}"
+            f"workers: expected at most {on_gpus}, because each run takes {gpu:g} GPU and this "
+            f"machine has {own}, got {fitting}"
         )
-    return Capacity("", count, cpus, gpu, 1)
+    return Capacity("", fitting, cpus, gpu, 1)

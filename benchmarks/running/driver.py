@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis import runs
+from analysis.numbers import count
 from analysis.runs import Status
 from benchmarks.running import disk
 from benchmarks.running.capacity import Capacity
@@ -142,7 +143,7 @@ class Driver:
         if "no_memory" in told:
             self._full.add(name)
             self._alone.add(self._offered[name][0])
-            text = f"trying again alone after: {told['no_memory']}"
+            text = f"retrying alone after: {told['no_memory']}"
             self.display.note(f"{label(job.first)}: {text}")
         if "problem" in told:
             self._problem(name, told["problem"])
@@ -309,7 +310,7 @@ class Driver:
                     self._failed[cell.run.id] = self._written(cell)
                 return True
         if status.state in UNFINISHED:
-            text = f"{death} (tried {len(self.ledger.failures(cell))} time(s))"
+            text = f"{death} (tried {count(len(self.ledger.failures(cell)), 'time')})"
             try:
                 status = disk.conclude(cell.run, cell.recorded, self.ledger.root, "failed", text)
             except runs.Held:  # another process has taken it up

@@ -96,8 +96,8 @@ def _check_locks(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     if not runs.locks_hold(root):
         print(
-            f"{root}: file locks do not work on this file system; run no second command on this "
-            "folder at the same time",
+            f"{root}: file locks do not work on this file system; do not run another command on "
+            "this folder at the same time",
             file=sys.stderr,
         )
 
@@ -143,7 +143,7 @@ def carry_out(
                 study = stack.enter_context(packed)
                 executor = stack.enter_context(where.opened(study, ledger, options, wanted))
             there = executor.capacity
-            on = f" on {there.machines} machine(s)" if there.address else ""
+            on = f" on {count(there.machines, 'machine')}" if there.address else ""
             if opens and not there.address:
                 threads = max(block.threads for block in study.blocks)
                 if text := capacity.crowded(min(there.workers, len(left)), threads):

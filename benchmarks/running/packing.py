@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from analysis import runs
+from analysis import numbers, runs
 from analysis.runs import Run
 from benchmarks.running import capacity, mps
 from benchmarks.running.probe import Plain, Setting, images
@@ -171,7 +171,7 @@ def shared(
             except mps.NoMPS as reason:
                 under = f"{TURNS}: {reason}"
             else:
-                under = "under MPS" if variables else "under the MPS that runs here"
+                under = "under MPS" if variables else "under the MPS already running here"
                 stack.enter_context(_environment(variables))
         if most == 1:
             say(f"Runs that share a GPU are {under}.")
@@ -233,7 +233,10 @@ def _measured(
     try:
         count, found = _choice(plan, wanted, memory_gib, most, how, measure)
     except NotMeasured as reason:
-        say(f"How many runs should share a GPU could not be measured: {reason}. One has it.")
+        say(
+            f"Could not measure how many runs should share a GPU: {reason}. Each run gets its "
+            "own GPU."
+        )
         return 1
     finally:
         together.close()
@@ -291,9 +294,12 @@ def _card() -> str:
 
 def told(count: int, found: Mapping[int, Reached], under: str) -> str:
     """The choice, and what it rests on."""
-    rates = ", ".join(f"{runs} of {each.images_per_second:,.0f}" for runs, each in found.items())
-    text = f"{count} runs share a GPU, {under}" if count > 1 else "Each run has a GPU of its own"
-    return f"{text}. Measured, runs of images/s together: {rates}."
+    rates = ", ".join(
+        f"{each.images_per_second:,.0f} for {numbers.count(runs, 'run')}"
+        for runs, each in found.items()
+    )
+    text = f"{count} runs share a GPU, {under}" if count > 1 else "Each run gets its own GPU"
+    return f"{text}. Measured images/s: {rates}."
 
 
 @contextmanager

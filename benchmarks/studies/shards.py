@@ -15,18 +15,18 @@ from benchmarks.studies.plan import Plan
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several shares that are about equal and have all rows in turn."""
+    """One of several shares of about equal size, over which the rows are rotated."""
 
     number: int
-    """from 1 on"""
+    """counted from 1"""
     count: int
 
     @classmethod
     def of(cls, text: str) -> Shard | None:
-        """Parse ``3/8``; an empty text is none.
+        """Parse ``3/8``; None for an empty string.
 
         Raises:
-            StudyError: it says what is expected.
+            StudyError: the message says what is expected.
         """
         if not text:
             return None
@@ -40,7 +40,7 @@ class Shard:
         """Refuse a study whose list of runs is not known, or not the same, on every machine.
 
         Raises:
-            StudyError: it says what depends on other results or on this machine.
+            StudyError: the message says what depends on other results or on this machine.
         """
         if plan.study.tune is not None:
             raise StudyError(
@@ -62,7 +62,7 @@ class Shard:
     def of_cells(self, cells: Sequence[Cell]) -> list[Cell]:
         """Its runs among those of a study, which are in order of their seeds.
 
-        A row moves on by one shard from seed to seed, so that costly rows are spread.
+        A row moves to the next shard from seed to seed, so that costly rows are spread.
         """
         return [
             cell
@@ -72,9 +72,9 @@ class Shard:
         ]
 
     def told(self, runs: int) -> str:
-        """What is printed at the end, where others print tables."""
+        """What is printed at the end instead of tables."""
         return (
-            f"Shard {self.number} of {self.count}: {count(runs, 'run')}. To put the shards "
-            "together, pack each results folder (augbench pack) and add them to one (augbench "
+            f"Shard {self.number} of {self.count}: {count(runs, 'run')}. To combine the shards, "
+            "pack each results folder (augbench pack) and add the packs to one folder (augbench "
             "unpack); the same command without --shard then prints the tables."
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis import numbers
 from analysis.studyfile import StudyError
 from benchmarks.data import sources, splits
 from benchmarks.data.catalogue import CATALOGUE
@@ -59,8 +60,8 @@ def join(ray: ModuleType, address: str, study: Study, workers: int | None) -> Ca
         largest = max(has)
         raise StudyError(
             f"resources: one run needs {cpus:g} cores and {gpu:g} GPU, but the largest of "
-            f"{len(machines)} machine(s) at {address} has {largest[0]:g} cores and {largest[1]:g} "
-            "GPU: change resources in the file"
+            f"{numbers.count(len(machines), 'machine')} at {address} has {largest[0]:g} cores and "
+            f"{largest[1]:g} GPU: change resources in the file"
         )
     return Capacity(address, min(workers or fit, fit), cpus, gpu, len(machines))
 
