@@ -140,7 +140,7 @@ class Context(Protocol):
     """Steps before this one, over all epochs."""
     drawn: Tensor | None
     """(B,) the ``index`` that the trainer drew for this step, all of it training rows; None in a
-    training loop of one's own."""
+    your own training loop."""
 
     @property
     def task(self) -> Task:
@@ -257,7 +257,7 @@ class Method(nn.Module, ABC):
         return self.needs | (self.upstream.requires() if self.upstream is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """The reason why the method cannot be used here, or an empty text."""
+        """The reason why the method cannot be used here, or an empty string."""
         return self.upstream.supports(task, spec) if self.upstream is not None else ""
 
     def setup(self, ctx: Context) -> None:
@@ -266,7 +266,7 @@ class Method(nn.Module, ABC):
             self.upstream.setup(ctx)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Run the method's own phase before the epoch's first step; drop caches."""
+        """Run the method's own phase before the epoch's first step; clear caches."""
         if self.upstream is not None:
             self.upstream.begin_epoch(ctx)
 
@@ -286,7 +286,7 @@ class Method(nn.Module, ABC):
         return ctx.task.losses(logits, batch.y)
 
     def weighted(self, rows: int) -> int:
-        """How many of ``rows`` rows, from the first on, it works on; the others stay unchanged."""
+        """How many of ``rows`` rows it works on, from the first on; others stay unchanged."""
         return self.upstream.weighted(rows) if self.upstream is not None else rows
 
     def learned(self) -> dict[str, Tensor]:

@@ -340,7 +340,7 @@ class Lpa3(Method):
         self.as_drawn, self.one_row = refresh > 1, 0 < ratio < 1
         self.noise_instead = False
         if refresh > 1:
-            self.waits = "how many rows have a perturbation to go on from decides shapes"
+            self.waits = "the number of rows with a stored perturbation determines shapes"
         self._attacks = self._looked = 0
         self._pairs: list[Pair] = []
         self._added = Added(*torch.zeros(3, 0))

@@ -186,7 +186,7 @@ def _expanded(text: str) -> Iterator[str]:
 
 
 def written_out(value: Any) -> tuple[str, ...]:
-    """The unique names in a text or a list of texts, with braces expanded.
+    """The unique names in a string or a list of strings, with braces expanded.
 
     Raises:
         NamingError: another type, or more than ``MOST_NAMES`` names.
@@ -200,7 +200,7 @@ def written_out(value: Any) -> tuple[str, ...]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """A text, or the texts of a list; nested lists (YAML anchors) are flattened.
+    """A string, or the strings of a list; nested lists (YAML anchors) are flattened.
 
     Raises:
         NamingError: another type.
@@ -211,7 +211,7 @@ def texts_in(value: Any) -> Iterator[str]:
         for each in value:
             yield from texts_in(each)
     else:
-        raise NamingError(f"expected a text such as mixup(alpha=0.2), got {value!r}")
+        raise NamingError(f"expected a string such as mixup(alpha=0.2), got {value!r}")
 
 
 def from_yaml(value: Any) -> Value:
@@ -228,13 +228,13 @@ def from_yaml(value: Any) -> Value:
 
 
 def number_of(value: Any) -> Any:
-    """Convert a text such as ``1e-3``, which YAML 1.1 does not read as a number, to a float."""
+    """Convert a string such as ``1e-3``, which YAML 1.1 does not read as a number, to a float."""
     number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
     return float(value) if number else value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` or an empty text."""
+    """``; did you mean 'x'?`` or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -250,7 +250,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NamingError:
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The arguments that a call can set: the keyword-only ones, with annotations resolved.
 
-    Without an annotation, the type is that of the default if that is a text, a float or a boolean.
+    Without an annotation, the type is that of the default if it is a string, a float or a boolean.
     """
     made = function.func if isinstance(function, partial) else function
     target = made.__init__ if inspect.isclass(made) else made
@@ -453,7 +453,7 @@ def describe(annotation: Any) -> str:
         return f"a list of {describe(get_args(annotation)[0])}"
     if annotation is type(None):
         return "none"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     return names.get(annotation, "a method such as mixup(alpha=0.2)")
 
 

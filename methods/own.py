@@ -75,7 +75,7 @@ class Code(MetaPathFinder):
     def sources(self, module: str) -> dict[str, Source]:
         """A module, its parent packages, and all that they import from the same folder."""
         found: dict[str, Source] = {}
-        # Where there is no such module, its packages are still imported on the way to it.
+        # Even if there is no such module, its parent packages are imported.
         left, root = [module] if self._read(module, None) else _packages(module), None
         while left:
             name = left.pop()

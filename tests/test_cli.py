@@ -458,7 +458,7 @@ def test_data_is_listed_fetched_and_verified(
     assert main.run(["data", "verify", *place]) == 0
     assert main.run(["data", "list", "breastmnist", *place]) == 0
     shown = capsys.readouterr().out
-    assert "breastmnist.npz: right" in shown and "on disk: 28 px" in shown
+    assert "breastmnist.npz: correct" in shown and "on disk: 28 px" in shown
     assert "pneumoniamnist" not in shown
 
 
@@ -804,7 +804,7 @@ def test_predict_says_what_a_run_lacks(
     assert main.run(["run", *on(npz, tmp_path / "out", "--save-model")]) == 0
     capsys.readouterr()
     code, text = refused(capsys, ["predict", str(folder), *data[:2], "--out", "p.txt"])
-    assert code == 2 and "out: expected a name that ends in .csv or .npz, got p.txt" in text
+    assert code == 2 and "out: expected a name ending in .csv or .npz, got p.txt" in text
     assert main.run(["predict", str(folder), *data]) == 0
 
 

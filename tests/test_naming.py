@@ -304,8 +304,8 @@ class TestTypes:
             ("s(rate=true)", "rate", "true", ["a number"]),
             ("s(rate=1e999)", "rate", "inf", ["a number"]),
             ("s(rate=none)", "rate", "none", ["a number"]),
-            ("s(text=3)", "text", "3", ["a text"]),
-            ("s(text=a+b)", "text", "a+b", ["a text"]),
+            ("s(text=3)", "text", "3", ["a string"]),
+            ("s(text=a+b)", "text", "a+b", ["a string"]),
             ("s(sizes=3)", "sizes", "3", ["a list of a whole number"]),
             ("s(sizes=[1, x])", "sizes", "[1, x]", ["a list of a whole number"]),
             ("s(pair=[1])", "pair", "[1]", ["a list"]),
@@ -420,7 +420,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("value", [3, None, {}, {"mixup": {"alpha": 0.2}}, ["crop", 3]])
     def test_what_is_no_text_is_refused_with_what_was_got(self, value: Any) -> None:
-        with pytest.raises(NamingError, match=r"expected a text such as .* got "):
+        with pytest.raises(NamingError, match=r"expected a string such as .* got "):
             written_out(value)
 
     @pytest.mark.parametrize(

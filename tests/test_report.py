@@ -440,7 +440,7 @@ def test_equal_predictions_infer_nothing(tmp_path: Path) -> None:
         ("- a list", "expected a mapping"),
         ("margin: -1", "margin: expected points of 0 or more, got -1"),
         ("margin: [", "study.yaml, line 1, column 10: expected the node content"),
-        ("family: 3", "family: expected a text such as"),
+        ("family: 3", "family: expected a string such as"),
         ("family: ['{crop|mixup']", "family: '{crop|mixup': expected a }"),
         ("family: ['saflex(']", "family: cannot read"),
         ("question: 3", "line 1: question: Input should be a valid string, got 3"),

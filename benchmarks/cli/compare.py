@@ -90,7 +90,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
 
 def _check(command: arguments.CompareCommand) -> None:
     if command.records is not None and command.records.suffix != ".csv":
-        raise UsageError(f"records: expected a name that ends in .csv, got {command.records}")
+        raise UsageError(f"records: expected a name ending in .csv, got {command.records}")
     if command.figure is not None and command.figure.suffix not in FIGURES:
         raise UsageError(f"figure: expected a name in .png, .pdf or .svg, got {command.figure}")
     if command.figure is not None and command.shard:

@@ -43,7 +43,7 @@ def carry_out(command: arguments.DataCommand) -> int:
 
 
 def _show(root: Path, benchmarks: Sequence[Benchmark]) -> int:
-    """Print what each data set holds, without downloading anything."""
+    """Print the contents of each data set, without downloading anything."""
     if not benchmarks:
         raise UsageError("names: expected data sets to show, such as breastmnist or folder:DIR")
     for benchmark in benchmarks:
@@ -70,7 +70,7 @@ def _verify(root: Path, benchmarks: Sequence[Benchmark], given: bool) -> int:
             for file, path, md5, right in sources.verify(entry, size, root):
                 if path is None and not given:
                     continue
-                state = "right" if right else "not found" if path is None else f"WRONG, MD5 {md5}"
+                state = "correct" if right else "not found" if path is None else f"WRONG, MD5 {md5}"
                 print(f"{file.name}: {state}{f' ({path})' if path else ''}, expected {file.md5}")
                 seen, bad = seen + 1, bad + (not right)
     if not seen:

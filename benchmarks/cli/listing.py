@@ -54,7 +54,7 @@ def lines(check: bool) -> tuple[list[str], bool]:
         sizes = "/".join(map(str, entry.sizes))
         text = f"{entry.kind}, {len(entry.classes)} classes, {sizes} px, {counts}"
         shown.append(_line(name, text, entry.source))
-    shown.append(_line("npz:FILE", "your own file in MedMNIST's keys", ""))
+    shown.append(_line("npz:FILE", "your own file with MedMNIST's keys", ""))
     shown.append(_line("folder:DIR", "your own images, one folder per class", ""))
     shown.append("Models")
     shown += [_line(name, text, source) for name, text, source in _models()]

@@ -42,7 +42,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
     if asked != Benchmark(name="npz", path=asked.path):
         raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
-        raise UsageError(f"out: expected a name that ends in .csv or .npz, got {command.out}")
+        raise UsageError(f"out: expected a name ending in .csv or .npz, got {command.out}")
     images, labels = npz.images_only(Path(asked.path))
     classes = tuple(result["data"]["classes"])
     shape = tuple(result["data"]["shape"])

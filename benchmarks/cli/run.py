@@ -58,7 +58,7 @@ def carry_out(command: arguments.RunCommand) -> int:
             text = ", ".join(metric(name, value) for name, value in values.items())
             print(f"{when} epoch, {part}: {text}")
     if not result["selection"]["offered"]:
-        print(f"selected epoch: not offered, {result['selection']['reason']}")
+        print(f"selected epoch: not available, {result['selection']['reason']}")
     cost = result["cost"]
     print(
         f"cost: {cost['charged_seconds']:.1f} s charged, {cost['seconds_per_epoch']:.2f} s per "

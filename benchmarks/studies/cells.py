@@ -19,7 +19,7 @@ from benchmarks.training import models, precision
 from methods.naming import OWN, Call, NamingError, call_of, parse, render, split, unknown
 
 DIRTY = "dirty"
-"""``method@dirty``: its meta rows carry the label noise of the training rows."""
+"""``method@dirty``: its meta rows have the label noise of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def parse_row(text: str, protocol: Protocol) -> Row:
 
 
 def row_name(text: str) -> str:
-    """The name of the row that a text such as ``mixup(alpha=0.2)@train`` stands for.
+    """The name of the row that a text such as ``mixup(alpha=0.2)@train`` means.
 
     Raises:
         NamingError: the method is unknown, or cannot be built with these arguments.
@@ -104,7 +104,7 @@ def row_name(text: str) -> str:
 
 
 def label_key(text: str) -> str:
-    """The row or data set that a key of ``labels`` stands for, spelled as in tables.
+    """The row or data set that a key of ``labels`` means, spelled as in tables.
 
     Raises:
         NamingError: it is neither a benchmark nor a row.

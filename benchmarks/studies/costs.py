@@ -89,7 +89,7 @@ class Costs:
 
 
 def alike(run: runs.Run) -> tuple[object, ...]:
-    """What runs share whose epochs differ by what their methods cost alone."""
+    """What runs share if their epochs differ only by the costs of their methods."""
     training = run.training
     return (run.benchmark, run.model, training.batch_size, training.precision, run.threads)
 

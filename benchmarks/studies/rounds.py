@@ -30,7 +30,7 @@ from benchmarks.studies.shards import Shard
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker does in one go: a run, or the runs of one trial from rung to rung."""
+    """A unit of work for a worker: a run, or the runs of one trial from rung to rung."""
 
     cells: tuple[Cell, ...]
     trial: int = 0

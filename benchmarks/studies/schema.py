@@ -103,7 +103,7 @@ class Asha:
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Tune:
-    """A search of hyper-parameters on the select split; every row gets as many trials."""
+    """A search for hyper-parameters on the select split, with equal trials for every row."""
 
     trials: int = 16
     search: Literal["random", "grid", "optuna"] = "random"

@@ -384,7 +384,7 @@ def expected(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
     total, found = len(outcomes), []
     lost = total - len(ranked)
     for n in range(1, total + 1):
-        # the winner is the i-th of the ranking where the other n - 1 stand below it
+        # the winner is the i-th of the ranking if the other n - 1 rank below it
         weights = np.array(
             [math.comb(lost + place, n - 1) / math.comb(total, n) for place in range(len(ranked))]
         )

@@ -57,7 +57,7 @@ def short(value: float) -> float:
 
 
 def parameter(key: str, space: Any) -> Parameter:
-    """The parameter that ``[kind, ...]`` stands for.
+    """The parameter that ``[kind, ...]`` defines.
 
     Raises:
         NamingError: an unknown kind, or values that are not a range.

@@ -95,7 +95,7 @@ class TrainingContext:
 
     @contextmanager
     def charged(self, call: str) -> Iterator[None]:
-        """A call of the method outside its steps, charged as a phase of its own."""
+        """A call of the method outside its steps, charged as a separate phase."""
         self.enter(call)
         self.clock.switch("outer")
         yield

@@ -24,8 +24,8 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()  # other processes may need what an earlier run freed
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        # what an earlier run freed stays with the process where it ran in another thread: glibc
-        # keeps the pools of its threads, 64 MiB each, until they are trimmed
+        # Memory that an earlier run freed in another thread stays with the process: glibc keeps
+        # the pools of its threads, 64 MiB each, until they are trimmed.
         gc.collect()
         with suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

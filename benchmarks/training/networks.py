@@ -74,7 +74,7 @@ class StagedModel(Model):
 
 
 class Perceptron(Model):
-    """Layers that see the whole image at once, and a linear head."""
+    """Fully connected layers and a linear head."""
 
     def __init__(self, trunk: Trunk, head: nn.Linear) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ def resnet18(
     activation: Activation = "relu",
     weights: Literal["none", "imagenet"] = "none",
 ) -> StagedModel:
-    """ResNet-18; 3x3 stem below 64 pixels, ImageNet's stem from there on.
+    """ResNet-18; 3x3 stem below 64 pixels, ImageNet's stem at 64 and above.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """
@@ -237,7 +237,7 @@ def resnet50(
     activation: Activation = "relu",
     weights: Literal["none", "imagenet"] = "none",
 ) -> StagedModel:
-    """ResNet-50; 3x3 stem below 64 pixels, ImageNet's stem from there on.
+    """ResNet-50; 3x3 stem below 64 pixels, ImageNet's stem at 64 and above.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: the training step in the run's precision, all else in float32."""
+"""The arithmetic of a run: the training step in the run's precision, everything else in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 GROWTH = 2000
-"""Steps without overflow after which the scale of a float16 loss doubles, as torch has it."""
+"""Steps without overflow after which the scale of a float16 loss doubles, torch's default."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 in convolutions and matrix products on a GPU.
 
     TF32 rounds their inputs to 10 bits of mantissa. torch allows it in convolutions by default,
-    which would ruin the small differences from which SAFLEX computes its scores.
+    which makes the small differences from which SAFLEX computes its scores useless.
     """
     switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
@@ -69,7 +69,7 @@ class Arithmetic:
             self._scaler.scale(loss).backward()
 
     def update(self, optimizer: Optimizer) -> float:
-        """Take the optimiser's step; 1.0 if it was skipped, as float16 gradients overflowed."""
+        """Take the optimiser's step; 1.0 if it was skipped because float16 gradients overflowed."""
         before = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
@@ -80,7 +80,7 @@ class Arithmetic:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the scale of the loss."""
+        """Restore the scale of the loss."""
         if state:
             self._scaler.load_state_dict(state)
 
