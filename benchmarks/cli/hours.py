@@ -10,7 +10,7 @@ from pathlib import Path
 import methods
 from analysis.numbers import count
 from analysis.studyfile import StudyError
-from benchmarks.running import capacity, packing, probe
+from benchmarks.running import capacity, probe, sharing
 from benchmarks.running.display import duration
 from benchmarks.running.executors import Where
 from benchmarks.running.probe import Setting
@@ -41,7 +41,7 @@ def lines(left: Left, plan: Plan, root: Path, where: Where) -> list[str]:
     if where.address:
         said = f"On the cluster, as many at a time as fit; the time is for {at_once}"
     else:
-        known = packing.known(plan, [cell for cell, _ in left], asked.memory_gib, where.workers)
+        known = sharing.known(plan, [cell for cell, _ in left], asked.memory_gib, where.workers)
         if known is not None:
             shared, gain = known
             resources = Resources(cpus=asked.resources.cpus, trials_per_gpu=shared)

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from analysis import runs
 from analysis.numbers import count
 from analysis.studyfile import StudyError
-from benchmarks.running import capacity, local, packing
+from benchmarks.running import capacity, local, sharing
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Outcomes, kept
@@ -137,7 +137,7 @@ def carry_out(
                     print(f"Time limit: runs stop at {at}", file=sys.stderr)
                 begin(wanted)
                 _check_locks(ledger.root)
-                packed = packing.shared(
+                packed = sharing.shared(
                     work.plan, left, options.memory_gib, where.workers, bool(where.address)
                 )
                 study = stack.enter_context(packed)

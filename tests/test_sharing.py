@@ -21,11 +21,11 @@ import torch
 from analysis import runs
 from analysis.runs import Run, Training
 from benchmarks.cli import common, compare, hours, main
-from benchmarks.running import capacity, executors, firstlook, local, mps, packing, together
+from benchmarks.running import capacity, executors, firstlook, local, mps, sharing, together
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Driver
-from benchmarks.running.packing import Reached
+from benchmarks.running.sharing import Reached
 from benchmarks.running.timelimit import Limit
 from benchmarks.running.together import NotMeasured, Rate, Together, Trainer
 from benchmarks.studies import loading
@@ -73,7 +73,7 @@ def test_more_runs_share_a_gpu_while_that_trains_faster(
     rates: dict[int, float], most: int, expected: int, asked: list[int]
 ) -> None:
     card = Card(rates)
-    count, found = packing.best(card, most)
+    count, found = sharing.best(card, most)
     assert (count, card.asked) == (expected, asked)
     assert set(found) == set(asked) & set(rates)
 
@@ -81,26 +81,26 @@ def test_more_runs_share_a_gpu_while_that_trains_faster(
 def test_no_more_runs_are_tried_than_a_method_leaves_memory_for() -> None:
     """A run takes four plain steps of 500 MiB, 1,024 MiB besides, and its images."""
     rates = {count: 20.0 * count for count in (1, 2, 4, 8, 11, 16)}
-    assert packing.fits(Card(rates)(1), 0.0) == 1 + 77000 // 3024
-    assert packing.best(Card(rates), 16)[0] == 16
-    assert packing.best(Card(rates), 16, data_mib=4096.0)[0] == 1 + 72904 // 7120 == 11
-    assert packing.best(Card(rates, used=79000.0), 16)[0] == 1, "others use the card"
+    assert sharing.fits(Card(rates)(1), 0.0) == 1 + 77000 // 3024
+    assert sharing.best(Card(rates), 16)[0] == 16
+    assert sharing.best(Card(rates), 16, data_mib=4096.0)[0] == 1 + 72904 // 7120 == 11
+    assert sharing.best(Card(rates, used=79000.0), 16)[0] == 1, "others use the card"
 
 
 def test_what_was_measured_is_kept_by_setting(tmp_path: Path) -> None:
-    file, card = tmp_path / packing.FILE, Card({1: 20, 2: 38, 4: 39})
-    first = packing.best(packing.remembered(card, file, "one"), 4)
+    file, card = tmp_path / sharing.FILE, Card({1: 20, 2: 38, 4: 39})
+    first = sharing.best(sharing.remembered(card, file, "one"), 4)
     again = Card({})
-    assert packing.best(packing.remembered(again, file, "one"), 4) == first
+    assert sharing.best(sharing.remembered(again, file, "one"), 4) == first
     assert again.asked == []
     other = Card({1: 20, 2: 21})
-    assert packing.best(packing.remembered(other, file, "another"), 4)[0] == 1
+    assert sharing.best(sharing.remembered(other, file, "another"), 4)[0] == 1
     assert other.asked == [1, 2]
     for text in ("{", "[]", '{"one": {"1": {"speed": 1}}}'):
         file.write_text(text)
-        assert packing.best(packing.remembered(card, file, "one"), 4) == first
-    closed = tmp_path / "absent" / packing.FILE
-    assert packing.best(packing.remembered(card, closed, "one"), 4) == first
+        assert sharing.best(sharing.remembered(card, file, "one"), 4) == first
+    closed = tmp_path / "absent" / sharing.FILE
+    assert sharing.best(sharing.remembered(card, closed, "one"), 4) == first
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
         return [each] * count
 
     monkeypatch.setattr(Together, "rates", rates)
-    monkeypatch.setattr(packing, "_card", lambda: "a card")
+    monkeypatch.setattr(sharing, "_card", lambda: "a card")
     monkeypatch.setattr(capacity, "cores", lambda: 16)
     monkeypatch.setattr(capacity, "gpus", lambda: 1)
     monkeypatch.setenv("PATH", "/nonexistent")
@@ -164,7 +164,7 @@ def test_a_gpu_is_filled_unless_something_else_is_said(
     ) in told
     assert ", 4 at a time" in told
     key = "a card, 16 cores, time-sliced: "
-    (kept,) = json.loads((tmp_path / packing.FILE).read_text())
+    (kept,) = json.loads((tmp_path / sharing.FILE).read_text())
     assert kept.startswith(key)
 
     carried_out(verb, tmp_path, monkeypatch)
@@ -185,11 +185,11 @@ def test_a_gpu_is_filled_unless_something_else_is_said(
         assert shares == [pytest.approx(3.1 / 4)], "4 train 3.1 times the images of one"
         plan = Plan(loading.load(path), tmp_path)
         wanted = plan.experiments[0].cells()
-        assert packing.known(plan, wanted, 4.0, None) == (4, 3.1)
-        assert packing.known(plan, wanted, 4.0, 2) is None, "nothing is to be measured"
-        (tmp_path / packing.FILE).rename(tmp_path / "kept.json")
-        assert packing.known(plan, wanted, 4.0, None) is None
-        (tmp_path / "kept.json").rename(tmp_path / packing.FILE)
+        assert sharing.known(plan, wanted, 4.0, None) == (4, 3.1)
+        assert sharing.known(plan, wanted, 4.0, 2) is None, "nothing is to be measured"
+        (tmp_path / sharing.FILE).rename(tmp_path / "kept.json")
+        assert sharing.known(plan, wanted, 4.0, None) is None
+        (tmp_path / "kept.json").rename(tmp_path / sharing.FILE)
         for setting, share in (("trials_per_gpu=2", 0.5), ("gpus=1", 1.0), ("gpus=0", 0.0)):
             given = ["--set", f"resources.{setting}"]
             (there,), _ = carried_out(verb, tmp_path, monkeypatch, *given)
@@ -212,14 +212,14 @@ def test_runs_that_share_a_gpu_are_under_an_mps_of_the_sweep(
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
 
     gpu.rates = {1: 20000.0, 2: 20001.0}
-    (tmp_path / packing.FILE).unlink()
+    (tmp_path / sharing.FILE).unlink()
     (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
     assert there.workers == 1 and pipes == [""], "not where nothing is shared"
     assert "Each run gets its own GPU. Measured images/s: " in capsys.readouterr().err
     assert asked(log)[-1][2] == "quit"
 
     gpu.rates = {}
-    (tmp_path / packing.FILE).unlink()
+    (tmp_path / sharing.FILE).unlink()
     (there,), pipes = carried_out("sweep", tmp_path, monkeypatch)
     assert there.workers == 1 and pipes == [""]
     assert "should share a GPU: OutOfMemoryError: CUDA out of" in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_plain_steps_of_a_run_are_measured() -> None:
     run = Run(benchmark="x", data="", model="mlp", method="mixup(alpha=0.2)", training=training)
     trainer = Trainer("cpu")
     with threads(1):
-        trainer.prepare(pickle.loads(pickle.dumps(packing.Plainly(run, (3, 8, 8), 4))))
+        trainer.prepare(pickle.loads(pickle.dumps(sharing.Plainly(run, (3, 8, 8), 4))))
         found = Reached.of([trainer.measure(0.0, 0.0)] * 2)
     assert found.images_per_second > 0 and found.step_mib > 0
 
