@@ -261,7 +261,7 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ("mixup", "mixup has no baseline; write mixup over ROW, or add none"),
+        ("mixup", "mixup has no base; write mixup over ROW, or add none"),
         ("saflex(upstream=crop)", ""),
         ("mixup over crop", ""),
         ("crop over flip", "no table has both crop and flip"),

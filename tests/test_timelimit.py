@@ -135,7 +135,7 @@ def test_no_run_is_begun_that_cannot_finish_an_epoch(
     capsys.readouterr()
     assert main.run([*one, "--seeds", "3"]) == 3
     said = capsys.readouterr().err
-    assert said.count("Not begun: runs that cannot finish an epoch before the time limit") == 1
+    assert said.count("Not started: runs that cannot finish an epoch before the time limit") == 1
     assert "time limit reached; 2 runs left, 0 with a checkpoint" in said
     assert len(list(runs.folders(out))) == 1
     assert main.run([*one, "--seeds", "2", "--time-limit", "12m"]) == 0, "there is time for one"

@@ -153,8 +153,8 @@ class Scores:
                 < FEW_SEEDS
             ):
                 notes.append(
-                    f"Few seeds: with fewer than {FEW_SEEDS}, what is in italics, and what is not, "
-                    "is less reliable."
+                    f"Few seeds: with fewer than {FEW_SEEDS}, it is less reliable which rows are in "
+                    "italics."
                 )
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
             if untested:
@@ -305,7 +305,7 @@ def paper_table(
         more += [lambda entry, each=each: made.average(entry, each) for each in metrics]
         notes.append(
             "average: over the data sets of this table; sizes and corruptions of one set count "
-            "one by one."
+            "separately."
         )
     if options.rank:
         head += [f"{MEASURES[each].name if several else 'mean rank'} ↓" for each in metrics]

@@ -215,7 +215,7 @@ class Driver:
             left = [cell for cell in job.cells if self._to_do(cell)]
             if left and not self._in_time(left[0]):
                 self.display.note(
-                    "Not begun: runs that cannot finish an epoch before the time limit"
+                    "Not started: runs that cannot finish an epoch before the time limit"
                 )
                 continue
             holder = next(filter(None, (runs.holder_of(self.ledger.folder(c)) for c in left)), "")

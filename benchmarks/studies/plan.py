@@ -272,7 +272,7 @@ def _unmade(row: str, base: str, sides: dict[str, set[str]], absent: set[str]) -
         return ""
     if base:
         return f"no table has both {row} and {base}"
-    return f"{row} has no baseline; write {row}{OVER}ROW, or add none"
+    return f"{row} has no base; write {row}{OVER}ROW, or add none"
 
 
 def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], object]]]:
