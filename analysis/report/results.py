@@ -153,8 +153,7 @@ class Scores:
                 < FEW_SEEDS
             ):
                 notes.append(
-                    f"Few seeds: with fewer than {FEW_SEEDS}, it is less reliable which rows are in "
-                    "italics."
+                    f"Few seeds: with fewer than {FEW_SEEDS}, italics (tied) are less reliable."
                 )
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
             if untested:
