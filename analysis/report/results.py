@@ -148,13 +148,9 @@ class Scores:
                 f"Bold (best): the {best_of} mean of a column{controls}"
                 f"{tested if set(SHOWN) & set(self.metrics) else ''}."
             )
-            if (
-                min(self.counts[name, told[name, metric].top] for name, metric in enough)
-                < FEW_SEEDS
-            ):
-                notes.append(
-                    f"Few seeds: with fewer than {FEW_SEEDS}, italics (tied) are less reliable."
-                )
+            fewest = min(self.counts[name, told[name, metric].top] for name, metric in enough)
+            if fewest < FEW_SEEDS and set(SHOWN) & set(self.metrics):
+                notes.append(f"Few seeds: with fewer than {FEW_SEEDS}, italics are less reliable.")
             untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
             if untested:
                 notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
