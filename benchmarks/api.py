@@ -48,6 +48,7 @@ def compare(
     Raises:
         UsageError, NamingError: subclasses of ValueError; the message says what is expected.
         DataError: the data are missing or cannot be used.
+        KeyboardInterrupt: interrupted, or the time limit is reached; the same call resumes.
     """
     from benchmarks.cli import compare as comparing  # noqa: PLC0415 - loads torch
 
@@ -72,6 +73,7 @@ def sweep(study: str | Path, **options: Any) -> DataFrame:
         StudyError, UsageError, NamingError: subclasses of ValueError; the message says what is
             expected.
         DataError: the data or the results folder cannot be used.
+        KeyboardInterrupt: interrupted, or the time limit is reached; the same call resumes.
     """
     from benchmarks.cli import sweep  # noqa: PLC0415 - loads torch
     from benchmarks.studies import loading, shipped  # noqa: PLC0415
