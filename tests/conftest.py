@@ -35,6 +35,12 @@ collect_ignore = [] if find_spec("hypothesis") else ["test_naming.py"]
 known: set[int] = set()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m gpu`` reads the one file that has such tests: time on a GPU is dear."""
+    others = collection_path.suffix == ".py" and collection_path.name != "test_gpu.py"
+    return True if config.option.markexpr == "gpu" and others else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))

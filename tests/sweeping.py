@@ -100,6 +100,22 @@ def tells():
     time.sleep(float(os.environ.get("SLEEP", "0")))
 
 
+def poisons():
+    """As a GPU that is in error: whatever comes after it in this process fails as well."""
+    from benchmarks.training import machine, trainer
+
+    def fails(*arguments, **options):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    machine.gpu_works = lambda: False
+    trainer.train_step = fails
+    fails()
+
+
+def poisoning(spec):
+    return Network(spec, poisons)
+
+
 def raising(spec):
     return Network(spec, raises)
 

@@ -297,3 +297,21 @@ def test_four_processes_share_a_folder_and_those_that_live_do_what_the_killed_le
     assert len(ended) == len(set(ended)) == 12, "each run was carried out once"
     assert all(logs[pid] for pid in hands.keys() - killed), "both who lived had work"
     assert not list(out.rglob("lock")) and not list(out.rglob("checkpoint.pt"))
+
+
+def test_a_process_whose_gpu_is_in_error_takes_no_other_run_with_it(
+    place: Path, tmp_path: Path
+) -> None:
+    text = "models: ['py:broken:poisoning', small_cnn(width=0.25)]\nmethods: none\nseeds: 2\n"
+    text += "training: {epochs: 1}\nworkers: 1\nretries: 0\ntensorboard: false\n"
+    path, out = sweeping.study(place, text, "poisoned.yaml"), tmp_path / "runs"
+    code, _, errors = sweeping.finish(
+        sweeping.start(path, out, place, "--executor", "local", BROKEN="1")
+    )
+    assert code == 1, errors
+    assert sweeping.statuses(out) == {
+        f"{model} none {seed}": state
+        for seed in (0, 1)
+        for model, state in (("py:broken:poisoning", "failed"), ("small_cnn(width=0.25)", "done"))
+    }
+    assert errors.count("device-side assert triggered") >= 2

@@ -465,39 +465,61 @@ COMPILED = {
     "saflex(preset=fast)": "% of the passes through the network are compiled",
     "lpa3(preset=fast, warmup=0)": "% of the passes through the network are compiled",
 }
+EVERY = (
+    *(name for name in methods.BUILTIN if name not in (*COMPILED, "wrap", "lpa3")),
+    "saflex(preset=stable)",
+    "lpa3(warmup=0)",
+    "lpa3(preset=strict, warmup=0)",
+    "autodo(preset=exact)",
+)
 
 
-# torch's own compiler looks at the gradient of a tensor that has none, and uses torch.jit.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", COMPILED)
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_network_trains_alike(
-    backend: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The logits after two epochs differ by 100 roundings of float32 at most.
-
-    ``eager`` runs what was captured, so that no C++ compiler is needed.
+def compiled_alike(name: str) -> tuple[trainer.Fitted, list[str]]:
+    """A compiled run, whose logits after two epochs differ from those of an eager one by 100
+    roundings of float32 at most; and its notes.
     """
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     notes: list[str] = []
 
     class Notes(trainer.Silent):
         def note(self, text: str) -> None:
             notes.append(text)
 
-    made = splits(Case(3), True)
+    made = splits(Case(3), "meta" in methods.build(name).requires())
     plain = fit(a_run(name), made, methods.build(name))
     compiled = fit(a_run(name, compile=True), made, methods.build(name), progress=Notes())
     assert any("torch.compile is on" in note for note in notes)
-    assert any(COMPILED[name] in note for note in notes)
-    assert len(notes) == 1 + bool(COMPILED[name])
-    if name == "none":
-        assert compiled.result["cost"]["passes_per_row"] == 2
     for split in ("select", "test"):
         exact = plain.predictions[f"{split}_last_logits"]
         found = compiled.predictions[f"{split}_last_logits"]
         assert np.abs(found - exact).max() <= 100 * np.finfo(np.float32).eps * np.abs(exact).max()
+    return compiled, notes
+
+
+# torch's own compiler looks at the gradient of a tensor that has none, and uses torch.jit.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+class TestCompiled:
+    @pytest.mark.parametrize("name", COMPILED)
+    @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    def test_a_network_trains_alike(
+        self, backend: str, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """``eager`` runs what was captured, so that no C++ compiler is needed."""
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        compiled, notes = compiled_alike(name)
+        assert any(COMPILED[name] in note for note in notes)
+        assert len(notes) == 1 + bool(COMPILED[name])
+        if name == "none":
+            assert compiled.result["cost"]["passes_per_row"] == 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", EVERY)
+    def test_every_method_trains_alike_under_inductor(self, name: str) -> None:
+        if reason := methods.build(name).supports(
+            task_of("multi-class"), splits(Case(3), False).spec
+        ):
+            pytest.skip(reason)
+        compiled_alike(name)
 
 
 def test_the_callers_threads_are_restored() -> None:

@@ -137,8 +137,14 @@ def carry_out(
                     print(f"Time limit: runs stop at {at}", file=sys.stderr)
                 begin(wanted)
                 _check_locks(ledger.root)
+                patience = min(sharing.PATIENCE_SECONDS, where.limit.left() / 5)
                 packed = sharing.shared(
-                    work.plan, left, options.memory_gib, where.workers, bool(where.address)
+                    work.plan,
+                    left,
+                    options.memory_gib,
+                    where.workers,
+                    bool(where.address),
+                    patience,
                 )
                 study = stack.enter_context(packed)
                 executor = stack.enter_context(where.opened(study, ledger, options, wanted))

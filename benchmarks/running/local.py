@@ -217,6 +217,7 @@ def opened(
 def serve(connection: Connection, root: Path, packed: bytes) -> None:
     """A worker's life: a job in, reports and a word of its end out, until the parent closes."""
     from benchmarks.running.worker import work  # noqa: PLC0415 - imports torch
+    from benchmarks.training import machine  # noqa: PLC0415
 
     options = pickle.loads(packed)
 
@@ -242,6 +243,8 @@ def serve(connection: Connection, root: Path, packed: bytes) -> None:
                 end = STOPPED
             except Exception as error:  # nothing that a run does comes here
                 report({"problem": said(error)})
+            if not machine.gpu_works():
+                end = STOPPED  # another process takes the next job
             connection.send(end)
             if end == STOPPED:
                 return

@@ -150,12 +150,18 @@ class Plainly:
 
 @contextmanager
 def shared(
-    plan: Plan, wanted: Sequence[Cell], memory_gib: float, workers: int | None, joins: bool
+    plan: Plan,
+    wanted: Sequence[Cell],
+    memory_gib: float,
+    workers: int | None,
+    joins: bool,
+    patience: float = PATIENCE_SECONDS,
 ) -> Iterator[Study]:
     """The study with the number of runs that share a GPU, and MPS for them where it is there.
 
     Nothing is measured where the study or ``workers`` says how many, or where there is no GPU here.
     ``joins``: the runs go to a cluster, which has its own MPS, and GPUs such as those here.
+    ``patience``: the most seconds to measure.
     """
     study, own = plan.study, capacity.gpus()
     most = _most(plan, wanted, workers)
@@ -176,8 +182,12 @@ def shared(
         if most == 1:
             say(f"Runs that share a GPU are {under}.")
         else:
-            say("Measuring how many runs should share a GPU; this takes two minutes at most ...")
-            count = _measured(plan, wanted, memory_gib, most, under, variables)
+            say(
+                "Measuring how many runs should share a GPU; this takes "
+                f"{patience:.0f} seconds at most ..."
+            )
+            until = time.monotonic() + patience
+            count = _measured(plan, wanted, memory_gib, most, under, variables, until)
             if count == 1:
                 stack.close()
             resources = Resources(cpus=study.resources.cpus, trials_per_gpu=count)
@@ -206,7 +216,8 @@ def known(
 def _most(plan: Plan, wanted: Sequence[Cell], workers: int | None) -> int:
     """Runs for which a GPU of this machine has cores, if it is to be measured how many share it."""
     own = capacity.gpus()
-    if not plan.study.resources.measured or not own or workers is not None:
+    timed = any("time" in block.same for block in plan.study.blocks)  # neighbours would count
+    if not plan.study.resources.measured or not own or timed or workers is not None:
         return 1
     cpus, _ = capacity.takes(plan.study, own)
     cores = int(capacity.cores() / cpus + 1e-9)
@@ -220,9 +231,10 @@ def _measured(
     most: int,
     under: str,
     variables: Mapping[str, str],
+    until: float,
 ) -> int:
     """How many runs share a GPU, by measurements that are told; 1 where there are none."""
-    together, until = Together("cuda", variables), time.monotonic() + PATIENCE_SECONDS
+    together = Together("cuda", variables)
 
     def measure(make: Plainly, count: int) -> Reached:
         if time.monotonic() > until - SECONDS:

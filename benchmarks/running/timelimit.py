@@ -18,6 +18,8 @@ from methods.naming import NamingError
 SLURM_END = "SLURM_JOB_END_TIME"
 SLURM_SECONDS = 120
 """Before the end of a SLURM job, for checkpoints and the exit."""
+YEAR = 366 * 86400
+"""The longest limit that is told as a date."""
 LOOK_SECONDS = 1.0
 """Between two looks at the clock."""
 DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?"
@@ -42,6 +44,10 @@ class Limit:
     def reached(self) -> bool:
         """Whether it is over, or SIGUSR1 has come."""
         return time.time() >= self.until or _called()
+
+    def left(self) -> float:
+        """Seconds, at least 0."""
+        return max(0.0, self.until - time.time())
 
     def allows(self, seconds: float) -> bool:
         """Whether so many seconds are left."""
@@ -83,7 +89,7 @@ def limit_of(text: str) -> Limit:
                 "time-limit: expected a duration such as 3h50m, 45m or 1d12h (d, h, m, s), got "
                 f"{text!r}"
             )
-        return Limit(time.time() + seconds)
+        return Limit(time.time() + min(seconds, YEAR))
     end = os.environ.get(SLURM_END, "")
     # A shell that outlived its job still has the variable.
     if end.isdecimal() and int(end) > time.time():

@@ -16,6 +16,7 @@ from benchmarks.running.problems import said
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.rounds import Job
+from benchmarks.training import machine
 from benchmarks.training.errors import Interrupted, NoMemory
 from benchmarks.training.progress import Silent
 from methods import own
@@ -62,6 +63,8 @@ def work(
                         return
                     if runs.status_of(runs.folder_of(root, cell.run)).state == "failed":
                         cells.remove(cell)  # the driver says whether it is tried again
+                        if not machine.gpu_works():
+                            return  # nor would the other runs of the job
                 if until:
                     score = search.score_at(folders, until, job.metric)
                     report({"epoch": until, "rung": until, "score": score})

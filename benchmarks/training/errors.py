@@ -15,13 +15,17 @@ class NoMemory(RuntimeError):
     """The memory of a GPU that other runs use too did not suffice; nothing is recorded of it."""
 
 
+NO_MEMORY = ("outofmemoryerror", "out of memory", "alloc_failed", "status_not_initialized")
+"""Signs of it: libraries of CUDA that cannot allocate their own memory say the last two."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a GPU lacked memory, by an error or by one that led to it.
 
     Other libraries of CUDA have no error of their own for it: what they say tells.
     """
     text = f"{type(error).__name__}: {error}".lower()
-    if any(sign in text for sign in ("outofmemoryerror", "out of memory", "alloc_failed")):
+    if any(sign in text for sign in NO_MEMORY):
         return True
     earlier = error.__cause__ or error.__context__
     return earlier is not None and out_of_memory(earlier)

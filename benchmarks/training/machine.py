@@ -17,6 +17,16 @@ from typing import Any
 import torch
 
 
+def gpu_works() -> bool:
+    """Whether CUDA still works in this process: after some errors every later call fails too."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak, if the system can, because a process may do many runs."""
     if device.type == "cuda":

@@ -28,6 +28,7 @@ from benchmarks.running.worker import work
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Job, Round
 from benchmarks.studies.schema import Study
+from benchmarks.training import machine
 from benchmarks.training.errors import Interrupted, first_line
 from benchmarks.training.progress import Gone
 
@@ -131,6 +132,8 @@ def _trial(config: dict[str, Any], place: Place) -> None:
         job, wanted, again = place.jobs[config["job"]], config["runs"], config["again"]
         options = replace(place.options, shares_gpu=config["shares"])
         work(job, wanted, again, place.root, options, ends, report)
+    if not machine.gpu_works():  # Tune gives the next job to another process then
+        raise RuntimeError("its GPU ended in an error")
 
 
 def _offering(driver: Driver, most: int) -> Any:
