@@ -220,6 +220,23 @@ def test_two_at_once_fetch_it_once(
     assert "another process is downloading set.npz" in capsys.readouterr().err
 
 
+def test_who_waited_for_attempts_in_vain_makes_one(server: Server, tmp_path: Path) -> None:
+    server.script = ["503"] * 9
+    caught: list[DataError] = []
+
+    def wait() -> None:
+        with pytest.raises(DataError) as error:
+            fetch(server.file, tmp_path)
+        caught.append(error.value)
+
+    waiter = threading.Thread(target=wait)
+    with download._locked(tmp_path / "set.npz.part"):
+        waiter.start()
+        time.sleep(0.2)
+    waiter.join()
+    assert len(caught) == len(server.ranges) == 1
+
+
 def test_a_part_replaced_while_waiting_is_opened_anew(server: Server, tmp_path: Path) -> None:
     part = tmp_path / "set.npz.part"
     waiter = threading.Thread(target=lambda: fetch(server.file, tmp_path))

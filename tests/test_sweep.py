@@ -21,6 +21,7 @@ from analysis.runs import Status
 from analysis.studyfile import StudyError
 from benchmarks.cli import arguments, main
 from benchmarks.cli.sweep import where_of
+from benchmarks.data import download
 from benchmarks.running import capacity, cleanup, disk, flag, local, worker
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
@@ -271,6 +272,42 @@ def test_a_problem_is_told_and_not_recorded(
     assert driver.outcomes == {job.first.run.id: Problem("the disk is full")}
     assert driver.over
     assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_data_that_cannot_be_had_are_asked_for_once(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = []
+
+    def offline(request: Any, timeout: float) -> None:
+        asked.append(request.full_url)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr(download, "BACKOFF", 0.0)
+    monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
+    path, out = tmp_path / "some.yaml", tmp_path / "runs"
+    names = ["retinamnist(rows_per_class=20)", "retinamnist", f"npz:{place / 'small.npz'}"]
+    path.write_text(
+        f"benchmarks: {json.dumps(names)}\nmodels: small_cnn(width=0.25)\n"
+        "methods: [none, flip]\nseeds: 2\ntraining: {epochs: 1}\ntensorboard: false\n"
+    )
+    given = ["sweep", str(path), "--executor", "local", "--workers", "1", "--out", str(out)]
+    assert main.run([*given, "--data", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert len(asked) == 5, "the attempts of one run"
+    assert "retinamnist" not in shown.out
+    told = [line for line in shown.err.splitlines() if "could not be downloaded" in line]
+    assert [line.partition(": retinamnist.npz ")[0] for line in told] == [
+        "retinamnist: not available, its runs are left out",
+        "not done: retinamnist, 8 runs",
+    ]
+    states = [runs.status_of(each).state for each in runs.folders(out)]
+    assert states.count("done") == 4
+    assert set(states) == {"done", "new"}, "the same command does the others"
 
 
 def test_what_stops_a_retry_is_not_told_as_the_failure_before(

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from analysis import comparison, differences, question, records, runs
-from analysis.numbers import bounds
+from analysis.numbers import bounds, count
 from analysis.question import FILE, STUDIES, Prediction
 from analysis.report import sentences
 from analysis.studyfile import StudyError
@@ -29,6 +29,7 @@ from benchmarks.running.codes import FAILURE
 from benchmarks.running.disk import Options
 from benchmarks.running.driver import Outcomes
 from benchmarks.running.executors import Where
+from benchmarks.running.problems import Problem
 from benchmarks.running.timelimit import limit_of
 from benchmarks.studies import loading, rounds, schema, search, shipped
 from benchmarks.studies.cells import Cell
@@ -229,7 +230,9 @@ def _told(
 ) -> int:
     """Print the results and the failures; return the exit code."""
     wanted = work.cells()
-    problems = results.problems_of(outcomes)
+    absent = Counter(each for each in outcomes.values() if isinstance(each, Problem) and each.data)
+    others = {name: each for name, each in outcomes.items() if each not in absent}
+    problems = results.problems_of(others)
     statuses = {cell.run.id: ledger.status(cell) for cell in wanted}
     print("\n".join(_heading(plan.study)))
     if shard is not None:
@@ -249,6 +252,7 @@ def _told(
     missing = [
         (f"{t.name}, {name}", reason) for t in plan.experiments for name, reason in t.missing
     ]
+    bad += [(f"{each.data}, {count(left, 'run')}", each.text) for each, left in absent.items()]
     print(f"\nResults: {ledger.root}")
     memory = _memory(wanted, ledger)
     if memory:

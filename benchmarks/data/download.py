@@ -45,7 +45,8 @@ def fetch(
 
     What was received is kept in `<name>.part`, so that the next call resumes an interrupted
     download (a lost connection, a full disk, Ctrl-C); the file gets its name only after its MD5 was
-    verified. Two processes that fetch the same file take turns: the second finds it complete.
+    verified. Two processes that fetch the same file take turns: the second finds it complete, or
+    tries once.
     `timeout` is in seconds, for connecting and for each read; `retries` counts consecutive attempts
     that received nothing new.
 
@@ -58,10 +59,12 @@ def fetch(
     part = folder / f"{file.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(part) as handle:
+        with _locked(part) as (handle, waited):
             if _is_there(file, target):
                 part.unlink()
                 return target
+            if waited:  # the process before has just made the other attempts
+                retries = 0
             _complete(handle, file, folder, timeout, retries, progress)
             os.fsync(handle.fileno())
             part.replace(target)
@@ -93,10 +96,12 @@ def _is_there(file: File, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(part: Path) -> Iterator[BinaryIO]:
-    """The part file, open for reading and writing and locked by this process."""
+def _locked(part: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The part file, open for reading and writing and locked by this process, and whether another
+    process had locked it before."""
     import fcntl  # noqa: PLC0415 - absent on Windows
 
+    waited = False
     while True:
         # Unbuffered: each block is on disk before the next is read, whatever ends the process.
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -108,9 +113,10 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
                     f"another process is downloading {part.stem}: waiting for it", file=sys.stderr
                 )
                 fcntl.flock(handle, fcntl.LOCK_EX)
+                waited = True
             # The holder before us may have renamed or removed the file that we opened.
             if is_at(handle, part):
-                yield handle
+                yield handle, waited
                 return
 
 

@@ -80,7 +80,10 @@ class Display:
             text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
         number = sum(self._ended.values())
         mark = ", " if state == "done" else ": "
-        self.note(f"[{number}/{self._count}] {label(cell)}: {state}{mark if text else ''}{text}")
+        line = f"[{number}/{self._count}] {label(cell)}: {state}{mark if text else ''}{text}"
+        if isinstance(outcome, Problem) and outcome.data:  # the same for all: noted once
+            line = f"{outcome.data}: not available, its runs are left out: {text}"
+        self.note(line)
         self._bar.update(1)
         self._show()
 

@@ -16,6 +16,7 @@ from typing import Any
 from analysis import runs
 from analysis.numbers import count
 from analysis.runs import Status
+from benchmarks.data.splits import stored
 from benchmarks.running import disk
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.curves import curves_of
@@ -72,6 +73,8 @@ class Driver:
         """places of jobs of which another process holds a run: when to look again"""
         self._refused: dict[str, str] = {}
         """the run that another process held when a worker came to it"""
+        self._no_data: dict[tuple[object, ...], Problem] = {}
+        """data sets that are not available"""
         self._shares = 0 < capacity.gpu < 1
         self._alone: set[int] = set()
         """places of jobs that did not fit on a GPU together with others"""
@@ -146,7 +149,11 @@ class Driver:
             text = f"retrying alone after: {told['no_memory']}"
             self.display.note(f"{label(job.first)}: {text}")
         if "problem" in told:
-            self._problem(name, told["problem"])
+            self._problem(name, Problem(told["problem"]))
+        if "no_data" in told:
+            asked = job.first.benchmark
+            problem = Problem(told["no_data"], data=asked.path or asked.name)
+            self._problem(name, self._no_data.setdefault(stored(asked), problem))
         if "epoch" in told:
             self.display.reached(job.first, told["epoch"])
             if self._curves is not None:
@@ -227,6 +234,11 @@ class Driver:
             for cell in job.cells:  # read once more: its holder may just have ended it
                 if cell.run.id in self._left - self.outcomes.keys() and not self._to_do(cell):
                     self._tell(cell, self.ledger.status(cell))
+            problem = self._no_data.get(stored(job.first.benchmark))
+            if problem is not None:  # each of these runs would try to download it again
+                for cell in filter(self._to_do, job.cells):
+                    self._tell(cell, problem)
+                continue
             self._rank(job)
             if any(map(self._to_do, job.cells)):
                 self._count_held()
@@ -284,12 +296,12 @@ class Driver:
             return self._written(cell) == self._failed[cell.run.id]
         return state in UNFINISHED
 
-    def _problem(self, name: str, text: str) -> None:
+    def _problem(self, name: str, problem: Problem) -> None:
         """It could not be done for a reason that is not the run's; nothing is recorded."""
         left = self._offered[name][1]
         for cell in self._job(name).cells:
             if cell.run.id in left and self._pending(cell):
-                self._tell(cell, Problem(text))
+                self._tell(cell, problem)
 
     def _conclude(self, cell: Cell, death: str) -> bool:
         """Tell how a run ended that no worker has any more; whether it is tried once more."""

@@ -25,6 +25,8 @@ class Problem:
     """A run that could not be carried out for a reason that is not its own; nothing is recorded."""
 
     text: str
+    data: str = ""
+    """the data set that is not available, and with it all of its runs"""
 
 
 def said(error: Exception) -> str:

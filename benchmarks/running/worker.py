@@ -24,9 +24,9 @@ from methods import own
 REPORT_SECONDS = 1.0
 """Between two reports of a run: each may wait for the driver."""
 Report = Callable[[dict[str, Any]], None]
-"""Tells the driver: ``epoch`` and its scores, ``notes``, a ``problem``, the run that is ``held`` by
-another process, that there was ``no_memory`` on a GPU that is shared, or a ``rung`` reached, of
-which the driver may say that the job ends there (``Gone``)."""
+"""Tells the driver: ``epoch`` and its scores, ``notes``, a ``problem``, that there is ``no_data``
+and why, the run that is ``held`` by another process, that there was ``no_memory`` on a GPU that is
+shared, or a ``rung`` reached, of which the driver may say that the job ends there (``Gone``)."""
 
 
 def work(
@@ -68,7 +68,9 @@ def work(
                 if until:
                     score = search.score_at(folders, until, job.metric)
                     report({"epoch": until, "rung": until, "score": score})
-    except (DataError, OSError) as error:
+    except DataError as error:
+        report({"no_data": str(error)})
+    except OSError as error:
         report({"problem": said(error)})
 
 
