@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.studies.costs import shipped as shipped_cost
 from benchmarks.studies.plan import Plan, chosen
 from benchmarks.studies.rounds import Work
 from benchmarks.studies.schema import Study
+from benchmarks.studies.shards import Shard
 from methods.naming import NamingError
 from tests.test_study import finish
 
@@ -134,6 +136,22 @@ def test_every_beginning_of_a_sweep_is_a_balanced_table(tmp_path: Path) -> None:
         counts = Counter((run.benchmark, run.model, run.protocol, run.row) for run in begun)
         assert set(counts) == rows
         assert set(counts.values()) == {seeds}
+
+
+def test_one_benchmark_may_come_after_the_other(tmp_path: Path) -> None:
+    study = loading.load(shipped.find(Path("medmnist_gpu")))
+    _, cells = planned(study, tmp_path)
+    sets = ["breastmnist", "retinamnist", "pneumoniamnist"]
+    assert [(cell.run.benchmark, cell.run.seed) for cell in cells] == [
+        (name, seed) for name in sets for seed in range(10) for _ in range(16)
+    ]
+    work = Work(Plan(study, tmp_path), tmp_path, chosen(""))
+    assert [job.first.run.id for job in next(work.rounds()).jobs] == [c.run.id for c in cells]
+    _, others = planned(replace(study, order="seeds"), tmp_path)
+    assert {cell.run.id for cell in others} == {cell.run.id for cell in cells}
+    for count in (2, 3, 7):
+        sizes = [len(Shard(each, count).of_cells(cells)) for each in range(1, count + 1)]
+        assert sum(sizes) == 480 and max(sizes) - min(sizes) <= 2
 
 
 @pytest.mark.parametrize("name", shipped.names())

@@ -272,7 +272,20 @@ class Work:
         ]
 
     def _jobs(self, wanted: Sequence[Cell]) -> list[Job]:
-        return [Job((cell,)) for cell in by_seed(wanted) if self._only(cell)]
+        return [Job((cell,)) for cell in self._in_order(wanted) if self._only(cell)]
+
+    def _in_order(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Each run once, every table's first seed before any second one; or so within a benchmark.
+
+        So an interrupted sweep leaves tables whose rows have the same seeds.
+        """
+        once = {cell.run.id: cell for cell in cells}
+        ordered = sorted(once.values(), key=lambda cell: cell.run.seed)
+        if self.plan.study.order == "benchmarks":
+            found = dict.fromkeys(each.benchmark for each in self.plan.experiments)
+            places = {benchmark: place for place, benchmark in enumerate(found)}
+            ordered.sort(key=lambda cell: places[cell.benchmark])
+        return ordered
 
     def _ladder(self) -> Ladder | None:
         tune = self.plan.study.tune
@@ -302,20 +315,11 @@ class Work:
             for place, rows in self.extra.items()
             for cell in self.plan.experiments[place].cells(rows)
         ]
-        return by_seed(wanted)
+        return self._in_order(wanted)
 
     def cells(self) -> list[Cell]:
         """The selected runs among ``whole``."""
         return [cell for cell in self.whole() if self._only(cell)]
-
-
-def by_seed(cells: Sequence[Cell]) -> list[Cell]:
-    """Each run once, every table's first seed before any second one.
-
-    So an interrupted sweep leaves tables whose rows have the same seeds.
-    """
-    once = {cell.run.id: cell for cell in cells}
-    return sorted(once.values(), key=lambda cell: cell.run.seed)
 
 
 def finalists(each: RowSearch, outcomes: Sequence[Outcome], passes: int | None) -> list[Values]:

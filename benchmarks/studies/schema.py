@@ -227,6 +227,8 @@ class Study(Asked):
 
     name: str
     blocks: tuple[Block, ...] = ()
+    order: Literal["seeds", "benchmarks"] = "seeds"
+    """which runs come first: a seed of every table, or all seeds of one benchmark"""
     resources: Resources = field(default_factory=Resources)
     workers: int | None = None
     """runs at a time; default: as many as fit"""

@@ -60,7 +60,7 @@ class Shard:
                 )
 
     def of_cells(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Its runs among those of a study, which are in order of their seeds.
+        """Its runs among those of a study, whose runs of one seed follow each other.
 
         A row moves to the next shard from seed to seed, so that costly rows are spread.
         """
