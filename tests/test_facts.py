@@ -134,7 +134,7 @@ def test_notes_and_caveats_stand_in_the_long_form_alone() -> None:
 def test_what_the_name_does_besides_is_told() -> None:
     benchmark = parse_benchmark("digits(noise=0.4, rows_per_class=5)")
     text = "\n".join(facts.lines(arrays(), benchmark))
-    assert "each run then applies: rows_per_class=5, noise=0.4" in text
+    assert "applied by each run: rows_per_class=5, noise=0.4" in text
 
 
 def test_show_prints_each_set_and_downloads_none(
