@@ -22,6 +22,7 @@ from benchmarks.cli import main
 from benchmarks.running import capacity, executors, local
 from benchmarks.running.capacity import Capacity
 from benchmarks.running.disk import Options
+from benchmarks.running.on_ray import tune
 from benchmarks.running.timelimit import Limit
 from benchmarks.studies.schema import Block, Resources, Study
 from tests import sweeping
@@ -207,6 +208,35 @@ def test_a_worker_that_dies_at_a_rung_ends_nothing_else(tmp_path: Path) -> None:
     there._hear(there._workers[0], driver)
     driver.ended.assert_called_once_with("0", "its process was ended by SIGKILL; out of memory?")
     assert there._workers == []
+
+
+def test_a_trial_that_ray_ends_at_a_rung_ends_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it returned, Tune would report for it, wait, and lose the next trial of the worker."""
+
+    def ends(told: dict[str, Any]) -> None:
+        sys.exit(0)
+
+    def reports(job: object, wanted: object, again: object, *others: Any) -> None:
+        others[-1]({"rung": 1})
+
+    monkeypatch.setattr("ray.tune.report", ends)
+    monkeypatch.setattr(tune, "work", reports)
+    place: Any = mock.Mock(jobs=["a job"], root=tmp_path, options=Options(), flag=tmp_path / "flag")
+    with pytest.raises(SystemExit):
+        tune._trial({"job": 0, "runs": [], "again": [], "shares": False}, place)
+
+
+def test_a_trial_that_ray_drops_without_a_word_is_offered_again() -> None:
+    driver = mock.Mock()
+    driver.has.side_effect = lambda name: name != "known"
+    trials = [
+        mock.Mock(trial_id=name, is_finished=mock.Mock(return_value=over))
+        for name, over in (("known", True), ("dropped", True), ("at work", False))
+    ]
+    tune._watching(driver).on_step_end(0, trials)
+    driver.ended.assert_called_once_with("dropped")
 
 
 def test_more_runs_than_cores_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

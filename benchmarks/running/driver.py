@@ -102,6 +102,10 @@ class Driver:
         """Jobs that are handed out."""
         return len(self._offered)
 
+    def has(self, name: str) -> bool:
+        """Whether a job is handed out under this name."""
+        return name in self._offered
+
     def offer(self, name: str) -> dict[str, Any] | None:
         """The next job: its place in ``jobs``, its runs to do, those that failed before, whether
         other runs share its GPU, and what a logger may show of it. None: nothing is left, or other

@@ -10,8 +10,8 @@ import importlib
 import math
 import os
 import pickle
+import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,10 +128,14 @@ def _trial(config: dict[str, Any], place: Place) -> None:
             raise Gone from error
 
     ends = flag.lowered(place.flag)
-    with suppress(Interrupted, Gone):
-        job, wanted, again = place.jobs[config["job"]], config["runs"], config["again"]
-        options = replace(place.options, shares_gpu=config["shares"])
+    job, wanted, again = place.jobs[config["job"]], config["runs"], config["again"]
+    options = replace(place.options, shares_gpu=config["shares"])
+    try:
         work(job, wanted, again, place.root, options, ends, report)
+    except Interrupted:
+        pass
+    except Gone:  # if it returned, Tune would report once more and wait, and lose the next trial
+        sys.exit(0)
     if not machine.gpu_works():  # Tune gives the next job to another process then
         raise RuntimeError("its GPU ended in an error")
 
@@ -178,6 +182,9 @@ def _watching(driver: Driver) -> Any:
 
     class Watching(TrialProgressCallback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            for trial in trials:  # Tune does not say so where a worker cannot be used again
+                if trial.is_finished() and driver.has(trial.trial_id):
+                    driver.ended(trial.trial_id)
             driver.display.tick()
 
         def on_trial_start(
