@@ -197,13 +197,13 @@ class NormNoise(Method):
             upstream.noise_instead = True
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Only lpa3, and only if it does not run the step's forward pass."""
+        """Only lpa3."""
         if not isinstance(self.upstream, Lpa3):
             return (
                 "norm_noise needs upstream=lpa3, or lpa3(...) with its own settings and upstream, "
                 "such as norm_noise(upstream=lpa3(upstream=crop))"
             )
-        return _forward_left("norm_noise", self.upstream) or super().supports(task, spec)
+        return super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's batch, in which the added rows are noise."""

@@ -43,7 +43,6 @@ SLACK = 1e-6
 FADE = 0.01
 """Share of a row's time consistency that remains after its next visit."""
 STRICT = {
-    "label": "target",
     "statistics": "running",
     "radius": 0.02,
     "iterate": "best",
@@ -239,7 +238,9 @@ class Lpa3(Method):
     attacked: minus the Kullback-Leibler divergence from a row's prediction at its last visit to
     the current one, averaged with a decay of 99 % per visit; rows without an earlier visit come
     first. Added rows (index -1) are not attacked. The attacked rows follow the clean rows, with the
-    target of their row and ``weight`` times its weight.
+    target of their row. Their mean loss is added to that of the clean rows with the factor
+    ``weight``, however many they are: 1 in Algorithm 1, line 5. Both means are weighted where rows
+    have weights, an attacked row in proportion to its row.
 
     ``radius`` is the length of the first step, in [0, 1], divided by the square root of the number
     of values; without it, steps are calibrated in log-likelihood. ``statistics``: batch
@@ -251,30 +252,37 @@ class Lpa3(Method):
     training. ``fold``: fold running statistics into the convolutions during the attack, which is
     faster and equal up to rounding.
 
-    ``preset=strict`` is our variant, not the paper's: it keeps margin and prediction for every row;
+    The bare name is ``preset=paper``: Algorithm 1, which keeps the row's own label and adds the
+    attacked rows' loss in full. ``preset=code`` has the settings of the authors' supervised
+    CIFAR-10 script: the predicted label, a second set of norms, and a ``weight`` of 0.25, as the
+    script halves the loss of the selected half of a batch and divides it by the whole batch.
+    ``preset=strict`` is our variant of ``paper``: it keeps margin and prediction for every row;
     ``preset=fast`` is the same with three steps, folded. As in Eq. 5 the constraint is one-sided:
     the network may be more certain of an attacked row's label than of the clean row's, and with
     ``strict`` it mostly is, as its steps overshoot on the way back from the margin.
 
-    **Deviations.** From the paper (P) and its authors' code at commit 7059ca3 (C), with the
-    settings of C's supervised CIFAR-10 script, as those for MedMNIST are not available: Eq. 4 and 5
+    **Deviations.** From the paper (P) and its authors' code at commit 7059ca3 (C). What P's main
+    text leaves open (margin, step lengths, ratio, warm-up) is as in C's supervised CIFAR-10 script,
+    as no settings for MedMNIST are available; P searches the margin (section 5.1). Eq. 4 and 5
     print the distance with a plus, the text and C maximise it. Reference and attack see the same
-    rows (in C the reference's batch statistics come from more rows). Ordinary normalisation layers,
-    whose running statistics the attack leaves unchanged, or the second set with ``auxiliary_norm``
-    (C). ``log_softmax``; a sum over rows, not their mean; noise, shift and guard in units of
-    [0, 1]; no gradient for the weights. The lowest rows of each batch are selected, exactly
-    round(ratio n) and before the attack (P; C uses a threshold from the previous epoch and attacks
-    all rows); no attack during the warm-up (C attacks and discards the result).
+    rows (in C the reference's batch statistics come from more rows). The attack leaves the running
+    statistics unchanged (in C it updates those of the second set). ``log_softmax``; a sum over
+    rows, not their mean; noise, shift and guard in units of [0, 1]; no gradient for the weights.
+    The lowest rows of each batch are selected, exactly round(ratio n) and before the attack (P; C
+    uses a threshold from the previous epoch and attacks all rows); no attack during the warm-up (C
+    attacks and discards the result).
     """
 
     source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
+    version = 2
     needs = frozenset({"features", "image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},
+        "paper": {},
+        "code": {"label": "predicted", "weight": 0.25, "auxiliary_norm": True},
         "strict": STRICT,
         "fast": {**STRICT, "steps": 3, "fold": True},
     }
-    costs: Mapping[str, float] = {"published": 4.4, "strict": 3.5, "fast": 2.7}
+    costs: Mapping[str, float] = {"paper": 4.4, "code": 4.4, "strict": 3.5, "fast": 2.7}
     space: ClassVar[Mapping[str, Any]] = {
         "margin": ("loguniform", 0.001, 0.1),
         "ratio": ("choice", [0.3, 0.5, 1.0]),
@@ -294,8 +302,8 @@ class Lpa3(Method):
         lagrange: float = 1.0,
         ratio: float = 0.5,
         warmup: int = 5,
-        weight: float = 0.5,
-        label: Literal["target", "predicted"] = "predicted",
+        weight: float = 1.0,
+        label: Literal["target", "predicted"] = "target",
         radius: float | None = None,
         statistics: Literal["batch", "running"] = "batch",
         iterate: Literal["last", "best"] = "last",
@@ -417,7 +425,7 @@ class Lpa3(Method):
         if not len(places):
             return batch
         index = torch.full_like(places, -1)
-        out = joined(batch, Batch(x, y, self.weight * batch.w[places], index))
+        out = joined(batch, Batch(x, y, self._weights(batch, places), index))
         if not self.auxiliary_norm:
             return out
         logits = ctx.forward(batch.x)
@@ -427,6 +435,14 @@ class Lpa3(Method):
     def added(self) -> Added:
         """The attacked rows of the last batch."""
         return self._added
+
+    def _weights(self, batch: Batch, places: Tensor) -> Tensor:
+        """(n,) weights of attacked rows, in proportion to those of their rows; 0 if all are 0.
+
+        They add up to ``weight`` times the total weight of the rows that the trainer drew.
+        """
+        clean, own = (batch.w * (batch.index >= 0)).sum(), batch.w[places]
+        return self.weight * clean * own / own.sum().clamp_min(torch.finfo(own.dtype).tiny)
 
     def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Positions (n,) of the attacked rows in the batch, and the rows after the attack."""

@@ -42,13 +42,13 @@ WAYS = [
     Way("plain"),
     Way("plain, 1.5 times the rows", rows=1.5),
     Way("ratio 0", "ratio=0.0", 1.0),
-    Way("published, ratio 1", "ratio=1.0", 8.0),
-    Way("published, ratio 0.5", ""),
+    Way("paper, ratio 1", "ratio=1.0", 8.0),
+    Way("paper, ratio 0.5", ""),
     Way("strict, ratio 1", "preset=strict, ratio=1.0"),
     Way("strict, ratio 0.5", "preset=strict", 3.6),
     Way("fast, ratio 0.5", "preset=fast", 2.7),
     Way("fast, ratio 0.5, refresh 2", "preset=fast, refresh=2", 2.7, epochs=2),
-    Way("published, ratio 0.5, auxiliary norm", "auxiliary_norm=true"),
+    Way("code, ratio 0.5", "preset=code"),
 ]
 
 
