@@ -18,7 +18,14 @@ from benchmarks.studies.plan import Experiment, Plan
 from methods.naming import Call, Links, bind, call_of, parameters, parse, render, written_out
 
 HEADING = "# setting | paper | here | why"
-STUDIES = ("autodo_tables",)
+STUDIES = (
+    "autodo_tables",
+    "lpa3_table3",
+    "medmnist_all",
+    "medmnist_gpu",
+    "medmnist_small",
+    "saflex_table1",
+)
 
 
 class Line(NamedTuple):
@@ -73,6 +80,7 @@ def resolved(line: Line, made: Sequence[Experiment], apart: set[str]) -> set[str
                 **asdict(each.protocol),
                 "protocols": each.protocol.name,
                 "benchmarks": canonical(each.benchmark),
+                "as_rgb": each.benchmark.as_rgb,
                 "models": each.model,
                 "seeds": len(each.seeds),
                 "oracle_test": each.block.oracle_test,
