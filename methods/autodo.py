@@ -53,18 +53,18 @@ class AutoDO(Method):
     Kullback-Leibler divergence from soft label to prediction, or with ``symmetric`` the mean of
     both directions.
 
-    From epoch ``start`` on (a share of the epochs, or a number of epochs if 1 or more) an outer
-    phase precedes each epoch (the log counts its steps as ``outer_steps``). With the network frozen
-    in eval mode, it passes once over the training rows in batches of ``outer_batch`` and updates
-    their hyper-parameters by RMSprop with the learning rate ``learning_rate`` (cosine schedule)
-    down the hypergradient - v^T H^-1 d2L / dtheta dlambda (Eq. 5), theta the head's weights, v the
-    meta gradient over ``meta_rows`` rows or ``full``. ``solver``: ``neumann`` with ``terms`` and
-    ``step`` (or ``auto``, from the largest eigenvalue), ``cg`` to a relative residual of
-    ``tolerance``, ``identity`` (DARTS). ``curvature``: ``gauss_newton``, or the ``hessian`` of the
-    loss, which may be indefinite. Both include ``damping`` and the optimiser's weight decay if it
-    is a penalty (not AdamW's). A series that diverges is an error, or with ``force`` a warning and
-    an entry in the log. With a number as ``step`` this check, which the paper lacks, is not
-    charged.
+    From epoch ``start`` on (a share of the epochs such as 0.25, or a whole number of epochs) an
+    outer phase precedes each epoch (the log counts its steps as ``outer_steps``). With the network
+    frozen in eval mode, it passes once over the training rows in batches of ``outer_batch`` rows
+    (``batch``: as many as a training batch) and updates their hyper-parameters by RMSprop with the
+    learning rate ``learning_rate`` (cosine schedule) down the hypergradient
+    - v^T H^-1 d2L / dtheta dlambda (Eq. 5), theta the head's weights, v the meta gradient over
+    ``meta_rows`` rows or ``full``. ``solver``: ``neumann`` with ``terms`` and ``step`` (or
+    ``auto``, from the largest eigenvalue), ``cg`` to a relative residual of ``tolerance``,
+    ``identity`` (DARTS). ``curvature``: ``gauss_newton``, or the ``hessian`` of the loss, which may
+    be indefinite. Both include ``damping`` and the optimiser's weight decay if it is a penalty (not
+    AdamW's). A series that diverges is an error, or with ``force`` a warning and an entry in the
+    log. With a number as ``step`` this check, which the paper lacks, is not charged.
 
     Rows that the upstream adds (index -1) stay unchanged; a learned label replaces whatever the
     upstream does to the label.
@@ -84,7 +84,7 @@ class AutoDO(Method):
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
-    version = 2
+    version = 3
     operations = OPERATIONS
     needs = frozenset({"meta", "features", "image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -106,7 +106,7 @@ class AutoDO(Method):
         weight: bool = True,
         label: bool = True,
         shared: bool = False,
-        start: float = 0.25,
+        start: int | float = 0.25,
         solver: Literal["neumann", "cg", "identity"] = "neumann",
         terms: int = 5,
         step: float | Literal["auto"] = 0.01,
@@ -115,13 +115,15 @@ class AutoDO(Method):
         tolerance: float = 1e-4,
         curvature: Literal["gauss_newton", "hessian"] = "gauss_newton",
         meta_rows: int | Literal["full"] = 256,
-        outer_batch: int = 256,
+        outer_batch: int | Literal["batch"] = "batch",
         learning_rate: float = 0.05,
+        bias_correction: bool = False,
         smoothing: float = 0.1,
         symmetric: Literal["always", "when_soft", "never"] = "always",
     ) -> None:
         super().__init__(upstream)
-        positive = {"start": start, "tolerance": tolerance, "learning_rate": learning_rate}
+        _check_start(start)
+        positive = {"tolerance": tolerance, "learning_rate": learning_rate}
         if not isinstance(step, str):
             positive["step"] = step
         for name, value in positive.items():
@@ -133,10 +135,9 @@ class AutoDO(Method):
             raise ValueError(f"terms: expected 0 or more, got {terms}")
         if not 0 < smoothing < 1:
             raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
-        if outer_batch < 2 or (not isinstance(meta_rows, str) and meta_rows < 2):
-            raise ValueError(
-                f"outer_batch, meta_rows: expected 2 or more, got {outer_batch}, {meta_rows}"
-            )
+        for name, rows in (("outer_batch", outer_batch), ("meta_rows", meta_rows)):
+            if not isinstance(rows, str) and rows < 2:
+                raise ValueError(f"{name}: expected 2 or more rows, got {rows}")
         if not (augment or weight or label):
             raise ValueError("augment, weight, label: at least one must be true")
         series_only = "" if solver == "neumann" else f"solver={solver}"
@@ -156,6 +157,7 @@ class AutoDO(Method):
         self.gauss_newton = curvature == "gauss_newton"
         self.meta_rows, self.outer_batch = meta_rows, outer_batch
         self.learning_rate, self.smoothing = learning_rate, smoothing
+        self.bias_correction = bias_correction
         self.symmetric = symmetric == "always" or (symmetric == "when_soft" and label)
         self._drawn = torch.zeros(0, len(OPERATIONS))
         self._warned = False
@@ -183,12 +185,12 @@ class AutoDO(Method):
         rows, like = ctx.spec.rows, ctx.train.targets
         if self.parts_on["augment"]:
             policies, quarter = 1 if self.shared else rows, math.log(0.25 / 0.75)
-            self.chance = RowStates(like.new_full((policies, len(OPERATIONS)), quarter))
-            self.spread = RowStates(like.new_zeros(policies, len(OPERATIONS)))
+            self.chance = self._states(like.new_full((policies, len(OPERATIONS)), quarter))
+            self.spread = self._states(like.new_zeros(policies, len(OPERATIONS)))
         if self.parts_on["weight"]:
-            self.omega = RowStates(like.new_zeros(rows, 1))
+            self.omega = self._states(like.new_zeros(rows, 1))
         if self.parts_on["label"]:
-            self.soft = RowStates(self._smoothed(like).log())
+            self.soft = self._states(self._smoothed(like).log())
         self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64, device=like.device))
 
     def begin_epoch(self, ctx: Context) -> None:
@@ -196,7 +198,7 @@ class AutoDO(Method):
         super().begin_epoch(ctx)
         # 0.07 of 100 epochs is a little above 7 in floating point.
         share = math.ceil(self.start * ctx.epochs - 1e-9)
-        first = share if self.start < 1 else round(self.start)
+        first = self.start if isinstance(self.start, int) else share
         if ctx.epoch >= first:
             model = cast("Model", ctx.model)
             left = (ctx.epoch - first) / max(1, ctx.epochs - first)
@@ -261,6 +263,9 @@ class AutoDO(Method):
         """(B,) factor on each row's weight; 1 for added rows."""
         return torch.where(known, _factor(self.omega.values[place, 0]), 1.0)
 
+    def _states(self, values: Tensor) -> RowStates:
+        return RowStates(values, self.bias_correction)
+
     def _smoothed(self, y: Tensor) -> Tensor:
         return (1 - self.smoothing) * y + self.smoothing / y.shape[1]
 
@@ -277,7 +282,8 @@ class AutoDO(Method):
     def _outer_phase(self, model: Model, ctx: Context, rate: float) -> None:
         h, y = self.meta_features(model, ctx)
         v: Tensor | None = None
-        for number, batch in enumerate(ctx.train.batches(self.outer_batch)):
+        size = ctx.batch_size if isinstance(self.outer_batch, str) else self.outer_batch
+        for number, batch in enumerate(ctx.train.batches(max(2, size))):
             if not isinstance(self.meta_rows, str):
                 some = torch.randperm(len(h), device=h.device)[: self.meta_rows]
                 v = _head_gradient(model, h[some], y[some])
@@ -426,17 +432,22 @@ class RowStates(torch.nn.Module):
     """One or more values per row, and the state of the RMSprop that updates them.
 
     Equal to a dense RMSprop over all rows: for a row without a gradient only the mean square
-    decays, which is caught up at its next visit.
+    decays, which is caught up at its next visit. With ``corrected`` the mean square is divided by
+    the sum of the weights that the row's own gradients have in it, and is a weighted mean of their
+    squares: a row's first step is one learning rate, not ten.
     """
 
     values: Tensor
     square: Tensor
+    mass: Tensor
     last: Tensor
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, corrected: bool = False) -> None:
         super().__init__()
+        self.corrected = corrected
         self.register_buffer("values", values)
         self.register_buffer("square", torch.zeros_like(values))
+        self.register_buffer("mass", values.new_zeros(len(values), 1))
         last = torch.zeros(len(values), dtype=torch.int64, device=values.device)
         self.register_buffer("last", last)
 
@@ -447,10 +458,30 @@ class RowStates(torch.nn.Module):
         """Update the rows ``index`` (B,), each once, at step ``now``, counted from 1."""
         gradient = gradient.to(self.values.dtype)
         away = (now - self.last[index])[:, None].to(self.square.dtype)
-        square = self.square[index] * decay**away + (1 - decay) * gradient.square()
-        self.values[index] -= rate * gradient / (square.sqrt() + 1e-8)
+        kept = decay**away
+        square = self.square[index] * kept + (1 - decay) * gradient.square()
+        mass = self.mass[index] * kept + (1 - decay)
+        mean = square / mass if self.corrected else square
+        self.values[index] -= rate * gradient / (mean.sqrt() + 1e-8)
         self.square[index] = square
+        self.mass[index] = mass
         self.last[index] = now
+
+
+def _check_start(start: int | float) -> None:
+    """Refuse what is neither a share of the epochs nor a number of epochs.
+
+    Raises:
+        ValueError: says which of the two to write.
+    """
+    if isinstance(start, int) and not isinstance(start, bool):
+        if start < 0:
+            raise ValueError(f"start: expected an epoch of 0 or more, got {start}")
+    elif not (isinstance(start, float) and 0 < start < 1):
+        raise ValueError(
+            "start: expected a share of the epochs below 1, such as 0.25, or a whole number of "
+            f"epochs, such as 1, got {start}; write start=1 for an epoch or a share below 1"
+        )
 
 
 def _factor(omega: Tensor) -> Tensor:

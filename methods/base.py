@@ -136,6 +136,8 @@ class Context(Protocol):
     epoch: int
     """From 0."""
     epochs: int
+    batch_size: int
+    """Rows of a training batch; the last one of a pass may be smaller."""
     step: int
     """Steps before this one, over all epochs."""
     drawn: Tensor | None

@@ -112,6 +112,7 @@ class Desk:
             IMAGES,
             Exact(rows_from_tensors(x[:ROWS], y[:ROWS]), 0, "train"),
             RowStream(rows_from_tensors(self.meta_x, self.meta_y), 0, "meta", False),
+            batch_size=256,
             epochs=epochs,
             seed=0,
             device=torch.device("cpu"),
@@ -552,16 +553,35 @@ class TestOuterPhase:
 
     @pytest.mark.parametrize(
         ("start", "epochs", "first"),
-        [(0.25, 4, 1), (0.25, 8, 2), (0.3, 5, 2), (0.99, 4, 4), (1, 4, 1), (3, 4, 3), (7, 4, 4)],
+        [
+            *[(0.25, 4, 1), (0.25, 8, 2), (0.3, 5, 2), (0.99, 4, 4)],  # shares
+            *[(0, 4, 0), (1, 4, 1), (3, 4, 3), (7, 4, 4)],  # epochs
+        ],
     )
-    def test_it_begins_at_a_share_of_the_epochs_or_their_number(
-        self, start: float, epochs: int, first: int, visits: list[Visit]
+    def test_it_begins_at_a_share_of_the_epochs_or_at_an_epoch(
+        self, start: int | float, epochs: int, first: int, visits: list[Visit]
     ) -> None:
+        visits.clear()
         desk = Desk(f"autodo(augment=false, start={start})", epochs=epochs, start=0)
         for epoch in range(epochs):
             before = len(visits)
             desk.outer(epoch)
             assert (len(visits) > before) is (epoch >= first)
+
+    def test_names_keep_an_epoch_and_a_share_apart(self) -> None:
+        for text in ("autodo(start=1)", "autodo(start=0)", "autodo(start=0.5)"):
+            assert methods.canonical(text) == text
+            assert type(cast("AutoDO", build(text)).start) is (float if "." in text else int)
+        with pytest.raises(ValueError, match="of epochs, such as 1, got True"):
+            AutoDO(start=True)
+
+    def test_an_outer_batch_is_as_large_as_a_training_batch(self, visits: list[Visit]) -> None:
+        for text, size in (("autodo", 4), ("autodo(outer_batch=6)", 6)):
+            desk = Desk(text)
+            desk.ctx.batch_size = 4
+            visits.clear()
+            desk.outer()
+            assert max(len(each.index) for each in visits) == size
 
     def test_the_rate_falls_by_a_cosine_to_a_thousandth(self, visits: list[Visit]) -> None:
         desk = Desk("autodo(augment=false, weight=false, learning_rate=0.2)", start=2, epochs=12)
@@ -688,6 +708,33 @@ class TestStates:
                 visited = set(index.tolist())
         assert now > 100 and len(visited) < rows
         assert float((lazy.values - start).abs().min()) > 1e-3
+
+    def test_a_corrected_mean_square_is_the_weighted_mean_of_a_row_s_own_squares(self) -> None:
+        """Against all past gradients of each row, to 1e-12, at visits now and then."""
+        rows, rng = 12, torch.Generator().manual_seed(0)
+        start = random(rows, 2, seed=1)
+        dense, states = start.clone(), RowStates(start.clone(), corrected=True)
+        past: dict[int, list[tuple[int, Tensor]]] = {row: [] for row in range(rows)}
+        for now in range(1, 200):
+            index = torch.randperm(rows, generator=rng)[: 1 + now % 5]
+            index = index[index != 3] if now < 150 else index  # a row that comes late
+            gradient = random(len(index), 2, seed=now) * 10.0 ** float(random(1, seed=1000 + now))
+            states.visit(index, gradient, torch.tensor(now), RATE)
+            for row, own in zip(index.tolist(), gradient, strict=True):
+                past[row].append((now, own))
+                ages = torch.tensor([now - then for then, _ in past[row]])
+                weights = 0.99 ** ages.double()
+                squares = torch.stack([each.square() for _, each in past[row]])
+                mean = (weights / weights.sum()) @ squares
+                dense[row] -= RATE * own / (mean.sqrt() + 1e-8)
+            assert float((states.values - dense).abs().max()) < 1e-12
+        assert min(map(len, past.values())) > 5 and past[3][0][0] >= 150
+
+    def test_a_corrected_first_step_is_one_learning_rate_whenever_it_comes(self) -> None:
+        states = RowStates(torch.zeros(2, 1).double(), corrected=True)
+        for row, now in ((0, 1), (1, 500)):
+            states.visit(torch.tensor([row]), random(1, 1, seed=now).abs(), torch.tensor(now), 0.1)
+        torch.testing.assert_close(states.values, torch.full((2, 1), -0.1).double())
 
     def test_a_row_never_visited_stays_as_it_was(self) -> None:
         states = RowStates(random(4, 2, seed=0))
@@ -1121,8 +1168,11 @@ class TestSupports:
     @pytest.mark.parametrize(
         ("argument", "message"),
         [
-            ("start=0", "start: expected a number above 0, got 0.0"),
-            ("start=-1", "start: expected a number above 0, got -1.0"),
+            ("start=-1", "start: expected an epoch of 0 or more, got -1"),
+            ("start=1.0", "write start=1 for an epoch or a share below 1"),
+            ("start=7.5", "start: expected a share of the epochs below 1, such as 0.25, or .*7.5"),
+            ("start=0.0", "start: expected a share of the epochs .* got 0.0"),
+            ("start=true", "start: expected a whole number or a number, got true"),
             ("tolerance=0", "tolerance: expected a number above 0, got 0.0"),
             ("learning_rate=0", "learning_rate: expected a number above 0, got 0.0"),
             ("step=0", "step: expected a number above 0, got 0.0"),
@@ -1133,8 +1183,9 @@ class TestSupports:
             ("terms=1.5", "terms: expected a whole number, got 1.5"),
             ("smoothing=0", r"smoothing: expected a number in \(0, 1\), got 0.0"),
             ("smoothing=1", r"smoothing: expected a number in \(0, 1\), got 1.0"),
-            ("outer_batch=1", "outer_batch, meta_rows: expected 2 or more, got 1, 256"),
-            ("meta_rows=1", "outer_batch, meta_rows: expected 2 or more, got 256, 1"),
+            ("outer_batch=1", "outer_batch: expected 2 or more rows, got 1"),
+            ("outer_batch=all", "outer_batch: expected a whole number or batch, got all"),
+            ("meta_rows=1", "meta_rows: expected 2 or more rows, got 1"),
             ("meta_rows=half", "meta_rows: expected a whole number or full, got half"),
             ("augment=false, weight=false, label=false", "at least one must be true"),
             ("solver=lu", "solver: expected neumann or cg or identity, got lu"),

@@ -29,7 +29,7 @@ def test_own_loop_reads_loaders_and_draws_by_place() -> None:
     )
     assert ctx.spec.rows == 24 and ctx.spec.classes == 3 and ctx.spec.shape == (1, 8, 8)
     assert ctx.meta is not None and len(ctx.meta) == 24
-    assert ctx.train.targets.sum() == 24
+    assert ctx.train.targets.sum() == 24 and ctx.batch_size == 16
     x, y = loaders()[0]
     drawn = []
     for epoch in (0, 1, 0):

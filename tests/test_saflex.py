@@ -824,6 +824,7 @@ class Desk:
             spec,
             RowStream(rows, 0, "train"),
             self.meta,
+            batch_size=256,
             epochs=4,
             seed=0,
             device=torch.device("cpu"),

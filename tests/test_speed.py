@@ -42,9 +42,9 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
         assert line["alone"]["ratio"] > 0 and line["packed"]["ratio"] > 0
     assert all(math.isfinite(each) for each in numbers(found))
     outer = {line["method"]: line["alone"]["phases"]["outer"] for line in found["methods"]}
-    assert outer["autodo(start=1.0)"] > 0
+    assert outer["autodo(start=1)"] > 0
     shown = capsys.readouterr().out
-    assert "randaugment: " in shown and "autodo(start=1.0): outer step " in shown
+    assert "randaugment: " in shown and "autodo(start=1): outer step " in shown
 
 
 def test_what_no_time_is_left_for_is_named(
@@ -56,7 +56,7 @@ def test_what_no_time_is_left_for_is_named(
     assert {line["not_measured"] for line in lines["rates"] + lines["packed"]} == {"out of time"}
     shown = capsys.readouterr().out
     assert "not measured: out of time: harness of small_cnn(width=0.25)" in shown
-    assert "randaugment alone" in shown and "autodo(start=1.0) packed" in shown
+    assert "randaugment alone" in shown and "autodo(start=1) packed" in shown
 
 
 def test_a_worker_that_fails_answers_the_next_question() -> None:

@@ -59,7 +59,7 @@ class Steps(Loop):
     def __init__(self, way: Way, splits: Splits, arguments: Arguments) -> None:
         text, rows = "none", arguments.batch_size
         if way.arguments is not None:
-            given = [way.arguments, "start=1.0", f"outer_batch={rows}"]
+            given = [way.arguments, "start=1", f"outer_batch={rows}"]
             text = f"autodo({', '.join(filter(None, given))})"
         steps = STEPS * (arguments.repeats + 1)
         super().__init__(

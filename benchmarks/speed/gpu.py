@@ -47,7 +47,7 @@ By NVIDIA's data sheets (half of what they print "with sparsity"). HBM3 is in th
 form of the H100.
 """
 CLASSES = 2
-OUTER = {"autodo": "start=1.0", "lpa3": "warmup=0"}
+OUTER = {"autodo": "start=1", "lpa3": "warmup=0"}
 """What these need to work from the first epoch on."""
 LOADED = ["benchmarks.speed.loop", "torch.utils.flop_counter"]
 """What all workers need is imported once."""
@@ -347,7 +347,7 @@ class Measurements:
             report()
 
 
-TINY = ("none", "randaugment", "saflex(preset=stable)", "autodo(start=1.0)")
+TINY = ("none", "randaugment", "saflex(preset=stable)", "autodo(start=1)")
 
 
 def every_method() -> list[str]:

@@ -34,6 +34,7 @@ class TrainingContext:
         meta: RowStream | None,
         *,
         epochs: int,
+        batch_size: int,
         seed: int,
         device: torch.device,
         precision: Precision = "float32",
@@ -43,6 +44,7 @@ class TrainingContext:
         self.model, self.optimizer, self.task, self.spec = model, optimizer, task, spec
         self.train, self.meta = train, meta
         self.epoch, self.epochs, self.step = 0, epochs, 0
+        self.batch_size = batch_size
         self.drawn: Tensor | None = None
         self.clock, self.counter = Clock(device), PassCounter(model)
         self._run = model if compiled is None else compiled
@@ -78,6 +80,7 @@ class TrainingContext:
             RowStream(splits.train, seed, "train"),
             meta,
             epochs=epochs,
+            batch_size=training.batch_size,
             seed=seed,
             device=splits.train.y.device,
             precision=training.precision,
@@ -213,13 +216,14 @@ def own_loop(
 ) -> OwnLoop:
     """A context for your own loop, from a model, an optimiser and loaders of (inputs, labels).
 
-    The loaders are read once; inputs (B, C, H, W) in [0, 1], labels (B,) int or targets (B, K).
+    The loaders are read once; inputs (B, C, H, W) in [0, 1], labels (B,) int or targets (B, K). The
+    first batch of ``train`` gives the size of a training batch.
 
     Raises:
         ValueError: a loader is empty.
     """
     device = next(model.parameters()).device
-    rows = _rows(train, classes, device)
+    rows, batch_size = _rows(train, classes, device)
     spec = Spec(rows=len(rows), classes=classes, shape=tuple(rows.x.shape[1:]))
     ctx = OwnLoop(
         model,
@@ -227,8 +231,9 @@ def own_loop(
         MultiLabel() if multi_label else MultiClass(),
         spec,
         RowStream(rows, seed, "train"),
-        None if meta is None else RowStream(_rows(meta, classes, device), seed, "meta", False),
+        None if meta is None else RowStream(_rows(meta, classes, device)[0], seed, "meta", False),
         epochs=epochs,
+        batch_size=batch_size,
         seed=seed,
         device=device,
     )
@@ -236,13 +241,16 @@ def own_loop(
     return ctx
 
 
-def _rows(loader: Iterable[tuple[Tensor, Tensor]], classes: int, device: torch.device) -> Rows:
+def _rows(
+    loader: Iterable[tuple[Tensor, Tensor]], classes: int, device: torch.device
+) -> tuple[Rows, int]:
+    """All rows of a loader, and how many are in its first batch."""
     parts = [(x, _as_targets(y, classes)) for x, y in loader]
     if not parts:
         raise ValueError("the loader is empty: expected batches of (inputs, labels)")
     x = torch.cat([x for x, _ in parts]).to(device)
     y = torch.cat([y for _, y in parts]).to(device)
-    return rows_from_tensors(x, y)
+    return rows_from_tensors(x, y), len(parts[0][0])
 
 
 def _as_targets(y: Tensor, classes: int) -> Tensor:
