@@ -69,7 +69,15 @@ class AutoDO(Method):
     Rows that the upstream adds (index -1) stay unchanged; a learned label replaces whatever the
     upstream does to the label.
 
-    ``preset=exact`` solves by conjugate gradients and uses the meta gradient over all meta rows.
+    ``bias_correction`` divides RMSprop's mean square of a row's gradients by the sum of the weights
+    that they have in it. Without it the mean starts at 0: a row's first step is ten times the
+    learning rate, whatever the gradient, and later ones are shorter.
+
+    ``preset=exact`` solves by conjugate gradients, uses the meta gradient over all meta rows, and
+    corrects RMSprop. Its learning rate is then 0.2, because one of 0.05 hardly moves a short run:
+    in 150 outer steps on 160 digits the median probability moves by 0.07 and magnitude by 0.09 of
+    their range, with 0.05 by 0.02 each; without correction by 0.10 and 0.12, most of it in the
+    first step. Neither paper nor code corrects it.
 
     **Deviations.** From the paper (P) and its authors' code at commit ad80c5c (C): weights keep the
     total of a batch, and the hypergradient accounts for it; one warp about the image's centre, in
@@ -89,7 +97,13 @@ class AutoDO(Method):
     needs = frozenset({"meta", "features", "image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
-        "exact": {"solver": "cg", "damping": 0.01, "meta_rows": "full"},
+        "exact": {
+            "solver": "cg",
+            "damping": 0.01,
+            "meta_rows": "full",
+            "bias_correction": True,
+            "learning_rate": 0.2,
+        },
     }
     costs: Mapping[str, float] = {"published": 1.9, "exact": 1.8}
     space: ClassVar[Mapping[str, Any]] = {

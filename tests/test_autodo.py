@@ -1213,6 +1213,8 @@ class TestSupports:
         exact = cast("AutoDO", build("autodo(preset=exact)"))
         assert (exact.solver, exact.damping, exact.meta_rows) == ("cg", 0.01, "full")
         assert exact.gauss_newton and exact.tolerance == 1e-4
+        assert (exact.bias_correction, exact.learning_rate) == (True, 0.2)
+        assert not bare.bias_correction and bare.outer_batch == exact.outer_batch == "batch"
         assert "2103.05863" in methods.summary("autodo").source
 
 
