@@ -10,11 +10,11 @@ from functools import cached_property
 
 from analysis import labels
 from analysis.differences import RowRuns
-from analysis.facts import NONE, ROW, Facts, call_in, column_key, outer, put_around, undirty
+from analysis.facts import NONE, ROW, Facts, call_in, column_key, put_around, undirty
 from analysis.labels import VARIANT, Labels
 from analysis.question import Question
 from analysis.records import Record
-from analysis.runs import Training, field_names
+from analysis.runs import Training, field_names, row_parts
 
 CORRUPTIONS = ("noise", "imbalance")
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
@@ -118,14 +118,17 @@ class Block:
         return next(found, "")
 
     def controls_of(self, entry: Entry) -> list[str]:
-        """The control rows of a method: around it, with its dirty meta rows, or on its upstream.
-
-        Controls that train on other labelled rows, or on meta rows, apply only to methods that
-        learn from meta rows.
+        """The control rows of a method: those that take its learning away, its upstream on other
+        labelled rows or with an equal budget, and itself with dirty meta rows.
         """
         if not (entry.facts.wraps or entry.facts.needs_meta):
             return []
         return [each.name for each in self.controls if _controls(each, entry)]
+
+    def without_learning(self, entry: Entry) -> list[str]:
+        """Of these, the rows that keep everything of a method except what it learns."""
+        own = map(self.by_name.__getitem__, self.controls_of(entry))
+        return [each.name for each in own if _takes_learning_away(each, entry)]
 
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
         """Each variant of a row with its base; without ``base``, with its own baseline.
@@ -174,13 +177,16 @@ def _controls(control: Entry, entry: Entry) -> bool:
     facts, upstream = control.facts, entry.facts.upstream
     if facts.budget_of:
         return control.method == upstream and facts.budget_of == entry.method
-    if entry.method in (control.method, facts.wraps):
-        return True
-    if upstream not in (control.method, facts.wraps):
-        return False
-    if facts.controls == "meta":
-        return entry.facts.needs_meta
-    return outer(entry.method) in facts.controls
+    if facts.dirty:
+        return control.method == entry.method
+    if row_parts(bare(control.row))[1]:
+        return control.method == upstream and entry.facts.needs_meta
+    return _takes_learning_away(control, entry)
+
+
+def _takes_learning_away(control: Entry, entry: Entry) -> bool:
+    """Whether a method names this control row, or the control is put around the method."""
+    return bare(control.row) in entry.facts.controls or control.facts.wraps == entry.method
 
 
 def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:

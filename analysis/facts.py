@@ -19,7 +19,6 @@ from methods.naming import Call, NamingError, call_of, parse, render, with_path
 ROW = "row"
 """The key in ``recorded``."""
 NONE = "none"
-Controls = Literal["upstream", "meta"] | tuple[str, ...]
 Takes = Callable[[str], bool]
 """Whether the method of this name takes an upstream."""
 
@@ -33,9 +32,8 @@ class Facts:
     """the method or upstream that it wraps; empty for an upstream"""
     upstream: str
     """the innermost upstream; ``none`` for an upstream itself"""
-    controls: Controls = ()
-    """what its method is a control of, as in ``methods.base.Method.controls``; "meta" if it is
-    trained on other labelled rows, or its meta rows are dirty"""
+    controls: tuple[str, ...] = ()
+    """of a method that learns, the names of the rows that keep everything except what it learns"""
     needs_meta: bool = False
     dirty: bool = False
     """whether meta rows have the label noise of the training rows"""
@@ -54,18 +52,22 @@ class Facts:
 
 
 def facts_of(
-    run: Run, takes: Takes, controls: Controls, needs_meta: bool, label: str = ""
+    run: Run,
+    takes: Takes,
+    control: bool,
+    needs_meta: bool,
+    controls: tuple[str, ...] = (),
+    label: str = "",
 ) -> Facts:
     """The facts of a run, from what its method declares."""
     wraps, inner = put_around(run.method, takes)
     dirty, budget_of = undirty(run.benchmark)[1], run.budget.partition(" of ")[2]
-    other_rows = dirty or run.control != "all"
-    control = controls or other_rows or budget_of
+    control = control or dirty or run.control != "all" or bool(budget_of)
     return Facts(
         kind="control" if control else "method" if wraps else "upstream",
         wraps=wraps,
         upstream=inner if wraps else NONE,
-        controls="meta" if other_rows else controls,
+        controls=() if control else controls,
         needs_meta=needs_meta,
         dirty=dirty,
         budget_of=budget_of,
@@ -81,7 +83,7 @@ def facts_in(run: Run, recorded: Mapping[str, Any], result: Mapping[str, Any]) -
         call = call_in(run.method)
         declared = methods.declared(call.name) if call is not None else None
         meta = result.get("data", {}).get("rows", {}).get("meta", 0) > 0
-        return facts_of(run, takes_upstream, declared.controls if declared else (), meta)
+        return facts_of(run, takes_upstream, declared is not None and declared.control, meta)
 
 
 def takes_upstream(name: str) -> bool:

@@ -19,7 +19,7 @@ from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from methods import own
 from methods.naming import (
@@ -37,7 +37,7 @@ from methods.naming import (
 )
 
 if TYPE_CHECKING:
-    from methods.base import Controls, Method
+    from methods.base import Method
 
 GROUP = "augbench.methods"
 SOURCE = "Source: "
@@ -76,6 +76,7 @@ BUILTIN = {
     "l2rw": Entry("methods.saflex:l2rw"),
     "autodo": Entry("methods.autodo:AutoDO"),
     "lpa3": Entry("methods.lpa3:Lpa3"),
+    "frozen": Entry("methods.controls:Frozen"),
     "random_label": Entry("methods.controls:RandomLabel"),
     "self_distil": Entry("methods.controls:SelfDistil"),
     "shuffled_weights": Entry("methods.controls:ShuffledWeights"),
@@ -216,7 +217,7 @@ def build(text: str) -> Method:
 
 
 def _build(expression: Call | Links) -> Method:
-    from methods.base import Chain, Controls, Method  # noqa: PLC0415 - imports torch
+    from methods.base import Chain, Method  # noqa: PLC0415 - imports torch
 
     if isinstance(expression, Links):
         links = [_build(call) for call in expression.calls]
@@ -246,12 +247,28 @@ def _build(expression: Call | Links) -> Method:
         raise NamingError(
             f"{whose} returned {type(method).__name__}, expected a methods.base.Method{hint}"
         )
-    if isinstance(method.controls, str) and method.controls not in get_args(get_args(Controls)[0]):
+    if isinstance(method.controls, str):
         raise NamingError(
-            f"{whose} has controls = {method.controls!r}, expected 'upstream', 'meta' or a tuple "
-            f"of method names such as ({method.controls!r},)"
+            f"{whose} has controls = {method.controls!r}, expected a tuple of control rows such as "
+            "('frozen(upstream={self})',); a method that is a control itself sets control = True"
         )
     return method
+
+
+@cache
+@cache
+def controls_of(text: str) -> tuple[str, ...]:
+    """The canonical names of a method's control rows, as the method declares them.
+
+    Raises:
+        NamingError: one of the names is not valid, or the method cannot be built.
+    """
+    expression = _canonical(parse(text))
+    if isinstance(expression, Links):
+        return ()
+    upstream = dict(expression.arguments).get(UPSTREAM, Call("none"))
+    names = {"self": render(expression), "upstream": render(upstream)}
+    return tuple(canonical(each.format_map(names)) for each in _build(expression).controls)
 
 
 @cache
@@ -370,12 +387,12 @@ class Declared(NamedTuple):
     """What decides whether a method is an upstream, a method or a control."""
 
     takes_upstream: bool
-    controls: Controls = ()
+    control: bool = False
 
     @property
     def kind(self) -> Literal["upstream", "method", "control"]:
-        """A control declares what it controls; a method takes an upstream."""
-        if self.controls:
+        """A control says so; a method takes an upstream."""
+        if self.control:
             return "control"
         return "method" if self.takes_upstream else "upstream"
 
@@ -403,12 +420,9 @@ def _declared(path: Path, attribute: str) -> Declared | None:
     if node is None:
         return None
     takes = any(each.partition("=")[0] == UPSTREAM for each in _takes(node, tree))
-    values = (_value_in(each, "controls") for each in _lineage(node, tree))
+    values = (_value_in(each, "control") for each in _lineage(node, tree))
     value = next(filter(None, values), None)
-    try:
-        return Declared(takes, () if value is None else ast.literal_eval(value))
-    except ValueError:  # not a literal
-        return None
+    return Declared(takes, isinstance(value, ast.Constant) and value.value is True)
 
 
 class Summary(NamedTuple):

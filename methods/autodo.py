@@ -173,6 +173,18 @@ class AutoDO(Method):
         self.learning_rate, self.smoothing = learning_rate, smoothing
         self.bias_correction = bias_correction
         self.symmetric = symmetric == "always" or (symmetric == "when_soft" and label)
+        beginning = {
+            **self.parts_on,
+            "shared": shared,
+            "smoothing": smoothing,
+            "symmetric": symmetric,
+        }
+        told = ", ".join(f"{name}={value}" for name, value in beginning.items())
+        self.controls = (
+            f"frozen(upstream=autodo({told}, upstream={{upstream}}))",
+            *(("shuffled_weights(upstream={self})",) if weight else ()),
+            "head_refit(upstream={upstream})",
+        )
         self._drawn = torch.zeros(0, len(OPERATIONS))
         self._warned = False
 
@@ -213,7 +225,7 @@ class AutoDO(Method):
         # 0.07 of 100 epochs is a little above 7 in floating point.
         share = math.ceil(self.start * ctx.epochs - 1e-9)
         first = self.start if isinstance(self.start, int) else share
-        if ctx.epoch >= first:
+        if ctx.epoch >= first and not self.frozen:
             model = cast("Model", ctx.model)
             left = (ctx.epoch - first) / max(1, ctx.epochs - first)
             rate = self.learning_rate * (0.001 + 0.999 * (1 + math.cos(math.pi * left)) / 2)

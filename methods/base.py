@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm"})
-Controls = Literal["upstream", "meta"] | tuple[str, ...]
-"""What a method is a control of: see ``Method.controls``."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -224,10 +222,15 @@ class Method(nn.Module, ABC):
     """Whether it replaces the batch with rows that it draws: it must come first in a chain."""
     as_drawn: bool = False
     """Whether it must see the rows as they were drawn: it must come first in a chain."""
-    controls: ClassVar[Controls] = ()
-    """What it is a control of: "upstream", the method passed as its upstream; "meta", every method
-    on the same upstream that learns from meta rows; or methods on the same upstream by name,
-    ``("saflex",)``. Empty if it is not a control."""
+    controls: tuple[str, ...] = ()
+    """The control rows of a method that learns: they keep everything of it except what it learns.
+    In their names ``{self}`` is the method and ``{upstream}`` its upstream:
+    ``("frozen(upstream={self})",)``."""
+    control: ClassVar[bool] = False
+    """Whether it is such a control."""
+    frozen: bool = False
+    """Whether to stay at the start and learn nothing; set by the control ``frozen`` on methods that
+    name it in ``controls``."""
     one_row: bool = False
     """Whether it remembers the network's output for each row: nothing before it may mix rows."""
     hands_logits: bool = False
@@ -341,7 +344,7 @@ class Chain(Method):
         learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
         if learning:
             raise ValueError(
-                f"{learning[0]} learns from meta rows and cannot be in a chain: write "
+                f"{learning[0]} sets meta rows aside and cannot be in a chain: write "
                 f"{learning[0]}(upstream=...)"
             )
         early = [type(link).__name__ for link in links[:-1] if link.hands_logits]

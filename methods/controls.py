@@ -29,7 +29,7 @@ class HeadRefit(Method):
     """
 
     source = "Kirichenko et al., Last Layer Re-Training, ICLR 2023, arXiv:2204.02937"
-    controls = "meta"
+    control = True
     needs = frozenset({"meta", "features"})
 
     def __init__(
@@ -80,14 +80,43 @@ class HeadRefit(Method):
             model.head.bias.copy_(bias)
 
 
+class Frozen(Method):
+    """Keep ``upstream``, a method that learns, at its start: the method without its learning.
+
+    AutoDO keeps its initial probabilities, magnitudes, weights and soft labels; SAFLEX keeps the
+    labels and weights that its own upstream made, and its share of clean rows. Meta rows are set
+    aside all the same, so it trains on the rows that the method trains on.
+    """
+
+    control = True
+
+    def __init__(self, *, upstream: Method | None = None) -> None:
+        super().__init__(upstream)
+        if upstream is not None:
+            upstream.frozen = True
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """Any method that names this control among its own."""
+        own = () if self.upstream is None else self.upstream.controls
+        if not any(name.startswith("frozen(") for name in own):
+            return "frozen needs upstream=, a method that learns, such as frozen(upstream=autodo)"
+        return super().supports(task, spec)
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The upstream's batch, which learns nothing."""
+        return self.upstream.augment(batch, ctx) if self.upstream is not None else batch
+
+
 class RandomLabel(Method):
     """Draw the labels of the upstream's rows at random: what learned labels must beat.
 
     As in SAFLEX, a share ``clean_fraction`` of each batch bypasses the upstream and keeps its
-    labels; the rest only adds noise.
+    labels; the rest only adds noise. Meta rows are set aside, as SAFLEX does, and not used.
     """
 
-    controls = ("saflex",)
+    control = True
+    needs = frozenset({"meta"})
+    version = 2
 
     def __init__(self, *, upstream: Method | None = None, clean_fraction: float = 0.5) -> None:
         super().__init__(upstream)
@@ -116,10 +145,13 @@ class RandomLabel(Method):
 class SelfDistil(Method):
     """Soften the labels of the upstream's rows with the network's own p: (1 - eps) y + eps p.
 
-    It uses no meta rows: where SAFLEX beats this row, it gains more than soft labels alone give.
+    Where SAFLEX beats this row, it gains more than soft labels alone give. Meta rows are set aside,
+    as SAFLEX does, and not used.
     """
 
-    controls = ("saflex",)
+    control = True
+    needs = frozenset({"meta"})
+    version = 2
     hands_logits = True
 
     def __init__(
@@ -161,13 +193,13 @@ class ShuffledWeights(Method):
     rows.
     """
 
-    controls = "upstream"
+    control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream that learns row weights."""
+        """Any method that learns row weights."""
         if self.upstream is None or "meta" not in self.upstream.requires():
             return "shuffled_weights needs upstream=, a method that learns weights"
         return super().supports(task, spec)
@@ -189,7 +221,7 @@ class NormNoise(Method):
     Where it beats this row, it gains more than noise of this size on these rows can give.
     """
 
-    controls = "upstream"
+    control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)

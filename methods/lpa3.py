@@ -276,6 +276,7 @@ class Lpa3(Method):
     source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
     version = 2
     needs = frozenset({"features", "image"})
+    controls = ("norm_noise(upstream={self})",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "code": {"label": "predicted", "weight": 0.25, "auxiliary_norm": True},

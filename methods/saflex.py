@@ -320,11 +320,24 @@ class Saflex(Method):
         self.stratified, self.refresh = stratified, refresh
         self.precondition, self.derivative = precondition, derivative
         self.stages = stages
+        self.controls = tuple(self._controls())
         self._tangent: dict[str, Tensor] = {}
         self._steps = 0  # of this epoch
         self._foreseen: _Foreseen | None = None
         self._unsupported = False
         self._names: list[str] = []
+
+    def _controls(self) -> Iterator[str]:
+        """What takes away the learning of labels, of weights, and of both."""
+        rules, clean = self.rules, self.clean_fraction
+        yield f"frozen(upstream=saflex(clean_fraction={clean}, upstream={{upstream}}))"
+        if rules.weights != "one":
+            yield "shuffled_weights(upstream={self})"
+        if rules.labels in ("gumbel", "argmax"):
+            yield f"random_label(clean_fraction={clean}, upstream={{upstream}})"
+        elif rules.labels == "prox":
+            yield f"self_distil(clean_fraction={clean}, eps={rules.eps}, upstream={{upstream}})"
+        yield "head_refit(upstream={upstream})"
 
     def requires(self) -> frozenset[str]:
         """Meta rows; with ``stages`` a network whose stages are accessible."""
@@ -369,6 +382,9 @@ class Saflex(Method):
             part = self.upstream.augment(part, ctx)
         if part.logits is not None:
             raise ValueError("the upstream of saflex has already run this step's forward pass")
+        if self.frozen:
+            self._remember(part, part.y, part.w)
+            return joined(part, clean)
         if self._steps % self.refresh == 0:
             self._tangent = self._direction(len(batch.x), ctx)
         scored = len(part.x)
@@ -376,7 +392,7 @@ class Saflex(Method):
         given, logits, slope = self._slope(x, ctx)
         scores = score(ctx.task, logits[:scored], slope[:scored], part.y)
         refined = refine(self.rules, ctx.task, scores, part.y, part.w, logits[:scored])
-        self._remember(part, refined)
+        self._remember(part, refined.y, refined.w)
         if self._steps % self.audit_every == 0:
             with ctx.uncharged():
                 self._audit(part, refined, len(batch.x), ctx)
@@ -495,14 +511,14 @@ class Saflex(Method):
             logits = evaluate(ctx.model, others, x)
             yield ctx.task.losses(logits, y).sum() / len(batch.x)
 
-    def _remember(self, part: Batch, refined: Refined) -> None:
+    def _remember(self, part: Batch, y: Tensor, w: Tensor) -> None:
         """Update the running means; added rows (index -1) do not count."""
         known = (part.index >= 0).float()
         place = part.index.clamp_min(0)
-        share = refined.w / torch.where(part.w > 0, part.w, torch.ones_like(part.w))
+        share = w / torch.where(part.w > 0, part.w, torch.ones_like(part.w))
         self.get_buffer("seen").index_add_(0, place, known)
         self.get_buffer("weight_sum").index_add_(0, place, known * share.float())
-        self.get_buffer("label_sum").index_add_(0, place, known[:, None] * refined.y.float())
+        self.get_buffer("label_sum").index_add_(0, place, known[:, None] * y.float())
 
     def _audit(self, part: Batch, refined: Refined, rows: int, ctx: Context) -> None:
         """Log what the method does to this batch, and predict the step's effect on meta rows."""

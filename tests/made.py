@@ -10,11 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from analysis import metrics, runs
+import methods
+from analysis import facts, metrics, runs
 from analysis.runs import Run, Training
 
 CLASSES = ("a", "b", "c")
 PHASES = {"data": 0.1, "outer": 0.0, "augment": 0.3, "forward": 1.0, "backward": 1.6}
+
+
+def declared(method: str) -> dict[str, Any]:
+    """What is recorded of a row, from what its method declares."""
+    run = Run(benchmark="digits", data="c", model="small_cnn", method=method)
+    made = methods.build(method)
+    own = facts.facts_of(
+        run,
+        methods.takes_upstream,
+        made.control,
+        "meta" in made.requires(),
+        methods.controls_of(method),
+    )
+    return {facts.ROW: asdict(own)}  # type: ignore[call-overload]
 
 
 def make_run(

@@ -26,6 +26,8 @@ NAMES = [
     *OWN,
     "crop+flip+mixup",
     "head_refit(upstream=crop+cutmix)",
+    "frozen(upstream=saflex(upstream=mixup))",
+    "frozen(upstream=autodo)",
     "saflex(upstream=mixup)",
     "saflex(upstream=randaugment)",
     "saflex(preset=stable)",

@@ -32,6 +32,7 @@ class Weigher(Method):
     """Weigh rows by a number that is learned from meta rows."""
 
     needs = frozenset({"meta"})
+    controls = ("beside(upstream={upstream})", "every(upstream={upstream})")
 
     def __init__(self, *, upstream: Method | None = None, rate: float = 0.5) -> None:
         super().__init__(upstream)
@@ -46,13 +47,15 @@ class Weigher(Method):
 class Around(Weigher):
     """What the method that it is put around gains, without what that learned."""
 
-    controls = "upstream"
+    control = True
+    controls = ()
 
 
 class Beside(Weigher):
     """Weights at random."""
 
-    controls = ("weigher",)
+    control = True
+    controls = ()
     needs = frozenset()
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
@@ -62,7 +65,8 @@ class Beside(Weigher):
 class Every(Weigher):
     """What any method gains that has seen meta rows."""
 
-    controls = "meta"
+    control = True
+    controls = ()
 
 
 class Typing(Weigher):
@@ -73,20 +77,21 @@ class Typing(Weigher):
 NAMES = ("weigher", "around", "beside", "every", "typing")
 WEIGHER = "weigher(upstream=flip)"
 BASE = "flip"
+BESIDE = ("beside(upstream=flip)", "every(upstream=flip)")
 ROWS = {
     "flip": ("upstream", ()),
-    WEIGHER: ("method", ()),
-    "weigher(rate=0.9, upstream=flip)": ("method", ()),
-    f"around(upstream={WEIGHER})": ("control", "upstream"),
-    "beside(upstream=flip)": ("control", ("weigher",)),
-    "every(upstream=flip)": ("control", "meta"),
-    "flip@train": ("control", "meta"),
-    "flip@meta": ("control", "meta"),
-    f"{WEIGHER}@dirty": ("control", "meta"),
-    "weigher(rate=0.9, upstream=flip)@dirty": ("control", "meta"),
+    WEIGHER: ("method", BESIDE),
+    "weigher(rate=0.9, upstream=flip)": ("method", BESIDE),
+    f"around(upstream={WEIGHER})": ("control", ()),
+    "beside(upstream=flip)": ("control", ()),
+    "every(upstream=flip)": ("control", ()),
+    "flip@train": ("control", ()),
+    "flip@meta": ("control", ()),
+    f"{WEIGHER}@dirty": ("control", ()),
+    "weigher(rate=0.9, upstream=flip)@dirty": ("control", ()),
     f"flip [passes of {WEIGHER}]": ("control", ()),
 }
-"""Rows of the study: what is named, and what stands beside it, with kind and what it controls."""
+"""Rows of the study: what is named, and what stands beside it, with kind and control rows."""
 
 
 def install(folder: Path) -> None:
@@ -194,11 +199,10 @@ def test_rows_of_others_have_families_and_control_rows(swept: Path) -> None:
     faster = "weigher(rate=0.9, upstream=flip)"
     assert set(block.contrasts(Question())) == {(WEIGHER, BASE), (faster, BASE)}
     every = "every(upstream=flip)"
-    beside = {"beside(upstream=flip)", every, f"{every}@dirty", "flip@train", "flip@meta"}
-    beside |= {f"{WEIGHER}@dirty", f"{faster}@dirty"}
-    own = {row: {f"flip [passes of {row}]"} for row in (WEIGHER, faster)}
+    beside = {"beside(upstream=flip)", every, "flip@train", "flip@meta"}
+    own = {row: {f"flip [passes of {row}]", f"{row}@dirty"} for row in (WEIGHER, faster)}
     around = f"around(upstream={WEIGHER})"
-    own[WEIGHER] |= {around, f"{around}@dirty"}
+    own[WEIGHER] |= {around}
     for row in (WEIGHER, faster):
         assert set(block.controls_of(block.by_name[row])) == beside | own[row]
     assert block.controls_of(block.by_name[BASE]) == []
@@ -214,18 +218,17 @@ def test_the_page_needs_neither_the_package_nor_what_the_run_says(
     assert told(old, tmp_path / "out") != page, "nobody knows what their methods are"
     request.getfixturevalue("installed")
     assert told(swept, tmp_path / "out") == page
-    assert told(old, tmp_path / "out") == page, "the installed package says what it declares"
+    assert f"{WEIGHER} over around" in told(old, tmp_path / "out"), "the package says what it is"
     assert "their_methods" not in sys.modules, "a page imports no method"
 
 
 OURS = (
     "none", "mixup", "crop+mixup", "saflex(upstream=mixup)", "l2rw", "l2rw(upstream=mixup)",
     "autodo", "lpa3", "lpa3(upstream=mixup)", "norm_noise(upstream=lpa3(upstream=mixup))",
-    "shuffled_weights(upstream=saflex(upstream=mixup))", "head_refit(upstream=mixup)",
-    "head_refit", "random_label(upstream=mixup)", "self_distil(upstream=mixup)",
+    "shuffled_weights(upstream=saflex(upstream=mixup))", "frozen(upstream=autodo)",
     "saflex(upstream=lpa3(upstream=mixup))", "saflex(beta=2.0, upstream=mixup)",
 )  # fmt: skip
-"""Every kind of row, by every built-in method that is a method or a control."""
+"""Every kind of row, without the controls that only the method names."""
 
 
 def write_facts(folder: Path) -> None:
@@ -234,7 +237,8 @@ def write_facts(folder: Path) -> None:
     run, _ = runs.read_run(folder)
     method = methods.build(run.method)
     meta = "meta" in method.requires()
-    own = facts.facts_of(run, methods.takes_upstream, method.controls, meta)
+    named = methods.controls_of(run.method)
+    own = facts.facts_of(run, methods.takes_upstream, method.control, meta, named)
     text["recorded"][ROW] = asdict(own)  # type: ignore[call-overload]
     (folder / "run.json").write_text(json.dumps(text))
 
@@ -269,11 +273,11 @@ def test_the_kinds_of_our_methods() -> None:
         "saflex", "l2rw", "autodo", "lpa3",
     }  # fmt: skip
     assert {name for name, kind in kinds.items() if kind == "control"} == {
-        "random_label", "self_distil", "shuffled_weights", "norm_noise", "head_refit",
+        "frozen", "random_label", "self_distil", "shuffled_weights", "norm_noise", "head_refit",
     }  # fmt: skip
     for name in methods.BUILTIN:
         made = methods.build(name if name != "wrap" else "wrap(call=py:tests.pipelines:turned)")
-        own = methods.Declared(methods.takes_upstream(name), made.controls)
+        own = methods.Declared(methods.takes_upstream(name), made.control)
         assert declared[name] == own
 
 
@@ -291,10 +295,10 @@ def test_facts_of_runs_load_no_torch_and_no_method() -> None:
 def test_what_cannot_be_read_is_not_known_and_nothing_is_imported() -> None:
     for name in ("lost", "absent", "not registered"):
         assert methods.declared(name) is None
-    assert methods.declared("beside") == methods.Declared(True, ("weigher",))
+    assert methods.declared("beside") == methods.Declared(True, True)
     assert not {"their_package", "their_methods"} & set(sys.modules)
     with pytest.raises(
-        methods.NamingError, match=r"controls = 'weigher', expected 'upstream', 'meta'"
+        methods.NamingError, match=r"controls = 'weigher', expected a tuple of control rows"
     ):
         methods.build("typing")
 

@@ -227,7 +227,7 @@ def test_a_method_declares_its_label(tmp_path: Path) -> None:
     assert made.recorded[facts.ROW]["label"] == "My Aug(rate=0.2)"
     for method in ("none", "mine(rate=0.2)"):
         run = runs.Run(benchmark="digits", data="c", model="small_cnn", method=method)
-        told = facts.facts_of(run, methods.takes_upstream, (), False, methods.label(method))
+        told = facts.facts_of(run, methods.takes_upstream, False, False, (), methods.label(method))
         for seed in range(2):
             recorded = {facts.ROW: asdict(told)}  # type: ignore[call-overload]
             make_run(tmp_path, method, seed, recorded=recorded)

@@ -51,7 +51,7 @@ class Around(Mine):
         super().__init__()
         self.upstream = upstream
 
-    controls = "upstream"
+    control = True
 
 
 def made(*, p: float = 0.5) -> Method:
@@ -117,7 +117,7 @@ def test_defaults_and_quotes_are_left_out(here: Path) -> None:
 
 
 def test_what_it_is_stands_in_its_file(here: Path) -> None:
-    assert methods.declared("py:mine:Around") == methods.Declared(True, "upstream")
+    assert methods.declared("py:mine:Around") == methods.Declared(True, True)
     assert methods.declared("py:mine:Mine") == methods.Declared(False)
     assert methods.declared("py:nowhere:Mine") is None
 

@@ -36,7 +36,7 @@ from analysis.report.plots import Point
 from analysis.studyfile import StudyError
 from benchmarks.cli import main
 from benchmarks.running import disk
-from tests.made import make_run
+from tests.made import declared, make_run
 from tests.test_blocks import SAFLEX, made
 from tests.test_cli import SMALL, save
 
@@ -295,16 +295,16 @@ def test_control_rows_of_a_method(tmp_path: Path) -> None:
     shuffled = f"shuffled_weights(upstream={SAFLEX})"
     lpa3 = "lpa3(upstream=mixup)"
     noise = f"norm_noise(upstream={lpa3})"
-    for method in ("none", "mixup", lpa3, shuffled, noise, "head_refit(upstream=mixup)"):
+    random = "random_label(upstream=mixup)"
+    for method in ("none", "mixup", lpa3, shuffled, noise, "head_refit(upstream=mixup)", random):
         make_run(tmp_path, method)
-    make_run(tmp_path, SAFLEX, meta=9)
-    make_run(tmp_path, "random_label(upstream=mixup)", control="train")
+    make_run(tmp_path, SAFLEX, meta=9, recorded=declared(SAFLEX))
     make_run(tmp_path, "mixup", control="train")
     make_run(tmp_path, "none", control="train")
     make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=3)
     (block,) = blocks.split(records.scan(tmp_path)[0])
     of = {entry.name: set(block.controls_of(entry)) for entry in block.compared}
-    labels = {"head_refit(upstream=mixup)", "mixup@train", "random_label(upstream=mixup)@train"}
+    labels = {"head_refit(upstream=mixup)", "mixup@train", random}
     assert of["none"] == of["mixup"] == set()
     assert of[SAFLEX] == labels | {shuffled, f"mixup [passes of {SAFLEX}]"}
     assert of[lpa3] == {noise}, "it takes no meta rows: other labels explain nothing of it"
@@ -324,6 +324,8 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
         "scores higher, so the gain may not be due to the method.",
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {shuffled} "
         "scores lower, so it does not explain the whole gain.",
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); it is above {shuffled}, so it "
+        "comes from learning.",
     ]
     assert table is not None and len(table.groups[0].rows) == 2
     lost = [replace(each, p=0.2) for each in found]
@@ -332,10 +334,13 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
     alone = sentences.controls(block, [], 0.5, "controls")[0]
     assert "gains over mixup (by its own population interval, not corrected);" in alone[0]
     monkeypatch.setattr(sentences, "reading", lambda *_: "same")
-    told = sentences.controls(block, found, 0.5, "controls")[0][0]
-    assert told.endswith(
+    told = sentences.controls(block, found, 0.5, "controls")[0]
+    assert told[0].endswith(
         "mixup@train is equivalent within the margin of 0.5, so the gain beyond that may not be "
         "due to the method."
+    )
+    assert told[2].endswith(
+        f"it is not shown to be above {shuffled}, so not to come from learning."
     )
 
 

@@ -166,7 +166,8 @@ def controls(
     """Whether control rows explain a gain, in words and as a table.
 
     A comparison in ``found``, the family of the study, is a gain if it is significant after Holm;
-    one outside the family if its own interval shows it, and then the sentence says so.
+    one outside the family if its own interval shows it, and then the sentence says so. A gain is
+    one of learning only if the row is above every control that takes its learning away.
     """
     rows, sentences = [], []
     family = {(each.row, each.base, each.column): each for each in found}
@@ -175,7 +176,8 @@ def controls(
             beside = block.controls_of(entry)
             base = block.baseline(entry) if beside else ""
             gain = _gain(column, entry.name, base, family) if base else ""
-            explained = []
+            explained, without = [], dict[str, str]()
+            own = block.without_learning(entry)
             for control in beside:
                 made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
                 if made is None:
@@ -188,9 +190,11 @@ def controls(
                 )  # fmt: skip
                 if not block.by_name[control].facts.dirty:
                     explained.append(_explained(control, read, margin))
+                if control in own:
+                    without[control] = read
             if gain:
-                none = ["no control that could explain it has a result."]
-                sentences += [f"{column.name}: {gain}; {told}" for told in explained or none]
+                sentences += [f"{column.name}: {gain}; {told}" for told in explained]
+                sentences.append(f"{column.name}: {gain}; {_of_learning(without)}")
         column.forget()
     if not rows:
         return sentences, None
@@ -241,6 +245,18 @@ def _gain(
         known = "by its own population interval, not corrected"
     gained = shown and made is not None and made.estimate > 0
     return f"{row} gains over {base} ({known})" if gained else ""
+
+
+def _of_learning(readings: Mapping[str, str]) -> str:
+    """Whether a gain is one of learning, from the readings against the controls without it."""
+    if not readings:
+        return (
+            "no row without its learning has a result, so this does not show that learning helps."
+        )
+    missed = [control for control, read in readings.items() if read != "above"]
+    if missed:
+        return f"it is not shown to be above {' and '.join(missed)}, so not to come from learning."
+    return f"it is above {' and '.join(readings)}, so it comes from learning."
 
 
 def _explained(control: str, read: str, margin: float) -> str:

@@ -128,15 +128,20 @@ def model_name(text: str, width: float | None) -> str:
     return models.canonical(render(call_of(call.name, {**dict(call.arguments), "width": width})))
 
 
-def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) -> list[Row]:
+def control_rows(
+    rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol, learning: bool = True
+) -> list[Row]:
     """The control rows that design and protocol require in addition to ``rows``, each once.
 
     For a method that needs meta rows, over an upstream U: ``U@train`` (the pool without the meta
     rows; under ``paper`` U itself) and under ``paper`` ``U@train+meta``; on corrupted labels
-    ``U@meta`` and the method with dirty meta rows.
+    ``U@meta`` and the method with dirty meta rows. With ``learning`` also the rows that a method
+    declares, which take its learning away.
     """
     found: list[Row] = []
     for row in rows:
+        if learning:
+            found += map(Row, methods.controls_of(row.method))
         if not row.needs_meta:
             continue
         upstream = upstream_of(row.method)
@@ -156,8 +161,8 @@ def control_rows(rows: Iterable[Row], benchmark: Benchmark, protocol: Protocol) 
 def upstream_of(method: str) -> str:
     """The canonical upstream of a canonical method: its ``upstream`` argument, or ``none``.
 
-    For a control that wraps the method it controls, or wraps one that learns from meta rows, it is
-    the upstream of that method.
+    For a control around the method that it controls, or around one that learns from meta rows, it
+    is the upstream of that method.
     """
     expression = parse(method)
     given = dict(expression.arguments) if isinstance(expression, Call) else {}
@@ -170,8 +175,11 @@ def upstream_of(method: str) -> str:
 
 
 def _controls_upstream(method: str) -> bool:
-    """Whether a method is a control of the method that it wraps."""
-    return methods.build(method).controls == "upstream"
+    """Whether a method is a control that is put around the method that it controls."""
+    expression = parse(method)
+    given = dict(expression.arguments) if isinstance(expression, Call) else {}
+    inner = given.get("upstream")
+    return inner is not None and method in methods.controls_of(render(inner))
 
 
 def make_cell(
@@ -224,7 +232,12 @@ def make_cell(
         versions=versions,
     )
     told = facts.facts_of(
-        run, methods.takes_upstream, method.controls, needs_meta, methods.label(row.method)
+        run,
+        methods.takes_upstream,
+        method.control,
+        needs_meta,
+        methods.controls_of(row.method),
+        methods.label(row.method),
     )
     recorded = {
         "preset": preset,

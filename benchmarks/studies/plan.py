@@ -212,7 +212,7 @@ class Plan:
             self._check(network, source)
             rows, missing = rows_of(block.methods, protocol)
             if block.controls or protocol.name == "paper":  # paper requires them
-                rows += cells.control_rows(rows, benchmark, protocol)
+                rows += cells.control_rows(rows, benchmark, protocol, block.controls)
             default = range(advised(source.counts[2], benchmark.folds))
             seeds = tuple(default if block.seeds is None else block.seeds)
             if benchmark.folds and self.study.tune is not None:
