@@ -1741,7 +1741,7 @@ class TestRefusals:
             ),
             ("saflex", "the upstream has already run this step's forward pass"),
             ("l2rw(upstream=crop)", "the upstream has already run this step's forward pass"),
-            ("crop+self_distil", "the upstream has already run this step's forward pass"),
+            ("crop+lpa3(preset=code)", "the upstream has already run this step's forward pass"),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(
@@ -1868,9 +1868,9 @@ class TestEdges:
             build(text)
 
     def test_a_link_that_uses_the_forward_comes_last(self) -> None:
-        build("crop+self_distil")
+        build("crop+lpa3(preset=code)")
         with pytest.raises(NamingError, match="must be the last link"):
-            build("self_distil+crop")
+            build("lpa3(preset=code)+crop")
 
     def test_a_wrapper_works_on_the_rows_of_what_it_wraps(self) -> None:
         inner = "head_refit(upstream=saflex)"

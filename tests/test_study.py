@@ -253,7 +253,7 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
     Plan(made, tmp_path).check_family()
     assert made.asked()["family"] == ["saflex(upstream=mixup) over mixup@train", "mixup"]
     other = load(tmp_path, text + "family: [mixup over saflex]\n")
-    with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: mixup, "):
+    with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: frozen"):
         Plan(other, tmp_path).check_family()
     assert "line 5: family: cannot read 'mixup('" in refused(tmp_path, SMALL + "family: 'mixup('\n")
 
