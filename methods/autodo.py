@@ -81,14 +81,16 @@ class AutoDO(Method):
 
     **Deviations.** From the paper (P) and its authors' code at commit ad80c5c (C): weights keep the
     total of a batch, and the hypergradient accounts for it; one warp about the image's centre, in
-    shares of its size, with logarithmic scale, black outside, and without C's upsampling to four
-    times the size; sigma is the standard deviation over the full ``RANGES`` (C; P has a variance
-    and a further M/10); initial probability 0.25 (P; C has 0.2) and magnitude 0.5; soft labels
-    start from ``smoothing`` 0.1 (P; C has 0.05); Gauss-Newton curvature instead of the Hessian; the
-    factor ``step`` before the sum is kept; the weight decay is part of H (P; C omits it); the loss
-    is symmetric whatever is learned (``symmetric=when_soft`` is C's rule); meta rows are not
-    augmented (P; C augments them); the outer learning rate has no warm-up and falls to a
-    thousandth.
+    shares of its size, with logarithmic scale along each axis (P has one scale), black outside, and
+    without C's upsampling to four times the size; no operations besides (P has RandAugment's, C its
+    colour operations: ``upstream=randaugment(ops=colour)``); sigma is the standard deviation over
+    the full ``RANGES`` (C; P has a variance and a further M/10); initial probability 0.25 (P; C has
+    0.2) and magnitude 0.5; soft labels start from ``smoothing`` 0.1 (P; C has 0.05); Gauss-Newton
+    curvature instead of the Hessian (in expectation P's Fisher information); the factor ``step``
+    before the sum is kept; the weight decay is part of H (P; C omits it); the loss is symmetric
+    whatever is learned, with hard labels smoothed (with ``symmetric=when_soft`` they have
+    cross-entropy, as in C); meta rows are not augmented (P; C augments them); the outer learning
+    rate has no warm-up and falls to a thousandth.
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"

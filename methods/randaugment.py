@@ -204,9 +204,9 @@ class RandAugment(PerRow):
     learned geometry: identity, autocontrast, equalize, invert, color and sharpness.
 
     **Deviations.** Magnitudes are torchvision's, whose 31 steps span the paper's ranges: shears,
-    rotations, translations (150/331 of the edge) and the factors of color, contrast, brightness
-    and sharpness (from 1 to 0.1 or to 1.9) have a random sign. AutoDO's own code draws the factors
-    of color and sharpness uniformly between 0.1 and 0.1 + 1.8 m / 30.
+    rotations, translations (150/331 of the edge) and the factors of color, contrast, brightness and
+    sharpness (from 1 to 0.1 or to 1.9) have a random sign. AutoDO's own code draws each magnitude
+    uniformly up to m, and the factors of color and sharpness between 0.1 and 0.1 + 1.8 m / 30.
     """
 
     source = "Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719"

@@ -175,9 +175,9 @@ def refine_pairs(
     and score. The refined loss is w @ losses(logits, y) + u @ losses(logits.T, y') with ``task``
     MultiClass; ``w`` (B,) are the previous weights of both terms.
 
-    **Deviations.** The paper refines only the first term; the index of Eq. 14's denominator is
-    read as that of the sum. ``gumbel`` draws noise per pair, so a text that several pairs share is
-    more likely.
+    **Deviations.** The paper writes out only the first term (Eq. 14), as an example; the index of
+    its denominator is read as that of the sum. ``gumbel`` draws noise per pair, so a text that
+    several pairs share is more likely.
     """
     same = (text[:, None] == text[None, :]).to(logits.dtype)
     shared = same / same.sum(dim=1, keepdim=True)

@@ -27,10 +27,11 @@ class Part:
 def imbalanced(
     train: np.ndarray, labels: np.ndarray, classes: int, benchmark: Benchmark, seed: int
 ) -> np.ndarray:
-    """Classes below K/2 stay; the other half is cut down by the ratio (AutoDO, section 5.1).
+    """Classes below K/2 stay; the other half is cut down by the ratio (AutoDO, 5.1).
 
     ``half``: floor(L / ratio) rows in total, drawn uniformly over the second half, L the rows of
-    the first. ``stratified``: each class of the second half keeps floor(n / ratio), at least one.
+    the first, as in AutoDO's code. ``stratified``: each class of the second half keeps floor(n /
+    ratio), at least one.
     """
     if benchmark.imbalance <= 1:
         return train
