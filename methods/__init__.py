@@ -65,6 +65,7 @@ BUILTIN = {
     "soft_augmentation": Entry("methods.classic:SoftAugmentation"),
     "random_erasing": Entry("methods.classic:RandomErasing"),
     "gaussian_noise": Entry("methods.classic:GaussianNoise"),
+    "warp": Entry("methods.autodo:Warp"),
     "randaugment": Entry("methods.randaugment:RandAugment"),
     "trivialaugment": Entry("methods.randaugment:TrivialAugment"),
     "autoaugment": Entry("methods.randaugment:AutoAugment"),

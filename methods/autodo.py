@@ -302,8 +302,8 @@ class AutoDO(Method):
         uniform = torch.rand_like(chance).clamp(1e-6, 1 - 1e-6)
         soft = (chance + uniform.log() - (-uniform).log1p()).sigmoid()  # two-class Gumbel-softmax
         bit = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
-        ranges = sent(torch.tensor(RANGES, dtype=spread.dtype), spread.device)
-        amounts = bit * spread.sigmoid() * torch.randn_like(spread) * ranges * known[:, None]
+        amounts = bit * spread.sigmoid() * torch.randn_like(spread) * _ranges(spread)
+        amounts = amounts * known[:, None]
         self._drawn = amounts.detach()
         return affine_warp(x, _matrix(amounts, *x.shape[-2:]), "bilinear")
 
@@ -454,6 +454,38 @@ class AutoDO(Method):
                 self._warned = True
         if self.force:
             ctx.log(series_diverges=float(diverges))
+
+
+class Warp(Method):
+    """AutoDO's seven warps at one fixed strength for all images.
+
+    Each applies with probability ``p``, by a normally distributed amount whose standard deviation
+    is the share ``magnitude`` of its range. The defaults are AutoDO's start.
+    """
+
+    source = AutoDO.source
+    needs = frozenset({"image"})
+
+    def __init__(self, *, p: float = 0.25, magnitude: float = 0.5) -> None:
+        super().__init__()
+        for name, value in (("p", p), ("magnitude", magnitude)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        self.p, self.magnitude = p, magnitude
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """The warped rows (B, C, H, W)."""
+        draws = batch.x.new_empty(len(batch.x), len(OPERATIONS)).uniform_()
+        bit = draws > 1 - self.p
+        amounts = bit * self.magnitude * torch.randn_like(draws) * _ranges(draws)
+        return replace(
+            batch, x=affine_warp(batch.x, _matrix(amounts, *batch.x.shape[-2:]), "bilinear")
+        )
+
+
+def _ranges(like: Tensor) -> Tensor:
+    """(7,) the value of each warp at magnitude 1."""
+    return sent(torch.tensor(RANGES, dtype=like.dtype), like.device)
 
 
 class RowStates(torch.nn.Module):

@@ -57,6 +57,11 @@ def test_autodo_that_never_learns_is_its_start() -> None:
     assert (logits(frozen) != logits(trained("autodo"))).any()
 
 
+def test_the_warps_of_autodo_alone_are_its_start_without_its_loss() -> None:
+    row = "frozen(upstream=autodo(label=false, symmetric=never, weight=false))"
+    assert np.allclose(logits(trained(row)), logits(trained("warp@train")), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["random_label", "self_distil"])
 def test_labels_without_learning_train_on_the_rows_of_the_method(name: str) -> None:
     """By construction: the meta rows are set aside, whoever writes the row."""

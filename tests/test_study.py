@@ -694,6 +694,8 @@ def test_studies_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",
         "learnable_small",
+        "learnable_tuned",
+        "saflex_upstreams",
         "saflex_table1",
         "lpa3_small",
         "lpa3_table3",

@@ -168,7 +168,7 @@ def test_shipped_tiers_plan_without_data_at_hand(name: str, tmp_path: Path) -> N
             rows = {row for each in plan.experiments for row in each.rows}
             learns = any(row.needs_meta for row in rows)
             assert plan.study.family
-            assert name == "tune_saflex" or not learns or {row.control for row in rows} > {"all"}
+            assert plan.study.tune or not learns or {row.control for row in rows} > {"all"}
 
 
 def test_the_first_table_of_saflex_is_27_plain_runs_a_data_set(tmp_path: Path) -> None:
