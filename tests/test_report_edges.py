@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis import blocks, findings, records, runs
 from analysis.blocks import Block
+from analysis.differences import difference
 from analysis.question import Question
-from analysis.report import figures, results, sentences, tables
+from analysis.report import figures, plots, results, sentences, tables
 from analysis.report.page import TABLES, Options, report
 from analysis.report.plots import Front
 from tests.made import make_run
@@ -225,6 +227,42 @@ def test_numbers_of_folds_are_said_to_be_of_folds(tmp_path: Path) -> None:
     )
     assert told is not None and note in told[1]
     assert not tables.folds_note([each for each in block.columns if each.name == "digits"])
+
+
+def test_what_a_method_adds_is_drawn_against_what_its_upstream_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skills = {"none": 1.0, "crop": 3.0, "mixup": 0.3, "flip": 1.5}
+    for seed in range(4):
+        for upstream, skill in skills.items():
+            make_run(tmp_path, upstream, seed, skill, control="train")
+        for upstream in list(skills)[1:]:
+            make_run(tmp_path, f"saflex(upstream={upstream})", seed, 1.0, meta=9)
+        make_run(tmp_path, "l2rw(upstream=crop)", seed, 1.0, meta=9)
+    drawn: dict[str, plots.Mark] = {}
+
+    def gains(panels: Any, names: list[str], *_: Any) -> None:
+        assert names == ["saflex(upstream=U)"], "l2rw has a single upstream"
+        drawn.update({mark.upstream: mark for _, marks in panels for mark in marks})
+
+    monkeypatch.setattr(figures.plots, "gains", gains)
+    block = only(tmp_path)
+    told = figures.MAKERS["upstreams"](figures._Drawing(block, [], 0.5), [])
+    assert told is not None
+    (column,) = block.columns
+    for upstream in list(skills)[1:]:
+        (letter,) = (key for key in "abc" if f"{key}: {upstream}" in told[1])
+        over = difference(column.rows[f"{upstream}@train"], column.rows["none@train"], "accuracy")
+        added = difference(
+            column.rows[f"saflex(upstream={upstream})"],
+            column.rows[f"{upstream}@train"],
+            "accuracy",
+        )
+        assert over is not None and added is not None
+        assert (drawn[letter].x.estimate, drawn[letter].y.estimate) == (
+            over.estimate, added.estimate,
+        )  # fmt: skip
+    assert (drawn["a"].x.estimate > 0) == (drawn["a"].y.estimate < 0)
 
 
 def test_what_no_row_beats_is_drawn_however_many_rows_there_are(

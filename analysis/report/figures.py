@@ -18,9 +18,9 @@ from analysis.blocks import (
     Column,
     Entry,
 )
-from analysis.differences import RowRuns
+from analysis.differences import RowRuns, difference
 from analysis.facts import NONE, call_in
-from analysis.findings import Finding, mean_ranks, of_rows, scores
+from analysis.findings import HEADLINE, Finding, mean_ranks, of_rows, scores
 from analysis.labels import labelled
 from analysis.numbers import POINTS
 from analysis.question import MARGIN
@@ -31,6 +31,7 @@ from analysis.report.plots import (
     Bar,
     Curve,
     Front,
+    Mark,
     Panel,
     Point,
     Shares,
@@ -48,6 +49,8 @@ MOST = 14
 """The largest number of rows in a readable line plot."""
 BINS = 10
 """Confidence bins in a reliability diagram."""
+UPSTREAMS = 3
+"""Fewest upstreams over which what a method adds is drawn."""
 FEW_ROWS = 5
 """A confidence bin with fewer rows is not drawn."""
 MOST_CLASSES = 20
@@ -226,6 +229,49 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
         f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
         f"of {drawing.margin:g} points.{note}"
     )
+
+
+def _upstreams(drawing: _Drawing, paths: Paths) -> Told:
+    """What a method adds to each of its upstreams, on the same labelled rows."""
+    panels, letters = [], dict[str, str]()
+    for column in drawing.columns:
+        made: dict[str, list[Mark]] = {}
+        for entry in drawing.block.entries:
+            upstream = entry.facts.upstream
+            if not entry.facts.wraps or upstream == NONE:
+                continue
+            suffix = "@train" if entry.facts.needs_meta else ""
+            base = drawing.block.beside(entry, upstream + suffix)
+            none = drawing.block.beside(entry, NONE + suffix)
+            spans = [_span(column, *pair) for pair in ((base, none), (entry.name, base))]
+            if spans[0] is None or spans[1] is None:
+                continue
+            letter = letters.setdefault(upstream, chr(ord("a") + len(letters) % 26))
+            series = entry.row.replace(f"upstream={upstream}", "upstream=U")
+            made.setdefault(series, []).append(Mark(series, letter, spans[0], spans[1]))
+        marks = [mark for own in made.values() if len(own) >= UPSTREAMS for mark in own]
+        if marks:
+            panels.append((column.name, marks))
+    if not panels:
+        return None
+    names = list(dict.fromkeys(mark.name for _, marks in panels for mark in marks))
+    axes = "upstream U over none, points", "row over its upstream, points"
+    plots.gains(panels, names, axes, paths)
+    told = ", ".join(f"{letter}: {upstream}" for upstream, letter in letters.items())
+    return "What a method adds to an upstream, against what the upstream does", (
+        "Mean paired differences in test accuracy with 95 % intervals (population, or training "
+        "where there is none); for methods that learn from meta rows on the same training rows "
+        f"(@train). On the dotted line a row gives back all that its upstream costs. {told}."
+    )
+
+
+def _span(column: Column, row: str, base: str) -> Span | None:
+    if not (row and base) or row == base:
+        return None
+    made = difference(column.rows[row], column.rows[base], HEADLINE)
+    if made is None:
+        return None
+    return Span(made.estimate, _ends(made.training), _ends(made.population))
 
 
 def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
@@ -635,6 +681,7 @@ def _learned(
 
 MAKERS: dict[str, Callable[[_Drawing, Paths], Told]] = {
     "differences": _differences,
+    "upstreams": _upstreams,
     "cost": _cost_front,
     "learning": _learning,
     "ranks": _ranks,

@@ -269,6 +269,15 @@ class Front(NamedTuple):
     """points on the front, from the left"""
 
 
+class Mark(NamedTuple):
+    """What a row adds to an upstream, against what that upstream does on its own."""
+
+    name: str
+    upstream: str
+    x: Span
+    y: Span
+
+
 class Span(NamedTuple):
     """A difference with its intervals, each of which may be missing."""
 
@@ -376,6 +385,44 @@ def intervals(
         axes[0].set_yticks(places, shown.names, fontsize=7)
         axes[0].set_ylim(heights.sum() + 0.2, -0.2)
         _save(figure, paths)
+
+
+def gains(
+    panels: Sequence[tuple[str, Sequence[Mark]]],
+    names: Sequence[str],
+    axes_names: tuple[str, str],
+    paths: Sequence[Path],
+) -> None:
+    """A point with two intervals for each mark, its upstream written at its top, and two lines:
+    no change, and what gives back all that the upstream costs."""
+    with rc_context(STYLE):
+        figure, axes = _panels(len(panels), names)
+        for axis, (heading, marks) in zip(axes, panels, strict=True):
+            axis.axhline(0, lw=0.8, ls="--", color="0.4", zorder=0)
+            axis.axline((0, 0), slope=-1, lw=0.8, ls=":", color="0.4", zorder=0)
+            for mark in marks:
+                place = names.index(mark.name)
+                axis.errorbar(
+                    mark.x.estimate, mark.y.estimate, xerr=_beside(mark.x), yerr=_beside(mark.y),
+                    fmt=MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)],
+                    ms=5, lw=0.8, mfc="none" if place >= len(COLOURS) else None,
+                )  # fmt: skip
+            tops = {mark.upstream: mark.x.estimate for mark in marks}
+            for upstream, x in tops.items():
+                axis.text(
+                    x, 1.01, upstream, transform=axis.get_xaxis_transform(), fontsize=7,
+                    ha="center", va="bottom",
+                )  # fmt: skip
+            _labelled(axis, "", *axes_names)
+            axis.set_title(heading, fontsize=7.5, loc="left", pad=16)
+        _legend(figure, names, marked=True)
+        _save(figure, paths)
+
+
+def _beside(span: Span) -> list[list[float]] | None:
+    """How far the interval reaches to both sides, population if there is one."""
+    ends = span.population or span.training
+    return None if ends is None else [[span.estimate - ends[0]], [ends[1] - span.estimate]]
 
 
 def _whiskers(axis: Axes, place: float, span: Span) -> None:
