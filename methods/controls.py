@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from methods.base import Batch, Context, Method, Model, Spec, Task
 from methods.functional import (
@@ -18,25 +21,37 @@ from methods.functional import (
 )
 from methods.lpa3 import Lpa3
 
+DECAYS = (1e6, 100.0, 10.0, 1.0, 0.1, 0.01, 1e-3)
+"""Weight decays that HeadRefit chooses from; the first keeps the head as it was trained."""
+FOLDS = 5
+
 
 class HeadRefit(Method):
     """Train with the upstream, then refit the last layer on the meta rows.
 
     A method that beats this row gains more than clean labels for the head alone can give. The refit
     starts from the trained head and minimises the mean loss over the meta rows plus
-    ``weight_decay / 2`` times the squared norm of the head's weights, by L-BFGS in float64 on
-    features in eval mode.
+    ``weight_decay / 2`` times the squared distance of weights and biases from the trained ones, by
+    L-BFGS in float64 on features in eval mode. ``chosen``: the weight decay of ``DECAYS`` with the
+    lowest loss in a cross-validation over the meta rows (5 folds, stratified by label; of equal
+    losses the largest decay). The largest leaves the head as it is, so rows that it has not seen
+    are not expected to lose. The log has the decay as ``head_refit_decay``.
     """
 
     source = "Kirichenko et al., Last Layer Re-Training, ICLR 2023, arXiv:2204.02937"
     control = True
+    version = 2
     needs = frozenset({"meta", "features"})
 
     def __init__(
-        self, *, upstream: Method | None = None, weight_decay: float = 1e-3, steps: int = 200
+        self,
+        *,
+        upstream: Method | None = None,
+        weight_decay: float | Literal["chosen"] = "chosen",
+        steps: int = 200,
     ) -> None:
         super().__init__(upstream)
-        if weight_decay < 0:
+        if not isinstance(weight_decay, str) and weight_decay < 0:
             raise ValueError(f"weight_decay: expected a number of 0 or more, got {weight_decay}")
         if steps < 1:
             raise ValueError(f"steps: expected a whole number above 0, got {steps}")
@@ -57,27 +72,65 @@ class HeadRefit(Method):
         # On the CPU: the problem is small, and not every device has float64.
         inputs = torch.cat([features for features, _ in parts]).cpu().double()
         targets = torch.cat([y for _, y in parts]).cpu().double()
-        weight = model.head.weight.detach().cpu().double().requires_grad_()
-        bias = model.head.bias.detach().cpu().double().requires_grad_()
-        solver = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=self.steps,
-            tolerance_grad=1e-8,
-            tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> torch.Tensor:
-            solver.zero_grad()
-            loss = ctx.task.losses(inputs @ weight.T + bias, targets).mean()
-            loss = loss + self.weight_decay / 2 * weight.square().sum()
-            loss.backward()
-            return loss
-
-        solver.step(closure)
+        trained = torch.cat([model.head.weight.detach(), model.head.bias.detach()[:, None]], dim=1)
+        trained = trained.cpu().double()
+        inputs = F.pad(inputs, (0, 1), value=1.0)  # the biases are weights of a constant
+        decay = self.weight_decay
+        if isinstance(decay, str):
+            decay = chosen_decay(ctx.task, inputs, targets, trained, self.steps)
+        ctx.log(head_refit_decay=decay)
+        head = refit(ctx.task, inputs, targets, trained, trained, decay, self.steps)
         with torch.no_grad():
-            model.head.weight.copy_(weight)
-            model.head.bias.copy_(bias)
+            model.head.weight.copy_(head[:, :-1])
+            model.head.bias.copy_(head[:, -1])
+
+
+def refit(
+    task: Task,
+    inputs: Tensor,
+    targets: Tensor,
+    trained: Tensor,
+    start: Tensor,
+    decay: float,
+    steps: int,
+) -> Tensor:
+    """(K, D) head for ``inputs`` (n, D) and ``targets`` (n, K), by L-BFGS from ``start`` (K, D).
+
+    It minimises the mean loss plus decay / 2 times its squared distance from ``trained`` (K, D).
+    """
+    head = start.clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [head],
+        max_iter=steps,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = task.losses(inputs @ head.T, targets).mean()
+        loss = loss + decay / 2 * (head - trained).square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return head.detach()
+
+
+def chosen_decay(task: Task, inputs: Tensor, targets: Tensor, trained: Tensor, steps: int) -> float:
+    """The decay with the lowest cross-validated loss over the rows of ``inputs`` (n, D)."""
+    label = torch.unique(targets, dim=0, return_inverse=True)[1]
+    fold = torch.empty_like(label)
+    fold[label.argsort(stable=True)] = torch.arange(len(label)) % FOLDS  # dealt out label by label
+    losses = [0.0] * len(DECAYS)
+    for out in fold.unique():
+        kept, head = fold != out, trained
+        for place, decay in enumerate(DECAYS):
+            # From the optimum for a larger decay, which is near.
+            head = refit(task, inputs[kept], targets[kept], trained, head, decay, steps)
+            losses[place] += float(task.losses(inputs[~kept] @ head.T, targets[~kept]).sum())
+    return DECAYS[losses.index(min(losses))]
 
 
 class Frozen(Method):

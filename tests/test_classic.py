@@ -13,14 +13,15 @@ import scipy.optimize
 import scipy.stats
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.data.seeding import seed_global
 from benchmarks.data.streams import Rows, RowStream
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods import build
-from methods.base import Batch, Chain, Context, Method, Model, Spec, overrides
+from methods.base import Batch, Chain, Context, Method, Model, Spec, Task, overrides
 from methods.classic import Crop, CutMix, Flip, Mixup, Rotate90
-from methods.controls import HeadRefit
+from methods.controls import DECAYS, HeadRefit, chosen_decay, refit
 
 NO_CONTEXT: Any = None
 """Classic augmentations look at nothing but the batch."""
@@ -541,8 +542,10 @@ def meta_rows(rows: int, classes: int, multi_label: bool) -> Rows:
     return Rows(x, torch.arange(rows), y, 1)
 
 
-def objective(inputs: np.ndarray, targets: np.ndarray, decay: float, multi_label: bool) -> Any:
-    """Mean loss + decay / 2 |W|^2 and its gradient, for W and b in one vector, by hand."""
+def objective(
+    inputs: np.ndarray, targets: np.ndarray, decay: float, multi_label: bool, start: np.ndarray
+) -> Any:
+    """Mean loss + decay / 2 |(W, b) - start|^2 and its gradient, in one vector, by hand."""
     rows, width = inputs.shape
     classes = targets.shape[1]
 
@@ -556,12 +559,18 @@ def objective(inputs: np.ndarray, targets: np.ndarray, decay: float, multi_label
             total = np.log(np.exp(z).sum(axis=1, keepdims=True))
             losses = (targets * (total - z)).sum(axis=1)
             slope = np.exp(z - total) - targets
-        gradient = np.concatenate(
-            [(slope.T @ inputs / rows + decay * weight).ravel(), slope.mean(axis=0)]
-        )
-        return losses.mean() + decay / 2 * (weight**2).sum(), gradient
+        gradient = np.concatenate([(slope.T @ inputs / rows).ravel(), slope.mean(axis=0)])
+        moved = flat - start
+        return losses.mean() + decay / 2 * (moved**2).sum(), gradient + decay * moved
 
     return value
+
+
+def refit_context(model: nn.Module, rows: Rows, task: Task) -> tuple[Any, dict[str, float]]:
+    """What head_refit sees of a run, and what it logs."""
+    told: dict[str, float] = {}
+    meta = RowStream(rows, 0, "meta")
+    return SimpleNamespace(model=model, meta=meta, task=task, log=told.update), told
 
 
 class TestHeadRefit:
@@ -582,8 +591,9 @@ class TestHeadRefit:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         flags = [(p.requires_grad, p.grad) for p in model.parameters()]
         task = MultiLabel() if multi_label else MultiClass()
-        ctx: Any = SimpleNamespace(model=model, meta=RowStream(rows, 0, "meta"), task=task)
+        ctx, told = refit_context(model, rows, task)
         HeadRefit(weight_decay=decay).finish(ctx)
+        assert told == {"head_refit_decay": decay}
 
         after = model.state_dict()
         changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -594,7 +604,8 @@ class TestHeadRefit:
         model.eval()
         with torch.no_grad():
             inputs = model.embed(model.features(rows.x)).numpy()
-        value = objective(inputs, rows.y.double().numpy(), decay, multi_label)
+        start = np.concatenate([before[f"head.{part}"].ravel() for part in ("weight", "bias")])
+        value = objective(inputs, rows.y.double().numpy(), decay, multi_label, start)
         weight, bias = (p.detach().numpy() for p in (model.head.weight, model.head.bias))
         flat = np.concatenate([weight.ravel(), bias])
         assert scipy.optimize.check_grad(lambda v: value(v)[0], lambda v: value(v)[1], flat) < 1e-6
@@ -607,17 +618,68 @@ class TestHeadRefit:
         assert reached == pytest.approx(best.fun, abs=1e-10)
         other = best.x[: weight.size].reshape(weight.shape)
         assert np.allclose(weight, other, rtol=0, atol=1e-4)
-        # One number can be added to all logits of a softmax; the biases say nothing of it.
-        free = 0.0 if multi_label else bias.mean() - best.x[weight.size :].mean()
-        assert np.allclose(bias - free, best.x[weight.size :], rtol=0, atol=1e-4)
+        assert np.allclose(bias, best.x[weight.size :], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_the_decay_is_that_of_the_lowest_cross_validated_loss(self, multi_label: bool) -> None:
+        """Each fold's optimum by scipy; the trained head itself, the largest decay, loses here."""
+        rows, task = meta_rows(43, 3, multi_label), MultiLabel() if multi_label else MultiClass()
+        x, y = rows.x.flatten(1).double().numpy()[:, :3], rows.y.double().numpy()
+        x = np.c_[x, np.ones(43)]
+        start = np.linspace(-2, 2, 12).reshape(3, 4)
+        order = sorted(range(43), key=lambda row: y[row].tolist())  # stable: label by label
+        expected = []
+        for decay in DECAYS:
+            total = 0.0
+            for fold in range(5):
+                out = order[fold::5]
+                kept = np.setdiff1d(np.arange(43), out)
+                flat = np.concatenate([start[:, :3].ravel(), start[:, 3]])
+                value = objective(x[kept, :3], y[kept], decay, multi_label, flat)
+                best = scipy.optimize.minimize(
+                    value, flat, jac=True, method="BFGS", options={"gtol": 1e-8}
+                ).x
+                logits = torch.from_numpy(x[out, :3] @ best[:9].reshape(3, 3).T + best[9:])
+                total += float(task.losses(logits, torch.from_numpy(y[out])).sum())
+            expected.append(total)
+        inputs, targets, head = (torch.from_numpy(each) for each in (x, y, start))
+        found = chosen_decay(task, inputs, targets, head, 200)
+        assert found == DECAYS[int(np.argmin(expected))]
+        assert min(expected) < 0.99 * expected[0]
+
+    def test_a_head_that_is_already_right_hardly_changes(self) -> None:
+        """Labels drawn from its own predictions: what the largest decay is there for."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(20_060, 12, generator=generator, dtype=torch.float64)
+        head = torch.randn(4, 12, generator=generator, dtype=torch.float64)
+        drawn = torch.multinomial((x @ head.T).softmax(dim=1), 1, generator=generator)[:, 0]
+        y, task = F.one_hot(drawn, 4).double(), MultiClass()
+        chosen = chosen_decay(task, x[:60], y[:60], head, 200)
+        loss = {
+            decay: float(
+                task.losses(
+                    x[60:] @ refit(task, x[:60], y[:60], head, head, decay, 200).T, y[60:]
+                ).mean()
+            )
+            for decay in (chosen, 1e-3)
+        }
+        right = float(task.losses(x[60:] @ head.T, y[60:]).mean())
+        assert loss[chosen] < 1.02 * right
+        assert loss[1e-3] > 1.2 * right, "which a small decay would spoil"
+
+    def test_the_largest_decay_leaves_the_head_as_it_is(self) -> None:
+        torch.manual_seed(0)
+        model = Small(3)
+        before = {name: value.clone() for name, value in model.head.state_dict().items()}
+        ctx, _ = refit_context(model, meta_rows(60, 3, False), MultiClass())
+        HeadRefit(weight_decay=DECAYS[0]).finish(ctx)
+        torch.testing.assert_close(model.head.state_dict(), before, rtol=0, atol=2e-6)
 
     def test_the_upstream_augments_and_finishes_first(self) -> None:
         log: list[str] = []
         torch.manual_seed(0)
         model = Small(3)
-        ctx: Any = SimpleNamespace(
-            model=model, meta=RowStream(meta_rows(60, 3, False), 0, "meta"), task=MultiClass()
-        )
+        ctx, _ = refit_context(model, meta_rows(60, 3, False), MultiClass())
 
         class Moves(Recorder):
             def finish(self, ctx: Context) -> None:
