@@ -31,6 +31,7 @@ from benchmarks.speed import gpu
 from benchmarks.studies import loading, shipped
 from benchmarks.studies.plan import Plan, chosen
 from benchmarks.training import models
+from methods import own
 from methods.base import Method, Spec
 from tests import sweeping
 
@@ -239,6 +240,7 @@ SNIPPETS = [(page, block) for page in PAGES for block in blocks(page, "python")]
 
 @pytest.mark.parametrize(("page", "block"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
 def test_snippets_import_what_is_there(page: str, block: str) -> None:
+    own.import_torchvision()  # whose wheel may be for another torch
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and node.module != "my_package":
             module = importlib.import_module(node.module or "")
