@@ -127,11 +127,12 @@ def _labels(rules: Rules, task: Task, raw: Tensor, y: Tensor, logits: Tensor, on
     """New targets (B, K); with several labels per row, each entry is decided on its own.
 
     An entry is then a choice between two classes: beta counts for or against it, and its noise is
-    logistic, the difference of two Gumbel variables.
+    logistic, the difference of two Gumbel variables. As the loss is the mean over K labels, its
+    own score is K S: noise, beta and prior do not shrink with the number of labels either.
     """
     if rules.labels == "keep":
         return y
-    scaled = _scaled(raw, rules.scale)
+    scaled = _scaled(raw if one else y.shape[1] * raw, rules.scale)
     if rules.labels == "prox":
         q = (1 - rules.eps) * y + rules.eps * task.labels(logits.detach(), 1.0)
         q = q.clamp_min(torch.finfo(q.dtype).tiny)
@@ -236,7 +237,8 @@ class Saflex(Method):
     ``labels``: ``gumbel`` softmax((S + beta y + Gumbel noise) / tau), Algorithm 1; ``argmax`` of
     S + beta y, Theorem 1; ``keep``; ``prox`` proportional to q exp(eta S), q = (1 - eps) y + eps p
     with the network's own p. ``weights``: ``step`` is 1 if the gain is 0 or more, else 0; ``relu``
-    is the gain if positive, else 0; ``one``. ``scale`` divides S by its standard deviation or
+    is the gain if positive, else 0; ``one``. With several labels per row, each is decided on its
+    own by K S, as the loss is their mean. ``scale`` divides S by its standard deviation or
     largest magnitude over the batch. A share ``clean_fraction`` of a batch bypasses the upstream
     and is not scored (Eq. 3 trains on both). ``meta_batch`` is in training batches (2: twice as
     many rows), or ``full``; ``stratified`` draws it with the class shares; its gradient is used for
@@ -257,7 +259,7 @@ class Saflex(Method):
 
     source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
     needs = frozenset({"meta"})
-    version = 2
+    version = 3
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
         "stable": STABLE,
