@@ -64,7 +64,8 @@ class Setting:
     meta_fraction: float = 0.2
     """share of each class that becomes meta rows (equal only)"""
     crossfit: int = 1
-    """number of folds that take turns as meta rows, one per epoch (equal only); 1 is off"""
+    """number of folds that take turns as meta rows, one per epoch (equal only); 1 is off. They are
+    trained on in the other epochs, so their gradient fades as they are memorised"""
     threads: int = 1
     """CPU threads per run; part of its id"""
     oracle_test: bool = False
