@@ -17,6 +17,7 @@ from analysis.contents import (
     cost,
     detected,
     difference_cells,
+    learning_told,
     one_class,
     patients_told,
 )
@@ -68,6 +69,7 @@ def as_text(
     blocks = [
         _heading(rows, done, when),
         "\n".join([_scores(rows, found, when), *_footnotes(found, done, margin)]),
+        "\n".join(wrapped(told) for row in rows if (told := learning_told(row))),
         "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
     ]
     if verbose:

@@ -16,6 +16,52 @@ DETECTED = ("n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓")
 ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
            "distance", "of noise")  # fmt: skip
 
+LEARNED = {"outer_steps": "outer steps", "probability": "probability, %",
+           "magnitude": "magnitude, %", "weight": "weight, %", "label": "label, %"}  # fmt: skip
+"""What result.json says of learning, with the headings of its columns."""
+POLICY = ("probability", "magnitude")
+HARDLY = 0.05
+"""A policy hardly learned if its probabilities and magnitudes moved less, as shares of their range,
+in the median."""
+
+
+def learning(row: RowRuns) -> dict[str, float]:
+    """How far a row's learning went, medians over seeds; empty if it learns or says nothing."""
+    found = [each.result.get("learning") or {} for each in row.by_seed().values()]
+    return {
+        name: median([each[name] for each in found if name in each])
+        for name in LEARNED
+        if any(name in each for each in found)
+    }
+
+
+def hardly_learned(row: RowRuns) -> bool:
+    """Whether a learned policy hardly moved; not said of control rows, which need not learn."""
+    moved = [value for name, value in learning(row).items() if name in POLICY]
+    control = any(record.facts.kind == "control" for record in row.records)
+    return bool(moved) and max(moved) < HARDLY and not control
+
+
+def learning_cells(row: RowRuns) -> list[str]:
+    """How far a row's learning went, in the columns ``LEARNED`` and a reading; may be empty."""
+    told = learning(row)
+    if not told:
+        return []
+    shares = [number(POINTS * told.get(name, math.nan), 1) for name in list(LEARNED)[1:]]
+    steps = number(told.get("outer_steps", math.nan), 0)
+    return [steps, *shares, "hardly learned" if hardly_learned(row) else ""]
+
+
+def learning_told(row: RowRuns) -> str:
+    """How far a row's learning went, in a line; empty if it learns or says nothing."""
+    told = learning(row)
+    steps = told.pop("outer_steps", math.nan)
+    moved = [f"{name} {number(POINTS * value, 1)} %" for name, value in told.items()]
+    parts = [f"{steps:g} outer steps"] if not math.isnan(steps) else []
+    parts += [f"moved in the median by {', '.join(moved)} of its range"] if moved else []
+    verdict = ": hardly learned" if hardly_learned(row) else ""
+    return f"{row.name}: {'; '.join(parts)}{verdict}." if parts else ""
+
 
 def difference_cells(made: Difference | None) -> list[object]:
     """Seeds, difference, both intervals and the detectable difference."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.blocks import Block, Column, bases
+from analysis.contents import hardly_learned
 from analysis.differences import Difference, RowRuns, difference
 from analysis.facts import NONE
 from analysis.metrics import MEASURES, SHOWN
@@ -43,6 +44,8 @@ class Finding:
     verdict: Verdict = "not tested"
     fallback: bool = False
     """whether the row's own base is missing, and another row takes its place"""
+    hardly: bool = False
+    """whether the row hardly learned there, so that the difference is not one of learning"""
 
     @property
     def told(self) -> str:
@@ -80,7 +83,8 @@ def findings(block: Block, question: Question) -> list[Finding]:
     for column in block.columns:
         for row, base in pairs:
             made = difference(column.rows[row], column.rows[base], HEADLINE)
-            found.append(Finding(row, base, column.name, made))
+            hardly = hardly_learned(column.rows[row])
+            found.append(Finding(row, base, column.name, made, hardly=hardly))
         column.forget()
     return judged(found, question.margin)
 

@@ -72,6 +72,17 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "0; same, the 90 % interval lies within the margin; open, neither; identical, correct on "
         "the same images for every seed. Intervals are not corrected.",
     },
+    "moved": {
+        "outer steps": "number of steps in which a method updated what it learns.",
+        "probability, magnitude, weight, label": "how far what was learned is from its start at "
+        "the end of training: the median over training rows (and operations), then over seeds. "
+        "Probability and magnitude from 0 to 1; weight relative to 1, which means unchanged; label "
+        "by the share of its mass that moved (total variation), or with several labels per image "
+        "the mean difference.",
+        "moved": "hardly learned: probabilities and magnitudes both moved by less than 5 % of "
+        "their range, so a difference says nothing about learning. Of other methods and of control "
+        "rows only the distances are given.",
+    },
     "labels-found": {
         "AUC by weight": "probability that a mislabelled training row has a lower weight than a "
         "correctly labelled one (ties count half).",

@@ -188,6 +188,7 @@ class AutoDO(Method):
             "head_refit(upstream={upstream})",
         )
         self._drawn = torch.zeros(0, len(OPERATIONS))
+        self._given = torch.zeros(0, 0)
         self._warned = False
 
     def supports(self, task: Task, spec: Spec) -> str:
@@ -211,6 +212,7 @@ class AutoDO(Method):
         """Allocate the hyper-parameters of each row at their initial values."""
         super().setup(ctx)
         rows, like = ctx.spec.rows, ctx.train.targets
+        self._given = like
         if self.parts_on["augment"]:
             policies, quarter = 1 if self.shared else rows, math.log(0.25 / 0.75)
             self.chance = self._states(like.new_full((policies, len(OPERATIONS)), quarter))
@@ -286,6 +288,22 @@ class AutoDO(Method):
         if self.parts_on["label"]:
             found["label"] = self.soft.values.softmax(dim=1)
         return found
+
+    def learning(self) -> dict[str, float]:
+        """Outer steps, and the median distance of what is learned from its start.
+
+        Over rows and warps for probability and magnitude, from 0 to 1; over rows for the weight,
+        relative to its start of 1, and the label, as the total variation distance.
+        """
+        own = AutoDO.learned(self)
+        found = {"outer_steps": float(self.get_buffer("outer_steps"))}
+        for name, first in (("probability", 0.25), ("magnitude", 0.5), ("weight", 1.0)):
+            if name in own:
+                found[name] = float((own[name] - first).abs().median())
+        if "label" in own:
+            distance = (own["label"] - self._smoothed(self._given)).abs().sum(dim=1) / 2
+            found["label"] = float(distance.median())
+        return {**super().learning(), **found}
 
     def _factors(self, place: Tensor, known: Tensor) -> Tensor:
         """(B,) factor on each row's weight; 1 for added rows."""

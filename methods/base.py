@@ -298,6 +298,14 @@ class Method(nn.Module, ABC):
         """What was learned, as arrays by name for learned.npz; empty if nothing was."""
         return self.upstream.learned() if self.upstream is not None else {}
 
+    def learning(self) -> dict[str, float]:
+        """How far learning went, by name, for result.json; empty if nothing is learned.
+
+        ``outer_steps`` is a number of steps; ``probability``, ``magnitude``, ``weight`` and
+        ``label`` are median distances from the start, over rows, as shares of their range.
+        """
+        return self.upstream.learning() if self.upstream is not None else {}
+
     def captions(self) -> list[str]:
         """What was done to each row of the last batch, for a figure; empty if not recorded."""
         return self.upstream.captions() if self.upstream is not None else []
@@ -407,6 +415,10 @@ class Chain(Method):
     def learned(self) -> dict[str, Tensor]:
         """What the links learned; for equal names the last link wins."""
         return {name: value for link in self._each() for name, value in link.learned().items()}
+
+    def learning(self) -> dict[str, float]:
+        """How far the links' learning went; for equal names the last link wins."""
+        return {name: value for link in self._each() for name, value in link.learning().items()}
 
     def captions(self) -> list[str]:
         """The links' captions of each row, joined."""

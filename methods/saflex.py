@@ -327,6 +327,7 @@ class Saflex(Method):
         self._steps = 0  # of this epoch
         self._foreseen: _Foreseen | None = None
         self._unsupported = False
+        self._distance = 2
         self._names: list[str] = []
 
     def _controls(self) -> Iterator[str]:
@@ -360,6 +361,8 @@ class Saflex(Method):
         self.register_buffer("seen", torch.zeros(rows, device=device))
         self.register_buffer("weight_sum", torch.zeros(rows, device=device))
         self.register_buffer("label_sum", torch.zeros(rows, ctx.spec.classes, device=device))
+        self.register_buffer("given_sum", torch.zeros(rows, ctx.spec.classes, device=device))
+        self._distance = 2 if exclusive(ctx.task) else ctx.spec.classes
         names = [name for name, each in ctx.model.named_parameters() if each.requires_grad]
         if self.stages is not None and not isinstance(ctx.model, Model):
             raise TypeError("stages: expected a methods.base.Model, whose stages are accessible")
@@ -423,6 +426,23 @@ class Saflex(Method):
             "seen": seen,
         }
         return {**super().learned(), **means}
+
+    def learning(self) -> dict[str, float]:
+        """The median over rows of how far the mean weight is from 1, and the label from the given.
+
+        The distance of labels is the total variation; with several labels a row, the mean absolute
+        difference.
+        """
+        seen = self.get_buffer("seen")
+        was = seen > 0
+        if not bool(was.any()):
+            return super().learning()
+        count = seen[was]
+        weight = (self.get_buffer("weight_sum")[was] / count - 1).abs()
+        change = (self.get_buffer("label_sum") - self.get_buffer("given_sum"))[was].abs()
+        label = change.sum(dim=1) / self._distance / count
+        found = {"weight": float(weight.median()), "label": float(label.median())}
+        return {**super().learning(), **found}
 
     def _slope(self, x: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor, Tensor]:
         """Logits to return, logits (B, K), and their derivative (B, K) along the tangent."""
@@ -521,6 +541,7 @@ class Saflex(Method):
         self.get_buffer("seen").index_add_(0, place, known)
         self.get_buffer("weight_sum").index_add_(0, place, known * share.float())
         self.get_buffer("label_sum").index_add_(0, place, known[:, None] * y.float())
+        self.get_buffer("given_sum").index_add_(0, place, known[:, None] * part.y.float())
 
     def _audit(self, part: Batch, refined: Refined, rows: int, ctx: Context) -> None:
         """Log what the method does to this batch, and predict the step's effect on meta rows."""

@@ -814,6 +814,25 @@ class TestStart:
         assert torch.equal(desk.augment(batch).x, batch.x)
         assert desk.method.captions() == []
 
+    def test_how_far_learning_went_is_the_median_distance_from_the_start(self) -> None:
+        desk = Desk("autodo(outer_batch=6)", start=1)
+        names = ("outer_steps", "probability", "magnitude", "weight", "label")
+        assert desk.method.learning() == pytest.approx(dict.fromkeys(names, 0), abs=1e-12)
+        before = {name: each.clone() for name, each in desk.method.learned().items()}
+        for epoch in (1, 2, 3):  # a warp that is not drawn has no gradient
+            desk.outer(epoch)
+        found, after = desk.method.learning(), desk.method.learned()
+        assert found.pop("outer_steps") == 3 * -(-ROWS // 6)
+        for name, told in found.items():
+            moved = (after[name] - before[name]).abs().numpy()
+            moved = moved.sum(axis=1) / 2 if name == "label" else moved.ravel()
+            count = len(moved)
+            lower, upper = np.sort(moved)[[(count - 1) // 2, count // 2]]
+            assert lower - 1e-12 <= told <= upper + 1e-12 and told > 1e-3, name
+        assert Desk("autodo(augment=false, label=false)").method.learning().keys() == {
+            "outer_steps", "weight"
+        }  # fmt: skip
+
     def test_what_is_learned_starts_as_the_docstring_says(self) -> None:
         desk = Desk(start=99)
         learned = desk.method.learned()

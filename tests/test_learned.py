@@ -92,6 +92,10 @@ def test_rows_are_those_of_the_training_split(method: str, npz: Path, tmp_path: 
     }
     assert all(value.dtype == np.float32 for value in found.values())
     assert result["files"]["learned.npz"] == (folder / "learned.npz").stat().st_size
+    learning = result["learning"]
+    far = np.abs(found["weight"][found["seen"] > 0] - 1)
+    assert learning["weight"] == pytest.approx(np.quantile(far, 0.5, method="lower"), abs=1e-5)
+    assert (learning["label"] > 0.01) is (not method.startswith("l2rw")), "l2rw keeps labels"
     counts = scored(rows, method)
     np.testing.assert_array_equal(found["seen"], counts)
     assert counts.min() < counts.max(), "else this test sees no order"
@@ -101,6 +105,9 @@ def test_rows_are_those_of_the_training_split(method: str, npz: Path, tmp_path: 
 
 
 def test_labels_that_are_kept_are_the_split_s_own(npz: Path, tmp_path: Path) -> None:
+    folder = carry_out(npz, tmp_path, "saflex(labels=keep, weights=one, upstream=mixup)")
+    result = runs.read_result(folder)
+    assert result is not None and result["learning"] == pytest.approx({"weight": 0, "label": 0})
     found = learned(carry_out(npz, tmp_path, "saflex(labels=keep, weights=one)"))
     benchmark = parse_benchmark(f"npz:{npz}")
     splits = make_splits(
@@ -120,7 +127,8 @@ def test_labels_that_are_kept_are_the_split_s_own(npz: Path, tmp_path: Path) -> 
 def test_what_learns_nothing_writes_none(method: str, npz: Path, tmp_path: Path) -> None:
     folder = carry_out(npz, tmp_path, method)
     assert not list(folder.glob("*learned*"))
-    assert "learned.npz" not in json.loads((folder / "result.json").read_text())["files"]
+    result = json.loads((folder / "result.json").read_text())
+    assert "learned.npz" not in result["files"] and "learning" not in result
 
 
 class Ends(Silent):

@@ -21,6 +21,7 @@ from analysis import (
     records,
     words,
 )
+from analysis.comparison import as_text
 from analysis.findings import Finding
 from analysis.question import Question
 from analysis.report import (
@@ -609,6 +610,60 @@ def test_a_search_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) -> N
     (tmp_path / "studies" / "some" / "search.json").write_text(json.dumps([row]))
     with pytest.raises(StudyError, match=r"search.json: not a search of this version.*regret"):
         report(Options(tmp_path, tmp_path / "out"))
+
+
+def test_how_far_learning_went_and_that_it_hardly_did(tmp_path: Path) -> None:
+    """Medians over seeds; the reading of a policy that is no control; no claim of learning."""
+    moves = {
+        "autodo": {"probability": 0.03, "magnitude": 0.04, "weight": 0.3},
+        "autodo(start=1)": {"probability": 0.03, "magnitude": 0.06},
+        "frozen(upstream=autodo)": {"probability": 0.0, "magnitude": 0.0},
+        "saflex": {"weight": 0.01, "label": 0.02},
+    }
+    for seed in range(6):
+        make_run(tmp_path, "none", seed, 0.2, test_rows=150)
+        for method, moved in moves.items():
+            steps = {"outer_steps": 150} if "autodo" in method else {}
+            # one seed of six is far away and leaves the median
+            told = steps | {
+                name: 9 * value if seed == 5 else value for name, value in moved.items()
+            }
+            make_run(tmp_path, method, seed, 2.0, test_rows=150, meta=9,
+                     recorded=declared(method), result={"learning": told})  # fmt: skip
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    table = tables.learning_table(block, "moved")
+    assert table is not None
+    lines = {line[0].text: [cell.text for cell in line[3:]] for line in table.groups[0].rows}
+    assert lines["autodo"] == ["150", "3.0", "4.0", "30.0", "n/a", "hardly learned"]
+    assert lines["autodo(start=1)"] == ["150", "3.0", "6.0", "n/a", "n/a", ""]
+    assert lines["frozen(upstream=autodo)"][-1] == lines["saflex"][-1] == ""
+    assert lines["saflex"] == ["n/a", "n/a", "n/a", "1.0", "2.0", ""] and "none" not in lines
+    found = findings.findings(block, Question())
+    hardly = {each.row for each in found if each.hardly}
+    assert hardly == {"autodo"}
+    said = sentences.controls(block, found, 0.5, "controls")[0]
+    (told,) = (each for each in said if ": autodo gains" in each)
+    assert "autodo hardly learned there" in told and told.endswith("nothing about its learning.")
+    assert not any("learning" in each for each in said if "autodo gains" in each and each != told)
+    for each in found:
+        says = "hardly learned there" in sentences.finding(each, 0.5, 3)
+        assert says is each.hardly
+    assert sentences.answer(found).count("hardly learned") == 1
+    text = " ".join(as_text(list(block.columns[0].rows.values())).split())
+    assert (
+        "autodo: 150 outer steps; moved in the median by probability 3.0 %, magnitude 4.0 %, "
+        "weight 30.0 % of its range: hardly learned." in text
+    )
+    assert text.count("hardly learned") == 1
+    assert "saflex: moved in the median by weight 1.0 %, label 2.0 % of its range." in text
+
+
+def test_runs_that_say_nothing_of_learning_show_nothing(tmp_path: Path) -> None:
+    for method in ("none", "autodo"):
+        make_run(tmp_path, method)
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    assert tables.learning_table(block, "moved") is None
+    assert "moved" not in as_text(list(block.columns[0].rows.values()))
 
 
 def test_what_became_of_attacked_rows_has_a_table(tmp_path: Path) -> None:

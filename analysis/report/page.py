@@ -28,8 +28,8 @@ from analysis.table import Table, markdown_text
 
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
-    *SHOWN, "selected", "names", "differences", "overall", "controls", "cost", "labels-found",
-    "attacked-rows", "arguments", "ranks", "versions",
+    *SHOWN, "selected", "names", "differences", "overall", "moved", "controls", "cost",
+    "labels-found", "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
 """Names of the files of tables, except those of searches."""
 OF_COSTS = ("cost", "phases")
@@ -317,6 +317,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         tables.differences_table(found, "differences", asked.margin) if found else None,
         tables.overall_table(block.columns, over, reason, "overall") if over else None,
     ]
+    moved = tables.learning_table(block, "moved")
     names = tables.names_table(block, "names")
     first = [each for each in drawn if each.name == "differences"]
     costs = [each for each in drawn if each.name in OF_COSTS]
@@ -334,6 +335,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
                 *([f"No test over data sets: {reason}."] if found and not over else []),
             ],
         ),
+        Section("How far learning went", tables=_there([moved])),
         Section("Costs", tables=[tables.cost_table(block, "cost")], figures=costs),
         Section("Do controls explain the gains?", tables=_there([beside]), texts=mechanism),
         Section(

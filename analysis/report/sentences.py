@@ -16,7 +16,7 @@ from analysis.blocks import (
     bare,
     variant,
 )
-from analysis.contents import one_class
+from analysis.contents import HARDLY, hardly_learned, one_class
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
 from analysis.findings import HEADLINE, Finding, Overall
@@ -68,8 +68,22 @@ def points(value: float) -> str:
     return f"{signed(value)} points"
 
 
+def hardly(row: str) -> str:
+    """That a row hardly learned, so that a difference is not one of learning."""
+    return (
+        f"{row} hardly learned there (probabilities and magnitudes moved by less than "
+        f"{100 * HARDLY:g} % of their range in the median), so this says nothing about its "
+        "learning."
+    )
+
+
 def finding(each: Finding, margin: float, family: int) -> str:
-    """A comparison in one or two sentences."""
+    """A comparison in one to three sentences."""
+    told = _compared(each, margin, family)
+    return f"{told} {hardly(each.row)}" if each.hardly else told
+
+
+def _compared(each: Finding, margin: float, family: int) -> str:
     start = f"{each.row} over {each.base} on {each.column}"
     made = each.difference
     if made is None:
@@ -148,6 +162,7 @@ def answer(found: Sequence[Finding]) -> str:
     verdicts: dict[str, dict[str, list[str]]] = {}
     for each in sorted(found, key=lambda each: VERDICTS.index(each.verdict)):
         estimate = MISSING if each.difference is None else signed(each.difference.estimate)
+        estimate += ", hardly learned" if each.hardly else ""
         where = f"{each.column} ({estimate})" if several else f"({estimate})"
         pairs = verdicts.setdefault(each.told, {})
         pairs.setdefault(f"{each.row} over {each.base}", []).append(where)
@@ -192,7 +207,9 @@ def controls(
                     explained.append(_explained(control, read, margin))
                 if control in own:
                     without[control] = read
-            if gain:
+            if gain and hardly_learned(column.rows[entry.name]):
+                sentences.append(f"{column.name}: {gain}; {hardly(entry.name)}")
+            elif gain:
                 sentences += [f"{column.name}: {gain}; {told}" for told in explained]
                 sentences.append(f"{column.name}: {gain}; {_of_learning(without)}")
         column.forget()

@@ -18,11 +18,13 @@ from analysis.blocks import (
 from analysis.contents import (
     ATTACKS,
     DETECTED,
+    LEARNED,
     attacks,
     budgets,
     cost,
     detected,
     difference_cells,
+    learning_cells,
     patients_told,
 )
 from analysis.differences import cost_ratio
@@ -197,6 +199,19 @@ def detection_table(block: Block, name: str) -> Table | None:
         return None
     head = ["", "data set", *DETECTED]
     return table(name, "Wrong labels found", head, rows)
+
+
+def learning_table(block: Block, name: str) -> Table | None:
+    """How far learning went; None if no row says it."""
+    rows = [
+        [entry.name, column.name, str(len(column.rows[entry.name].by_seed())), *told]
+        for column in block.columns
+        for entry in block.entries
+        if (told := learning_cells(column.rows[entry.name]))
+    ]
+    head = ["", "data set", "n", *LEARNED.values(), "moved"]
+    title = "Outer steps, and how far what is learned moved from its start, medians"
+    return table(name, title, head, rows) if rows else None
 
 
 def attack_table(block: Block, name: str) -> Table | None:

@@ -82,6 +82,9 @@ def judge(
         },
         "cost": _cost(lines, timing),
     }
+    learning = method.learning()
+    if learning:
+        result["learning"] = learning
     if run.oracle_test:
         best = max(lines, key=lambda line: line["test"]["accuracy"] or -math.inf)
         result["oracle_test"] = {"epoch": best["epoch"], **best["test"]}
