@@ -630,6 +630,36 @@ def test_crossfit_lets_a_method_draw_what_is_trained_on(control: Any) -> None:
     assert fitted.state.epoch == 4
 
 
+@pytest.mark.parametrize("memorised", [True, False])
+def test_crossfit_tells_the_loss_on_meta_rows_and_warns_where_they_are_memorised(
+    memorised: bool,
+) -> None:
+    """The labels of select are of other classes, or the right ones."""
+    made = splits(Case(1), meta=True)
+    y = made.select.y.roll(1, dims=1) if memorised else made.select.y
+    folds = tuple(torch.arange(36)[start::2] for start in range(2))
+    made = replace(made, folds=folds, meta=made.train, select=replace(made.select, y=y))
+    notes: list[str] = []
+
+    class Notes(trainer.Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run = a_run("l2rw", epochs=12, learning_rate=0.02)
+    fitted = fit(run, made, methods.build("l2rw"), progress=Notes())
+    lines = [json.loads(line) for line in fitted.state.metric_lines]
+    assert all({"auc", "accuracy", "nll"} == line["meta"].keys() for line in lines)
+    faded = [line["meta"]["nll"] < 0.1 * line["select"]["nll"] for line in lines]
+    assert any(faded) == memorised
+    told = [note for note in notes if "has memorised the meta rows" in note]
+    assert len(told) == int(memorised)
+    last, fold = fitted.model.eval(), folds[11 % 2]
+    with torch.no_grad():
+        logits = last(made.train.inputs(fold))
+    loss = torch.nn.functional.cross_entropy(logits, made.train.y[fold])
+    assert lines[-1]["meta"]["nll"] == pytest.approx(float(loss), rel=1e-4)
+
+
 def test_a_damaged_checkpoint_starts_the_run_again(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"PK\x03\x04 cut short")

@@ -49,6 +49,12 @@ class Rows:
         return x.expand(-1, self.channels, -1, -1) if x.shape[1] != self.channels else x
 
 
+def part_of(rows: Rows, index: Tensor) -> Rows:
+    """The rows at the positions ``index`` (B,)."""
+    index = index.to(rows.y.device)
+    return replace(rows, where=rows.where[index.to(rows.where.device)], y=rows.y[index])
+
+
 def strata_of(labels: np.ndarray, classes: int) -> np.ndarray:
     """(N,) int: the class; for MultiLabel the rarest label that a row has, K for none."""
     if labels.ndim == 1:

@@ -21,7 +21,7 @@ from analysis import runs
 from analysis.runs import Run
 from benchmarks.data.seeding import seed_global
 from benchmarks.data.splits import Splits
-from benchmarks.data.streams import Rows, chunks, rows_of_epoch, training_order
+from benchmarks.data.streams import Rows, chunks, part_of, rows_of_epoch, training_order
 from benchmarks.training import models
 from benchmarks.training.checkpoint import (
     State,
@@ -49,6 +49,8 @@ from methods.base import Batch, Method, Spec
 from methods.branches import has_branches
 from methods.functional import sent
 
+MEMORISED = 0.1
+"""Share of the select loss below which the loss on crossfit's meta rows is warned of."""
 CHECK_EVERY = 50
 """Steps between two checks of the losses, because each check waits for the device."""
 SAMPLES = 4
@@ -172,6 +174,8 @@ class _Job:
     folder: Path | None
     checkpoint_every: int
     stop: Callable[[], bool]
+    told: list[str] = field(default_factory=list)
+    """warnings that were given"""
 
     @property
     def keep(self) -> str:
@@ -356,6 +360,7 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
     charged = sum(seconds.values())
     start = time.perf_counter()
     scores = _scores(job, epoch)
+    _tell_memorised(job, scores)
     state.epoch += 1
     line = {
         "epoch": state.epoch,
@@ -388,6 +393,18 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
         state.best_model = cpu_copy(ctx.model.state_dict())
 
 
+def _tell_memorised(job: _Job, scores: dict[str, dict[str, float]]) -> None:
+    """Warn once if crossfit's meta rows, which are trained on in other epochs, are memorised."""
+    loss, unseen = (scores.get(name, {}).get("nll", math.nan) for name in ("meta", "select"))
+    if loss < MEMORISED * unseen and not job.told:
+        job.told.append("memorised")
+        job.progress.note(
+            f"{job.run.method}: crossfit: after epoch {job.ctx.epoch + 1} the loss on meta rows is "
+            f"{loss:.2g}, on select {unseen:.2g}: the network has memorised the meta rows, so the "
+            "gradient from which the method learns has faded"
+        )
+
+
 def _tell_compiled(job: _Job, compiled: int, passes: int) -> None:
     """Note the share of an epoch's passes that are compiled, if not all of them are."""
     if compiled < passes:
@@ -407,6 +424,8 @@ def _scores(job: _Job, epoch: _Epoch) -> dict[str, dict[str, float]]:
     judged = {"select": splits.select}
     if job.run.oracle_test:
         judged["test"] = splits.test
+    if splits.folds and splits.meta is not None:
+        judged["meta"] = part_of(splits.train, splits.folds[ctx.epoch % len(splits.folds)])
     ctx.counter.counting = False
     try:
         scores = {
