@@ -121,14 +121,16 @@ class Block:
         """The control rows of a method: those that take its learning away, its upstream on other
         labelled rows or with an equal budget, and itself with dirty meta rows.
         """
-        if not (entry.facts.wraps or entry.facts.needs_meta):
-            return []
-        return [each.name for each in self.controls if _controls(each, entry)]
+        named = {each.name: each for each in self.without_learning(entry).values() if each}
+        if entry.facts.wraps or entry.facts.needs_meta:
+            named |= {each.name: each for each in self.controls if _controls(each, entry)}
+        return [each.name for each in self.entries if each.name in named]
 
-    def without_learning(self, entry: Entry) -> list[str]:
-        """Of these, the rows that keep everything of a method except what it learns."""
-        own = map(self.by_name.__getitem__, self.controls_of(entry))
-        return [each.name for each in own if _takes_learning_away(each, entry)]
+    def without_learning(self, entry: Entry) -> dict[str, Entry | None]:
+        """The control rows that a method names, by their rows; None where a row has no runs. The
+        first takes all of its learning away, the others a part."""
+        rows = {row: self.beside(entry, row) for row in entry.facts.controls}
+        return {row: self.by_name[name] if name else None for row, name in rows.items()}
 
     def contrast(self, row: str, base: str) -> list[tuple[str, str]]:
         """Each variant of a row with its base; without ``base``, with its own baseline.
@@ -181,12 +183,7 @@ def _controls(control: Entry, entry: Entry) -> bool:
         return control.method == entry.method
     if row_parts(bare(control.row))[1]:
         return control.method == upstream and entry.facts.needs_meta
-    return _takes_learning_away(control, entry)
-
-
-def _takes_learning_away(control: Entry, entry: Entry) -> bool:
-    """Whether a method names this control row, or the control is put around the method."""
-    return bare(control.row) in entry.facts.controls or control.facts.wraps == entry.method
+    return bare(control.row) in entry.facts.controls or facts.wraps == entry.method
 
 
 def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:

@@ -75,7 +75,7 @@ class AutoDO(Method):
 
     ``preset=exact`` solves by conjugate gradients, uses the meta gradient over all meta rows, and
     corrects RMSprop. Its learning rate is then 0.2, because one of 0.05 hardly moves a short run:
-    in 150 outer steps on 160 digits the median probability moves by 0.07 and magnitude by 0.09 of
+    in 150 outer steps on 150 digits the median probability moves by 0.07 and magnitude by 0.09 of
     their range, with 0.05 by 0.02 each; without correction by 0.10 and 0.12, most of it in the
     first step. Neither paper nor code corrects it.
 
@@ -185,7 +185,7 @@ class AutoDO(Method):
         self.controls = (
             f"frozen(upstream=autodo({told}, upstream={{upstream}}))",
             *(("shuffled_weights(upstream={self})",) if weight else ()),
-            "head_refit(upstream={upstream})",
+            f"head_refit(upstream=frozen(upstream=autodo({told}, upstream={{upstream}})))",
         )
         self._drawn = torch.zeros(0, len(OPERATIONS))
         self._given = torch.zeros(0, 0)
@@ -481,7 +481,7 @@ class Warp(Method):
     is the share ``magnitude`` of its range. The defaults are AutoDO's start.
     """
 
-    source = AutoDO.source
+    source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
     needs = frozenset({"image"})
 
     def __init__(self, *, p: float = 0.25, magnitude: float = 0.5) -> None:

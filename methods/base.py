@@ -223,9 +223,9 @@ class Method(nn.Module, ABC):
     as_drawn: bool = False
     """Whether it must see the rows as they were drawn: it must come first in a chain."""
     controls: tuple[str, ...] = ()
-    """The control rows of a method that learns: they keep everything of it except what it learns.
-    In their names ``{self}`` is the method and ``{upstream}`` its upstream:
-    ``("frozen(upstream={self})",)``."""
+    """The control rows of a method that learns: the first keeps everything of it except what it
+    learns, the others everything except a part of that. In their names ``{self}`` is the method and
+    ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
     control: ClassVar[bool] = False
     """Whether it is such a control."""
     frozen: bool = False

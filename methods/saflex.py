@@ -127,12 +127,13 @@ def _labels(rules: Rules, task: Task, raw: Tensor, y: Tensor, logits: Tensor, on
     """New targets (B, K); with several labels per row, each entry is decided on its own.
 
     An entry is then a choice between two classes: beta counts for or against it, and its noise is
-    logistic, the difference of two Gumbel variables. As the loss is the mean over K labels, its
-    own score is K S: noise, beta and prior do not shrink with the number of labels either.
+    logistic, the difference of two Gumbel variables. As the training and the
+    meta loss are means over K labels, its own score is K^2 S, that of their sums: noise, beta and
+    prior do not shrink with the number of labels either.
     """
     if rules.labels == "keep":
         return y
-    scaled = _scaled(raw if one else y.shape[1] * raw, rules.scale)
+    scaled = _scaled(raw if one else y.shape[1] ** 2 * raw, rules.scale)
     if rules.labels == "prox":
         q = (1 - rules.eps) * y + rules.eps * task.labels(logits.detach(), 1.0)
         q = q.clamp_min(torch.finfo(q.dtype).tiny)
@@ -238,14 +239,14 @@ class Saflex(Method):
     S + beta y, Theorem 1; ``keep``; ``prox`` proportional to q exp(eta S), q = (1 - eps) y + eps p
     with the network's own p. ``weights``: ``step`` is 1 if the gain is 0 or more, else 0; ``relu``
     is the gain if positive, else 0; ``one``. With several labels per row, each is decided on its
-    own by K S, as the loss is their mean. ``scale`` divides S by its standard deviation or
-    largest magnitude over the batch. A share ``clean_fraction`` of a batch bypasses the upstream
-    and is not scored (Eq. 3 trains on both). ``meta_batch`` is in training batches (2: twice as
-    many rows), or ``full``; ``stratified`` draws it with the class shares; its gradient is used for
-    ``refresh`` steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), v Adam's second
-    moments, if the optimiser has them. ``derivative``: ``dual`` is exact, ``difference`` reuses the
-    training forward pass. ``stages`` uses only the head and this many of the last stages (0: the
-    head).
+    own by K^2 S, as both losses are means over labels. ``scale`` divides S by its standard
+    deviation or largest magnitude over the batch. A share ``clean_fraction`` of a batch bypasses
+    the upstream and is not scored (Eq. 3 trains on both). ``meta_batch`` is in training batches (2:
+    twice as many rows), or ``full``; ``stratified`` draws it with the class shares; its gradient is
+    used for ``refresh`` steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), v Adam's
+    second moments, if the optimiser has them. ``derivative``: ``dual`` is exact, ``difference``
+    reuses the training forward pass. ``stages`` uses only the head and this many of the last stages
+    (0: the head).
 
     ``preset=stable`` is our variant, not the paper's; ``preset=fast`` is the same on the last
     stage.
@@ -259,7 +260,7 @@ class Saflex(Method):
 
     source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
     needs = frozenset({"meta"})
-    version = 3
+    version = 4
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
         "stable": STABLE,
@@ -331,16 +332,17 @@ class Saflex(Method):
         self._names: list[str] = []
 
     def _controls(self) -> Iterator[str]:
-        """What takes away the learning of labels, of weights, and of both."""
+        """What takes away the learning of both, of weights, and of labels."""
         rules, clean = self.rules, self.clean_fraction
-        yield f"frozen(upstream=saflex(clean_fraction={clean}, upstream={{upstream}}))"
+        frozen = f"frozen(upstream=saflex(clean_fraction={clean}, upstream={{upstream}}))"
+        yield frozen
         if rules.weights != "one":
             yield "shuffled_weights(upstream={self})"
         if rules.labels in ("gumbel", "argmax"):
             yield f"random_label(clean_fraction={clean}, upstream={{upstream}})"
         elif rules.labels == "prox":
             yield f"self_distil(clean_fraction={clean}, eps={rules.eps}, upstream={{upstream}})"
-        yield "head_refit(upstream={upstream})"
+        yield f"head_refit(upstream={frozen})"
 
     def requires(self) -> frozenset[str]:
         """Meta rows; with ``stages`` a network whose stages are accessible."""

@@ -232,13 +232,12 @@ OURS = (
 
 
 def write_facts(folder: Path) -> None:
-    """What ``make_cell`` writes into run.json."""
+    """What ``make_cell`` writes into run.json, but for the control rows that a method names."""
     text = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     run, _ = runs.read_run(folder)
     method = methods.build(run.method)
     meta = "meta" in method.requires()
-    named = methods.controls_of(run.method)
-    own = facts.facts_of(run, methods.takes_upstream, method.control, meta, named)
+    own = facts.facts_of(run, methods.takes_upstream, method.control, meta)
     text["recorded"][ROW] = asdict(own)  # type: ignore[call-overload]
     (folder / "run.json").write_text(json.dumps(text))
 

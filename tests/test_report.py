@@ -297,15 +297,18 @@ def test_control_rows_of_a_method(tmp_path: Path) -> None:
     lpa3 = "lpa3(upstream=mixup)"
     noise = f"norm_noise(upstream={lpa3})"
     random = "random_label(upstream=mixup)"
-    for method in ("none", "mixup", lpa3, shuffled, noise, "head_refit(upstream=mixup)", random):
+    frozen = f"frozen(upstream={SAFLEX})"
+    refit = f"head_refit(upstream={frozen})"
+    for method in ("none", "mixup", lpa3, shuffled, noise, frozen, refit, random):
         make_run(tmp_path, method)
+    make_run(tmp_path, "head_refit(upstream=mixup)")
     make_run(tmp_path, SAFLEX, meta=9, recorded=declared(SAFLEX))
     make_run(tmp_path, "mixup", control="train")
     make_run(tmp_path, "none", control="train")
     make_run(tmp_path, "mixup", budget=f"passes of {SAFLEX}", epochs=3)
     (block,) = blocks.split(records.scan(tmp_path)[0])
     of = {entry.name: set(block.controls_of(entry)) for entry in block.compared}
-    labels = {"head_refit(upstream=mixup)", "mixup@train", random}
+    labels = {frozen, refit, "mixup@train", random}
     assert of["none"] == of["mixup"] == set()
     assert of[SAFLEX] == labels | {shuffled, f"mixup [passes of {SAFLEX}]"}
     assert of[lpa3] == {noise}, "it takes no meta rows: other labels explain nothing of it"
@@ -325,8 +328,8 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
         "scores higher, so the gain may not be due to the method.",
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {shuffled} "
         "scores lower, so it does not explain the whole gain.",
-        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); it is above {shuffled}, so it "
-        "comes from learning.",
+        f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); a row without its learning "
+        "has no result, so this does not show that learning helps. (Few seeds.)",
     ]
     assert table is not None and len(table.groups[0].rows) == 2
     lost = [replace(each, p=0.2) for each in found]
@@ -340,9 +343,24 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
         "mixup@train is equivalent within the margin of 0.5, so the gain beyond that may not be "
         "due to the method."
     )
-    assert told[2].endswith(
-        f"it is not shown to be above {shuffled}, so not to come from learning."
-    )
+
+
+@pytest.mark.parametrize(
+    ("named", "others", "expected"),
+    [
+        ({}, {}, "a row without its learning has no result, so this does not show"),
+        ({"frozen": "", "part": "above"}, {}, "frozen has no result, so this does not show"),
+        ({"frozen": "open"}, {}, "not shown to be above frozen, so not to come from learning."),
+        ({"frozen": "above"}, {"U@train": "below"}, "above U@train, so not to come from learning."),
+        ({"frozen": "above"}, {"U@train": "above"}, "all of its learning away, so learning helps."),
+        ({"frozen": "above", "part": "same"}, {}, "helps, but it is not shown to be above part."),
+        ({"frozen": "above", "a": "", "b": ""}, {}, "so learning helps; a and b have no result."),
+    ],
+)
+def test_what_is_said_of_learning(
+    named: dict[str, str], others: dict[str, str], expected: str
+) -> None:
+    assert expected in sentences._of_learning(named, others)
 
 
 def test_rows_that_differ_in_how_meta_rows_are_cut_keep_family_controls_and_commands(

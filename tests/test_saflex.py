@@ -613,7 +613,7 @@ class TestLabels:
         many = 40000
         rules = Rules(beta=beta, tau=tau)
         out = drawn(rules, MultiLabel(), s.expand(many, -1), y.expand(many, -1))
-        p = torch.sigmoid(4 * s[0] + beta * (2 * y[0] - 1))
+        p = torch.sigmoid(16 * s[0] + beta * (2 * y[0] - 1))
         for label in range(4):
             ones = int((out[:, label] > 0.5).sum())
             assert scipy.stats.binomtest(ones, many, float(p[label])).pvalue > 1e-3
@@ -645,7 +645,7 @@ class TestLabels:
     def test_the_share_of_labels_kept_does_not_depend_on_their_number(
         self, beta: float, count: int
     ) -> None:
-        """A label's derivative along the meta gradient decides, not its share of the mean loss.
+        """A label's own derivative decides, not its share of the mean losses.
 
         Derivatives of size 2: with the networks of this file, of five labels, their median is 0.02
         untrained, 0.8 after 50 steps and 3.5 after 200.
@@ -664,10 +664,26 @@ class TestLabels:
         share["prox"] = ((moved > 0.5) == (y.numpy() > 0)).mean()
         for labels, wanted in share.items():
             rules = Rules(labels=cast("Any", labels), beta=beta)
-            out = drawn(rules, MultiLabel(), along / count, y)
+            out = drawn(rules, MultiLabel(), along / count**2, y)
             kept = float(((out > 0.5) == (y > 0)).double().mean())
             assert kept == pytest.approx(wanted, abs=0.02 if labels == "gumbel" else 1e-9)
             assert kept > 0.75
+
+    @pytest.mark.parametrize("count", [4, 14])
+    def test_equal_labels_are_decided_as_one_label_is(self, count: int) -> None:
+        """A linear network with ``count`` equal labels, its meta gradient by autograd."""
+        x, meta = random(8, 5, seed=1), random(30, 5, seed=2)
+        w, right = random(5, 1, seed=3), (random(30, 1, seed=4) > 0).double()
+        found = []
+        for labels in (1, count):
+            weights = w.repeat(1, labels).requires_grad_()
+            loss = MultiLabel().losses(meta @ weights, right.repeat(1, labels)).mean()
+            (gradient,) = torch.autograd.grad(loss, weights)
+            z, y = (x @ weights).detach(), (x[:, :1] > 0).double().repeat(1, labels)
+            scores = score(MultiLabel(), z, x @ gradient, y)
+            out = refine(Rules(labels="prox"), MultiLabel(), scores, y, torch.ones(8).double(), z)
+            found.append(out.y[:, :1])
+        torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
     def test_prox_of_several_labels_does_so_for_each(self) -> None:
         y = (random(6, 4, seed=1) > 0).double()
@@ -678,7 +694,7 @@ class TestLabels:
         ):
             q, eta = float(0.8 * own + 0.2 * start), 0.7 * float(gain)
             best = scipy.optimize.minimize_scalar(
-                lambda a, q=q, eta=4 * eta: a * np.log(a / q) + (1 - a) * np.log((1 - a) / (1 - q))
+                lambda a, q=q, eta=16 * eta: a * np.log(a / q) + (1 - a) * np.log((1 - a) / (1 - q))
                 - eta * a,
                 bounds=(1e-12, 1 - 1e-12), method="bounded", options={"xatol": 1e-10},
             )  # fmt: skip
@@ -699,7 +715,7 @@ class TestLabels:
         y = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]).double()
         out = drawn(Rules(labels="argmax", beta=0.2), MultiClass(), s, y)
         assert out.tolist() == [[0, 0, 1], [0, 1, 0]]
-        several = torch.tensor([[-0.1, -0.3, 0.1, 0.3]]).double() / 4
+        several = torch.tensor([[-0.1, -0.3, 0.1, 0.3]]).double() / 16
         kept = torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double()
         out = drawn(Rules(labels="argmax", beta=0.2), MultiLabel(), several, kept)
         assert out.tolist() == [[1, 0, 0, 1]]
@@ -712,8 +728,8 @@ class TestLabels:
         for scale, size in sizes.items():
             rules = Rules(labels=labels, beta=0.5, tau=0.5, scale=cast("Any", scale))
             by_hand = replace(rules, scale="none")
-            # Divided by their own size, scores are decided on as they are: not K times them.
-            again = LABELS if isinstance(task, MultiLabel) and scale != "none" else 1
+            # Divided by their own size, scores are decided on as they are: not K^2 times them.
+            again = LABELS**2 if isinstance(task, MultiLabel) and scale != "none" else 1
             expected = drawn(by_hand, task, s / size / again, y)
             torch.testing.assert_close(drawn(rules, task, s, y), expected)
             nothing = drawn(rules, task, torch.zeros_like(s), y)

@@ -182,7 +182,8 @@ def controls(
 
     A comparison in ``found``, the family of the study, is a gain if it is significant after Holm;
     one outside the family if its own interval shows it, and then the sentence says so. A gain is
-    one of learning only if the row is above every control that takes its learning away.
+    one of learning only if the row is above the control that takes all of its learning away, and
+    above its upstream on the same labelled rows; the controls that take a part away narrow it.
     """
     rows, sentences = [], []
     family = {(each.row, each.base, each.column): each for each in found}
@@ -191,8 +192,8 @@ def controls(
             beside = block.controls_of(entry)
             base = block.baseline(entry) if beside else ""
             gain = _gain(column, entry.name, base, family) if base else ""
-            explained, without = [], dict[str, str]()
-            own = block.without_learning(entry)
+            explained, readings = [], dict[str, str]()
+            few = False
             for control in beside:
                 made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
                 if made is None:
@@ -205,13 +206,18 @@ def controls(
                 )  # fmt: skip
                 if not block.by_name[control].facts.dirty:
                     explained.append(_explained(control, read, margin))
-                if control in own:
-                    without[control] = read
+                    readings[control] = read
+                    few |= made.few
             if gain and hardly_learned(column.rows[entry.name]):
                 sentences.append(f"{column.name}: {gain}; {hardly(entry.name)}")
             elif gain:
                 sentences += [f"{column.name}: {gain}; {told}" for told in explained]
-                sentences.append(f"{column.name}: {gain}; {_of_learning(without)}")
+                named = {
+                    row: readings.pop(each.name, "") if each else ""
+                    for row, each in block.without_learning(entry).items()
+                }
+                told = _of_learning(named, readings)
+                sentences.append(f"{column.name}: {gain}; {told}{' (Few seeds.)' if few else ''}")
         column.forget()
     if not rows:
         return sentences, None
@@ -264,16 +270,27 @@ def _gain(
     return f"{row} gains over {base} ({known})" if gained else ""
 
 
-def _of_learning(readings: Mapping[str, str]) -> str:
-    """Whether a gain is one of learning, from the readings against the controls without it."""
-    if not readings:
-        return (
-            "no row without its learning has a result, so this does not show that learning helps."
-        )
-    missed = [control for control, read in readings.items() if read != "above"]
+def _of_learning(named: Mapping[str, str], others: Mapping[str, str]) -> str:
+    """Whether a gain is one of learning.
+
+    ``named`` are the readings against the controls that the method names, empty for those without a
+    result; ``others`` those against its upstream on other labelled rows or with another budget.
+    """
+    first = next(iter(named), "")
+    if not named.get(first):
+        what = first or "a row without its learning"
+        return f"{what} has no result, so this does not show that learning helps."
+    missed = [row for row, read in {first: named[first], **others}.items() if read != "above"]
     if missed:
         return f"it is not shown to be above {' and '.join(missed)}, so not to come from learning."
-    return f"it is above {' and '.join(readings)}, so it comes from learning."
+    open_ = [row for row, read in named.items() if read and read != "above"]
+    absent = [row for row, read in named.items() if not read]
+    told = f"it is above {first}, which takes all of its learning away, so learning helps"
+    told += f", but it is not shown to be above {' and '.join(open_)}" if open_ else ""
+    told += f"; {' and '.join(absent)} {'have' if len(absent) > 1 else 'has'} no result" * bool(
+        absent
+    )
+    return f"{told}."
 
 
 def _explained(control: str, read: str, margin: float) -> str:
