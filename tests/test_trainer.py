@@ -474,9 +474,34 @@ EVERY = (
 )
 
 
+def distance(one: trainer.Fitted, other: trainer.Fitted) -> float:
+    """Between their logits, in roundings of float32 of the largest of the first."""
+    pairs = [
+        (one.predictions[key], other.predictions[key])
+        for key in ("select_last_logits", "test_last_logits")
+    ]
+    eps = float(np.finfo(np.float32).eps)
+    return max(float(np.abs(b - a).max() / (eps * np.abs(a).max())) for a, b in pairs)
+
+
+def shaken(seed: int, spec: Spec) -> nn.Module:
+    """The network of ``a_run``, whose initial weights differ by one rounding."""
+    made, rng = models.build("small_cnn(width=0.25)", spec), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weights in made.parameters():
+            signs = 2 * torch.randint(2, weights.shape, generator=rng) - 1
+            weights.mul_(1 + torch.finfo(torch.float32).eps * signs)
+    return made
+
+
+CHAOTIC = ("lpa3(warmup=0)",)
+"""Its step divides by a change of the likelihood that may be tiny, which amplifies rounding: one
+rounding of the initial weights moves the logits by thousands after two epochs."""
+
+
 def compiled_alike(name: str) -> tuple[trainer.Fitted, list[str]]:
     """A compiled run, whose logits after two epochs differ from those of an eager one by 100
-    roundings of float32 at most; and its notes.
+    roundings of float32 at most, or as one rounding of the initial weights moves them; its notes.
     """
     notes: list[str] = []
 
@@ -488,10 +513,15 @@ def compiled_alike(name: str) -> tuple[trainer.Fitted, list[str]]:
     plain = fit(a_run(name), made, methods.build(name))
     compiled = fit(a_run(name, compile=True), made, methods.build(name), progress=Notes())
     assert any("torch.compile is on" in note for note in notes)
-    for split in ("select", "test"):
-        exact = plain.predictions[f"{split}_last_logits"]
-        found = compiled.predictions[f"{split}_last_logits"]
-        assert np.abs(found - exact).max() <= 100 * np.finfo(np.float32).eps * np.abs(exact).max()
+    allowed = 100.0
+    if name in CHAOTIC:
+        again = [
+            fit(a_run(name), made, methods.build(name), model=partial(shaken, seed))
+            for seed in range(4)
+        ]
+        allowed = max(distance(plain, each) for each in again)
+        assert allowed > 100, "it is not chaotic: take it out of CHAOTIC"
+    assert distance(plain, compiled) <= allowed
     return compiled, notes
 
 
