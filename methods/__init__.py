@@ -266,7 +266,11 @@ def controls_of(text: str) -> tuple[str, ...]:
     """
     expression = _canonical(parse(text))
     if isinstance(expression, Links):
-        return ()
+        chains = []
+        for place, call in enumerate(expression.calls):
+            before, after = expression.calls[:place], expression.calls[place + 1 :]
+            chains += [(*before, parse(each), *after) for each in controls_of(render(call))]
+        return tuple(canonical("+".join(map(render, chain))) for chain in chains)
     upstream = dict(expression.arguments).get(UPSTREAM, Call("none"))
     names = {"self": render(expression), "upstream": render(upstream)}
     return tuple(canonical(each.format_map(names)) for each in _build(expression).controls)

@@ -226,7 +226,7 @@ class Method(nn.Module, ABC):
     """The control rows of a method that learns: the first keeps everything of it except what it
     learns, the others everything except a part of that. In their names ``{self}`` is the method and
     ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
-    control: ClassVar[bool] = False
+    control: bool = False
     """Whether it is such a control."""
     frozen: bool = False
     """Whether to stay at the start and learn nothing; set by the control ``frozen`` on methods that
@@ -359,6 +359,7 @@ class Chain(Method):
         if early:
             raise ValueError(f"{early[0]} runs the step's forward pass and must be the last link")
         self.links = nn.ModuleList(links)
+        self.control = any(link.control for link in links)
         self.mixes_rows = any(link.mixes_rows for link in links)
         self.hands_logits = links[-1].hands_logits
 

@@ -109,6 +109,7 @@ CONTROLS = {
     ],
     "lpa3(warmup=1)": ["norm_noise(upstream=lpa3(warmup=1))"],
     "crop+mixup": [],
+    "crop+lpa3(warmup=1)": ["crop+norm_noise(upstream=lpa3(warmup=1))"],
     "frozen(upstream=autodo)": [],
 }
 
