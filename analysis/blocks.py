@@ -121,9 +121,9 @@ class Block:
         """The control rows of a method: those that take its learning away, its upstream on other
         labelled rows or with an equal budget, and itself with dirty meta rows.
         """
-        named = {each.name: each for each in self.without_learning(entry).values() if each}
+        named = {each.name for each in self.without_learning(entry).values() if each}
         if entry.facts.wraps or entry.facts.needs_meta:
-            named |= {each.name: each for each in self.controls if _controls(each, entry)}
+            named |= {each.name for each in self.controls if _controls(each, entry)}
         return [each.name for each in self.entries if each.name in named]
 
     def without_learning(self, entry: Entry) -> dict[str, Entry | None]:
@@ -174,6 +174,7 @@ class Block:
 
 
 def _controls(control: Entry, entry: Entry) -> bool:
+    """Whether it controls a method that does not name it."""
     if len({variant(control.row), variant(entry.row)} - {""}) > 1:
         return False
     facts, upstream = control.facts, entry.facts.upstream
@@ -183,7 +184,7 @@ def _controls(control: Entry, entry: Entry) -> bool:
         return control.method == entry.method
     if row_parts(bare(control.row))[1]:
         return control.method == upstream and entry.facts.needs_meta
-    return bare(control.row) in entry.facts.controls or facts.wraps == entry.method
+    return facts.wraps == entry.method
 
 
 def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:

@@ -33,7 +33,7 @@ class Facts:
     upstream: str
     """the innermost upstream; ``none`` for an upstream itself"""
     controls: tuple[str, ...] = ()
-    """of a method that learns, the names of the rows that keep everything except what it learns"""
+    """of a method that learns, the names of its control rows, as in ``Method.controls``"""
     needs_meta: bool = False
     dirty: bool = False
     """whether meta rows have the label noise of the training rows"""
