@@ -355,8 +355,11 @@ def test_the_first_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(local.Processes, "carry_out", sweeping.carry_out_here)
-    for cell in notebook.cells:
-        notebook.run(cell)
+    try:
+        for cell in notebook.cells:
+            notebook.run(cell)
+    finally:
+        sys.modules.pop("mine", None)  # Python's own import of it would shadow another test's file
     assert (tmp_path / "report" / "report.html").is_file()
 
 
