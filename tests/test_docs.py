@@ -376,3 +376,13 @@ def test_the_readme_has_every_method_once() -> None:
     first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
     named = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(named) == sorted(methods.registry())
+
+
+def test_the_readme_has_the_costs_that_the_methods_declare() -> None:
+    table = text("README.md").partition("## Methods")[2].partition("\n## ")[0]
+    for line in [line for line in table.splitlines() if line.startswith("| ")][1:]:
+        cells = line.strip("| ").split(" | ")
+        told = [float(each) for each in re.findall(r"\d+(?:\.\d+)?", cells[-1])]
+        names = re.findall(r"`(\w+)`", cells[0])
+        declared = [cost for name in names for cost in methods.summary(name).costs or (1.0,)]
+        assert told in ([], declared) or (told == [1.0] and set(declared) == {1.0}), line

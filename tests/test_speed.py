@@ -12,7 +12,8 @@ import pytest
 
 import methods
 from benchmarks.running.together import NotMeasured, Trainer
-from benchmarks.speed import gpu
+from benchmarks.speed import gpu, loop
+from benchmarks.speed import methods as costs
 
 
 def numbers(node: Any) -> list[float]:
@@ -42,9 +43,9 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture
         assert line["alone"]["ratio"] > 0 and line["packed"]["ratio"] > 0
     assert all(math.isfinite(each) for each in numbers(found))
     outer = {line["method"]: line["alone"]["phases"]["outer"] for line in found["methods"]}
-    assert outer["autodo(start=1)"] > 0
+    assert outer["autodo"] > 0
     shown = capsys.readouterr().out
-    assert "randaugment: " in shown and "autodo(start=1): outer step " in shown
+    assert "randaugment: " in shown and "autodo: outer step " in shown
 
 
 def test_what_no_time_is_left_for_is_named(
@@ -56,7 +57,7 @@ def test_what_no_time_is_left_for_is_named(
     assert {line["not_measured"] for line in lines["rates"] + lines["packed"]} == {"out of time"}
     shown = capsys.readouterr().out
     assert "not measured: out of time: harness of small_cnn(width=0.25)" in shown
-    assert "randaugment alone" in shown and "autodo(start=1) packed" in shown
+    assert "randaugment alone" in shown and "autodo packed" in shown
 
 
 def test_a_worker_that_fails_answers_the_next_question() -> None:
@@ -76,10 +77,28 @@ def test_a_worker_that_fails_answers_the_next_question() -> None:
 
 
 def test_every_method_and_preset_is_measured() -> None:
-    built = [methods.build(name) for name in gpu.every_method()]
-    assert len(built) == len(methods.BUILTIN) - 1 + sum(
-        max(0, len(methods.summary(name).presets) - 1) for name in methods.BUILTIN
-    )  # all but wrap, which is a function of one's own
+    texts = loop.every_method()
+    assert {text.partition("(")[0] for text in texts} == set(methods.BUILTIN) - {"wrap"}
+    presets = {
+        f"{name}(preset={preset})"
+        for name in methods.BUILTIN
+        for preset in methods.summary(name).presets[1:]
+    }
+    assert presets <= set(texts) and len(texts) == len(set(texts))
+
+
+def test_costs_of_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "costs.json"
+    given = ["--model", "small_cnn(width=0.25)", "--batch-size", "8", "--steps", "8"]
+    given += ["--repeats", "1", "--json", str(file)]
+    costs.main([*given, "--methods", "saflex(refresh=4)", "norm_noise(upstream=none)"])
+    plain, saflex = json.loads(file.read_text())["costs"]
+    assert [plain["method"], saflex["method"]] == ["none", "saflex(refresh=4)"]
+    assert [plain[name] for name in ("ratio", "forward", "backward", "trained")] == [1, 1, 1, 1]
+    # Eight steps have two meta gradients, and a tangent each, which counts as a backward pass.
+    assert saflex["forward"] == 2 + 2 / 8 and saflex["backward"] == 2 + 2 / 8
+    assert saflex["trained"] == 1 and saflex["ratio"] > 0 and saflex["declared"] == 3.0
+    assert "not measured: norm_noise: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

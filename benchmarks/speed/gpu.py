@@ -19,11 +19,10 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import methods
 from analysis import runs
 from benchmarks.running import mps
 from benchmarks.running.together import LATE, NotMeasured, Rate, Together, Trainer
-from benchmarks.speed.loop import Loop, random_splits
+from benchmarks.speed.loop import Loop, every_method, random_splits
 from benchmarks.training import models
 from benchmarks.training.machine import describe_device, installed_versions
 from benchmarks.training.precision import LOW, Precision, automatic
@@ -47,8 +46,8 @@ By NVIDIA's data sheets (half of what they print "with sparsity"). HBM3 is in th
 form of the H100.
 """
 CLASSES = 2
-OUTER = {"autodo": "start=1", "lpa3": "warmup=0"}
-"""What these need to work from the first epoch on."""
+EPOCHS = 100
+"""Of a run; the one in its middle is measured, after what warms up first."""
 LOADED = ["benchmarks.speed.loop", "torch.utils.flop_counter"]
 """What all workers need is imported once."""
 AIMS = """\
@@ -113,7 +112,7 @@ class Harness(Loop):
             random_splits(count, classes=CLASSES, meta_fraction=share, device=device),
             rows=rows,
             steps=setting.batches,
-            epochs=4,
+            epochs=EPOCHS,
             device=device,
             precision=setting.precision,
             channels_last=setting.channels_last,
@@ -121,8 +120,9 @@ class Harness(Loop):
         )
 
     def epoch(self) -> None:
-        """The method's own phase, then every step; always the second epoch, where all work."""
-        self.ctx.epoch, self.ctx.step = 1, len(self.order)
+        """The method's own phase, then every step; always the same epoch."""
+        self.ctx.epoch = EPOCHS // 2
+        self.ctx.step = self.ctx.epoch * len(self.order)
         with self.ctx.charged("begin_epoch"):
             self.method.begin_epoch(self.ctx)
         self.train(self.order)
@@ -347,22 +347,7 @@ class Measurements:
             report()
 
 
-TINY = ("none", "randaugment", "saflex(preset=stable)", "autodo(start=1)")
-
-
-def every_method() -> list[str]:
-    """The plain step, then learned methods with their presets, then all others."""
-    learned, others = [], []
-    for name in methods.BUILTIN:
-        if name in ("none", "wrap"):
-            continue
-        found = methods.summary(name).presets
-        needs = OUTER.get(name, "")
-        for preset in found or ("",):
-            given = [f"preset={preset}"] if preset and preset != found[0] else []
-            text = ", ".join([*given, *filter(None, [needs])])
-            (learned if found else others).append(f"{name}({text})" if text else name)
-    return ["none", "randaugment", *learned, *(each for each in others if each != "randaugment")]
+TINY = ("none", "randaugment", "saflex(preset=stable)", "autodo")
 
 
 def peak(card: str) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+import methods
 from analysis.runs import Training
 from benchmarks.data.seeding import seed_global
 from benchmarks.data.splits import Splits
@@ -176,3 +177,24 @@ def described(device: str, threads: int, repeats: int) -> str:
 def clock(device: str) -> str:
     """What the run's clock counts on a device."""
     return "CPU seconds of the process" if device == "cpu" else "events"
+
+
+def every_method() -> list[str]:
+    """The plain step, then learned methods with their presets, all others, and their controls.
+
+    A control stands once, on the first method that names it.
+    """
+    learned, others, controls = [], [], {}
+    for name in methods.BUILTIN:
+        kind = methods.declared(name)
+        if name in ("none", "wrap") or (kind is not None and kind.control):
+            continue
+        found = methods.summary(name).presets
+        texts = [name, *(f"{name}(preset={preset})" for preset in found[1:])]
+        (learned if found else others).extend(texts)
+    for text in (*learned, *others):
+        for control in methods.controls_of(text):
+            controls.setdefault(control.partition("(")[0], control)
+    first = ["none", "randaugment"]
+    rest = (each for each in others if each not in first)
+    return [*first, *learned, *rest, *controls.values()]
