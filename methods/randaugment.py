@@ -110,18 +110,28 @@ def tables(space: Space, bins: int, height: int, width: int) -> Tables:
     settings[1, list(SIGNED)] *= -1
     settings[:, BRIGHTNESS : SHARPNESS + 1] += 1
 
-    angle = settings[:, ROTATE] * (torch.pi / 180)
+    codes = torch.arange(len(OPERATIONS), device="cpu")[:, None]
+    matrices = geometry(codes.expand_as(settings), settings, height, width)
+    return Tables(settings, matrices)
+
+
+def geometry(codes: Tensor, settings: Tensor, height: int, width: int) -> Tensor:
+    """Matrices (*S, 2, 3) of operations ``codes`` (*S) with ``settings`` (*S), for ``affine_warp``.
+
+    Float64, on the CPU. Those of operations that are not geometric are the identity.
+    """
+
+    def own(code: int) -> Tensor:
+        return settings.masked_fill(codes != code, 0)
+
+    angle = own(ROTATE) * (torch.pi / 180)
     # Rounded as in Pillow, so that a quarter turn has zeros; it turns counter-clockwise.
     cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)
     x, y = width / 2, height / 2
-    matrices = torch.eye(2, 3, dtype=torch.float64, device="cpu").repeat(*settings.shape, 1, 1)
-    matrices[:, SHEAR_X, :, 0, 1] = settings[:, SHEAR_X]
-    matrices[:, SHEAR_Y, :, 1, 0] = settings[:, SHEAR_Y]
-    matrices[:, TRANSLATE_X, :, 0, 2] = -settings[:, TRANSLATE_X]
-    matrices[:, TRANSLATE_Y, :, 1, 2] = -settings[:, TRANSLATE_Y]
-    matrices[:, ROTATE, :, 0] = torch.stack([cos, -sin, cos * -x - sin * -y + x], dim=-1)
-    matrices[:, ROTATE, :, 1] = torch.stack([sin, cos, sin * -x + cos * -y + y], dim=-1)
-    return Tables(settings, matrices)
+    right = cos * -x - sin * -y + x - own(TRANSLATE_X)
+    down = sin * -x + cos * -y + y - own(TRANSLATE_Y)
+    rows = [cos, own(SHEAR_X) - sin, right, sin + own(SHEAR_Y), cos, down]
+    return torch.stack(rows, dim=-1).unflatten(-1, (2, 3))
 
 
 def caption(code: int, setting: float) -> str:
