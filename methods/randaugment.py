@@ -10,7 +10,8 @@ pixel for pixel; "bilinear" is that of ``grid_sample``, which fades to black ove
 where Pillow repeats the border. On single-channel images "color" is the identity by definition.
 
 Draws come from the CPU's global generator even if the images are on another device: each row's
-operations are known in advance, so nothing waits for the device.
+operations are known in advance, so nothing waits for the device. Magnitudes may be on the device,
+where they are never read: operations alone decide which rows are computed together.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ WIDE = Space(shear=0.99, translate=32.0, rotate=135.0, blend=0.99, posterize=6)
 
 
 class Tables(NamedTuple):
-    """Parameters of the operations for one image size, by sign, code and magnitude, on the CPU."""
+    """Parameters of the operations for one image size, by sign, code and magnitude."""
 
     settings: Tensor
     """(2, operations, bins) float64: tangent, integer pixels, degrees, bits, level or factor."""
@@ -89,8 +90,16 @@ class Tables(NamedTuple):
 
 
 @cache
+def tables_on(device: torch.device, space: Space, bins: int, height: int, width: int) -> Tables:
+    """The same tables on a device; in float32 if it has no float64."""
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    return Tables(*(sent(each.to(kind), device) for each in tables(space, bins, height, width)))
+
+
+@cache
 def tables(space: Space, bins: int, height: int, width: int) -> Tables:
-    """Settings and matrices as torchvision computes them; index 1 has the negative sign."""
+    """Settings and matrices as torchvision computes them, on the CPU; index 1 has the negative
+    sign."""
     reach_x = 150.0 / 331.0 * width if space.translate is None else space.translate
     reach_y = 150.0 / 331.0 * height if space.translate is None else space.translate
 
@@ -151,20 +160,27 @@ def caption(code: int, setting: float) -> str:
 
 
 class Drawn(NamedTuple):
-    """The operations drawn for each row, on the CPU; all are (n, B) int64, in order."""
+    """The operations drawn for each row; all are (n, B) int64, in order."""
 
     codes: Tensor
+    """On the CPU."""
     magnitude: Tensor
-    """Index into the tables' magnitudes."""
+    """Index into the tables' magnitudes, on the CPU or with the images."""
     negative: Tensor
-    """0 or 1, the sign."""
+    """0 or 1, the sign, on the CPU."""
 
 
 class PerRow(Method):
     """An augmentation that draws a sequence of operations per row."""
 
-    def __init__(self, space: Space, bins: int, interpolation: Interpolation) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        space: Space,
+        bins: int,
+        interpolation: Interpolation,
+        upstream: Method | None = None,
+    ) -> None:
+        super().__init__(upstream)
         self.magnitudes, self.bins = space, bins
         self.interpolation: Interpolation = interpolation
         self._last: tuple[Tensor, Tensor] | None = None
@@ -180,20 +196,26 @@ class PerRow(Method):
             return f"{name} needs images, but the data are {spec.kind}s"
         if spec.shape[0] not in (1, 3):
             return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
-        return ""
+        return super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Apply each row's operations; targets stay. No gradient reaches the incoming images."""
-        rows, channels, height, width = batch.x.shape
-        codes, magnitude, negative = self.draw(rows)
+        return replace(batch, x=self.applied(batch.x, self.draw(len(batch.x))))
+
+    def applied(self, x: Tensor, drawn: Drawn) -> Tensor:
+        """Images (B, C, H, W) after the operations drawn for them."""
+        channels, height, width = x.shape[1:]
+        codes, magnitude, negative = drawn
         if channels == 1:
             codes = codes.masked_fill(codes == COLOR, IDENTITY)
-        all_settings, all_matrices = tables(self.magnitudes, self.bins, height, width)
-        place = (negative * len(OPERATIONS) + codes) * self.bins + magnitude
+        size = self.magnitudes, self.bins, height, width
+        all_settings, all_matrices = tables_on(magnitude.device, *size)
+        operation = sent(negative * len(OPERATIONS) + codes, magnitude.device)
+        place = operation * self.bins + magnitude
         settings = all_settings.take(place)
         stages = schedule(codes, settings, all_matrices.flatten(0, 2)[place])
         self._last = codes, settings
-        return replace(batch, x=perform(batch.x, stages, self.interpolation))
+        return perform(x, stages, self.interpolation)
 
     def captions(self) -> list[str]:
         """The operations on each row of the last batch, "rotate -9.0°, posterize 7 bits"."""
@@ -434,7 +456,8 @@ def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | C
     """Group the operations into stages that preserve the order within every row.
 
     ``codes`` and ``settings`` are (n, B), ``matrices`` (n, B, 2, 3): the identity if an operation
-    is not geometric. The first stage is a colour stage, if only to list the rows.
+    is not geometric. The first stage is a colour stage, if only to list the rows. Codes and the
+    rows of a stage are on the CPU; settings and matrices may be elsewhere, and are not read.
 
     Two slots share one warp, after the colour operations of the first and before those of the
     second: it covers the geometric operations of both, and so every consecutive run within a row.
@@ -453,11 +476,12 @@ def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | C
             if first:
                 stages.append(_colour(codes[slot], settings[slot], rest=False))
             composed = _compose(pending, matrices[slot])
-            pending = torch.where(waiting[:, None, None], composed, matrices[slot])
+            held = sent(waiting, matrices.device)[:, None, None]
+            pending = torch.where(held, composed, matrices[slot])
             waiting = waiting | geometric[slot]
         if not first or slot == len(codes) - 1:
             now = (waiting & ~(later & ~colour[slot])).nonzero()[:, 0]
-            stages.append(Warp(now, pending[now]))
+            stages.append(Warp(now, pending[sent(now, pending.device)]))
             waiting = waiting & later & ~colour[slot]
         if not first:
             stages.append(_colour(codes[slot], settings[slot], rest=False))
@@ -476,7 +500,7 @@ def _colour(codes: Tensor, settings: Tensor, rest: bool = True) -> Colour:
     idle = sum(sizes[:POSTERIZE])
     order = codes.argsort(stable=True)
     rows = order[idle:]
-    parameters = settings[rows]
+    parameters = settings[sent(rows, settings.device)]
     # Posterize divides by a power of two. Solarize inverts integer levels from its setting on, that
     # is, those above the largest integer below it; invert is the same with setting 0.
     posterize, solar = sizes[POSTERIZE], sum(sizes[POSTERIZE : INVERT + 1])
