@@ -16,6 +16,7 @@
 ``Batch``         the rows, soft labels and weights that a method takes and returns
 ``Context``       what a method may see of the training
 ``contract``      checks for the tests of your own method
+``transforms``    RandAugment and others as modules from tensor to tensor, for any loop
 ================  ================================================================================
 
 For the command line, see ``augbench --help``. Each name is loaded when it is first used.
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from benchmarks.data.splits import Splits
     from benchmarks.training.context import own_loop
     from benchmarks.training.trainer import fit
-    from methods import build
+    from methods import build, transforms
     from methods.base import Batch, Context, Method
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "report",
     "sweep",
     "table",
+    "transforms",
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -84,6 +86,7 @@ _PLACES = {
     "report": "benchmarks.api",
     "sweep": "benchmarks.api",
     "table": "benchmarks.api",
+    "transforms": "methods.transforms",
 }
 
 
@@ -92,7 +95,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     bind()
     module = importlib.import_module(_PLACES[name])
-    return module if name == "contract" else getattr(module, name)
+    return module if _PLACES[name].endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:
