@@ -66,3 +66,8 @@ def median(values: Sequence[float]) -> float:
 def count(number: int, what: str) -> str:
     """``1 seed``, ``10 seeds``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

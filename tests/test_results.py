@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.report import guide
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 RECORDS = RESULTS / "learnable-small.parquet"
@@ -82,17 +84,65 @@ def test_the_differences_are_those_of_the_records() -> None:
         assert told.startswith(f"{change:+.2f} (")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/faq.md"])
-def test_other_pages_quote_the_differences(page: str) -> None:
+def test_the_readme_quotes_the_differences() -> None:
     quoted = re.findall(
         r"[+-]\d+\.\d\d \(-?\d+\.\d\d to -?\d+\.\d\d\),? ?\w*",
-        (ROOT / page).read_text(encoding="utf-8"),
+        (ROOT / "README.md").read_text(encoding="utf-8"),
     )
     assert quoted
     for each in quoted:
         assert any(
             told.startswith(each.replace(",", "").strip()) for told in differences().values()
         )
+
+
+def test_what_to_try_is_what_the_pages_say() -> None:
+    page = ROOT / "docs" / "what_to_try.md"
+    assert page.read_text(encoding="utf-8") == guide.written(guide.of_pages(RESULTS))
+
+
+STUDY = """
+### Test accuracy, %, mean ± standard deviation over n seeds; last epoch
+
+|  | n | a, % ↑ | cost ratio ↓ |
+| :-- | --: | --: | --: |
+| saflex\\_x | 3 | **80.00 ± 1.00** | 3.10 |
+
+### Differences in test accuracy, last epoch
+
+|  | data set | n | difference, points ↑ | population 95 % CI | detectable, points ↓ | verdict |
+| :-- | --: | --: | --: | --: | --: | --: |
+| saflex\\_x over frozen(upstream=saflex) | a | 3 | +0.10 | -0.20 to +0.40 | 0.30 | equivalent |
+| saflex\\_x over none | a | 3 | -1.00 | -1.20 to -0.80 | 0.30 | worse (few seeds) |
+| saflex\\_x over none | b(noise=0.4) | 3 | +1.00 | – | n/a | not tested |
+"""
+
+
+def test_what_to_try_of_another_study(tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text(STUDY)
+    common = {"model": "mlp", "epochs": 5, "batch_size": 8}
+    sets = [("a", 20, 100), ("b(noise=0.4)", 3000, 50)]
+    pd.DataFrame(
+        [
+            {"benchmark": name, "train_rows": rows, "test_rows": test, "seed": seed, **common}
+            | {"class": 3, "row": "saflex_x"}
+            for name, rows, test in sets
+            for seed in range(3)
+        ]
+    ).to_parquet(tmp_path / "one.parquet")
+    text = guide.written(guide.of_pages(tmp_path))
+    lines = text.splitlines()
+    assert "- `saflex_x` over `frozen(upstream=saflex)`: equivalent on 20 rows." in lines
+    assert "- `saflex_x` over `none`: worse on 20 rows; not tested on 3,000 rows." in lines
+    assert "| `saflex_x` over `none` | -1.00 worse (few seeds) | +1.00 not tested |" in lines
+    equivalent = "| `saflex_x` over `frozen(upstream=saflex)` | +0.10 (-0.20 to 0.40) | equivalent"
+    assert f"{equivalent} | 0.30 | 3.10 |" in lines
+    assert "| `saflex_x` over `none` | +1.00 (–) | not tested |  | 3.10 |" in lines
+    assert "## 3,000 rows: b(noise=0.4)" in lines
+    assert "without it (a row that is frozen" in " ".join(text.split())
+    (tmp_path / "one.md").write_text("no table")
+    with pytest.raises(ValueError, match="found none"):
+        guide.of_pages(tmp_path)
 
 
 def test_every_row_has_ten_runs_on_every_set() -> None:

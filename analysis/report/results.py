@@ -15,7 +15,7 @@ from analysis.contents import one_class
 from analysis.findings import Best, best, mean_ranks, scores
 from analysis.labels import legend
 from analysis.metrics import MEASURES, SHOWN
-from analysis.numbers import MISSING, count, counted, mean_sd, number
+from analysis.numbers import MISSING, count, counted, listed, mean_sd, number
 from analysis.report import published
 from analysis.report.tables import folds_note, patients_note, ratio
 from analysis.runs import Training, field_names
@@ -349,7 +349,7 @@ def _caption(made: Scores) -> str:
     setting = made.block.setting
     measures = [MEASURES[each] for each in made.metrics]
     names = [f"{each.name} (%)" if each.percent else each.name for each in measures]
-    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    what = listed(names)
     counts = [each for entry in made.block.entries for each in made.seeds(entry) if each]
     seeds = "one seed" if set(counts) == {1} else (
         f"mean ± standard deviation over {counted(counts)} seeds"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.numbers import listed
 from benchmarks.data.catalogue import Entry, Kind
 from benchmarks.data.cutting import grouped_split, stratified_split
 from benchmarks.data.download import DataError
@@ -321,7 +322,7 @@ def _and(some: Sequence[str]) -> str:
     """Names joined with commas and "and"; of many, only the first."""
     if len(some) > 5:
         return f"{', '.join(some[:4])} and {len(some) - 4} more classes"
-    return " and ".join(filter(None, (", ".join(some[:-1]), some[-1])))
+    return listed(some)
 
 
 def _classes(
