@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -92,7 +92,7 @@ def read(page: Path) -> list[DataSet]:
         ValueError: the page has no table of differences.
     """
     text = page.read_text(encoding="utf-8")
-    records = pd.read_parquet(page.with_suffix(".parquet"))
+    records: Any = pd.read_parquet(page.with_suffix(".parquet"))
     costs = {line[""]: line["cost ratio"] for line in table(text, SCORES)}
     lines = table(text, DIFFERENCES)
     if not lines:
