@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from analysis import labels
 from analysis.differences import RowRuns
 from analysis.facts import NONE, ROW, Facts, call_in, column_key, put_around, undirty
 from analysis.labels import VARIANT, Labels
-from analysis.question import Question
+from analysis.question import OR, Question
 from analysis.records import Record
 from analysis.runs import Training, field_names, row_parts
 
@@ -60,6 +61,15 @@ class Column:
     def done(self) -> list[Record]:
         """The runs with metrics."""
         return [record for record in self.records if record.done]
+
+    def row(self, name: str) -> RowRuns:
+        """The runs of a row; of several joined by "or", those of the best on the select split.
+
+        The best has the highest mean select AUC at the last epoch, of equal ones the first.
+        """
+        if name in self.rows or OR not in name:
+            return self.rows[name]
+        return max((self.rows[each] for each in name.split(OR)), key=_select_auc)
 
     def forget(self) -> None:
         """Free the memory of predictions."""
@@ -140,8 +150,9 @@ class Block:
         made = []
         for entry in self.entries:
             if row in (entry.row, bare(entry.row)):
-                own = self.beside(entry, base) if base else self.baseline(entry)
-                made.append((entry.name, own))
+                named = [self.beside(entry, each) for each in base.split(OR)] if base else []
+                own = OR.join(named) if all(named) else ""
+                made.append((entry.name, own if base else self.baseline(entry)))
         return [(one, other) for one, other in made if other and other != one]
 
     def contrasts(self, question: Question) -> list[tuple[str, str]]:
@@ -171,6 +182,12 @@ class Block:
         ]
         entries = tuple(replace(entry, name=name) for entry, name in rows)
         return Block(self.setting, entries, tuple(made))
+
+
+def _select_auc(row: RowRuns) -> float:
+    values = [each.metric("auc", "select") for each in row.by_seed().values()]
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else -math.inf
 
 
 def _controls(control: Entry, entry: Entry) -> bool:

@@ -46,6 +46,8 @@ class Finding:
     """whether the row's own base is missing, and another row takes its place"""
     hardly: bool = False
     """whether the row hardly learned there, so that the difference is not one of learning"""
+    chosen: str = ""
+    """the row that the base is there, if it was chosen on the select split"""
 
     @property
     def told(self) -> str:
@@ -82,9 +84,11 @@ def findings(block: Block, question: Question) -> list[Finding]:
     found = []
     for column in block.columns:
         for row, base in pairs:
-            made = difference(column.rows[row], column.rows[base], HEADLINE)
+            other = column.row(base)
+            made = difference(column.rows[row], other, HEADLINE)
             hardly = hardly_learned(column.rows[row])
-            found.append(Finding(row, base, column.name, made, hardly=hardly))
+            chosen = "" if other.name == base else other.name
+            found.append(Finding(row, base, column.name, made, hardly=hardly, chosen=chosen))
         column.forget()
     return judged(found, question.margin)
 
@@ -228,7 +232,7 @@ def _interval(groups: Sequence[Sequence[Finding]]) -> Interval | None:
 
 
 def _improvement(column: Column, found: Finding) -> float:
-    ours, theirs = (scores(column.rows[name]) for name in (found.row, found.base))
+    ours, theirs = (scores(column.row(name)) for name in (found.row, found.base))
     return stats.probability_of_improvement(ours, theirs)
 
 

@@ -190,7 +190,7 @@ def _seconds(column: Column, names: Sequence[str]) -> float:
     """Seconds per seed for these rows, evaluation included, as medians."""
     total = 0.0
     for name in names:
-        costs = [record.result["cost"] for record in column.rows[name].by_seed().values()]
+        costs = [record.result["cost"] for record in column.row(name).by_seed().values()]
         total += float(
             np.median([each["charged_seconds"] + each["evaluation_seconds"] for each in costs])
         )

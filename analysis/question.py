@@ -27,6 +27,8 @@ FILE = "study.yaml"
 STUDIES = "studies"
 """Folder beside the runs, with a folder for each study that was swept there."""
 OVER = " over "
+OR = " or "
+"""Between rows of which the one with the best select AUC is the base."""
 MARGIN = 0.5
 
 
@@ -40,6 +42,8 @@ def _distinct(value: dict[str, str]) -> dict[str, str]:
     for name, label in value.items():
         if not label.strip():
             raise ValueError(f"expected a label for {name}, got none")
+        if OR in label or OVER in label:
+            raise ValueError(f"expected a label without {OR!r} and {OVER!r}, got {label!r}")
     labels.check(((label.strip(), name) for name, label in value.items()), where="")
     return {name.strip(): label.strip() for name, label in value.items()}
 
@@ -54,7 +58,8 @@ class Asked:
 
     question: str = ""
     family: Family = ()
-    """comparisons tested together: a row (against its own base), or ``row over base``"""
+    """comparisons tested together: a row (against its own base), ``row over base``, or ``row over
+    one or other``, against the one with the better select AUC"""
     margin: float = MARGIN
     """points of accuracy within which two rows count as equal"""
     prediction: str = ""
@@ -218,11 +223,13 @@ def read(root: Path, study: str = "") -> Question:
 def comparison(entry: str) -> tuple[str, str]:
     """Row and base of an entry of a family; the base is empty if it is the row's own.
 
+    Several rows joined by "or" are a base chosen on the select split.
+
     Raises:
         NamingError: one of them is not a name.
     """
     row, over, base = entry.partition(OVER)
-    return written(row), written(base) if over else ""
+    return written(row), OR.join(map(written, base.split(OR))) if over else ""
 
 
 def as_written(name: str) -> str:

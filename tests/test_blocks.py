@@ -1,5 +1,6 @@
 """Which runs come into one table, which are set apart, and what the comparisons find."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from analysis.blocks import Block
 from analysis.differences import difference
 from analysis.facts import put_around
 from analysis.findings import Finding, judged
-from analysis.question import Question
+from analysis.question import Question, comparison
 from analysis.report import results, tables
 from analysis.runs import Training
 from analysis.stats import population_interval
@@ -428,3 +429,39 @@ def test_a_row_of_few_seeds_is_not_tested_and_if_it_leads_nothing_is_marked(
     assert len(marks) == 4 and not any(marks)
     (line,) = (note for note in table.notes if note.startswith("Nothing is marked"))
     assert line.endswith("fewer than 3 seeds has the highest mean: digits: flip (n = 2).")
+
+
+def test_a_base_is_chosen_on_select_for_each_data_set(tmp_path: Path) -> None:
+    """The better of two rows on select is not the better one on test."""
+    strong = "randaugment(m=20)"
+    better = {("digits", "randaugment"): 3.0, ("breastmnist", strong): 3.0}
+    for benchmark in ("digits", "breastmnist"):
+        for seed in range(3):
+            make_run(tmp_path, SAFLEX, seed, benchmark=benchmark)
+            for row in ("randaugment", strong):
+                skill = better.get((benchmark, row), 0.5)
+                make_run(tmp_path, row, seed, skill, benchmark=benchmark)
+    for folder in tmp_path.iterdir():  # on test, the other row is the best
+        told = json.loads((folder / "result.json").read_text())
+        select = told["metrics"]["last"]["select"]["auc"]
+        told["metrics"]["last"]["test"]["accuracy"] = 1 - select
+        (folder / "result.json").write_text(json.dumps(told))
+    (block,) = read(tmp_path)
+    asked = Question(family=(comparison(f"{SAFLEX} over randaugment or randaugment( m=20 )"),))
+    base = f"randaugment or {strong}"
+    assert block.contrasts(asked) == [(SAFLEX, base)]
+    found = {each.column: each for each in findings.findings(block, asked)}
+    assert {each.base for each in found.values()} == {base}
+    chosen = {"digits": "randaugment", "breastmnist": strong}
+    assert {name: each.chosen for name, each in found.items()} == chosen
+    for column in block.columns:
+        own = difference(column.rows[SAFLEX], column.rows[chosen[column.name]], "accuracy")
+        assert found[column.name].difference == own
+    ((over,), _) = findings.overall(block, list(found.values()), 0.5)
+    assert (over.base, over.sets) == (base, 2)
+    notes = tables.differences_table(list(found.values()), "differences", 0.5).notes
+    told = f"randaugment on digits and {strong} on breastmnist."
+    other = f"{strong} on breastmnist and randaugment on digits."
+    assert notes[-1].startswith(f"{base}: ") and notes[-1].endswith((told, other))
+    absent = Question(family=(comparison(f"{SAFLEX} over randaugment or mixup"),))
+    assert block.contrasts(absent) == []

@@ -252,6 +252,16 @@ def test_the_family_is_told_in_the_names_of_the_rows(tmp_path: Path) -> None:
     made = load(tmp_path, text + family)
     Plan(made, tmp_path).check_family()
     assert made.asked()["family"] == ["saflex(upstream=mixup) over mixup@train", "mixup"]
+    either = load(tmp_path, text + "family: [none over mixup or mixup @train]\n")
+    Plan(either, tmp_path).check_family()
+    assert either.asked()["family"] == ["none over mixup or mixup@train"]
+    absent = load(tmp_path, text + "family: [none over mixup or mixup(alpha=2.0)]\n")
+    with pytest.raises(StudyError, match=r"family: unknown row 'mixup\(alpha=2.0\)'"):
+        Plan(absent, tmp_path).check_family()
+    label = "labels: {mixup: one or two}\n"
+    assert "a label without ' or ' and ' over ', got 'one or two'" in refused(
+        tmp_path, text + label
+    )
     other = load(tmp_path, text + "family: [mixup over saflex]\n")
     with pytest.raises(StudyError, match=r"family: unknown row 'saflex' \(known: frozen"):
         Plan(other, tmp_path).check_family()

@@ -384,7 +384,7 @@ def _recall(drawing: _Drawing, paths: Paths) -> Told:
             continue
         values = np.full((len(labels), len(classes)), math.nan)
         for place, (row, base) in enumerate(labels):
-            ours, theirs = column.rows[row].by_seed(), column.rows[base].by_seed()
+            ours, theirs = column.rows[row].by_seed(), column.row(base).by_seed()
             seeds = ours.keys() & theirs.keys()
             if seeds:
                 changes = [_recalls(ours[seed]) - _recalls(theirs[seed]) for seed in seeds]

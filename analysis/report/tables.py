@@ -40,6 +40,7 @@ from analysis.numbers import (
     bounds,
     count,
     counted,
+    listed,
     mean_sd,
     number,
     p_value,
@@ -126,8 +127,22 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         f"p-values and verdicts: with Holm's correction over {count(tested, 'tested comparison')}; "
         f"intervals are not corrected. Equivalent: within the margin of {margin:g} points.",
         *([cut] if folds else []),
+        *chosen_note(found),
     ]
     return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
+
+
+def chosen_note(found: Sequence[Finding]) -> list[str]:
+    """Which row stands for a base that was chosen on the select split, on each data set."""
+    told: dict[str, dict[str, str]] = {}
+    for each in found:
+        if each.chosen:
+            told.setdefault(each.base, {})[each.column] = each.chosen
+    return [
+        f"{base}: the row with the higher mean select AUC at the last epoch, which is "
+        f"{listed([f'{row} on {column}' for column, row in places.items()])}."
+        for base, places in told.items()
+    ]
 
 
 def overall_table(

@@ -16,7 +16,7 @@ import methods
 from analysis import blocks, runs
 from analysis.differences import advised
 from analysis.facts import column_key
-from analysis.question import OVER
+from analysis.question import OR, OVER
 from analysis.runs import Training, row_parts
 from analysis.studyfile import StudyError
 from benchmarks.data import splits
@@ -262,13 +262,13 @@ class Plan:
 def _unmade(row: str, base: str, sides: dict[str, set[str]], absent: set[str]) -> str:
     """Why no table compares these two rows, or ""; ``sides``: the row names of each table."""
     known = set().union(*sides.values())
-    for name in filter(None, (row, base)):
+    named = base.split(OR) if base else []
+    for name in (row, *named):
         if name not in known | absent:
             return str(unknown("row", name, known))
-    wanted = {base} if base else set(blocks.bases(row_parts(row)[0])) - {row}
-    if ({row} | wanted) & absent or any(
-        row in names and wanted & names for names in sides.values()
-    ):
+    wanted = set(named) or set(blocks.bases(row_parts(row)[0])) - {row}
+    there = wanted.issubset if named else wanted.intersection
+    if ({row} | wanted) & absent or any(row in names and there(names) for names in sides.values()):
         return ""
     if base:
         return f"no table has both {row} and {base}"

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from analysis import runs
-from analysis.question import OVER, Asked, comparison
+from analysis.question import OR, OVER, Asked, comparison
 from analysis.runs import CONFIG
 from benchmarks.data.names import canonical, listed, parse_benchmark
 from benchmarks.data.splits import Protocol
@@ -302,7 +302,10 @@ class Study(Asked):
             NamingError: one of them is not a row.
         """
         found = [comparison(entry) for entry in self.family]
-        return [(cells.row_name(row), base and cells.row_name(base)) for row, base in found]
+        return [
+            (cells.row_name(row), base and OR.join(map(cells.row_name, base.split(OR))))
+            for row, base in found
+        ]
 
     def labelled(self) -> dict[str, str]:
         """The labels by the names that runs have.
