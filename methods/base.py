@@ -349,6 +349,17 @@ class Chain(Method):
                 f"{alone[0]} remembers the network's prediction for each row, but a link before it "
                 "mixes rows"
             )
+        seeing = [
+            type(part).__name__.lower()
+            for link in links
+            for part in link.parts()
+            if part.one_row and type(part).losses is not Method.losses
+        ]
+        if seeing and any(mixed):
+            raise ValueError(
+                f"{seeing[0]} remembers the output on each row that is trained on, but another "
+                "link mixes rows"
+            )
         learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
         if learning:
             raise ValueError(
