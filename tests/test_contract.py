@@ -44,6 +44,9 @@ NAMES = [
     "norm_noise(upstream=lpa3(preset=fast, warmup=0))",
     "saflex(upstream=lpa3(warmup=0))",
     "saflex(preset=stable, upstream=lpa3(preset=strict, warmup=0))",
+    "entaugment(entloss=1.0, upstream=crop, warmup=0)",
+    "shuffled_strengths(upstream=entaugment(warmup=0))",
+    "mean_strength(upstream=sra)",
 ]
 
 

@@ -82,6 +82,10 @@ CELLS = (
     Made(row="shuffled_weights(upstream=saflex(preset=stable))"),
     Made(row="norm_noise(upstream=lpa3(warmup=1))"),
     Made(row="head_refit(upstream=flip)"),
+    Made(row="entaugment(warmup=1)"),
+    Made(row="sra(upstream=crop)"),
+    Made(row="shuffled_strengths(upstream=entaugment(warmup=1))"),
+    Made(row="mean_strength(upstream=sra)"),
     Made(row="none", benchmark="breastmnist", model="resnet18(width=0.125)"),
     Made(row="none", benchmark="pneumoniamnist(size=64, as_rgb=True)", model="resnet18"),
 )
