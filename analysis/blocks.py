@@ -129,10 +129,11 @@ class Block:
 
     def controls_of(self, entry: Entry) -> list[str]:
         """The control rows of a method: those that take its learning away, its upstream on other
-        labelled rows or with an equal budget, and itself with dirty meta rows.
+        labelled rows or with an equal budget, and itself with dirty meta rows. A chain is a method
+        if one of its links names controls.
         """
         named = {each.name for each in self.without_learning(entry).values() if each}
-        if entry.facts.wraps or entry.facts.needs_meta:
+        if entry.facts.wraps or entry.facts.needs_meta or entry.facts.controls:
             named |= {each.name for each in self.controls if _controls(each, entry)}
         return [each.name for each in self.entries if each.name in named]
 
@@ -201,7 +202,10 @@ def _controls(control: Entry, entry: Entry) -> bool:
         return control.method == entry.method
     if row_parts(bare(control.row))[1]:
         return control.method == upstream and entry.facts.needs_meta
-    return facts.wraps == entry.method
+    # What wraps an upstream, or sets aside meta rows that the method does not need, is a control of
+    # another method on it: random_label(upstream=sra) of saflex(upstream=sra).
+    own = bool(entry.facts.wraps or entry.facts.needs_meta)
+    return own and facts.wraps == entry.method and facts.needs_meta <= entry.facts.needs_meta
 
 
 def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]:

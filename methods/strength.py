@@ -232,6 +232,7 @@ class Sra(AdaptiveStrength):
     """
 
     source = "Xiao et al., Sample-aware RandAugment, IJCV 2025, arXiv:2508.08004"
+    costs: Mapping[str, float] = {"published": 1.2}
     space: ClassVar[Mapping[str, Any]] = {
         "n": ("choice", [1, 2, 3]),
         "exponent": ("uniform", 0.5, 4.0),

@@ -20,7 +20,7 @@ from analysis.report import results, tables
 from analysis.runs import Training
 from analysis.stats import population_interval
 from benchmarks.studies import cells
-from tests.made import make_run
+from tests.made import declared, make_run
 
 SAFLEX = "saflex(upstream=mixup)"
 
@@ -128,6 +128,27 @@ def test_a_row_of_equal_budget_stands_beside_the_row_whose_budget_it_has(tmp_pat
     assert names(block) == ["mixup", SAFLEX, f"mixup [passes of {SAFLEX}]"]
     assert [entry.name for entry in block.controls] == [f"mixup [passes of {SAFLEX}]"]
     assert block.columns[0].training.epochs == 3
+
+
+@pytest.mark.parametrize("row", ["entaugment", "sra(upstream=crop)", "crop+sra"])
+def test_a_method_without_meta_rows_stands_beside_the_controls_that_it_names(
+    row: str, tmp_path: Path
+) -> None:
+    base, own = "crop" if "(" in row else "none", methods.controls_of(row)
+    of = make_run(tmp_path, row, recorded=declared(row)).name
+    for name in ("crop", "none", *own, f"random_label(upstream={row})"):
+        make_run(tmp_path, name, recorded=declared(name))
+    longer = {**declared(base), "of": of}
+    longer["row"] = {**longer["row"], "kind": "control", "budget_of": row}
+    make_run(tmp_path, base, budget=f"passes of {row}", epochs=4, recorded=longer)
+    (block,) = read(tmp_path)
+    entry = block.by_name[row]
+    assert block.baseline(entry) == base and not entry.control and len(own) == 2
+    assert set(block.controls_of(entry)) == {*own, f"{base} [passes of {row}]"}, (
+        "random_label is a control of SAFLEX on this method, and trains on fewer rows"
+    )
+    assert list(block.without_learning(entry)) == list(own)
+    assert block.controls_of(block.by_name["none"]) == []
 
 
 def test_an_equal_budget_may_be_other_epochs_on_another_data_set(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Pat
     drawn["picture"] = method in PICTURES
     if method == "shuffled_weights":  # it shuffles those of another
         method = "shuffled_weights(upstream=saflex)"
+    if method in ("shuffled_strengths", "mean_strength"):
+        method = f"{method}(upstream=entaugment)"
     if method == "frozen":  # it keeps another at its start
         method = "frozen(upstream=autodo)"
     if method == "lpa3":  # its first epochs are a warm-up

@@ -127,7 +127,7 @@ class CompareCommand(Setting, Place):
     executor: Literal["local", "ray"] = "local"
     """processes on this machine, or Ray (a cluster if RAY_ADDRESS names one)"""
     controls: bool = False
-    """add the control rows of each method that learns from meta rows"""
+    """add the control rows of each method that learns or adapts"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
     """add each method's upstream with as many passes, or as much time"""
     shard: Annotated[str, _default("all runs")] = ""

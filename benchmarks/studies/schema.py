@@ -146,7 +146,7 @@ class Block:
     meta_fraction: float = 0.2
     crossfit: int = 1
     controls: bool = False
-    """the control rows of each method that learns (paper: always those for its labels)"""
+    """the control rows of each method that learns or adapts (paper: always those for its labels)"""
     same: Annotated[tuple[Literal["passes", "time"], ...], Listed] = ()
     """each method's upstream with as many passes, or as much time"""
     threads: int = 1
