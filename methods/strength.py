@@ -153,10 +153,10 @@ class EntAugment(AdaptiveStrength):
     **Deviations.** The details are those of the authors' code at commit 9f1e4e1 (C), as only the
     abstract of the paper was accessible. Magnitudes are torchvision's: 0 changes nothing. In C the
     factors of color, contrast, brightness and sharpness go from 0.1 at step 0 to 1.9 at step 30
-    without a sign, so that a weak step is nearly black and a middle one changes nothing; posterize
-    keeps 4 bits at step 0 and none at step 30; translations reach 10 pixels. C trains 11 epochs at
-    random steps, and crops, flips and cuts out afterwards: ``entaugment+crop+flip+random_erasing``.
-    The script that C names for EntLoss draws random steps in all epochs.
+    without a sign, so that a weak step of brightness is nearly black and a middle one changes
+    nothing; posterize keeps 4 bits at step 0 and none at step 30; translations reach 10 pixels. C
+    trains 11 epochs at random steps, and crops, flips and cuts out afterwards:
+    ``entaugment+crop+flip+random_erasing``. C's script for EntLoss draws random steps throughout.
     """
 
     source = "Yang et al., EntAugment, ECCV 2024, arXiv:2409.06290"
