@@ -75,6 +75,8 @@ BUILTIN = {
     "gce": Entry("methods.labels:GeneralisedCrossEntropy"),
     "saflex": Entry("methods.saflex:Saflex"),
     "l2rw": Entry("methods.saflex:l2rw"),
+    "meta_weight_net": Entry("methods.weighting:MetaWeightNet"),
+    "lilaw": Entry("methods.weighting:Lilaw"),
     "autodo": Entry("methods.autodo:AutoDO"),
     "lpa3": Entry("methods.lpa3:Lpa3"),
     "entaugment": Entry("methods.strength:EntAugment"),

@@ -137,8 +137,9 @@ class Frozen(Method):
     """Keep ``upstream``, a method that learns, at its start: the method without its learning.
 
     AutoDO keeps its initial probabilities, magnitudes, weights and soft labels; SAFLEX keeps the
-    labels and weights that its own upstream made, and its share of clean rows. Meta rows are set
-    aside all the same, so it trains on the rows that the method trains on.
+    labels and weights that its own upstream made, and its share of clean rows; Meta-Weight-Net its
+    random network, and LiLAW its first scalars, from which weights follow as before. Meta rows are
+    set aside all the same, so it trains on the rows that the method trains on.
     """
 
     control = True

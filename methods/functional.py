@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from methods.base import Batch, Task
+from methods.base import Batch, Context, Task
 
 
 def beta(alpha: float, rows: int, like: Tensor) -> Tensor:
@@ -83,6 +83,36 @@ def exclusive(task: Task) -> bool:
 def single_label(name: str, task: Task) -> str:
     """Why a method cannot be used, if rows have several labels; else empty."""
     return "" if exclusive(task) else f"{name} needs one label per row, but these have several"
+
+
+def check_meta_batch(meta_batch: float | Literal["full"]) -> float | Literal["full"]:
+    """Check the number of meta rows in a step, in training batches.
+
+    Raises:
+        ValueError: it is neither ``full`` nor in (0, 16].
+    """
+    if not isinstance(meta_batch, str) and not 0 < meta_batch <= 16:
+        raise ValueError(
+            "meta_batch: expected full or a multiple of the training batch above 0 and up to 16, "
+            f"such as 2, got {meta_batch}"
+        )
+    return meta_batch
+
+
+def meta_rows(
+    name: str, ctx: Context, meta_batch: float | str, rows: int, stratified: bool
+) -> Batch:
+    """A batch of meta rows for the method ``name``, in training batches of ``rows`` rows.
+
+    Raises:
+        ValueError: the context has no meta rows.
+    """
+    if ctx.meta is None:
+        raise ValueError(f"{name} learns from meta rows, but the context has none")
+    if isinstance(meta_batch, str):
+        return ctx.meta.draw(len(ctx.meta))
+    # A single row has no batch statistics.
+    return ctx.meta.draw(max(2, round(meta_batch * rows)), stratified=stratified)
 
 
 def surely_known(index: Tensor, drawn: Tensor | None) -> bool:

@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
 from methods.functional import (
     buffers_of,
+    check_meta_batch,
     clean_share,
     directional,
     evaluate,
     exclusive,
     joined,
+    meta_rows,
     parted,
     reweighted,
     rows_of,
@@ -300,11 +302,6 @@ class Saflex(Method):
         stages: int | None = None,
     ) -> None:
         super().__init__(upstream)
-        if not isinstance(meta_batch, str) and not 0 < meta_batch <= 16:
-            raise ValueError(
-                "meta_batch: expected full or a multiple of the training batch above 0 and up to "
-                f"16, such as 2, got {meta_batch}"
-            )
         if refresh < 1:
             raise ValueError(f"refresh: expected 1 or more steps, got {refresh}")
         if stages is not None and stages < 0:
@@ -319,7 +316,8 @@ class Saflex(Method):
             eta=eta,
             renormalise=renormalise,
         )
-        self.clean_fraction, self.meta_batch = clean_share(clean_fraction), meta_batch
+        self.clean_fraction = clean_share(clean_fraction)
+        self.meta_batch = check_meta_batch(meta_batch)
         self.stratified, self.refresh = stratified, refresh
         self.precondition, self.derivative = precondition, derivative
         self.stages = stages
@@ -492,13 +490,7 @@ class Saflex(Method):
 
     def _meta(self, rows: int, ctx: Context) -> Batch:
         """A batch of meta rows for training batches of ``rows`` rows."""
-        meta = ctx.meta
-        if meta is None:
-            raise ValueError("saflex learns from meta rows, but the context has none")
-        if isinstance(self.meta_batch, str):
-            return meta.draw(len(meta))
-        # A single row has no batch statistics.
-        return meta.draw(max(2, round(self.meta_batch * rows)), stratified=self.stratified)
+        return meta_rows("saflex", ctx, self.meta_batch, rows, self.stratified)
 
     def _direction(self, rows: int, ctx: Context) -> dict[str, Tensor]:
         """The meta gradient by parameter name, preconditioned if ``precondition`` is set."""

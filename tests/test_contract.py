@@ -34,9 +34,13 @@ NAMES = [
     "saflex(preset=stable, upstream=mixup)",
     "saflex(preset=fast, upstream=randaugment)",
     "l2rw(upstream=mixup)",
+    "meta_weight_net(upstream=mixup)",
+    "frozen(upstream=meta_weight_net)",
+    # A warm-up of 0, as the checks train for an epoch or two.
+    "lilaw(upstream=mixup, warmup=0)",
+    "shuffled_weights(upstream=lilaw(through=false, warmup=0))",
     "random_label(upstream=mixup)",
     "shuffled_weights(upstream=saflex(preset=stable, upstream=randaugment))",
-    # A warm-up of 0, as the checks train for an epoch or two.
     "lpa3(warmup=0)",
     "lpa3(preset=strict, warmup=0)",
     "lpa3(preset=fast, refresh=2, warmup=0)",

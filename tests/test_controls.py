@@ -98,6 +98,16 @@ CONTROLS = {
         "shuffled_weights(upstream=l2rw(upstream=mixup))",
         "head_refit(upstream=frozen(upstream=saflex(clean_fraction=0.0, upstream=mixup)))",
     ],
+    "meta_weight_net(learning_rate=0.01, hidden=50, upstream=crop)": [
+        "frozen(upstream=meta_weight_net(hidden=50, upstream=crop))",
+        "shuffled_weights(upstream=meta_weight_net(hidden=50, learning_rate=0.01, upstream=crop))",
+        "head_refit(upstream=frozen(upstream=meta_weight_net(hidden=50, upstream=crop)))",
+    ],
+    "lilaw(learning_rate=0.01)": [
+        "frozen(upstream=lilaw)",
+        "shuffled_weights(upstream=lilaw(learning_rate=0.01))",
+        "head_refit(upstream=frozen(upstream=lilaw))",
+    ],
     "autodo(preset=exact)": [
         "frozen(upstream=autodo)",
         "shuffled_weights(upstream=autodo(preset=exact))",

@@ -71,6 +71,8 @@ CELLS = (
     Made(row="mixup@train+meta", protocol="paper", benchmark="digits(rows_per_class=10)"),
     Made(row="l2rw", benchmark=NOISY),
     Made(row="l2rw@dirty", benchmark=NOISY),
+    Made(row="meta_weight_net(upstream=flip)", benchmark=NOISY),
+    Made(row="lilaw@dirty", benchmark=NOISY),
     Made(row="autodo", meta_fraction=0.3),
     Made(row="autodo(preset=exact)", benchmark=NOISY),
     Made(row="lpa3(warmup=1)"),

@@ -78,6 +78,8 @@ LEARNED = [
     "saflex(upstream=mixup)",
     "saflex(preset=fast)",
     "l2rw",
+    "meta_weight_net",
+    "lilaw",
     "autodo",
     "autodo(preset=exact)",
     "lpa3(warmup=0)",
