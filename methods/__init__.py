@@ -81,6 +81,8 @@ BUILTIN = {
     "lpa3": Entry("methods.lpa3:Lpa3"),
     "entaugment": Entry("methods.strength:EntAugment"),
     "sra": Entry("methods.strength:Sra"),
+    "isda": Entry("methods.feature_noise:Isda"),
+    "bsda": Entry("methods.feature_noise:Bsda"),
     "frozen": Entry("methods.controls:Frozen"),
     "random_label": Entry("methods.controls:RandomLabel"),
     "self_distil": Entry("methods.controls:SelfDistil"),
@@ -88,6 +90,7 @@ BUILTIN = {
     "norm_noise": Entry("methods.controls:NormNoise"),
     "shuffled_strengths": Entry("methods.strength:ShuffledStrengths"),
     "mean_strength": Entry("methods.strength:MeanStrength"),
+    "isotropic_noise": Entry("methods.feature_noise:IsotropicNoise"),
     "head_refit": Entry("methods.controls:HeadRefit"),
     "wrap": Entry("methods.wrap:Wrap"),
 }

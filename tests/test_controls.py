@@ -118,6 +118,8 @@ CONTROLS = {
         "head_refit(upstream=frozen(upstream=autodo(shared=true, upstream=flip, weight=false)))",
     ],
     "lpa3(warmup=1)": ["norm_noise(upstream=lpa3(warmup=1))"],
+    "isda(upstream=crop)": ["isotropic_noise(upstream=isda(upstream=crop))"],
+    "bsda": ["isotropic_noise(upstream=bsda)", "frozen(upstream=bsda)"],
     "crop+mixup": [],
     "crop+lpa3(warmup=1)": ["crop+norm_noise(upstream=lpa3(warmup=1))"],
     "frozen(upstream=autodo)": [],

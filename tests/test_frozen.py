@@ -88,6 +88,9 @@ CELLS = (
     Made(row="sra(upstream=crop)"),
     Made(row="shuffled_strengths(upstream=entaugment(warmup=1))"),
     Made(row="mean_strength(upstream=sra)"),
+    Made(row="isda(upstream=crop)"),
+    Made(row="bsda"),
+    Made(row="isotropic_noise(upstream=bsda)"),
     Made(row="none", benchmark="breastmnist", model="resnet18(width=0.125)"),
     Made(row="none", benchmark="pneumoniamnist(size=64, as_rgb=True)", model="resnet18"),
 )

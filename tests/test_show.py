@@ -71,6 +71,8 @@ def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Pat
         method = OWN[1]
     if method == "norm_noise":
         method = "norm_noise(upstream=lpa3(warmup=0))"
+    if method == "isotropic_noise":
+        method = "isotropic_noise(upstream=isda)"
     assert show(out, "--method", method, "--rows", "3", "--draws", "2") == 0
     if drawn["picture"]:
         with Image.open(out) as picture:
