@@ -223,16 +223,17 @@ class Method(nn.Module, ABC):
     as_drawn: bool = False
     """Whether it must see the rows as they were drawn: it must come first in a chain."""
     controls: tuple[str, ...] = ()
-    """The control rows of a method that learns: the first keeps everything of it except what it
-    learns, the others everything except a part of that. In their names ``{self}`` is the method and
-    ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
+    """The control rows of a method that learns or adapts: the first keeps everything of it except
+    what it learns, the others everything except a part of that. In their names ``{self}`` is the
+    method and ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
     control: bool = False
     """Whether it is such a control."""
     frozen: bool = False
     """Whether to stay at the start and learn nothing; set by the control ``frozen`` on methods that
     name it in ``controls``."""
     one_row: bool = False
-    """Whether it remembers the network's output for each row: nothing before it may mix rows."""
+    """Whether it remembers the network's output for each row: nothing before it may mix rows, nor
+    after it if it takes the output from ``losses``."""
     hands_logits: bool = False
     """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
     waits: str = ""

@@ -138,7 +138,7 @@ def exchanged(steps: Tensor, taken: Tensor, exchange: Exchange) -> Tensor:
 
 
 class EntAugment(AdaptiveStrength):
-    """Apply one operation to each image, the stronger, the surer the network was of it last time.
+    """Apply one operation to each image: the surer the network was of it last time, the stronger.
 
     The strength of a row is 1 - H(p) / log K, with p = softmax of the logits (K) of the row as it
     was last trained on, augmentation included, and H its entropy. The operation is one of
@@ -212,7 +212,7 @@ def normalised_entropy(logits: Tensor) -> Tensor:
 
 
 class Sra(AdaptiveStrength):
-    """Sample-aware RandAugment: in every second batch, the better a row is fitted, the stronger.
+    """RandAugment that, in every second batch, is stronger on images whose label the network fits.
 
     Batches alternate. In the first, third, ... of a run each operation of a row has a random step
     from 0 to 30 ("exploration"); in the others ("refinement") all ``n`` have the row's strength
