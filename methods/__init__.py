@@ -92,6 +92,11 @@ BUILTIN = {
     "mean_strength": Entry("methods.strength:MeanStrength"),
     "isotropic_noise": Entry("methods.feature_noise:IsotropicNoise"),
     "head_refit": Entry("methods.controls:HeadRefit"),
+    "augmix": Entry("methods.augmix:AugMix"),
+    "no_consistency": Entry("methods.augmix:NoConsistency"),
+    "one_chain": Entry("methods.augmix:OneChain"),
+    "medaugment": Entry("methods.medaugment:MedAugment"),
+    "unconstrained": Entry("methods.medaugment:Unconstrained"),
     "wrap": Entry("methods.wrap:Wrap"),
 }
 

@@ -170,7 +170,7 @@ def _nearest_grid(x: Tensor, matrix: Tensor) -> Tensor:
 def _bilinear_grid(x: Tensor, matrix: Tensor) -> Tensor:
     """(B, 2, H, W) positions to read; the image spans -1 to 1."""
     height, width = x.shape[-2:]
-    matrix = sent(matrix, x.device).to(x.dtype)
+    matrix = sent(matrix.to(x.dtype), x.device)  # not every device has float64
     column = torch.arange(width, dtype=x.dtype, device=x.device) + 0.5
     row = torch.arange(height, dtype=x.dtype, device=x.device) + 0.5
     matrix = torch.stack([matrix[:, 0] * (2 / width), matrix[:, 1] * (2 / height)], dim=1)

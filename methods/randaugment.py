@@ -159,6 +159,24 @@ def caption(code: int, setting: float) -> str:
     return f"{name} {setting:.2f}" if code >= BRIGHTNESS else name
 
 
+def captions(codes: Tensor, settings: Tensor) -> list[str]:
+    """The operations on each row, in order, from ``codes`` and ``settings`` (n, B)."""
+    return [
+        ", ".join(caption(*each) for each in zip(*pair, strict=True) if each[0] != IDENTITY)
+        or "identity"
+        for pair in zip(codes.T.tolist(), settings.T.tolist(), strict=True)
+    ]
+
+
+def no_picture(name: str, spec: Spec) -> str:
+    """Why a method cannot work on data that are no grey or RGB images; else empty."""
+    if spec.kind != "image":
+        return f"{name} needs images, but the data are {spec.kind}s"
+    if spec.shape[0] not in (1, 3):
+        return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
+    return ""
+
+
 class Drawn(NamedTuple):
     """The operations drawn for each row; all are (n, B) int64, in order."""
 
@@ -191,12 +209,7 @@ class PerRow(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images of one or three channels."""
-        name = type(self).__name__.lower()
-        if spec.kind != "image":
-            return f"{name} needs images, but the data are {spec.kind}s"
-        if spec.shape[0] not in (1, 3):
-            return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
-        return super().supports(task, spec)
+        return no_picture(type(self).__name__.lower(), spec) or super().supports(task, spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Apply each row's operations; targets stay. No gradient reaches the incoming images."""
@@ -219,14 +232,7 @@ class PerRow(Method):
 
     def captions(self) -> list[str]:
         """The operations on each row of the last batch, "rotate -9.0°, posterize 7 bits"."""
-        if self._last is None:
-            return []
-        pairs = zip(*(part.T.tolist() for part in self._last), strict=True)
-        return [
-            ", ".join(caption(*each) for each in zip(*pair, strict=True) if each[0] != IDENTITY)
-            or "identity"
-            for pair in pairs
-        ]
+        return [] if self._last is None else captions(*self._last)
 
 
 class RandAugment(PerRow):

@@ -54,6 +54,12 @@ NAMES = [
     "entaugment(entloss=1.0, upstream=crop, warmup=0)",
     "shuffled_strengths(upstream=entaugment(warmup=0))",
     "mean_strength(upstream=sra)",
+    "augmix(jsd=false)",
+    "augmix(upstream=mixup)",
+    "no_consistency(upstream=augmix)",
+    "one_chain(upstream=augmix)",
+    "saflex(upstream=medaugment)",
+    "unconstrained(upstream=medaugment(level=3))",
 ]
 
 

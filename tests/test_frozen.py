@@ -78,6 +78,8 @@ CELLS = (
     Made(row="lpa3(warmup=1)"),
     Made(row="lpa3(preset=strict, warmup=1)", model="resnet18(width=0.125)"),
     Made(row="lpa3(preset=fast, warmup=1)"),
+    Made(row="augmix(upstream=flip)"),
+    Made(row="medaugment(level=4)"),
     Made(row="none@train"),
     Made(row="none@meta", benchmark=NOISY),
     Made(row="none", budget="passes of saflex"),
