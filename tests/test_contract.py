@@ -82,7 +82,15 @@ def test_contract(name: str, method: str, case: Case) -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("method", [*NAMES, "autodo(preset=exact)", "l2rw(derivative=difference)"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *NAMES,
+        "autodo(preset=exact)",
+        "l2rw(derivative=difference)",
+        "meta_weight_net(derivative=difference, precondition=true)",
+    ],
+)
 def test_no_step_waits_for_the_device(method: str) -> None:
     reason = check("waits", lambda: methods.build(method), Case(3))
     if reason:
