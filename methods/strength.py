@@ -194,8 +194,7 @@ class EntAugment(AdaptiveStrength):
         """From the strength at the last visit; at random during the warm-up."""
         if ctx.epoch < self.warmup:
             return None
-        strength = self.get_buffer("strength")[batch.index].clamp_min(0)
-        return (STEPS * strength).floor().add(1).clamp_max(STEPS).long()
+        return steps_of(self.get_buffer("strength")[batch.index].clamp_min(0))
 
     def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
         """The loss (B,) of the upstream or the task, plus EntLoss; remembers the strengths."""
@@ -203,6 +202,11 @@ class EntAugment(AdaptiveStrength):
         self.remember(batch.index, 1 - entropy.detach())
         losses = super().losses(logits, batch, ctx)
         return losses + self.entloss * entropy if self.entloss else losses
+
+
+def steps_of(strength: Tensor) -> Tensor:
+    """EntAugment's steps (B,) int64, from 1 to 30, of strengths (B,) from 0 to 1."""
+    return (STEPS * strength).floor().add(1).clamp_max(STEPS).long()
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

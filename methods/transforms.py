@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from methods import build, canonical
 from methods.base import Batch, Context, Method
 from methods.randaugment import Interpolation
+from methods.strength import AdaptiveStrength, normalised_entropy, steps_of
 
 
 class _Rows(nn.Module):
@@ -87,6 +88,44 @@ class AutoAugment(_Rows):
         super().__init__("autoaugment", policy=policy, interpolation=interpolation)
 
 
+class EntAugment(_Rows):
+    """One operation for each image, drawn uniformly, as strong as the network was sure of it.
+
+    ``space`` and ``interpolation`` as in the method ``entaugment``. Keep ``strengths`` of each
+    image's logits from one visit to the next; 0 before the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: Literal["standard", "wide"] = "standard",
+        interpolation: Interpolation = "nearest",
+    ) -> None:
+        super().__init__("entaugment", space=space, interpolation=interpolation)
+
+    def forward(self, x: Tensor, strength: Tensor) -> Tensor:
+        """The augmented images (B, C, H, W), with strengths (B,) from 0 to 1.
+
+        Raises:
+            TypeError: ``x`` is neither uint8 nor floating point.
+            ValueError: a shape is another, or (checked on a CPU) values are not in [0, 1].
+        """
+        x = x.detach()
+        check(x)
+        if strength.shape != x.shape[:-3]:
+            raise ValueError(
+                f"expected a strength for each image, {tuple(x.shape[:-3])}, got "
+                f"{tuple(strength.shape)}"
+            )
+        steps = steps_of(strength.detach().clamp(0, 1)).view(-1)
+        return torch.ops.augbench.augment(x, self.name, steps)
+
+
+def strengths(logits: Tensor) -> Tensor:
+    """EntAugment's strengths (B,) of images with logits (B, K): 1 - H(p) / log K, p = softmax."""
+    return 1 - normalised_entropy(logits.detach())
+
+
 class Crop(_Rows):
     """Pad by ``pad`` pixels and cut out a window of the original size at a random position."""
 
@@ -124,22 +163,26 @@ def _method(name: str) -> Method:
 @torch.library.custom_op(
     "augbench::augment", mutates_args=(), tags=[torch.Tag.nondeterministic_seeded]
 )
-def _augment(x: Tensor, name: str) -> Tensor:
+def _augment(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
     images = x if x.dim() == 4 else x[None]
     wide = images.dtype in (torch.float32, torch.float64)
     values = images if wide else images.float()
     if x.dtype == torch.uint8:
         values = values / 255
-    rows = torch.full((len(images),), -1, device=x.device)
-    w = values.new_full((len(images),), 1 / max(1, len(images)))
-    batch = Batch(values, values.new_zeros(len(images), 1), w, rows)
-    # These upstreams read nothing of a run.
-    out = _method(name).augment(batch, cast("Context", None)).x
+    method = _method(name)
+    if isinstance(method, AdaptiveStrength) and steps is not None:
+        drawn = method.draw(len(values))._replace(magnitude=steps.expand(method.n, -1))
+        out = method.applied(values, drawn)
+    else:
+        rows = torch.full((len(images),), -1, device=x.device)
+        w = values.new_full((len(images),), 1 / max(1, len(images)))
+        batch = Batch(values, values.new_zeros(len(images), 1), w, rows)
+        out = method.augment(batch, cast("Context", None)).x  # it reads nothing of a run
     if x.dtype == torch.uint8:
         out = (out * 255).round()
     return out.to(x.dtype).view(x.shape).contiguous()
 
 
 @_augment.register_fake
-def _(x: Tensor, name: str) -> Tensor:
+def _(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape)

@@ -2,10 +2,13 @@
 
 import inspect
 import pickle
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from torch import Tensor, nn
 
 import methods
@@ -141,3 +144,31 @@ def test_what_is_no_image_is_refused(x: Tensor, told: str) -> None:
 def test_a_wrong_argument_is_refused_as_by_the_method() -> None:
     with pytest.raises(ValueError, match="from 0 to 30, got 31"):
         transforms.RandAugment(m=31)
+
+
+def test_entaugment_is_as_strong_as_the_method_with_these_strengths() -> None:
+    x, strength = images(40, 3, 12, 12), images(40) * 1.2 - 0.1
+    made, module = methods.build("entaugment(warmup=0)"), transforms.EntAugment()
+    made.register_buffer("strength", torch.cat([strength.clamp(0, 1), -torch.ones(1)]))
+    batch = Batch(x, torch.zeros(40, 2), torch.ones(40), torch.arange(40))
+    context = cast("Context", SimpleNamespace(epoch=0))
+    torch.manual_seed(1)
+    expected = made.augment(batch, context).x
+    found = []
+    for augment in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        found.append(augment(x, strength))
+    assert all(torch.equal(each, expected) for each in found)
+    torch.manual_seed(2)
+    alone = module(x[0], strength[0])
+    torch.manual_seed(2)
+    assert torch.equal(alone, module(x[:1], strength[:1])[0])
+    with pytest.raises(ValueError, match=r"a strength for each image, \(40,\), got \(3,\)"):
+        module(x, strength[:3])
+
+
+def test_strengths_are_one_less_the_normalised_entropy() -> None:
+    logits = 3 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
+    p = logits.softmax(dim=1).numpy()
+    expected = 1 - entropy(p, axis=1, base=4)
+    assert np.allclose(transforms.strengths(logits).numpy(), expected, rtol=1e-12, atol=0)
