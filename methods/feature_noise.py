@@ -250,7 +250,7 @@ class Bsda(FeatureNoise):
         "Zhu et al., BSDA: Bayesian Random Semantic Data Augmentation, Sensors 2024, "
         "arXiv:2403.06138"
     )
-    controls = ("isotropic_noise(upstream={self})", "frozen(upstream={self})")
+    controls = ("frozen(upstream={self})", "isotropic_noise(upstream={self})")
     space: ClassVar[Mapping[str, Any]] = {
         "drop": ("uniform", 0.5, 0.95),
         "weight": ("uniform", 0.1, 1.0),

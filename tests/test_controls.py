@@ -119,7 +119,7 @@ CONTROLS = {
     ],
     "lpa3(warmup=1)": ["norm_noise(upstream=lpa3(warmup=1))"],
     "isda(upstream=crop)": ["isotropic_noise(upstream=isda(upstream=crop))"],
-    "bsda": ["isotropic_noise(upstream=bsda)", "frozen(upstream=bsda)"],
+    "bsda": ["frozen(upstream=bsda)", "isotropic_noise(upstream=bsda)"],
     "crop+mixup": [],
     "crop+lpa3(warmup=1)": ["crop+norm_noise(upstream=lpa3(warmup=1))"],
     "frozen(upstream=autodo)": [],
