@@ -25,14 +25,22 @@ from methods.randaugment import Interpolation
 from methods.strength import AdaptiveStrength, normalised_entropy, steps_of
 
 
-class _Rows(nn.Module):
-    """An upstream that changes the images alone, as a module."""
+class _Named(nn.Module):
+    """A method that changes the images alone, as a module."""
 
     def __init__(self, name: str, **arguments: Any) -> None:
         super().__init__()
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
         self.name = canonical(f"{name}({given})")
         _method(self.name)  # refuses wrong arguments now
+
+    def extra_repr(self) -> str:
+        """The method's name."""
+        return self.name
+
+
+class _Rows(_Named):
+    """One that needs nothing but the images."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The augmented images, in shape and dtype as ``x`` (B, C, H, W) or (C, H, W).
@@ -44,10 +52,6 @@ class _Rows(nn.Module):
         x = x.detach()
         check(x)
         return torch.ops.augbench.augment(x, self.name)
-
-    def extra_repr(self) -> str:
-        """The method's name."""
-        return self.name
 
 
 class RandAugment(_Rows):
@@ -88,7 +92,7 @@ class AutoAugment(_Rows):
         super().__init__("autoaugment", policy=policy, interpolation=interpolation)
 
 
-class EntAugment(_Rows):
+class EntAugment(_Named):
     """One operation for each image, drawn uniformly, as strong as the network was sure of it.
 
     ``space`` and ``interpolation`` as in the method ``entaugment``. Keep ``strengths`` of each
