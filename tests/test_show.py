@@ -53,26 +53,27 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 PICTURES = {"none", "mixup", "lpa3", "crop+flip+randaugment(n=3)"}
 """No caption, mixed labels, added rows, many operations: the pictures that look different."""
+WHOLE = {
+    "frozen": "frozen(upstream=autodo)",
+    "isotropic_noise": "isotropic_noise(upstream=isda)",
+    "lpa3": "lpa3(warmup=0)",  # its first epochs are a warm-up
+    "mean_strength": "mean_strength(upstream=entaugment)",
+    "no_consistency": "no_consistency(upstream=augmix)",
+    "norm_noise": "norm_noise(upstream=lpa3(warmup=0))",
+    "one_chain": "one_chain(upstream=augmix)",
+    "shuffled_strengths": "shuffled_strengths(upstream=entaugment)",
+    "shuffled_weights": "shuffled_weights(upstream=saflex)",
+    "unconstrained": "unconstrained(upstream=medaugment)",
+    "wrap": OWN[1],
+}
+"""Methods that need arguments to be shown, mostly controls of another method."""
 
 
 @pytest.mark.parametrize("method", [*methods.BUILTIN, "crop+flip+randaugment(n=3)", OWN[0]])
 def test_every_method_is_shown(method: str, drawn: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "show.png"
     drawn["picture"] = method in PICTURES
-    if method == "shuffled_weights":  # it shuffles those of another
-        method = "shuffled_weights(upstream=saflex)"
-    if method in ("shuffled_strengths", "mean_strength"):
-        method = f"{method}(upstream=entaugment)"
-    if method == "frozen":  # it keeps another at its start
-        method = "frozen(upstream=autodo)"
-    if method == "lpa3":  # its first epochs are a warm-up
-        method = "lpa3(warmup=0)"
-    if method == "wrap":
-        method = OWN[1]
-    if method == "norm_noise":
-        method = "norm_noise(upstream=lpa3(warmup=0))"
-    if method == "isotropic_noise":
-        method = "isotropic_noise(upstream=isda)"
+    method = WHOLE.get(method, method)
     assert show(out, "--method", method, "--rows", "3", "--draws", "2") == 0
     if drawn["picture"]:
         with Image.open(out) as picture:
