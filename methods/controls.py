@@ -138,8 +138,9 @@ class Frozen(Method):
 
     AutoDO keeps its initial probabilities, magnitudes, weights and soft labels; SAFLEX keeps the
     labels and weights that its own upstream made, and its share of clean rows; Meta-Weight-Net its
-    random network, and LiLAW its first scalars, from which weights follow as before. Meta rows are
-    set aside all the same, so it trains on the rows that the method trains on.
+    random network, and LiLAW its first scalars, from which weights follow as before; AdaAug and
+    MADAug their random policy network. Meta rows are set aside all the same, so it trains on the
+    rows that the method trains on.
     """
 
     control = True

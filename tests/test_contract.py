@@ -60,6 +60,9 @@ NAMES = [
     "one_chain(upstream=augmix)",
     "saflex(upstream=medaugment)",
     "unconstrained(upstream=medaugment(level=3))",
+    "adaaug(preset=exact, upstream=mixup)",
+    "madaug(preset=exact, upstream=crop)",
+    "shuffled_policies(upstream=madaug)",
 ]
 
 

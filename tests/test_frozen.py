@@ -93,6 +93,9 @@ CELLS = (
     Made(row="isda(upstream=crop)"),
     Made(row="bsda"),
     Made(row="isotropic_noise(upstream=bsda)"),
+    Made(row="adaaug"),
+    Made(row="madaug(preset=exact, tau=0.5, upstream=flip)"),
+    Made(row="shuffled_policies(upstream=adaaug)"),
     Made(row="none", benchmark="breastmnist", model="resnet18(width=0.125)"),
     Made(row="none", benchmark="pneumoniamnist(size=64, as_rgb=True)", model="resnet18"),
 )
