@@ -68,7 +68,7 @@ BUILTIN = {
     "warp": Entry("methods.autodo:Warp"),
     "randaugment": Entry("methods.randaugment:RandAugment"),
     "trivialaugment": Entry("methods.randaugment:TrivialAugment"),
-    "autoaugment": Entry("methods.randaugment:AutoAugment"),
+    "autoaugment": Entry("methods.autoaugment:AutoAugment"),
     "label_smoothing": Entry("methods.labels:LabelSmoothing"),
     "balanced": Entry("methods.labels:Balanced"),
     "logit_adjustment": Entry("methods.labels:LogitAdjustment"),
@@ -100,6 +100,7 @@ BUILTIN = {
     "one_chain": Entry("methods.augmix:OneChain"),
     "medaugment": Entry("methods.medaugment:MedAugment"),
     "unconstrained": Entry("methods.medaugment:Unconstrained"),
+    "shuffled_policy": Entry("methods.autoaugment:ShuffledPolicy"),
     "wrap": Entry("methods.wrap:Wrap"),
 }
 
@@ -341,7 +342,7 @@ def versions(text: str) -> dict[str, int]:
     """
     expression = _canonical(parse(text))
     found = {_qualified(type(part)): _version(part) for part in _build(expression).parts()}
-    found |= {name: own.version(name.split(":")[1]) for name in _own_names(expression)}
+    found |= {name: _own_version(name) for name in _own_names(expression)}
     for call in _calls(expression):
         function = load(call.name)
         if isinstance(function, FunctionType) and not function.__module__.startswith(OURS):
@@ -355,12 +356,12 @@ def versions(text: str) -> dict[str, int]:
 
 
 def own_names(text: str) -> list[str]:
-    """Names of the user's own code in a method, such as the argument of ``wrap(call=...)``."""
+    """Names of the user's own code, ``wrap(call=py:mine:pipe)``, and YAML files in a method."""
     return _own_names(parse(text))
 
 
 def own_parts(text: str) -> list[str]:
-    """The calls in a method that are the user's own code or take some; inner calls first."""
+    """The calls in a method that are the user's own code or take a file; inner calls first."""
     calls = _calls(_canonical(parse(text)))
     found = [render(call) for call in calls if _own_names(Call(call.name, tuple(_texts(call))))]
     return list(dict.fromkeys(reversed(found)))
@@ -376,7 +377,13 @@ def _own_names(expression: Call | Links) -> list[str]:
         for call in _calls(expression)
         for text in (call.name, *(value for _, value in _texts(call)))
     ]
-    return [text for text in dict.fromkeys(texts) if text.startswith(OWN)]
+    unique = dict.fromkeys(texts)
+    return [text for text in unique if text.startswith(OWN) or own.file(text) is not None]
+
+
+def _own_version(name: str) -> int:
+    content = own.file(name)
+    return own.version(name.split(":")[1]) if content is None else own.file_version(content)
 
 
 def _version(part: Method) -> int:

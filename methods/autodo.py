@@ -272,7 +272,7 @@ class AutoDO(Method):
         before = super().captions()
         if not self.parts_on["augment"]:
             return before
-        own = [_told(amounts) for amounts in self._drawn.tolist()]
+        own = captions(self._drawn)
         if not before:
             return own
         return [", ".join(filter(None, texts)) for texts in zip(before, own, strict=True)]
@@ -288,6 +288,17 @@ class AutoDO(Method):
         if self.parts_on["label"]:
             found["label"] = self.soft.values.softmax(dim=1)
         return found
+
+    def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """A sub-policy of the seven warps, for each class or for all."""
+        if not learned:
+            return {}
+        pairs = zip(learned["probability"].tolist(), learned["magnitude"].tolist(), strict=True)
+        parts = [
+            {"sub_policies": [[list(each) for each in zip(OPERATIONS, *pair, strict=True)]]}
+            for pair in pairs
+        ]
+        return {"ranges": "autodo", **(parts[0] if len(parts) == 1 else {"classes": parts})}
 
     def learning(self) -> dict[str, float]:
         """Outer steps, and the median distance of what is learned from its start.
@@ -493,12 +504,26 @@ class Warp(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The warped rows (B, C, H, W)."""
-        draws = batch.x.new_empty(len(batch.x), len(OPERATIONS)).uniform_()
-        bit = draws > 1 - self.p
-        amounts = bit * self.magnitude * torch.randn_like(draws) * _ranges(draws)
-        return replace(
-            batch, x=affine_warp(batch.x, _matrix(amounts, *batch.x.shape[-2:]), "bilinear")
-        )
+        return replace(batch, x=warped(batch.x, self.p, self.magnitude)[0])
+
+
+def warped(
+    x: Tensor, probability: Tensor | float, magnitude: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) under drawn warps, and the amounts (B, 7) of the warps.
+
+    ``probability`` and ``magnitude`` are those of all warps, or (B, 7) in the order of
+    ``OPERATIONS``.
+    """
+    draws = x.new_empty(len(x), len(OPERATIONS)).uniform_()
+    bit = draws > 1 - probability
+    amounts = bit * magnitude * torch.randn_like(draws) * _ranges(draws)
+    return affine_warp(x, _matrix(amounts, *x.shape[-2:]), "bilinear"), amounts
+
+
+def captions(amounts: Tensor) -> list[str]:
+    """What each row's warp (B, 7) does to the image, in words."""
+    return [_told(each) for each in amounts.tolist()]
 
 
 def _ranges(like: Tensor) -> Tensor:

@@ -299,6 +299,15 @@ class Method(nn.Module, ABC):
         """What was learned, as arrays by name for learned.npz; empty if nothing was."""
         return self.upstream.learned() if self.upstream is not None else {}
 
+    def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``augbench policy`` writes: the content of a file with which autoaugment draws as
+        this method does; empty if there is none.
+
+        ``learned`` has the arrays "probability" and "magnitude" of ``learned``, as far as there are
+        any: a line for each class, or one for all.
+        """
+        return {}
+
     def learning(self) -> dict[str, float]:
         """How far learning went, by name, for result.json; empty if nothing is learned.
 

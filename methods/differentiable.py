@@ -29,7 +29,10 @@ from methods.randaugment import (
     BRIGHTNESS,
     COLOR,
     CONTRAST,
+    CUTOUT,
     EQUALIZE,
+    FILL,
+    GREY,
     IDENTITY,
     INVERT,
     OPERATIONS,
@@ -48,17 +51,13 @@ from methods.randaugment import (
 
 NAMES = (*OPERATIONS, "cutout", "flip")
 """A code is an index into this tuple."""
-CUTOUT, FLIP = len(OPERATIONS), len(OPERATIONS) + 1
+FLIP = CUTOUT + 1
 WARPS = (SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, FLIP)
 COLOURS = tuple(range(POSTERIZE, SHARPNESS + 1))
 RAMP = 32.0
 """Levels over which the surrogate of solarize turns a level over."""
 SIDE = 0.2
 """Side of the largest cutout, as a share of the image's width."""
-FILL = (125.0, 123.0, 114.0)
-"""Levels of a cutout: the mean colour of ImageNet, as in Fast AutoAugment."""
-GREY = 123.0
-"""Its luma, the level in a grey image."""
 
 
 def straight(exact: Tensor, smooth: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The user's own code, ``py:module:name``: imported, hashed by syntax tree, sent to workers.
 
 Modules are found as Python finds them, and then in the current folder. A module's sources are its
-own file and all files that it imports from the same folder.
+own file and all files that it imports from the same folder. A YAML file that is named in a method,
+``autoaugment(policy='mine.yaml')``, is treated alike: read once, hashed by content, sent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import itertools
+import json
 import sys
 import sysconfig
 import traceback
@@ -27,6 +29,7 @@ from methods.naming import OWN_NAME, NamingError, nearest
 
 OURS = ("augbench", "methods", "analysis", "benchmarks")
 INSTALLED = ("site-packages", "dist-packages")
+YAML = (".yaml", ".yml")
 _OPERATORS: list[Any] = []
 """Keeps the declarations alive: each one lasts as long as its object."""
 
@@ -65,12 +68,23 @@ class Code(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Find a module whose source was read."""
         source = self._sources.get(fullname)
-        if source is None or not source.root:
+        if source is None or not source.root or fullname.endswith(YAML):
             return None
         places = [str(Path(source.path).parent)] if source.package else None
         return spec_from_file_location(
             fullname, source.path, loader=_Loader(source), submodule_search_locations=places
         )
+
+    def file(self, name: str) -> Source | None:
+        """A YAML file as it was first read; None if it cannot be read."""
+        if name not in self._sources:
+            path = Path(name).expanduser()
+            try:
+                content = path.read_bytes()
+            except OSError:
+                return None
+            self._sources[name] = Source(str(path), content, False, str(path.parent))
+        return self._sources[name]
 
     def sources(self, module: str) -> dict[str, Source]:
         """A module, its parent packages, and all that they import from the same folder."""
@@ -164,14 +178,33 @@ def version(module: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
+def file(name: str) -> bytes | None:
+    """The content of a YAML file that is named in a method; None if it is none, or is not there."""
+    if not name.endswith(YAML):
+        return None
+    with kept() as code:
+        source = code.file(name)
+    return source.content if source is not None else None
+
+
+def file_version(content: bytes) -> int:
+    """A hash of what a YAML file says, without comments; of its bytes if it cannot be read."""
+    import yaml  # noqa: PLC0415 - most commands need none
+
+    try:
+        text = json.dumps(yaml.safe_load(content), sort_keys=True).encode()
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        text = content
+    return int(hashlib.sha256(text).hexdigest()[:12], 16)
+
+
 def sources(names: Iterable[str]) -> dict[str, Source]:
     """The sources that another machine needs to load these names: all except installed ones."""
+    found: dict[str, Source] = {}
     with kept() as code:
-        found = {
-            module: source
-            for name in names
-            for module, source in code.sources(_parts(name, "code")[0]).items()
-        }
+        for name in names:
+            given = code.file(name) if name.endswith(YAML) else None
+            found |= code.sources(_parts(name, "code")[0]) if given is None else {name: given}
     return {module: source for module, source in found.items() if source.root}
 
 
@@ -179,7 +212,7 @@ def problems(carried: Mapping[str, Source]) -> list[str]:
     """Why modules sent to this machine cannot be imported here."""
     told = []
     with kept(carried) as code:
-        for module in carried:
+        for module in (name for name in carried if not name.endswith(YAML)):
             _forget_stale(module, code.sources(module))
             try:
                 _imported_module(module, f"module {module!r}", code)

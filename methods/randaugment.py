@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment and AutoAugment: drawn per row, computed on the whole batch.
+"""RandAugment and TrivialAugment, and what AutoAugment shares: drawn per row, computed per batch.
 
 Operations equal Pillow's as torchvision calls them. Colour operations work on integer levels
 0..255, as Pillow's do: they first round 255 x, so their results are multiples of 1/255; rows
@@ -53,11 +53,21 @@ IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(6)
 POSTERIZE, SOLARIZE, INVERT, AUTOCONTRAST, EQUALIZE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS = range(
     6, 15
 )
+CUTOUT = len(OPERATIONS)
+"""The code of one more operation, which only policies have."""
 SIGNED = (SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, *range(BRIGHTNESS, SHARPNESS + 1))
 PUBLISHED = tuple(code for code, name in enumerate(OPERATIONS) if name != "invert")
 """The 14 operations of RandAugment and TrivialAugment."""
+UNSIZED = (IDENTITY, INVERT, AUTOCONTRAST, EQUALIZE)
+"""Operations without a magnitude."""
 COLOUR = (IDENTITY, AUTOCONTRAST, EQUALIZE, INVERT, COLOR, SHARPNESS)
 """AutoDO's subset: geometry is left to the learned warps."""
+
+
+FILL = (125.0, 123.0, 114.0)
+"""Levels of a cutout: the mean colour of ImageNet, as in Fast AutoAugment."""
+GREY = 123.0
+"""Its luma, the level in a grey image."""
 
 
 class Space(NamedTuple):
@@ -84,7 +94,7 @@ class Tables(NamedTuple):
     """Parameters of the operations for one image size, by sign, code and magnitude."""
 
     settings: Tensor
-    """(2, operations, bins) float64: tangent, integer pixels, degrees, bits, level or factor."""
+    """(2, operations, bins) float64: tangent, pixels, degrees, bits, level or factor."""
     matrices: Tensor
     """(2, operations, bins, 2, 3) float64, as ``affine_warp`` takes them."""
 
@@ -145,6 +155,8 @@ def geometry(codes: Tensor, settings: Tensor, height: int, width: int) -> Tensor
 
 def caption(code: int, setting: float) -> str:
     """An operation in words, such as "rotate -9.0°"."""
+    if code == CUTOUT:
+        return f"cutout {setting:.1f} px"
     name, setting = OPERATIONS[code].replace("_", " "), setting + 0.0  # no -0.0
     if code in (SHEAR_X, SHEAR_Y):
         return f"{name} {setting:.2f}"
@@ -207,6 +219,15 @@ class PerRow(Method):
     def draw(self, rows: int) -> Drawn:
         """Draw operations for ``rows`` images from the CPU's global generator."""
 
+    def centres(self, drawn: Drawn) -> Tensor | None:
+        """(2, n, B) in [0, 1), drawn too: column and row of the centre of a cutout, if there can
+        be one."""
+        return None
+
+    def tables(self, device: torch.device, height: int, width: int) -> Tables:
+        """What the operations do to images of this size."""
+        return tables_on(device, self.magnitudes, self.bins, height, width)
+
     def supports(self, task: Task, spec: Spec) -> str:
         """Images of one or three channels."""
         return no_picture(type(self).__name__.lower(), spec) or super().supports(task, spec)
@@ -218,15 +239,16 @@ class PerRow(Method):
     def applied(self, x: Tensor, drawn: Drawn) -> Tensor:
         """Images (B, C, H, W) after the operations drawn for them."""
         channels, height, width = x.shape[1:]
+        centres = self.centres(drawn)
         codes, magnitude, negative = drawn
         if channels == 1:
             codes = codes.masked_fill(codes == COLOR, IDENTITY)
-        size = self.magnitudes, self.bins, height, width
-        all_settings, all_matrices = tables_on(magnitude.device, *size)
-        operation = sent(negative * len(OPERATIONS) + codes, magnitude.device)
-        place = operation * self.bins + magnitude
+        all_settings, all_matrices = self.tables(magnitude.device, height, width)
+        _, kinds, bins = all_settings.shape
+        place = sent(negative * kinds + codes, magnitude.device) * bins + magnitude
         settings = all_settings.take(place)
-        stages = schedule(codes, settings, all_matrices.flatten(0, 2)[place])
+        boxes = None if centres is None else boxes_of(centres, settings, height, width)
+        stages = schedule(codes, settings, all_matrices.flatten(0, 2)[place], boxes)
         self._last = codes, settings
         return perform(x, stages, self.interpolation)
 
@@ -272,6 +294,12 @@ class RandAugment(PerRow):
         negative = torch.randint(2, (self.n, rows), device="cpu")
         return Drawn(codes, torch.full_like(codes, self.m), negative)
 
+    def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """Each operation is a sub-policy, of which n are drawn."""
+        draws = {"draws": self.n} if self.n > 1 else {}
+        each = [[always(code, self.m)] for code in self.ops.tolist()]
+        return {"ranges": "standard", **draws, "sub_policies": each}
+
 
 class TrivialAugment(PerRow):
     """Apply one operation to each image, drawn uniformly, with a uniform magnitude from 0 to 30.
@@ -291,6 +319,7 @@ class TrivialAugment(PerRow):
         interpolation: Interpolation = "nearest",
     ) -> None:
         super().__init__({"wide": WIDE, "standard": STANDARD}[space], 31, interpolation)
+        self.ranges = space
         self.ops = torch.tensor(PUBLISHED, device="cpu")
 
     def draw(self, rows: int) -> Drawn:
@@ -300,143 +329,17 @@ class TrivialAugment(PerRow):
         negative = torch.randint(2, (1, rows), device="cpu")
         return Drawn(codes, magnitude, negative)
 
-
-CIFAR10 = """
-invert 0.1 - contrast 0.2 6
-rotate 0.7 2 translate_x 0.3 9
-sharpness 0.8 1 sharpness 0.9 3
-shear_y 0.5 8 translate_y 0.7 9
-autocontrast 0.5 - equalize 0.9 -
-shear_y 0.2 7 posterize 0.3 7
-color 0.4 3 brightness 0.6 7
-sharpness 0.3 9 brightness 0.7 9
-equalize 0.6 - equalize 0.5 -
-contrast 0.6 7 sharpness 0.6 5
-color 0.7 7 translate_x 0.5 8
-equalize 0.3 - autocontrast 0.4 -
-translate_y 0.4 3 sharpness 0.2 6
-brightness 0.9 6 color 0.2 8
-solarize 0.5 2 invert 0.0 -
-equalize 0.2 - autocontrast 0.6 -
-equalize 0.2 - equalize 0.6 -
-color 0.9 9 equalize 0.6 -
-autocontrast 0.8 - solarize 0.2 8
-brightness 0.1 3 color 0.7 0
-solarize 0.4 5 autocontrast 0.9 -
-translate_y 0.9 9 translate_y 0.7 9
-autocontrast 0.9 - solarize 0.8 3
-equalize 0.8 - invert 0.1 -
-translate_y 0.7 9 autocontrast 0.9 -
-"""
-SVHN = """
-shear_x 0.9 4 invert 0.2 -
-shear_y 0.9 8 invert 0.7 -
-equalize 0.6 - solarize 0.6 6
-invert 0.9 - equalize 0.6 -
-equalize 0.6 - rotate 0.9 3
-shear_x 0.9 4 autocontrast 0.8 -
-shear_y 0.9 8 invert 0.4 -
-shear_y 0.9 5 solarize 0.2 6
-invert 0.9 - autocontrast 0.8 -
-equalize 0.6 - rotate 0.9 3
-shear_x 0.9 4 solarize 0.3 3
-shear_y 0.8 8 invert 0.7 -
-equalize 0.9 - translate_y 0.6 6
-invert 0.9 - equalize 0.6 -
-contrast 0.3 3 rotate 0.8 4
-invert 0.8 - translate_y 0.0 2
-shear_y 0.7 6 solarize 0.4 8
-invert 0.6 - rotate 0.8 4
-shear_y 0.3 7 translate_x 0.9 3
-shear_x 0.1 6 invert 0.6 -
-solarize 0.7 2 translate_y 0.6 7
-shear_y 0.8 4 invert 0.8 -
-shear_x 0.7 9 translate_y 0.8 3
-shear_y 0.8 5 autocontrast 0.7 -
-shear_x 0.7 2 invert 0.1 -
-"""
-IMAGENET = """
-posterize 0.4 8 rotate 0.6 9
-solarize 0.6 5 autocontrast 0.6 -
-equalize 0.8 - equalize 0.6 -
-posterize 0.6 7 posterize 0.6 6
-equalize 0.4 - solarize 0.2 4
-equalize 0.4 - rotate 0.8 8
-solarize 0.6 3 equalize 0.6 -
-posterize 0.8 5 equalize 1.0 -
-rotate 0.2 3 solarize 0.6 8
-equalize 0.6 - posterize 0.4 6
-rotate 0.8 8 color 0.4 0
-rotate 0.4 9 equalize 0.6 -
-equalize 0.0 - equalize 0.8 -
-invert 0.6 - equalize 1.0 -
-color 0.6 4 contrast 1.0 8
-rotate 0.8 8 color 1.0 2
-color 0.8 8 solarize 0.8 7
-sharpness 0.4 7 invert 0.6 -
-shear_x 0.6 5 equalize 1.0 -
-color 0.4 0 equalize 0.6 -
-equalize 0.4 - solarize 0.2 4
-solarize 0.6 5 autocontrast 0.6 -
-invert 0.6 - equalize 1.0 -
-color 0.6 4 contrast 1.0 8
-equalize 0.8 - equalize 0.6 -
-"""
+    def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """Each operation with each magnitude is a sub-policy."""
+        steps = {code: [0] if code in UNSIZED else range(31) for code in self.ops.tolist()}
+        each = [[always(code, step)] for code, own in steps.items() for step in own]
+        weights = [31 // len(own) for own in steps.values() for _ in own]
+        return {"ranges": self.ranges, "sub_policies": each, "weights": weights}
 
 
-class Policy(NamedTuple):
-    """Sub-policies of two operations; each field is (2, sub-policies)."""
-
-    codes: Tensor
-    probability: Tensor
-    magnitude: Tensor
-    """A step from 0 to 9; 0 if the operation has no magnitude."""
-
-
-def read_policy(table: str) -> Policy:
-    """Read a policy from lines with two "operation probability magnitude" triples each."""
-    words = [line.split() for line in table.strip().splitlines()]
-    names, probabilities, magnitudes = (
-        [[line[place], line[place + 3]] for line in words] for place in range(3)
-    )
-    codes = [[OPERATIONS.index(name) for name in pair] for pair in names]
-    chances = [[float(chance) for chance in pair] for pair in probabilities]
-    steps = [[0 if step == "-" else int(step) for step in pair] for pair in magnitudes]
-    return Policy(
-        torch.tensor(codes, device="cpu").T,
-        torch.tensor(chances, dtype=torch.float32, device="cpu").T,
-        torch.tensor(steps, device="cpu").T,
-    )
-
-
-class AutoAugment(PerRow):
-    """Apply one of 25 published pairs of operations to each image, each with its probability.
-
-    **Deviations.** Magnitudes are torchvision's ten steps: factors of color, contrast, brightness
-    and sharpness are 1 plus or minus up to 0.9 with a random sign, where the paper's go from 0.1 at
-    step 0 to 1.9 at the last; translations reach 150/331 of the edge.
-    """
-
-    source = "Cubuk et al., AutoAugment, CVPR 2019, arXiv:1805.09501"
-
-    def __init__(
-        self,
-        *,
-        policy: Literal["cifar10", "svhn", "imagenet"] = "cifar10",
-        interpolation: Interpolation = "nearest",
-    ) -> None:
-        super().__init__(STANDARD, 10, interpolation)
-        published = {"cifar10": CIFAR10, "svhn": SVHN, "imagenet": IMAGENET}
-        self.policy = read_policy(published[policy])
-
-    def draw(self, rows: int) -> Drawn:
-        """Sub-policies, which of their operations are applied, and signs."""
-        codes, probability, magnitude = self.policy
-        which = torch.randint(codes.shape[1], (rows,), device="cpu")
-        codes, magnitude = codes[:, which], magnitude[:, which]
-        idle = torch.rand(2, rows, device="cpu") >= probability[:, which]
-        negative = torch.randint(2, (2, rows), device="cpu")
-        return Drawn(codes.masked_fill(idle, IDENTITY), magnitude, negative)
+def always(code: int, step: int) -> list[Any]:
+    """An operation as policy files have it, with probability 1."""
+    return [OPERATIONS[code], 1.0, *([] if code in UNSIZED else [step])]
 
 
 class Warp(NamedTuple):
@@ -456,14 +359,33 @@ class Colour(NamedTuple):
     """(P,) float32 of the last P rows, those with a colour operation."""
     sizes: list[int]
     """Number of rows per operation, by code."""
+    boxes: Tensor | None
+    """(R, 4) of the last rows, those with a cutout; None if there is none."""
 
 
-def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | Colour]:
+def boxes_of(centres: Tensor, side: Tensor, height: int, width: int) -> Tensor:
+    """(n, B, 4) first and last column, first and last row of the boxes that cutout fills.
+
+    ``centres`` (2, n, B) in [0, 1) and ``side`` (n, B) in pixels; a side of 0 gives an empty box.
+    As in the code of Fast AutoAugment: the centre is at 1 or more pixels from the left and the top,
+    the first pixel is rounded down, and a box has one pixel more than its side, rounded down.
+    """
+    size = torch.tensor([width, height], dtype=torch.float64, device="cpu").view(2, 1, 1)
+    first = (size + (1 - size) * centres - side / 2).clamp_min(0).trunc()
+    last = torch.minimum(first + side, size).trunc()
+    last = torch.where(side > 0, last, -1.0)
+    return torch.stack([first[0], last[0], first[1], last[1]], dim=-1).long()
+
+
+def schedule(
+    codes: Tensor, settings: Tensor, matrices: Tensor, boxes: Tensor | None = None
+) -> list[Warp | Colour]:
     """Group the operations into stages that preserve the order within every row.
 
     ``codes`` and ``settings`` are (n, B), ``matrices`` (n, B, 2, 3): the identity if an operation
-    is not geometric. The first stage is a colour stage, if only to list the rows. Codes and the
-    rows of a stage are on the CPU; settings and matrices may be elsewhere, and are not read.
+    is not geometric; ``boxes`` (n, B, 4), if there are cutouts. The first stage is a colour stage,
+    if only to list the rows. Codes, boxes and the rows of a stage are on the CPU; settings and
+    matrices may be elsewhere, and are not read.
 
     Two slots share one warp, after the colour operations of the first and before those of the
     second: it covers the geometric operations of both, and so every consecutive run within a row.
@@ -474,13 +396,17 @@ def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | C
     goes_on = [torch.zeros_like(geometric[0])]
     for slot in range(len(codes) - 1, 0, -1):
         goes_on.append(geometric[slot] | (goes_on[-1] & ~colour[slot]))
-    stages: list[Warp | Colour] = [_colour(codes[0], settings[0])]
+
+    def colours(slot: int, rest: bool = False) -> Colour:
+        return _colour(codes[slot], settings[slot], None if boxes is None else boxes[slot], rest)
+
+    stages: list[Warp | Colour] = [colours(0, rest=True)]
     waiting, pending = geometric[0], matrices[0]
     for slot, later in enumerate(reversed(goes_on)):
         first = slot % 2 == 0
         if slot:
             if first:
-                stages.append(_colour(codes[slot], settings[slot], rest=False))
+                stages.append(colours(slot))
             composed = _compose(pending, matrices[slot])
             held = sent(waiting, matrices.device)[:, None, None]
             pending = torch.where(held, composed, matrices[slot])
@@ -490,7 +416,7 @@ def schedule(codes: Tensor, settings: Tensor, matrices: Tensor) -> list[Warp | C
             stages.append(Warp(now, pending[sent(now, pending.device)]))
             waiting = waiting & later & ~colour[slot]
         if not first:
-            stages.append(_colour(codes[slot], settings[slot], rest=False))
+            stages.append(colours(slot))
     return [stage for stage in stages if len(stage.rows)]
 
 
@@ -501,8 +427,8 @@ def _compose(first: Tensor, second: Tensor) -> Tensor:
     return product
 
 
-def _colour(codes: Tensor, settings: Tensor, rest: bool = True) -> Colour:
-    sizes = codes.bincount(minlength=len(OPERATIONS)).tolist()
+def _colour(codes: Tensor, settings: Tensor, boxes: Tensor | None, rest: bool) -> Colour:
+    sizes = codes.bincount(minlength=CUTOUT + 1).tolist()
     idle = sum(sizes[:POSTERIZE])
     order = codes.argsort(stable=True)
     rows = order[idle:]
@@ -512,7 +438,8 @@ def _colour(codes: Tensor, settings: Tensor, rest: bool = True) -> Colour:
     posterize, solar = sizes[POSTERIZE], sum(sizes[POSTERIZE : INVERT + 1])
     parameters[:posterize].neg_().add_(8).exp2_()
     parameters[posterize:solar].ceil_().sub_(1)
-    return Colour(order if rest else rows, parameters.float(), sizes)
+    cut = boxes[order[len(order) - sizes[CUTOUT] :]] if boxes is not None else None
+    return Colour(order if rest else rows, parameters.float(), sizes, cut)
 
 
 def perform(x: Tensor, stages: list[Warp | Colour], interpolation: Interpolation) -> Tensor:
@@ -538,6 +465,8 @@ def perform(x: Tensor, stages: list[Warp | Colour], interpolation: Interpolation
                 coloured = part[len(part) - len(stage.parameters) :]
                 levels = coloured.float().mul_(255).round_()
                 recolour(levels, sent(stage.parameters, x.device), stage.sizes)
+                if stage.boxes is not None:
+                    cut_out(levels[len(levels) - len(stage.boxes) :], sent(stage.boxes, x.device))
                 coloured.copy_(levels).div_(255)
     return pool.index_select(0, index[size:])  # outside, so that it can be part of a graph
 
@@ -566,7 +495,7 @@ def recolour(levels: Tensor, parameters: Tensor, sizes: list[int]) -> None:
         _autocontrast(levels[where])
     if where := some(EQUALIZE):
         _equalize(levels[where])
-    if not sum(sizes[BRIGHTNESS:]):
+    if not sum(sizes[BRIGHTNESS:CUTOUT]):
         return
     # Pillow's blend: dull + factor * (level - dull) in float32, clipped to 0..255, rounded down.
     dull: list[tuple[slice, Tensor]] = []
@@ -585,6 +514,16 @@ def recolour(levels: Tensor, parameters: Tensor, sizes: list[int]) -> None:
     for where, other in dull:
         levels[where].add_(other)
     levels[blends].clamp_(0, 255).floor_()
+
+
+def cut_out(levels: Tensor, boxes: Tensor) -> None:
+    """Fill boxes (R, 4), as ``boxes_of`` gives them, of levels (R, C, H, W) in place."""
+    first_x, last_x, first_y, last_y = boxes.view(-1, 4, 1, 1, 1).unbind(dim=1)
+    column = torch.arange(levels.shape[3], device=levels.device)
+    row = torch.arange(levels.shape[2], device=levels.device).view(-1, 1)
+    inside = (column >= first_x) & (column <= last_x) & (row >= first_y) & (row <= last_y)
+    fill = torch.tensor(FILL if levels.shape[1] == 3 else (GREY,), dtype=levels.dtype, device="cpu")
+    levels.copy_(torch.where(inside, sent(fill, levels.device).view(1, -1, 1, 1), levels))
 
 
 def _grey(levels: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ NAMES = [
     "head_refit(upstream=crop+cutmix)",
     "frozen(upstream=saflex(upstream=mixup))",
     "frozen(upstream=autodo)",
+    "autoaugment(policy=faa_cifar10)",
+    "shuffled_policy(upstream=autoaugment(policy=faa_svhn))",
     "saflex(upstream=mixup)",
     "saflex(upstream=randaugment)",
     "saflex(preset=stable)",

@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.training.imagenet import import_torchvision
 from benchmarks.training.tasks import MultiClass
 from methods import randaugment
+from methods.autoaugment import AutoAugment
 from methods.base import Batch, Spec
 from methods.functional import affine_warp
 from methods.randaugment import (
@@ -27,7 +28,6 @@ from methods.randaugment import (
     ROTATE,
     STANDARD,
     WIDE,
-    AutoAugment,
     Drawn,
     PerRow,
     RandAugment,

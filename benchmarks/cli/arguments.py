@@ -256,6 +256,27 @@ class ShowCommand:
 
 
 @dataclass(kw_only=True)
+class PolicyCommand:
+    """Write the policy of operations that a run learned, for autoaugment(policy=FILE).
+
+    Example: augbench policy runs/0123456789abcdef --out policy.yaml
+    """
+
+    run: Positional[Path]
+    """run directory, of a run with autodo, randaugment, trivialaugment or autoaugment"""
+    out: Path = Path("policy.yaml")
+    """file to write"""
+    by: Literal["class", "all"] = "class"
+    """what is averaged if each row learned its own policy: the rows of each class, or all rows"""
+    torchvision: bool = False
+    """print code to paste, for transforms of torchvision.transforms.v2"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder, for the labels of the rows"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(kw_only=True)
 class DataCommand:
     """List the data sets and what is on disk, fetch or show some, or verify their checksums.
 
@@ -476,6 +497,7 @@ Command = (
     | Annotated[SweepCommand, subcommand("sweep")]
     | Annotated[PredictCommand, subcommand("predict")]
     | Annotated[ShowCommand, subcommand("show")]
+    | Annotated[PolicyCommand, subcommand("policy")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[TableCommand, subcommand("table")]
     | Annotated[PlanCommand, subcommand("plan")]

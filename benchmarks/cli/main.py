@@ -22,6 +22,7 @@ from benchmarks.cli.arguments import (
     ListCommand,
     PackCommand,
     PlanCommand,
+    PolicyCommand,
     PredictCommand,
     ReportCommand,
     RunCommand,
@@ -45,6 +46,7 @@ AGAIN = (
     PackCommand,
     UnpackCommand,
     DoctorCommand,
+    PolicyCommand,
 )
 """Commands that start over when repeated."""
 
@@ -147,6 +149,7 @@ def _carry_out(
     | CompareCommand
     | SweepCommand
     | PredictCommand
+    | PolicyCommand
     | ShowCommand
     | DataCommand
     | DoctorCommand
@@ -193,6 +196,10 @@ def _carry_out(
                 from benchmarks.cli import predict
 
                 return predict.carry_out(command)
+            case PolicyCommand():
+                from benchmarks.cli import policy
+
+                return policy.carry_out(command)
             case ShowCommand():
                 from benchmarks.cli import show
 

@@ -1,0 +1,145 @@
+"""``augbench policy``: what a run learned, as a policy file and as code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import methods
+from analysis import runs
+from analysis.runs import Run
+from benchmarks.cli import arguments
+from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.common import root_of
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import Protocol, arrays_of, make_splits
+from benchmarks.data.streams import strata_of
+from benchmarks.training.evaluation import labels_of
+from methods import own
+from methods.autoaugment import written
+from methods.base import Method
+from methods.naming import Call, call_of, parse, render, with_path
+from methods.pasted import code
+
+OF_OPERATIONS = ("probability", "magnitude")
+"""The arrays of learned.npz that are a policy."""
+
+
+@own.kept()
+def carry_out(command: arguments.PolicyCommand) -> int:
+    """Write the policy file, and print how to use it; return the exit code."""
+    folder, out = command.run, command.out
+    if out.suffix not in own.YAML:
+        raise UsageError(f"out: expected a name ending in .yaml or .yml, got {out}")
+    if not out.parent.is_dir():
+        raise UsageError(f"out: expected a name in a folder that exists, got {out}")
+    try:
+        run, recorded = runs.read_run(folder)
+    except runs.UNREADABLE as error:
+        raise UsageError(f"run: {folder} is not a run directory ({error})") from error
+    result = runs.read_result(folder)
+    if result is None or result["status"] != "done":
+        raise UsageError(f"run: expected a run that is done, {folder} is not")
+    learned, how = {}, ""
+    if (folder / "learned.npz").exists():
+        arrays = runs.read_arrays(folder / "learned.npz")
+        learned = {name: arrays[name] for name in OF_OPERATIONS if name in arrays}
+    classes = tuple(result["data"]["classes"])
+    if any(len(each) > 1 for each in learned.values()):
+        groups = _groups(command, run, recorded, len(classes), learned)
+        learned = {
+            name: np.stack([each[rows].mean(axis=0, dtype=np.float64) for rows in groups])
+            for name, each in learned.items()
+        }
+        how = "mean over training rows" if len(groups) == 1 else "mean over each class's rows"
+    part, content = _found(methods.build(run.method), learned, run.row)
+    head = [f"{run.row} on {run.benchmark}, seed {run.seed}, run {run.id}{how and f'; {how}'}"]
+    if "classes" in content:
+        head.append(f"classes, from 0: {', '.join(classes)}")
+    runs.write_text(out, written(content, head))
+    if command.torchvision:
+        print(code(content), end="")
+        return 0
+    print(f"{out}: {_told(content)}{how and f', {how}'}")
+    print(f"Use it: --methods {_quoted(_instead(run.method, part, out))}")
+    return 0
+
+
+def _groups(
+    command: arguments.PolicyCommand,
+    run: Run,
+    recorded: dict[str, Any],
+    classes: int,
+    learned: dict[str, np.ndarray],
+) -> list[np.ndarray]:
+    """The rows to average over, for each policy."""
+    count = len(next(iter(learned.values())))
+    everything = np.arange(count)
+    if command.by == "all":
+        return [everything]
+    if count == classes:  # learned by class
+        return list(everything[:, None])
+    path = recorded.get("path")
+    benchmark = parse_benchmark(with_path(run.benchmark, path) if path else run.benchmark)
+    arrays = arrays_of(benchmark, root_of(command.data))
+    if arrays.checksum != run.data:
+        raise UsageError(f"run: {run.benchmark} has other data now than those of the run")
+    protocol = Protocol(name=run.protocol, meta_fraction=run.meta_fraction, crossfit=run.crossfit)
+    splits = make_splits(
+        arrays,
+        benchmark,
+        protocol,
+        needs_meta="meta" in methods.build(run.method).requires(),
+        seed=run.seed,
+        device=torch.device("cpu"),
+        control=run.control,
+    )
+    labels = strata_of(labels_of(splits.train, splits.kind), classes)
+    groups = [np.flatnonzero(labels == number) for number in range(classes)]
+    return [rows if len(rows) else everything for rows in groups]
+
+
+def _found(
+    method: Method, learned: dict[str, np.ndarray], row: str
+) -> tuple[Method, dict[str, Any]]:
+    """The part of a method that has a policy, and the policy; what learned comes first."""
+    parts = list(method.parts())
+    learning = [part for part in parts if part.operations and learned]
+    found = [(part, part.as_policy(learned)) for part in learning or parts]
+    found = [(part, content) for part, content in found if content]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(
+            f"run: {row} has no policy: expected a method that learned one, such as autodo, or "
+            "randaugment, trivialaugment or autoaugment"
+        )
+    names = " and ".join(type(part).__name__ for part, _ in found)
+    raise UsageError(f"run: {row} has several policies, of {names}; expected a run with one")
+
+
+def _instead(method: str, part: Method, out: Path) -> str:
+    """The method with the file in the place of the part that learned."""
+    given = {"policy": str(out)}
+    if getattr(part, "interpolation", "nearest") != "nearest":
+        given["interpolation"] = "bilinear"
+    use = render(call_of("autoaugment", given))
+    expression = parse(method)
+    if isinstance(expression, Call) and part.upstream is not None:
+        return f"{render(dict(expression.arguments)['upstream'])}+{use}"
+    return use
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _told(content: dict[str, Any]) -> str:
+    """What a policy file has, in words."""
+    if "classes" in content:
+        return f"a policy for each of {len(content['classes'])} classes"
+    count = len(content["sub_policies"])
+    return f"a policy of {count} sub-polic{'y' if count == 1 else 'ies'}"
