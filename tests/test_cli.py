@@ -242,15 +242,15 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert (
         code == 2
         and "rum" in text
-        and "list, run, compare, sweep, predict, show, report, table, plan, runs, pack, unpack"
+        and "list, run, compare, sweep, predict, show, policy, report, table, plan, runs, pack"
         in text
     )
 
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "run", "compare", "sweep", "predict", "show", "report", "plan", "runs", "pack",
-     "unpack", "data", "doctor"],
+    ["list", "run", "compare", "sweep", "predict", "show", "policy", "report", "plan", "runs",
+     "pack", "unpack", "data", "doctor"],
 )  # fmt: skip
 def test_help_shows_types_defaults_and_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

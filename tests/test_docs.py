@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ray_configs/README.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 EXTENDING = "docs/extending.md"
+POLICIES = "docs/methods/policies.md"
 SHELL = r"""
 augbench() { printf '%s\0' "$@"; printf '\n\0'; }
 command_not_found_handle() {
@@ -128,6 +129,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for block in blocks(page, "python"):
             if named := re.match(r"# (\w+\.py)\n", block):
                 (tmp_path / named[1]).write_text(block)
+    (tmp_path / "policy.yaml").write_text(blocks(POLICIES, "yml")[0])
     (block,) = blocks(EXTENDING, "toml")
     points = tomllib.loads(block)["project"]["entry-points"]
     told = tmp_path / "yours-1.dist-info"
