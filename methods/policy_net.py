@@ -402,9 +402,11 @@ class AdaAug(PolicyNet):
             upstream, n, temperature, delta, refresh, meta_batch, learning_rate, derivative
         )
         start = f"delta={delta}, n={n}, temperature={temperature}, upstream={{upstream}}"
+        still = f"frozen(upstream=adaaug({start}))"
         self.controls = (
-            f"frozen(upstream=adaaug({start}))",
+            still,
             "shuffled_policies(upstream={self})",
+            f"head_refit(upstream={still})",
         )
 
     def gradient(self, batch: Batch, model: Model, ctx: Context) -> Tensor:
@@ -475,9 +477,11 @@ class MADAug(PolicyNet):
             raise ValueError(f"alpha: expected a learning rate above 0, got {alpha}")
         self.tau, self.alpha = tau, alpha
         start = f"delta={delta}, n={n}, tau={tau}, temperature={temperature}, upstream={{upstream}}"
+        still = f"frozen(upstream=madaug({start}))"
         self.controls = (
-            f"frozen(upstream=madaug({start}))",
+            still,
             "shuffled_policies(upstream={self})",
+            f"head_refit(upstream={still})",
         )
 
     def augmented(self, count: int, ctx: Context) -> int:

@@ -117,6 +117,16 @@ CONTROLS = {
         "frozen(upstream=autodo(shared=true, upstream=flip, weight=false))",
         "head_refit(upstream=frozen(upstream=autodo(shared=true, upstream=flip, weight=false)))",
     ],
+    "adaaug(preset=exact)": [
+        "frozen(upstream=adaaug)",
+        "shuffled_policies(upstream=adaaug(preset=exact))",
+        "head_refit(upstream=frozen(upstream=adaaug))",
+    ],
+    "madaug(alpha=0.5, tau=0.2, n=1, upstream=crop)": [
+        "frozen(upstream=madaug(n=1, tau=0.2, upstream=crop))",
+        "shuffled_policies(upstream=madaug(alpha=0.5, n=1, tau=0.2, upstream=crop))",
+        "head_refit(upstream=frozen(upstream=madaug(n=1, tau=0.2, upstream=crop)))",
+    ],
     "lpa3(warmup=1)": ["norm_noise(upstream=lpa3(warmup=1))"],
     "isda(upstream=crop)": ["isotropic_noise(upstream=isda(upstream=crop))"],
     "bsda": ["frozen(upstream=bsda)", "isotropic_noise(upstream=bsda)"],

@@ -61,6 +61,7 @@ WHOLE = {
     "no_consistency": "no_consistency(upstream=augmix)",
     "norm_noise": "norm_noise(upstream=lpa3(warmup=0))",
     "one_chain": "one_chain(upstream=augmix)",
+    "shuffled_policies": "shuffled_policies(upstream=adaaug)",
     "shuffled_strengths": "shuffled_strengths(upstream=entaugment)",
     "shuffled_weights": "shuffled_weights(upstream=saflex)",
     "unconstrained": "unconstrained(upstream=medaugment)",
