@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import permutations
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Batch, Context, Method, Model, Spec, Task
-from methods.differentiable import CUTOUT, NAMES, chosen, every, settings
+from methods.differentiable import CUTOUT, FLIP, NAMES, chosen, every, settings
 from methods.functional import check_meta_batch, evaluate, frozen, meta_rows, mode
 from methods.randaugment import (
     BRIGHTNESS,
-    OPERATIONS,
+    IDENTITY,
     POSTERIZE,
     ROTATE,
     SHARPNESS,
@@ -26,13 +27,16 @@ from methods.randaugment import (
     STANDARD,
     TRANSLATE_X,
     TRANSLATE_Y,
+    UNSIZED,
     caption,
+    no_picture,
 )
 
 COUNT = len(NAMES)
 DECAY = 1e-3
 """Weight decay of the policy network."""
 BETAS = 0.9, 0.999
+POLICY = "probability", "magnitude"
 CHUNK = 256
 """Images per pass, if a training batch has fewer."""
 Derivative = Literal["one", "operation"]
@@ -218,13 +222,9 @@ class PolicyNet(Method):
     def supports(self, task: Task, spec: Spec) -> str:
         """Grey or RGB images; an upstream that leaves the forward pass to the trainer."""
         name = type(self).__name__.lower()
-        if spec.kind != "image":
-            return f"{name} needs images, but the data are {spec.kind}s"
-        if spec.shape[0] not in (1, 3):
-            return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
         if self.upstream is not None and self.upstream.hands_logits:
             return f"{name} changes images before the forward pass, but its upstream returns logits"
-        return super().supports(task, spec)
+        return no_picture(name, spec) or super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Make the policy, and allocate what is recorded of each row."""
@@ -304,6 +304,22 @@ class PolicyNet(Method):
         own = {"probability": now.probability, "magnitude": now.magnitude, "seen": self.seen[:-1]}
         return {**super().learned(), **own}
 
+    def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """Sub-policies of all orders of ``n`` operations, for each class or for all; n up to 2.
+
+        Flip is left out, which policy files do not have, and so are the shifts of magnitudes.
+        """
+        if not learned or self.n > 2:
+            return {}
+        parts = [
+            _sub_policies(p[:FLIP], levels, self.n)
+            for p, levels in zip(*(learned[name] for name in POLICY), strict=True)
+        ]
+        return {
+            "ranges": "fast_autoaugment",
+            **(parts[0] if len(parts) == 1 else {"classes": parts}),
+        }
+
     def learning(self) -> dict[str, float]:
         """Outer steps, and how far the policy is from what it said of the same features at first.
 
@@ -349,6 +365,23 @@ class PolicyNet(Method):
     def _meta(self, ctx: Context) -> Batch:
         name = type(self).__name__.lower()
         return meta_rows(name, ctx, self.meta_batch, ctx.batch_size, stratified=False)
+
+
+def _sub_policies(p: Any, levels: Any, n: int) -> dict[str, Any]:
+    """Sequences of n operations drawn without replacement, with p (P,) and levels (P,) given."""
+    single = [
+        [NAMES[code], 1.0, *([] if code in UNSIZED else [float(level)])]
+        for code, level in zip(range(len(p)), levels, strict=False)
+    ]
+    shares = [float(each) / float(sum(p)) for each in p]
+    weights, found = [], []
+    for codes in permutations(range(len(p)), n):
+        left, weight = 1.0, 1.0
+        for code in codes:
+            weight, left = weight * shares[code] / left, left - shares[code]
+        weights.append(weight)
+        found.append([single[code] for code in codes])
+    return {"sub_policies": found, "weights": weights}
 
 
 class AdaAug(PolicyNet):
@@ -569,10 +602,8 @@ class ShuffledPolicies(Method):
 
 def _told(code: int, setting: float) -> str:
     """An operation in words; empty for identity."""
-    if code == CUTOUT:
-        return f"cutout {setting:.1f} px"
-    if code >= len(OPERATIONS):
-        return NAMES[code]
     if code in (TRANSLATE_X, TRANSLATE_Y):
         setting = math.trunc(setting)
-    return caption(code, setting) if code else ""
+    if code in (IDENTITY, FLIP):
+        return NAMES[code] if code else ""
+    return caption(code, setting)

@@ -21,6 +21,7 @@ from benchmarks.training import models
 from benchmarks.training.context import OwnLoop, own_loop
 from benchmarks.training.tasks import MultiClass
 from methods import policy_net
+from methods.autoaugment import policy_in
 from methods.base import Batch, Model, Spec
 from methods.differentiable import CUTOUT, FLIP, NAMES, every, settings
 from methods.policy_net import (
@@ -458,6 +459,33 @@ def test_what_harms_becomes_less_likely_first(method: Any) -> None:
     method.policy.values.zero_()  # all operations are equally probable
     slope = method.gradient(ctx.train.rows(torch.arange(20)), model, ctx)[COUNT:, -1]
     assert slope.argmax() == INVERT and float(slope[IDENTITY]) < 0
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_policy_file_draws_as_the_mean_policy_does(n: int) -> None:
+    """Each sequence of operations, with flip left out, against the rule for draws without
+    replacement; magnitudes and ranges as the method's."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(COUNT), size=2)
+    levels = rng.random((2, COUNT))
+    content = AdaAug(n=n).as_policy({"probability": p, "magnitude": levels})
+    policy = policy_in(content, "here")
+    assert policy.classes == 2 and policy.ranges == "fast_autoaugment"
+    for own, magnitude, part in zip(p, levels, content["classes"], strict=True):
+        kept = own[:FLIP] / own[:FLIP].sum()
+        for sequence, weight in zip(part["sub_policies"], part["weights"], strict=True):
+            codes = [NAMES.index(name) for name, *_ in sequence]
+            truth = kept[codes[0]]
+            if n == 2:
+                truth *= kept[codes[1]] / (1 - kept[codes[0]])
+            assert weight == pytest.approx(truth)
+            for code, (_, probability, *level) in zip(codes, sequence, strict=True):
+                assert probability == 1 and level in ([], [magnitude[code]])
+        assert sum(part["weights"]) == pytest.approx(1)
+    alone = AdaAug().as_policy({"probability": p[:1], "magnitude": levels[:1]})
+    assert policy_in(alone, "here").classes == 0
+    assert AdaAug(n=3).as_policy({"probability": p, "magnitude": levels}) == {}
+    assert AdaAug().as_policy({}) == {}
 
 
 @pytest.mark.parametrize(
