@@ -705,6 +705,8 @@ def test_studies_are_shipped() -> None:
         "quickstart",
         "learnable_small",
         "learnable_tuned",
+        "rivals_small",
+        "rivals_tuned",
         "saflex_upstreams",
         "saflex_table1",
         "lpa3_small",
