@@ -170,10 +170,6 @@ class PolicyNet(Method):
 
     needs = frozenset({"meta", "features", "image"})
     operations = NAMES
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "published": {},
-        "exact": {"derivative": "operation"},
-    }
     space: ClassVar[Mapping[str, Any]] = {
         "temperature": ("choice", [1.0, 2.0, 3.0]),
         "delta": ("uniform", 0.0, 0.4),
@@ -417,6 +413,10 @@ class AdaAug(PolicyNet):
     """
 
     source = "Cheung & Yeung, AdaAug, ICLR 2022"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "exact": {"derivative": "operation"},
+    }
     costs: Mapping[str, float] = {"published": 2.3, "exact": 2.5}
 
     def __init__(
@@ -485,6 +485,10 @@ class MADAug(PolicyNet):
     """
 
     source = "Hou et al., MADAug, ICCV 2023, arXiv:2309.04747"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {},
+        "exact": {"derivative": "operation"},
+    }
     costs: Mapping[str, float] = {"published": 3.0, "exact": 3.1}
 
     def __init__(
