@@ -95,7 +95,8 @@ def every(
     """
     rows = len(x)
     codes = sent(torch.tensor(WARPS, device="cpu"), x.device).repeat_interleave(rows)
-    own = given[:, list(WARPS)].T.flatten()
+    # Slices, as an index of numbers would be copied to the device.
+    own = torch.cat([given[:, SHEAR_X : ROTATE + 1], given[:, FLIP:]], dim=1).T.flatten()
     warped = _warped(x.repeat(len(WARPS), 1, 1, 1), codes, own, interpolation)
     found = dict(zip(WARPS, warped.unflatten(0, (len(WARPS), rows)), strict=True))
     found |= dict(zip(COLOURS, _coloured(x, given), strict=True))
@@ -160,7 +161,7 @@ def _coloured(x: Tensor, given: Tensor) -> Tensor:
     """(n, B, C, H, W): each row after each of the n colour operations, with ``given`` (B, P)."""
     with torch.no_grad():
         levels = x.float().mul(255).round_()
-        parameters = given[:, list(COLOURS)].T.clone()
+        parameters = given[:, POSTERIZE : SHARPNESS + 1].T.clone()
         # As recolour takes them: posterize divides by a power of two, solarize and invert turn over
         # the levels above an integer.
         parameters[0].round_().neg_().add_(8).exp2_()
