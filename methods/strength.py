@@ -124,15 +124,17 @@ def exchanged(steps: Tensor, taken: Tensor, exchange: Exchange) -> Tensor:
     ``shuffled`` is a random permutation. ``mean`` is their mean, rounded up with the probability of
     its fraction, the same for all: the expectation is the mean.
     """
+    # Drawn in any case, so that the links of a chain that come after draw the same.
+    uniform = torch.rand(len(steps) + 1, device=steps.device)
     if exchange == "mean":
         own = taken.to(torch.float32)
         mean = (steps * own).sum() / own.sum().clamp_min(1)
-        return (mean + torch.rand_like(mean)).floor().clamp_max(STEPS).long().expand_as(steps)
+        return (mean + uniform[-1]).floor().clamp_max(STEPS).long().expand_as(steps)
     if exchange == "shuffled":
         # Two orders of the rows in which those taken come first: as they are, and at random.
         kept = taken.logical_not().to(torch.float32)
         order = kept.argsort(stable=True)
-        chance = (kept + torch.rand_like(kept)).argsort()
+        chance = (kept + uniform[:-1]).argsort()
         return torch.empty_like(steps).scatter_(0, order, steps[chance])
     return steps
 

@@ -311,6 +311,18 @@ class TestControls:
         assert abs(float(mean[0]) - float(own.magnitude[0].double().mean())) < 1
 
     @pytest.mark.parametrize("control", CONTROLS)
+    @pytest.mark.parametrize("name", ["entaugment(warmup=0)", "sra(exponent=1000.0)"])
+    def test_links_after_it_draw_the_same(self, control: str, name: str) -> None:
+        """With equal strengths there is nothing to exchange, and crops are the same too."""
+        found = []
+        for row in (f"{name}+crop", f"{control}(upstream={name})+crop"):
+            desk = ready(row)
+            batch = desk.batch()
+            visited(desk, batch, torch.zeros(len(batch.x), 3))
+            found.append(desk.augment(batch, 1, 7).x)
+        assert torch.equal(*found)
+
+    @pytest.mark.parametrize("control", CONTROLS)
     @pytest.mark.parametrize("name", ["entaugment(warmup=1)", "sra"])
     def test_random_steps_stay_as_they_are(self, control: str, name: str) -> None:
         one, other = ready(name), ready(f"{control}(upstream={name})")
