@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from methods import build, canonical
 from methods.base import Batch, Context, Method
+from methods.naming import call_of, render
 from methods.randaugment import Interpolation
 from methods.strength import AdaptiveStrength, normalised_entropy, steps_of
 
@@ -30,8 +31,7 @@ class _Named(nn.Module):
 
     def __init__(self, name: str, **arguments: Any) -> None:
         super().__init__()
-        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        self.name = canonical(f"{name}({given})")
+        self.name = canonical(render(call_of(name, arguments)))
         _method(self.name)  # refuses wrong arguments now
 
     def extra_repr(self) -> str:
@@ -51,7 +51,7 @@ class _Rows(_Named):
         """
         x = x.detach()
         check(x)
-        return torch.ops.augbench.augment(x, self.name)
+        return torch.ops.augbench.augment(x, self.name, torch.rand(0))
 
 
 class RandAugment(_Rows):
@@ -122,12 +122,15 @@ class EntAugment(_Named):
                 f"{tuple(strength.shape)}"
             )
         steps = steps_of(strength.detach().clamp(0, 1)).view(-1)
-        return torch.ops.augbench.augment(x, self.name, steps)
+        return torch.ops.augbench.augment(x, self.name, torch.rand(0), steps)
 
 
 def strengths(logits: Tensor) -> Tensor:
-    """EntAugment's strengths (B,) of images with logits (B, K): 1 - H(p) / log K, p = softmax."""
-    return 1 - normalised_entropy(logits.detach())
+    """EntAugment's strengths (B,) of images with logits (B, K): 1 - H(p) / log K, p = softmax.
+
+    Where the network has diverged they are 0.
+    """
+    return (1 - normalised_entropy(logits.detach())).nan_to_num(0.0)
 
 
 class Crop(_Rows):
@@ -167,7 +170,9 @@ def _method(name: str) -> Method:
 @torch.library.custom_op(
     "augbench::augment", mutates_args=(), tags=[torch.Tag.nondeterministic_seeded]
 )
-def _augment(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
+def _augment(x: Tensor, name: str, drawn: Tensor, steps: Tensor | None = None) -> Tensor:
+    # ``drawn`` is empty, from torch.rand: a compiler merges two calls with equal inputs, whatever
+    # the operator's tags say, but never two draws.
     images = x if x.dim() == 4 else x[None]
     wide = images.dtype in (torch.float32, torch.float64)
     values = images if wide else images.float()
@@ -175,8 +180,8 @@ def _augment(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
         values = values / 255
     method = _method(name)
     if isinstance(method, AdaptiveStrength) and steps is not None:
-        drawn = method.draw(len(values))._replace(magnitude=steps.expand(method.n, -1))
-        out = method.applied(values, drawn)
+        own = method.draw(len(values))._replace(magnitude=steps.expand(method.n, -1))
+        out = method.applied(values, own)
     else:
         rows = torch.full((len(images),), -1, device=x.device)
         w = values.new_full((len(images),), 1 / max(1, len(images)))
@@ -188,5 +193,5 @@ def _augment(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
 
 
 @_augment.register_fake
-def _(x: Tensor, name: str, steps: Tensor | None = None) -> Tensor:
+def _(x: Tensor, name: str, drawn: Tensor, steps: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape)

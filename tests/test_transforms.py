@@ -1,7 +1,9 @@
 """Modules from tensor to tensor draw and compute what the methods of the same names do."""
 
 import inspect
+import math
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -97,14 +99,15 @@ def test_memory_format_and_gradients_do_not_matter() -> None:
 
 
 class Twice(nn.Module):
-    """Two draws for the same images."""
+    """Two draws for the same images; its weight makes a compiler trace a backward pass too."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.module(x), self.module(x)
+        return self.weight * self.module(x), self.weight * self.module(x)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -167,8 +170,17 @@ def test_entaugment_is_as_strong_as_the_method_with_these_strengths() -> None:
         module(x, strength[:3])
 
 
+def test_a_policy_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a policy.yaml"
+    file.write_text("ranges: standard\nsub_policies: [[[invert, 1.0]]]\n")
+    x = images(4, 1, 6, 6)
+    levels = (255 * x).round() / 255
+    assert torch.allclose(transforms.AutoAugment(policy=str(file))(x), 1 - levels)
+
+
 def test_strengths_are_one_less_the_normalised_entropy() -> None:
     logits = 3 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
     p = logits.softmax(dim=1).numpy()
     expected = 1 - entropy(p, axis=1, base=4)
     assert np.allclose(transforms.strengths(logits).numpy(), expected, rtol=1e-12, atol=0)
+    assert transforms.strengths(torch.full((2, 3), math.nan)).tolist() == [0, 0]
