@@ -35,6 +35,7 @@ from methods.randaugment import (
     BRIGHTNESS,
     CUTOUT,
     IDENTITY,
+    NAMES,
     OPERATIONS,
     POSTERIZE,
     ROTATE,
@@ -57,11 +58,10 @@ from methods.randaugment import (
 FOLDER = Path(__file__).parent / "policies"
 SHIPPED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 """Names of the published policies."""
-WITH_CUTOUT = (*OPERATIONS, "cutout")
 RANGES = {
     "standard": OPERATIONS,
     "wide": OPERATIONS,
-    "fast_autoaugment": WITH_CUTOUT,
+    "fast_autoaugment": NAMES,
     "autodo": autodo.OPERATIONS,
 }
 """The operations of a policy by its ranges.
@@ -381,7 +381,7 @@ def tables_of(values: tuple[float, ...], height: int, width: int) -> Tables:
     def between(low: float, high: float) -> Tensor:
         return magnitude * (high - low) + low
 
-    one = torch.zeros(CUTOUT + 1, len(values), dtype=torch.float64, device="cpu")
+    one = torch.zeros(len(NAMES), len(values), dtype=torch.float64, device="cpu")
     one[[SHEAR_X, SHEAR_Y]] = between(-0.3, 0.3)
     one[TRANSLATE_X] = between(-0.45, 0.45) * width
     one[TRANSLATE_Y] = between(-0.45, 0.45) * height
@@ -392,7 +392,7 @@ def tables_of(values: tuple[float, ...], height: int, width: int) -> Tables:
     one[CUTOUT] = between(0, 0.2) * width
     settings = torch.stack([one, one])
     settings[1, SHEAR_X : ROTATE + 1] *= -1
-    codes = torch.arange(CUTOUT + 1, device="cpu")[:, None].expand_as(settings)
+    codes = torch.arange(len(NAMES), device="cpu")[:, None].expand_as(settings)
     return Tables(settings, geometry(codes, settings, height, width))
 
 

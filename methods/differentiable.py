@@ -32,9 +32,11 @@ from methods.randaugment import (
     CUTOUT,
     EQUALIZE,
     FILL,
+    FLIP,
     GREY,
     IDENTITY,
     INVERT,
+    NAMES,
     OPERATIONS,
     POSTERIZE,
     ROTATE,
@@ -49,9 +51,6 @@ from methods.randaugment import (
     recolour,
 )
 
-NAMES = (*OPERATIONS, "cutout", "flip")
-"""A code is an index into this tuple."""
-FLIP = CUTOUT + 1
 WARPS = (SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, FLIP)
 COLOURS = tuple(range(POSTERIZE, SHARPNESS + 1))
 RAMP = 32.0

@@ -37,6 +37,8 @@ def apply(image, operation, value):
             return F.affine(image, 0.0, [0, @y], 1.0, [0.0, 0.0])
         case "rotate":
             return F.rotate(image, value)
+        case "flip":
+            return F.horizontal_flip(image)
         case "posterize":
             return F.posterize(image, int(value))
         case "solarize":

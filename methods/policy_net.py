@@ -303,12 +303,12 @@ class PolicyNet(Method):
     def as_policy(self, learned: Mapping[str, Any]) -> dict[str, Any]:
         """Sub-policies of all orders of ``n`` operations, for each class or for all; n up to 2.
 
-        Flip is left out, which policy files do not have, and so are the shifts of magnitudes.
+        The shifts of magnitudes are left out.
         """
         if not learned or self.n > 2:
             return {}
         parts = [
-            _sub_policies(p[:FLIP], levels, self.n)
+            _sub_policies(p, levels, self.n)
             for p, levels in zip(*(learned[name] for name in POLICY), strict=True)
         ]
         return {

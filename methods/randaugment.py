@@ -53,12 +53,13 @@ IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(6)
 POSTERIZE, SOLARIZE, INVERT, AUTOCONTRAST, EQUALIZE, BRIGHTNESS, CONTRAST, COLOR, SHARPNESS = range(
     6, 15
 )
-CUTOUT = len(OPERATIONS)
-"""The code of one more operation, which only policies have."""
+NAMES = (*OPERATIONS, "cutout", "flip")
+"""All operations of policies, by code."""
+CUTOUT, FLIP = len(OPERATIONS), len(OPERATIONS) + 1
 SIGNED = (SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, *range(BRIGHTNESS, SHARPNESS + 1))
 PUBLISHED = tuple(code for code, name in enumerate(OPERATIONS) if name != "invert")
 """The 14 operations of RandAugment and TrivialAugment."""
-UNSIZED = (IDENTITY, INVERT, AUTOCONTRAST, EQUALIZE)
+UNSIZED = (IDENTITY, INVERT, AUTOCONTRAST, EQUALIZE, FLIP)
 """Operations without a magnitude."""
 COLOUR = (IDENTITY, AUTOCONTRAST, EQUALIZE, INVERT, COLOR, SHARPNESS)
 """AutoDO's subset: geometry is left to the learned warps."""
@@ -149,15 +150,19 @@ def geometry(codes: Tensor, settings: Tensor, height: int, width: int) -> Tensor
     x, y = width / 2, height / 2
     right = cos * -x - sin * -y + x - own(TRANSLATE_X)
     down = sin * -x + cos * -y + y - own(TRANSLATE_Y)
-    rows = [cos, own(SHEAR_X) - sin, right, sin + own(SHEAR_Y), cos, down]
+    flip = codes == FLIP
+    xx, right = cos.masked_fill(flip, -1), right.masked_fill(flip, width)
+    rows = [xx, own(SHEAR_X) - sin, right, sin + own(SHEAR_Y), cos, down]
     return torch.stack(rows, dim=-1).unflatten(-1, (2, 3))
 
 
 def caption(code: int, setting: float) -> str:
     """An operation in words, such as "rotate -9.0°"."""
+    name, setting = NAMES[code].replace("_", " "), setting + 0.0  # no -0.0
     if code == CUTOUT:
         return f"cutout {setting:.1f} px"
-    name, setting = OPERATIONS[code].replace("_", " "), setting + 0.0  # no -0.0
+    if code in UNSIZED:
+        return name
     if code in (SHEAR_X, SHEAR_Y):
         return f"{name} {setting:.2f}"
     if code in (TRANSLATE_X, TRANSLATE_Y):
@@ -168,7 +173,7 @@ def caption(code: int, setting: float) -> str:
         return f"{name} {setting:.0f} bits"
     if code == SOLARIZE:
         return f"{name} {setting:.0f}"
-    return f"{name} {setting:.2f}" if code >= BRIGHTNESS else name
+    return f"{name} {setting:.2f}"
 
 
 def captions(codes: Tensor, settings: Tensor) -> list[str]:
@@ -390,8 +395,8 @@ def schedule(
     Two slots share one warp, after the colour operations of the first and before those of the
     second: it covers the geometric operations of both, and so every consecutive run within a row.
     """
-    geometric = (codes > IDENTITY) & (codes <= ROTATE)
-    colour = codes > ROTATE
+    geometric = (codes > IDENTITY) & (codes <= ROTATE) | (codes == FLIP)
+    colour = (codes > ROTATE) & ~geometric
     # Rows whose next operation after a slot, ignoring identities, is also geometric.
     goes_on = [torch.zeros_like(geometric[0])]
     for slot in range(len(codes) - 1, 0, -1):
@@ -428,6 +433,7 @@ def _compose(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _colour(codes: Tensor, settings: Tensor, boxes: Tensor | None, rest: bool) -> Colour:
+    codes = codes.masked_fill(codes == FLIP, IDENTITY)
     sizes = codes.bincount(minlength=CUTOUT + 1).tolist()
     idle = sum(sizes[:POSTERIZE])
     order = codes.argsort(stable=True)

@@ -21,14 +21,15 @@ from torch import Tensor
 import methods
 from analysis import runs
 from benchmarks.cli import main
+from benchmarks.cli.policy import visited
 from benchmarks.contract import Case, bench, check
 from benchmarks.running import firstlook, local
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from methods import own
 from methods.autoaugment import (
     FOLDER,
+    RANGES,
     SHIPPED,
-    WITH_CUTOUT,
     AutoAugment,
     Policy,
     policy_in,
@@ -41,6 +42,7 @@ from methods.naming import NamingError
 from methods.pasted import code
 from methods.randaugment import (
     CUTOUT,
+    NAMES,
     OPERATIONS,
     ROTATE,
     UNSIZED,
@@ -116,6 +118,8 @@ def by_pillow(image: Any, name: str, value: float, at: tuple[float, float]) -> A
         return ImageOps.posterize(image, int(value))
     if name == "solarize":
         return ImageOps.solarize(image, value)  # type: ignore[arg-type]
+    if name == "flip":
+        return ImageOps.mirror(image)
     if name in ("invert", "autocontrast", "equalize"):
         return getattr(ImageOps, name)(image)
     if name != "cutout":
@@ -135,10 +139,10 @@ def by_pillow(image: Any, name: str, value: float, at: tuple[float, float]) -> A
 
 class TestOperations:
     @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize("name", WITH_CUTOUT[1:])
+    @pytest.mark.parametrize("name", NAMES[1:])
     def test_any_magnitude_equals_pillow(self, name: str, channels: int) -> None:
         """Geometry and cutout at every pixel, colour within a level of rounding."""
-        given, code = images(channels), WITH_CUTOUT.index(name)
+        given, code = images(channels), NAMES.index(name)
         rng = np.random.default_rng(code)
         magnitudes = (0.0, 0.25, 0.5, 1.0, *rng.random(40))
         cells = [(m, n, i) for m in range(44) for n in (0, 1) for i in range(len(given))]
@@ -167,6 +171,23 @@ class TestOperations:
         assert (difference > 0).mean() < 1e-3
         if name in LIMITS:
             assert not np.array_equal(wanted[3], wanted[33]), "from 0 to 1, on noise"
+
+    def test_a_flip_is_a_warp_among_others(self) -> None:
+        """In the order of the operations; colour operations part them."""
+        turned = {True: -30, False: 30}
+        content = {
+            "ranges": "fast_autoaugment",
+            "sub_policies": [[["flip", 1.0], ["rotate", 1.0, 1.0], ["solarize", 1.0, 0.4]]],
+        }
+        method, given = method_of(content), np.tile(images(3), (6, 1, 1, 1))
+        torch.manual_seed(5)
+        got = (255 * method.augment(batch_of(unit(given)), NO_CONTEXT).x).round().numpy()
+        torch.manual_seed(5)
+        negative = method.draw(30).negative[1].tolist()
+        for row, image in enumerate(given):
+            picture = ImageOps.mirror(to_pillow(image)).rotate(turned[bool(negative[row])])
+            assert np.array_equal(got[row], of_pillow(ImageOps.solarize(picture, 103)))
+        assert method.captions()[0].startswith("flip, rotate ")
 
     def test_cutout_takes_its_place_among_the_others(self) -> None:
         """Before a rotation it is rotated, after an inversion it is not inverted."""
@@ -250,7 +271,7 @@ class TestPublished:
         np.add.at(got, tuple(codes.numpy()), 1)
         pairs = method.as_policy({})["sub_policies"]
         for (one, p, _), (two, q, _) in pairs:
-            i, j = WITH_CUTOUT.index(one), WITH_CUTOUT.index(two)
+            i, j = NAMES.index(one), NAMES.index(two)
             share = np.array([p * q, p * (1 - q), (1 - p) * q, (1 - p) * (1 - q)])
             np.add.at(wanted, ([i, i, 0, 0], [j, 0, j, 0]), share * rows / len(pairs))
         assert not got[wanted < 1e-9].any()
@@ -542,7 +563,7 @@ class TestShuffled:
         assert methods.declared("shuffled_policy") == methods.Declared(True, True)
 
 
-NAMES: tuple[str, ...] = (
+WARPS: tuple[str, ...] = (
     "rotate",
     "translate_x",
     "translate_y",
@@ -585,7 +606,7 @@ class TestWarps:
         method = AutoAugment(policy="mine.yaml")
         torch.manual_seed(0)
         amounts = warps(method, batch_of(torch.rand(30_000, 1, 2, 2)))
-        used: dict[str, Tensor] = dict(zip(NAMES, amounts.T, strict=True))
+        used: dict[str, Tensor] = dict(zip(WARPS, amounts.T, strict=True))
         assert {name for name, each in used.items() if each.any()} == {
             "rotate",
             "scale_x",
@@ -716,13 +737,13 @@ class TestCode:
         made = pasted(AutoAugment(policy="svhn").as_policy({}))["transform"]
         assert isinstance(made, v2.AutoAugment) and made.policy == v2.AutoAugmentPolicy.SVHN
 
-    @pytest.mark.parametrize("name", WITH_CUTOUT[1:])
+    @pytest.mark.parametrize("name", NAMES[1:])
     @pytest.mark.parametrize("ranges", ["standard", "wide", "fast_autoaugment"])
     def test_every_operation_is_ours(self, ranges: str, name: str) -> None:
         """Both signs occur, and each result is one of our two, on PIL images."""
-        if name == "cutout" and ranges != "fast_autoaugment":
+        if name not in RANGES[ranges]:
             return
-        size = [] if WITH_CUTOUT.index(name) in UNSIZED else [0.8 if ranges[0] == "f" else 20]
+        size = [] if NAMES.index(name) in UNSIZED else [0.8 if ranges[0] == "f" else 20]
         content = {"ranges": ranges, "sub_policies": [[[name, 1.0, *size]]]}
         transform, image = pasted(content)["transform"], images(3)[4]
         method = method_of(content)
@@ -741,7 +762,7 @@ class TestCode:
         assert len(kinds[0]) == len(kinds[1])
         for one, other in zip(*kinds, strict=True):
             apart = np.abs(one - other)
-            assert apart.max() <= (1 if WITH_CUTOUT.index(name) > ROTATE else 0)
+            assert apart.max() <= (1 if NAMES.index(name) > ROTATE else 0)
 
     def test_weights_and_draws_are_kept(self) -> None:
         content = {**COUNTED, "draws": 2}
@@ -761,7 +782,7 @@ class TestCode:
         assert np.array_equal(of_pillow(made[0](image)), 255 - images(1)[2])
 
     def test_warps_are_ours_by_the_same_random_numbers(self, file: Path) -> None:
-        content = {"ranges": "autodo", "sub_policies": [[[n, 0.6, 0.3] for n in NAMES]]}
+        content = {"ranges": "autodo", "sub_policies": [[[n, 0.6, 0.3] for n in WARPS]]}
         file.write_text(written(content))
         made, method = pasted(content)["transform"], AutoAugment(policy="mine.yaml")
         x = torch.rand(40, 3, 11, 17)
@@ -795,6 +816,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class TestCommand:
+    def test_rows_that_were_never_seen_do_not_count(self) -> None:
+        groups = [np.array([0, 2]), np.array([1, 3])]
+        kept = visited(groups, np.array([0, 0, 3, 0]))
+        assert [rows.tolist() for rows in kept] == [[2], [1, 3]], "of a class without any, all do"
+
     def test_by_class_it_is_the_mean_of_the_rows(
         self, trained: dict[str, Path], file: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -811,7 +837,7 @@ class TestCommand:
         assert len(content["classes"]) == 10
         for number, each in enumerate(content["classes"]):
             ((names, *values),) = [list(zip(*one, strict=True)) for one in each["sub_policies"]]
-            assert names == NAMES
+            assert names == WARPS
             for name, got in zip(("probability", "magnitude"), values, strict=True):
                 mean = learned[name][labels == number].mean(axis=0)
                 assert got == pytest.approx(mean, abs=1e-6)

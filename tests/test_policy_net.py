@@ -463,8 +463,8 @@ def test_what_harms_becomes_less_likely_first(method: Any) -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_policy_file_draws_as_the_mean_policy_does(n: int) -> None:
-    """Each sequence of operations, with flip left out, against the rule for draws without
-    replacement; magnitudes and ranges as the method's."""
+    """Each sequence of operations against the rule for draws without replacement; magnitudes and
+    ranges as the method's."""
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(COUNT), size=2)
     levels = rng.random((2, COUNT))
@@ -472,12 +472,11 @@ def test_a_policy_file_draws_as_the_mean_policy_does(n: int) -> None:
     policy = policy_in(content, "here")
     assert policy.classes == 2 and policy.ranges == "fast_autoaugment"
     for own, magnitude, part in zip(p, levels, content["classes"], strict=True):
-        kept = own[:FLIP] / own[:FLIP].sum()
         for sequence, weight in zip(part["sub_policies"], part["weights"], strict=True):
             codes = [NAMES.index(name) for name, *_ in sequence]
-            truth = kept[codes[0]]
+            truth = own[codes[0]]
             if n == 2:
-                truth *= kept[codes[1]] / (1 - kept[codes[0]])
+                truth *= own[codes[1]] / (1 - own[codes[0]])
             assert weight == pytest.approx(truth)
             for code, (_, probability, *level) in zip(codes, sequence, strict=True):
                 assert probability == 1 and level in ([], [magnitude[code]])

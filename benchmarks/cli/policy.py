@@ -43,13 +43,15 @@ def carry_out(command: arguments.PolicyCommand) -> int:
     result = runs.read_result(folder)
     if result is None or result["status"] != "done":
         raise UsageError(f"run: expected a run that is done, {folder} is not")
-    learned, how = {}, ""
+    learned, arrays, how = {}, {}, ""
     if (folder / "learned.npz").exists():
         arrays = runs.read_arrays(folder / "learned.npz")
         learned = {name: arrays[name] for name in OF_OPERATIONS if name in arrays}
     classes = tuple(result["data"]["classes"])
     if any(len(each) > 1 for each in learned.values()):
-        groups = _groups(command, run, recorded, len(classes), learned)
+        groups = _groups(command, run, recorded, len(classes), len(next(iter(learned.values()))))
+        if "seen" in arrays:
+            groups = visited(groups, arrays["seen"])
         learned = {
             name: np.stack([each[rows].mean(axis=0, dtype=np.float64) for rows in groups])
             for name, each in learned.items()
@@ -73,10 +75,9 @@ def _groups(
     run: Run,
     recorded: dict[str, Any],
     classes: int,
-    learned: dict[str, np.ndarray],
+    count: int,
 ) -> list[np.ndarray]:
-    """The rows to average over, for each policy."""
-    count = len(next(iter(learned.values())))
+    """Which of ``count`` rows to average over, for each policy."""
     everything = np.arange(count)
     if command.by == "all":
         return [everything]
@@ -100,6 +101,11 @@ def _groups(
     labels = strata_of(labels_of(splits.train, splits.kind), classes)
     groups = [np.flatnonzero(labels == number) for number in range(classes)]
     return [rows if len(rows) else everything for rows in groups]
+
+
+def visited(groups: list[np.ndarray], seen: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group that have been visited; all if none has, as they are at the start."""
+    return [rows[seen[rows] > 0] if (seen[rows] > 0).any() else rows for rows in groups]
 
 
 def _found(
