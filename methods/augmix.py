@@ -34,7 +34,7 @@ from methods.randaugment import (
 OPERATIONS = (
     AUTOCONTRAST, EQUALIZE, POSTERIZE, ROTATE, SOLARIZE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y,
 )  # fmt: skip
-"""Those that do not occur among the corruptions of ImageNet-C."""
+"""Those of the authors that do not overlap with the corruptions of ImageNet-C."""
 DEEPEST = 3
 """Operations of the longest chain of random depth."""
 VIEWS = 2
@@ -108,7 +108,7 @@ class AugMix(Method):
     has ``depth`` operations, ``random``: 1 to 3, drawn uniformly from ``OPERATIONS``, each with a
     level of its own, uniform from 0.1 to ``severity`` of 10, and a random sign. Of level 10 are: a
     rotation by 30 degrees (in whole degrees), a shear of 0.3, a translation by a third of the edge
-    (in whole pixels), 1 bit in posterize (4 at level 0) and solarize from level 0 on.
+    (in whole pixels), 0 bits in posterize (4 at level 0) and solarize from level 0 on.
 
     With ``jsd`` the batch holds the B rows of the upstream and two views of each (index -1), and
 
@@ -255,8 +255,9 @@ class AugMix(Method):
 class NoConsistency(Method):
     """Train on the views of augmix as on any rows: their own loss, not their divergence.
 
-    Rows, views, weights, draws and passes are those of ``upstream``. Where augmix beats this row,
-    it gains more than three differently augmented copies of each row can give.
+    Rows, views, weights, draws and passes are those of ``upstream``. Besides losing the divergence,
+    views gain a labelled cross-entropy, which augmix never gives them: where augmix beats this row,
+    holding predictions together helps more than training on the views as labelled rows.
     """
 
     control = True
@@ -280,7 +281,8 @@ class NoConsistency(Method):
 class OneChain(Method):
     """Make each view of augmix from its first chain alone, neither mixed with others nor the row.
 
-    Where augmix beats this row, mixing helps. The draws are the same.
+    The row's own share of a view falls too, from a mean of one half to 0, so views are stronger:
+    where augmix beats this row, mixing helps, or weaker views do. The draws are the same.
     """
 
     control = True

@@ -115,13 +115,14 @@ class Crop(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images only; reflection needs images larger than the padding."""
-        if self.mode == "reflect" and spec.kind == "image" and min(spec.shape[1:]) <= self.pad:
-            return f"crop(mode=reflect) needs images above {self.pad} pixels, got {spec.shape[1:]}"
-        return _images_only("crop", spec)
+        small = self._too_small(spec.shape) if spec.kind == "image" else ""
+        return small or _images_only("crop", spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Each row draws its own offset, uniformly over the (2 pad + 1)^2 positions."""
         rows, channels, height, width = batch.x.shape
+        if reason := self._too_small(batch.x.shape[1:]):
+            raise ValueError(reason)
         kind = "constant" if self.mode == "zeros" else "reflect"
         padded = torch.nn.functional.pad(batch.x, [self.pad] * 4, mode=kind)
         offset = torch.randint(0, 2 * self.pad + 1, (2, rows, 1), device=batch.x.device)
@@ -132,6 +133,12 @@ class Crop(Method):
         channel = torch.arange(channels, device=batch.x.device).view(1, -1, 1, 1)
         x = padded[row, channel, down[:, None, :, None], right[:, None, None, :]]
         return replace(batch, x=x)
+
+    def _too_small(self, shape: tuple[int, ...]) -> str:
+        size = tuple(shape[1:])
+        if self.mode == "zeros" or min(size) > self.pad:
+            return ""
+        return f"crop(mode=reflect) needs images above {self.pad} pixels, got {size}"
 
 
 class Mixup(Method):

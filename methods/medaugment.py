@@ -294,8 +294,11 @@ class MedAugment(Method):
 class Unconstrained(Method):
     """Draw as many operations as medaugment, but from all of its 14, pixel and spatial alike.
 
-    Where medaugment beats this row, it gains by at most one pixel operation per image. Branches,
-    strengths and the share of clean rows are those of ``upstream``.
+    Where medaugment beats this row, it gains by the rule of one pixel operation per image at most,
+    or by more spatial and fewer pixel operations: with ``clean=0`` at level 5 a row here has on
+    average 15/14 pixel operations (medaugment: 1/2) and 10/7 spatial ones (2), and 10 rows of 91
+    have no spatial one (none). Branches, strengths and the share of clean rows are those of
+    ``upstream``.
     """
 
     control = True

@@ -405,8 +405,10 @@ class AdaAug(PolicyNet):
     (C): one run of one network, as in C's search, where C afterwards trains a second network from
     the start by the final policy and the first network's features; exploitation has the settings of
     that second training on CIFAR-10 throughout (C searches with one operation, temperature 1 and
-    delta 0); exploration precedes a step instead of following it; meta rows do not pass the
-    upstream (C crops and flips them), there is no cutout besides, and gradients are not clipped;
+    delta 0); exploration precedes a step instead of following it; meta rows are the run's own share
+    of the pool (C: 45,744 images beside 4,256 training images of CIFAR-10, 72,257 beside 1,000 of
+    SVHN) and do not pass the upstream (C crops and flips them), there is no cutout besides, and
+    gradients are not clipped;
     ``derivative=one`` holds for pixels in [0, 1] (C: for normalised ones; Adam hides the factor);
     ranges of translation, solarize and posterize as in RandAugment (C: 0.45 of the edge, 256, and
     bits rounded down); on grey images color is the identity, and cutout fills with the luma.
@@ -480,8 +482,9 @@ class MADAug(PolicyNet):
     (C): the policy learns from the first step (C: after epoch 300 by default, of its 240); the step
     on the mixtures is plain SGD with a rate of its own (C: the optimiser's, 0.1 at first, with
     momentum and weight decay), and no gradient passes through the features that the policy sees;
-    the task's loss (C smooths labels in it); tau is the same share of the epochs as C's 40 of 240;
-    no cutout besides, no clipping; operations as in ``adaaug``.
+    the task's loss (main_higher.py at 00fc274 smooths labels in the step, the meta loss and the
+    network's training); tau is the same share of the epochs as C's 40 of 240; no cutout besides, no
+    clipping; operations and the source of meta rows as in ``adaaug``.
     """
 
     source = "Hou et al., MADAug, ICCV 2023, arXiv:2309.04747"

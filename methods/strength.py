@@ -157,8 +157,9 @@ class EntAugment(AdaptiveStrength):
     factors of color, contrast, brightness and sharpness go from 0.1 at step 0 to 1.9 at step 30
     without a sign, so that a weak step of brightness is nearly black and a middle one changes
     nothing; posterize keeps 4 bits at step 0 and none at step 30; translations reach 10 pixels. C
-    trains 11 epochs at random steps, and crops, flips and cuts out afterwards:
-    ``entaugment+crop+flip+random_erasing``. C's script for EntLoss draws random steps throughout.
+    trains 11 epochs at random steps, of 30 levels (0 to 29 of 29; here 0 to 30 of 30), and crops,
+    flips and cuts out afterwards: ``entaugment+crop+flip+random_erasing``. C's script for EntLoss
+    draws random steps throughout.
     """
 
     source = "Yang et al., EntAugment, ECCV 2024, arXiv:2409.06290"

@@ -273,6 +273,8 @@ class TestCrop:
             spec = Spec(rows=1, classes=2, shape=(1, 9, size))
             assert (crop.supports(MultiClass(), spec) == "") == fits
         run(crop, batch_of(2, 1, 9, 5))
+        with pytest.raises(ValueError, match=r"above 4 pixels, got \(9, 4\)"):
+            run(crop, batch_of(2, 1, 9, 4))
 
 
 class TestMixup:
