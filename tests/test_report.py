@@ -355,9 +355,9 @@ def test_whether_a_control_explains_a_gain(tmp_path: Path, monkeypatch: pytest.M
         ({"frozen": "above"}, {"U@train": "above"}, "all of its learning away, so learning helps."),
         ({"frozen": "above", "part": "same"}, {}, "helps, but it is not shown to be above part."),
         ({"frozen": "above", "a": "", "b": ""}, {}, "so learning helps; a and b have no result."),
-        ({"noise": "above"}, {}, "above noise, which keeps everything but its idea, so its idea"),
-        ({"noise": "same"}, {}, "it is not shown to be above noise, so not to come from its idea."),
-        ({"noise": ""}, {}, "noise has no result, so this does not show that its idea helps."),
+        ({"noise": "above"}, {}, "it is above noise, so what that control takes away helps."),
+        ({"noise": "same"}, {}, "above noise, so not to come from what noise takes away."),
+        ({"noise": ""}, {}, "noise has no result, so this does not show that what noise takes"),
     ],
 )
 def test_what_is_said_of_learning(

@@ -56,7 +56,8 @@ class Result(NamedTuple):
     detectable: float
     verdict: str
     cost: str
-    """training time of the row as a ratio to its upstream; empty if it is not on the page"""
+    """training time of the row as a ratio to its upstream, the median over the study's data sets;
+    empty if it is not on the page"""
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def section(each: DataSet) -> list[str]:
         ]
         for one in order
     ]
-    heads = ["", "points (population 95 % CI)", "verdict", "detectable", "cost ratio"]
+    heads = ["", "points (population 95 % CI)", "verdict", "detectable", "cost ratio, all sets"]
     return [
         f"## {each.rows:,} rows: {each.images}",
         filled(

@@ -184,7 +184,7 @@ def controls(
     one outside the family if its own interval shows it, and then the sentence says so. A gain is
     one of learning only if the row is above the control that takes all of its learning away, and
     above its upstream on the same labelled rows; the controls that take a part away narrow it. Of a
-    method that does not learn it is one of its idea, which its first control takes away.
+    method that does not learn, it is one of what its first control takes away.
     """
     rows, sentences = [], []
     family = {(each.row, each.base, each.column): each for each in found}
@@ -272,14 +272,14 @@ def _gain(
 
 
 def _of_learning(named: Mapping[str, str], others: Mapping[str, str]) -> str:
-    """Whether a gain is one of learning, or of the idea of a method that does not learn.
+    """Whether a gain is one of learning, or of what else a method's first control takes away.
 
     ``named`` are the readings against the controls that the method names, empty for those without a
     result; ``others`` those against its upstream on other labelled rows or with another budget.
     """
     first = next(iter(named), "frozen")
     learns = first.startswith("frozen")
-    what = "learning" if learns else "its idea"
+    what = "learning" if learns else f"what {first} takes away"
     if not named.get(first):
         absent = first if named else "a row without its learning"
         return f"{absent} has no result, so this does not show that {what} helps."
@@ -288,8 +288,9 @@ def _of_learning(named: Mapping[str, str], others: Mapping[str, str]) -> str:
         return f"it is not shown to be above {' and '.join(missed)}, so not to come from {what}."
     open_ = [row for row, read in named.items() if read and read != "above"]
     absent = [row for row, read in named.items() if not read]
-    taken = "takes all of its learning away" if learns else "keeps everything but its idea"
-    told = f"it is above {first}, which {taken}, so {what} helps"
+    told = f"it is above {first}, so what that control takes away helps"
+    if learns:
+        told = f"it is above {first}, which takes all of its learning away, so learning helps"
     told += f", but it is not shown to be above {' and '.join(open_)}" if open_ else ""
     told += f"; {' and '.join(absent)} {'have' if len(absent) > 1 else 'has'} no result" * bool(
         absent
