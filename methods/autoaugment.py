@@ -128,8 +128,9 @@ class Policy:
         elif self.shares is None:
             found = torch.randint(self.each, (self.draws, rows), device=device)
         else:
-            place = torch.rand(self.draws, rows, 1, dtype=torch.float64, device=device)
-            shares = sent(self.shares, device)
+            exact = torch.float32 if device.type == "mps" else torch.float64
+            place = torch.rand(self.draws, rows, 1, dtype=exact, device=device)
+            shares = sent(self.shares.to(exact), device)
             found = (place >= (shares if labels is None else shares[labels])).sum(dim=2)
         return found if labels is None else found + labels * self.each
 
@@ -465,7 +466,8 @@ class AutoAugment(PerRow):
         content = content_of(policy)
         read = read_policy(content, policy)
         super().__init__(SPACES.get(read.ranges, STANDARD), read.bins, interpolation)
-        self.policy, self.shuffle, self._content = read, False, content
+        self.policy = self._unshuffled = read
+        self.shuffle, self._content = False, content
         self._warps = warps_of(read) if read.ranges == "autodo" else None
         self._amounts: Tensor | None = None
         if read.classes and self._warps is None:
@@ -485,7 +487,7 @@ class AutoAugment(PerRow):
         """Shuffle the policy, if this is the control."""
         super().setup(ctx)
         if self.shuffle:
-            self.policy = shuffled(self.policy)
+            self.policy = shuffled(self._unshuffled)
             self._warps = warps_of(self.policy) if self._warps is not None else None
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:

@@ -553,6 +553,16 @@ class TestShuffled:
         assert methods.build("autoaugment").as_policy({})
         assert made().as_policy({}) == {}
 
+    def test_a_second_setup_shuffles_the_policy_itself(self) -> None:
+        method = AutoAugment(policy="svhn")
+        method.shuffle = True
+        found = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            method.setup(NO_CONTEXT)
+            found.append(method.policy.probability)
+        assert torch.equal(*found)
+
     def test_what_it_controls(self) -> None:
         name = "crop+autoaugment(policy=faa_svhn)+flip"
         wanted = "crop+shuffled_policy(upstream=autoaugment(policy=faa_svhn))+flip"
