@@ -21,7 +21,7 @@ from torch import Tensor
 import methods
 from analysis import runs
 from benchmarks.cli import main
-from benchmarks.cli.policy import visited
+from benchmarks.cli.policy import instead, visited
 from benchmarks.contract import Case, bench, check
 from benchmarks.running import firstlook, local
 from benchmarks.training.tasks import MultiClass, MultiLabel
@@ -37,6 +37,7 @@ from methods.autoaugment import (
     tables_of,
     written,
 )
+from methods.autodo import AutoDO
 from methods.base import Batch, Spec
 from methods.naming import NamingError
 from methods.pasted import code
@@ -825,6 +826,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+POLICIES = (AutoAugment, AutoDO, RandAugment)
+
+
 class TestCommand:
     def test_rows_that_were_never_seen_do_not_count(self) -> None:
         groups = [np.array([0, 2]), np.array([1, 3])]
@@ -838,8 +842,8 @@ class TestCommand:
         assert main.run(["policy", str(run), "--out", "p.yaml"]) == 0
         shown = capsys.readouterr().out
         assert "p.yaml: a policy for each of 10 classes, mean over each class's rows" in shown
-        use = re.search(r'--methods "(.*)"', shown)
-        assert use is not None and use[1] == "crop+autoaugment(policy='p.yaml')"
+        use = "crop+autoaugment(policy='p.yaml')"
+        assert shown.splitlines()[-1] == f'Use it: --methods "{use}"'
         content = yaml.safe_load(Path("p.yaml").read_text())
         learned = runs.read_arrays(run / "learned.npz")
         # the labels that it learned are still those that were given
@@ -851,7 +855,7 @@ class TestCommand:
             for name, got in zip(("probability", "magnitude"), values, strict=True):
                 mean = learned[name][labels == number].mean(axis=0)
                 assert got == pytest.approx(mean, abs=1e-6)
-        assert methods.build(use[1])
+        assert methods.build(use)
 
         assert main.run(["policy", str(run), "--out", "all.yaml", "--by", "all"]) == 0
         one = yaml.safe_load(Path("all.yaml").read_text())["sub_policies"]
@@ -870,10 +874,76 @@ class TestCommand:
         values = np.array(policy.values)[policy.magnitude[:, 0].numpy()]
         assert np.array_equal(values.astype(np.float32), learned["magnitude"][0])
         capsys.readouterr()
+        Path("policy.yaml").unlink()
         assert main.run(["policy", str(run), "--torchvision"]) == 0
+        assert not Path("policy.yaml").exists(), "written only with --out"
         scope: dict[str, Any] = {}
         exec(capsys.readouterr().out, scope)
         assert scope["transform"](torch.rand(1, 9, 9)).shape == (1, 9, 9)
+        assert main.run(["policy", str(run), "--torchvision", "--out", "both.yaml"]) == 0
+        assert AutoAugment(policy="both.yaml").policy.ranges == "autodo"
+
+    def test_another_file_stays(
+        self, trained: dict[str, Path], file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run, before = str(trained["autodo(start=1, shared=true)"]), file.read_text()
+        for more in ([], ["--torchvision"]):
+            assert main.run(["policy", run, "--out", "mine.yaml", *more]) == 2
+            assert "mine.yaml exists with other content; give another" in capsys.readouterr().err
+        assert file.read_text() == before
+        for _ in range(2):  # the same content may be written again
+            assert main.run(["policy", run, "--out", "new.yaml"]) == 0
+        Path("folder.yaml").mkdir()
+        assert main.run(["policy", run, "--out", "folder.yaml"]) == 2
+
+    def test_a_file_that_has_changed_since_the_run_is_refused(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        method = "crop+autoaugment(policy='mine.yaml')"
+        asked = ["run", *SMALL, "--epochs", "1", "--out", "out", "--method", method]
+        assert main.run(asked) == 0
+        (run,) = map(str, runs.folders(Path("out")))
+        file.write_text("# a remark\n" + file.read_text())
+        assert main.run(["policy", run, "--out", "p.yaml"]) == 0
+        assert yaml.safe_load(Path("p.yaml").read_text()) == COUNTED
+        file.write_text(file.read_text().replace("3.5", "3.25"))
+        capsys.readouterr()
+        for more in (["--out", "q.yaml"], ["--torchvision"]):
+            assert main.run(["policy", run, *more]) == 2
+            shown = capsys.readouterr()
+            assert "run: mine.yaml has changed since the run" in shown.err and not shown.out
+        assert not Path("q.yaml").exists()
+
+    @pytest.mark.parametrize(
+        ("method", "wanted"),
+        [
+            ("randaugment", "USE"),
+            ("crop+randaugment+flip", "crop+USE+flip"),
+            ("saflex(upstream=crop+randaugment)", "saflex(upstream=crop+USE)"),
+            ("lilaw(upstream=autoaugment)", "lilaw(upstream=USE)"),
+            ("lilaw(upstream=crop+autoaugment+flip)", "lilaw(upstream=crop+USE+flip)"),
+            ("autodo(upstream=crop)", "crop+USE"),
+            ("autodo(shared=true, upstream=crop+flip)", "crop+flip+USE"),
+            ("shuffled_weights(upstream=autodo(upstream=crop))", "crop+USE"),
+            ("frozen(upstream=autodo)", "USE"),
+            ("head_refit(upstream=frozen(upstream=autodo(upstream=crop)))",
+             "head_refit(upstream=crop+USE)"),
+            ("shuffled_weights(upstream=saflex(upstream=crop+randaugment))",
+             "shuffled_weights(upstream=saflex(upstream=crop+USE))"),
+        ],
+    )  # fmt: skip
+    def test_the_line_to_use_keeps_everything_else(
+        self, file: Path, method: str, wanted: str
+    ) -> None:
+        name = methods.canonical(method)
+        built = methods.build(name)
+        (part,) = (each for each in built.parts() if isinstance(each, POLICIES))
+        use = wanted.replace("USE", "autoaugment(policy='mine.yaml')")
+        assert instead(name, built, part, Path("mine.yaml")) == f'--methods "{use}"'
+        assert methods.canonical(use) == use
+        spec = Spec(20, 3, (1, 8, 8))
+        file.write_text(written(RandAugment().as_policy({})))
+        assert methods.build(use).supports(MultiClass(), spec) == ""
 
     def test_a_link_of_a_chain_has_one(
         self, trained: dict[str, Path], file: Path, capsys: pytest.CaptureFixture[str]
@@ -882,7 +952,8 @@ class TestCommand:
         assert main.run(["policy", str(run), "--out", "p.yml"]) == 0
         shown = capsys.readouterr().out
         assert "14 sub-policies" in shown
-        assert "autoaugment(interpolation=bilinear, policy='p.yml')" in shown
+        use = "crop+autoaugment(interpolation=bilinear, policy='p.yml')"
+        assert shown.splitlines()[-1] == f'Use it: --methods "{use}"'
         content = yaml.safe_load(Path("p.yml").read_text())
         assert content == RandAugment(m=7).as_policy({})
 

@@ -20,22 +20,26 @@ from benchmarks.data.streams import strata_of
 from benchmarks.training.evaluation import labels_of
 from methods import own
 from methods.autoaugment import written
-from methods.base import Method
-from methods.naming import Call, call_of, parse, render, with_path
+from methods.base import Chain, Method
+from methods.controls import Frozen, ShuffledWeights
+from methods.naming import Call, Links, call_of, parse, render, with_path
 from methods.pasted import code
+from methods.policy_net import ShuffledPolicies
 
 OF_OPERATIONS = ("probability", "magnitude")
 """The arrays of learned.npz that are a policy."""
+OF_LEARNING = (Frozen, ShuffledPolicies, ShuffledWeights)
+"""Controls of what their upstream learns; they refuse autoaugment, which learns nothing."""
 
 
 @own.kept()
 def carry_out(command: arguments.PolicyCommand) -> int:
     """Write the policy file, and print how to use it; return the exit code."""
     folder, out = command.run, command.out
-    if out.suffix not in own.YAML:
-        raise UsageError(f"out: expected a name ending in .yaml or .yml, got {out}")
-    if not out.parent.is_dir():
-        raise UsageError(f"out: expected a name in a folder that exists, got {out}")
+    if out is None and not command.torchvision:
+        out = Path("policy.yaml")
+    if out is not None:
+        _check_place(out)
     try:
         run, recorded = runs.read_run(folder)
     except runs.UNREADABLE as error:
@@ -43,6 +47,7 @@ def carry_out(command: arguments.PolicyCommand) -> int:
     result = runs.read_result(folder)
     if result is None or result["status"] != "done":
         raise UsageError(f"run: expected a run that is done, {folder} is not")
+    _check_files(run)
     learned, arrays, how = {}, {}, ""
     if (folder / "learned.npz").exists():
         arrays = runs.read_arrays(folder / "learned.npz")
@@ -57,17 +62,47 @@ def carry_out(command: arguments.PolicyCommand) -> int:
             for name, each in learned.items()
         }
         how = "mean over training rows" if len(groups) == 1 else "mean over each class's rows"
-    part, content = _found(methods.build(run.method), learned, run.row)
+    method = methods.build(run.method)
+    part, content = _found(method, learned, run.row)
     head = [f"{run.row} on {run.benchmark}, seed {run.seed}, run {run.id}{how and f'; {how}'}"]
     if "classes" in content:
         head.append(f"classes, from 0: {', '.join(classes)}")
-    runs.write_text(out, written(content, head))
+    if out is not None:
+        _write(out, written(content, head))
     if command.torchvision:
         print(code(content), end="")
-        return 0
-    print(f"{out}: {_told(content)}{how and f', {how}'}")
-    print(f"Use it: --methods {_quoted(_instead(run.method, part, out))}")
+    elif out is not None:
+        print(f"{out}: {_told(content)}{how and f', {how}'}")
+        print(f"Use it: {instead(run.method, method, part, out)}")
     return 0
+
+
+def _check_place(out: Path) -> None:
+    if out.suffix not in own.YAML:
+        raise UsageError(f"out: expected a name ending in .yaml or .yml, got {out}")
+    if not out.parent.is_dir():
+        raise UsageError(f"out: expected a name in a folder that exists, got {out}")
+
+
+def _write(out: Path, text: str) -> None:
+    """Write the file, unless another one is there: it may be the only copy of a policy."""
+    if out.exists() and not (out.is_file() and out.read_bytes() == text.encode()):
+        raise UsageError(
+            f"out: {out} exists with other content; give another name with --out, or delete it"
+        )
+    runs.write_text(out, text)
+
+
+def _check_files(run: Run) -> None:
+    """Refuse a run whose policy files are others now: it was not trained with what they say."""
+    names = [name for name in methods.own_names(run.method) if name.endswith(own.YAML)]
+    now = methods.versions(run.method) if names else {}
+    for name in names:
+        if now[name] != run.versions.get(name):
+            raise UsageError(
+                f"run: {name} has changed since the run, or is another file in {Path.cwd()}; "
+                "expected what the run was trained with: restore it, or train again"
+            )
 
 
 def _groups(
@@ -127,16 +162,48 @@ def _found(
     raise UsageError(f"run: {row} has several policies, of {names}; expected a run with one")
 
 
-def _instead(method: str, part: Method, out: Path) -> str:
-    """The method with the file in the place of the part that learned."""
+def instead(text: str, method: Method, part: Method, out: Path) -> str:
+    """How to train with the file in the place of the part that has the policy."""
     given = {"policy": str(out)}
     if getattr(part, "interpolation", "nearest") != "nearest":
         given["interpolation"] = "bilinear"
-    use = render(call_of("autoaugment", given))
-    expression = parse(method)
-    if isinstance(expression, Call) and part.upstream is not None:
-        return f"{render(dict(expression.arguments)['upstream'])}+{use}"
-    return use
+    use = call_of("autoaugment", given)
+    expression = parse(text)
+    replaced = _replaced(expression, method, part, use)
+    if replaced == expression:  # the part is made within code of the user's
+        return f"{render(use)} in the place of {type(part).__name__} in {text}"
+    return f"--methods {_quoted(render(replaced))}"
+
+
+def _replaced(
+    expression: Call | Links, method: Method | None, part: Method, use: Call
+) -> Call | Links:
+    """The expression of ``method`` with ``use`` in the place of ``part``, after its upstream."""
+    if isinstance(expression, Links):
+        inside = method.links if isinstance(method, Chain) else ()
+        links = [link for link in inside if isinstance(link, Method)]
+        if len(links) != len(expression.calls):
+            return expression
+        pairs = zip(expression.calls, links, strict=True)
+        return _joined(*(_replaced(call, link, part, use) for call, link in pairs))
+    arguments = dict(expression.arguments)
+    upstream = arguments.get("upstream")
+    inner = [upstream] if isinstance(upstream, Call | Links) else []
+    if method is part:
+        return _joined(*inner, use)
+    if method is None or not inner:
+        return expression
+    replaced = _replaced(inner[0], method.upstream, part, use)
+    if isinstance(method, OF_LEARNING) and method.upstream is part:
+        return replaced
+    return Call(expression.name, tuple((arguments | {"upstream": replaced}).items()))
+
+
+def _joined(*expressions: Call | Links) -> Call | Links:
+    calls: list[Call] = []
+    for each in expressions:
+        calls += each.calls if isinstance(each, Links) else [each]
+    return calls[0] if len(calls) == 1 else Links(tuple(calls))
 
 
 def _quoted(text: str) -> str:
