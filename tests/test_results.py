@@ -125,7 +125,7 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     pd.DataFrame(
         [
             {"benchmark": name, "train_rows": rows, "test_rows": test, "seed": seed, **common}
-            | {"class": 3, "row": "saflex_x"}
+            | {"class": 3, "row": "saflex_x", "searched": None}
             for name, rows, test in sets
             for seed in range(3)
         ]
@@ -140,6 +140,13 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     assert "| `saflex_x` over `none` | +1.00 (–) | not tested |  | 3.10 |" in lines
     assert "## 3,000 rows: b(noise=0.4)" in lines
     assert "without it (a row that is frozen" in " ".join(text.split())
+    for suffix in ("md", "parquet"):  # another study of the same sets
+        (tmp_path / f"two.{suffix}").write_bytes((tmp_path / f"one.{suffix}").read_bytes())
+    (tmp_path / "two.md").write_text(STUDY.replace("over none", "over mixup"))
+    text = guide.written(guide.of_pages(tmp_path))
+    assert text.count("## 3,000 rows") == 1 and "2 data sets" in text
+    assert text.count("| `saflex_x` over `frozen(upstream=saflex)` |") == 2  # overview, section
+    assert "[one](results/one.md) and [two](results/two.md)" in text
     (tmp_path / "one.md").write_text("no table")
     with pytest.raises(ValueError, match="found none"):
         guide.of_pages(tmp_path)

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,17 +62,19 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of a study, and what was found on it."""
+    """A data set, and what one study or several found on it."""
 
     name: str
     rows: int
     """training rows"""
     classes: int
     test_rows: int
-    setting: str
-    page: str
-    seeds: int
+    settings: tuple[str, ...]
+    """how networks were trained, by study"""
+    pages: tuple[str, ...]
     results: tuple[Result, ...]
+    tuned: bool = False
+    """whether some row was chosen by a search"""
 
     @property
     def images(self) -> str:
@@ -83,7 +85,25 @@ class DataSet:
 def of_pages(folder: Path) -> list[DataSet]:
     """The data sets of all studies whose page stands beside its records."""
     pages = sorted(path.with_suffix(".md") for path in folder.glob("*.parquet"))
-    return [each for page in pages for each in read(page)]
+    return merged([each for page in pages for each in read(page)])
+
+
+def merged(sets: Sequence[DataSet]) -> list[DataSet]:
+    """Each data set once; of a comparison that several studies make, that of the first."""
+    found: dict[str, DataSet] = {}
+    for each in sets:
+        known = found.setdefault(each.name, each)
+        if known is not each:
+            there = {(one.row, one.base) for one in known.results}
+            more = tuple(one for one in each.results if (one.row, one.base) not in there)
+            found[each.name] = replace(
+                known,
+                settings=tuple(dict.fromkeys(known.settings + each.settings)),
+                pages=known.pages + each.pages,
+                results=known.results + more,
+                tuned=known.tuned or each.tuned,
+            )
+    return list(found.values())
 
 
 def read(page: Path) -> list[DataSet]:
@@ -118,10 +138,13 @@ def read(page: Path) -> list[DataSet]:
                 rows=int(own["train_rows"].max()),
                 classes=int(own["class"].max()) + 1,
                 test_rows=int(first["test_rows"]),
-                setting=f"{first['model']}, {first['epochs']} epochs, batch {first['batch_size']}",
-                page=page.name,
-                seeds=int(own["seed"].nunique()),
+                settings=(
+                    f"{first['model']}, {first['epochs']} epochs, batch {first['batch_size']}, "
+                    f"{count(int(own['seed'].nunique()), 'seed')}",
+                ),
+                pages=(page.name,),
                 results=tuple(results),
+                tuned=bool((own["searched"].fillna("") != "").any()),
             )
         )
     return found
@@ -149,12 +172,12 @@ def plain(cell: str) -> str:
 def written(sets: Sequence[DataSet]) -> str:
     """The page."""
     sets = sorted(sets, key=lambda each: (each.rows, each.name))
-    pages = list(dict.fromkeys(each.page for each in sets))
+    pages = list(dict.fromkeys(page for each in sets for page in each.pages))
     parts = [
         "# You have N labelled images: what to try",
         filled(
             "Written by `python -m analysis.report.guide` from the tables of "
-            + listed([f"[{page.removesuffix('.md')}](results/{page})" for page in pages])
+            + linked(pages)
             + "; edit those, not this page. Verdicts are the studies' own: *better* and *worse* "
             "are significant at 5 % after Holm's correction over the study's comparisons, "
             "*equivalent* is within its margin, *undecided* is none of these."
@@ -170,6 +193,11 @@ def written(sets: Sequence[DataSet]) -> str:
         *(part for each in sets for part in section(each)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def linked(pages: Sequence[str]) -> str:
+    """The names of pages, with links."""
+    return listed([f"[{page.removesuffix('.md')}](results/{page})" for page in pages])
 
 
 def short(sets: Sequence[DataSet]) -> str:
@@ -231,12 +259,13 @@ def word(result: Result) -> str:
 
 def limits(sets: Sequence[DataSet]) -> str:
     """What these results do not cover."""
-    settings = dict.fromkeys(each.setting for each in sets)
+    settings = dict.fromkeys(setting for each in sets for setting in each.settings)
+    tuned = "" if any(each.tuned for each in sets) else "; no method is tuned to the data"
     return (
         f"{count(len(sets), 'data set')} of {min(each.rows for each in sets):,} to "
-        f"{max(each.rows for each in sets):,} training rows, 28x28 pixels; one network and one "
-        f"length of training on each ({'; '.join(settings)}), no method tuned to the data. "
-        "Names and settings are those of the study's page, which may be older than the code. "
+        f"{max(each.rows for each in sets):,} training rows, with these networks and "
+        f"lengths of training: {'; '.join(settings)}{tuned}. "
+        "Names and settings are those of a study's page, which may be older than the code. "
         "Other networks, longer training and other data may turn an order around: run "
         "`augbench compare` on your own images before you decide."
     )
@@ -274,8 +303,7 @@ def section(each: DataSet) -> list[str]:
         f"## {each.rows:,} rows: {each.images}",
         filled(
             f"`{each.name}`: {each.classes} classes, {each.test_rows:,} test images; "
-            f"{each.setting}; {count(each.seeds, 'seed')}; [{each.page.removesuffix('.md')}]"
-            f"(results/{each.page})."
+            f"{'; '.join(each.settings)}; {linked(each.pages)}."
         ),
         markdown(heads, lines),
     ]
