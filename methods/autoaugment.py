@@ -17,6 +17,7 @@ two for each class. ``RANGES`` says what each kind of range is.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -75,6 +76,10 @@ standard deviation, as a share of the range.
 SPACES = {"standard": STANDARD, "wide": WIDE}
 KEYS = ("ranges", "bins", "draws", "sub_policies", "weights", "classes")
 OF_CLASS = ("sub_policies", "weights")
+MOST = 1000
+"""More bins or draws are surely a mistake."""
+LARGEST = sys.float_info.max
+"""A larger whole number is no float."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -110,6 +115,13 @@ class Policy:
     def each(self) -> int:
         """S, the number of sub-policies of a class."""
         return self.codes.shape[1] // max(1, self.classes)
+
+    @property
+    def drawn(self) -> Tensor:
+        """(N,) bool: whether a sub-policy has a weight above 0."""
+        if self.shares is None:
+            return torch.ones(self.codes.shape[1], dtype=torch.bool, device="cpu")
+        return (self.shares.diff(dim=1, prepend=torch.zeros_like(self.shares[:, :1])) > 0).flatten()
 
     @cached_property
     def certain(self) -> bool:
@@ -175,13 +187,13 @@ def policy_in(told: Any, file: str) -> Policy:
     """
     told = _mapping(told, file, KEYS)
     ranges = told.get("ranges")
-    if ranges not in RANGES:
+    if not isinstance(ranges, str) or ranges not in RANGES:
         _refuse(f"{file}, ranges", " or ".join(RANGES), ranges)
-    bins = _whole(told.get("bins", 31), f"{file}, bins", 2) if ranges in SPACES else 0
+    bins = _whole(told.get("bins", 31), f"{file}, bins", 2, MOST) if ranges in SPACES else 0
     if "bins" in told and not bins:
         text = f"none with ranges: {ranges}, whose magnitudes are from 0 to 1"
         _refuse(f"{file}, bins", text, told["bins"])
-    draws = _whole(told.get("draws", 1), f"{file}, draws", 1)
+    draws = _whole(told.get("draws", 1), f"{file}, draws", 1, MOST)
     if draws > 1 and ranges == "autodo":
         _refuse(f"{file}, draws", "1 with ranges: autodo, whose operations are one warp", draws)
     if ("classes" in told) == ("sub_policies" in told):
@@ -303,9 +315,11 @@ def _weights(part: Mapping[str, Any], where: str) -> list[float] | None:
     count = len(part["sub_policies"])
     if not isinstance(told, list) or len(told) != count:
         _refuse(place, f"a list of {count}, one for each sub-policy", told)
-    found = [_number(each, place, math.inf) for each in told]
-    if not 0 < sum(found) < math.inf:
+    found = [_number(each, place, None) for each in told]
+    if not any(found):
         _refuse(place, "at least one above 0", told)
+    if not math.isfinite(sum(found)):
+        _refuse(place, "numbers whose sum is finite", told)
     return found
 
 
@@ -325,16 +339,19 @@ def _mapping(told: Any, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
     return told
 
 
-def _whole(told: Any, where: str, least: int) -> int:
-    if not isinstance(told, int) or isinstance(told, bool) or told < least:
-        _refuse(where, f"a whole number of {least} or more", told)
+def _whole(told: Any, where: str, least: int, most: int | None = None) -> int:
+    whole = isinstance(told, int) and not isinstance(told, bool)
+    if not whole or told < least or (most is not None and told > most):
+        limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+        _refuse(where, f"a whole number {limits}", told)
     return told
 
 
-def _number(told: Any, where: str, most: float) -> float:
+def _number(told: Any, where: str, most: float | None) -> float:
     number = isinstance(told, int | float) and not isinstance(told, bool)
-    if not number or not 0 <= told <= most:
-        _refuse(where, "0 or more" if math.isinf(most) else f"a number from 0 to {most}", told)
+    if not number or not 0 <= told <= (LARGEST if most is None else most):
+        limits = "a finite number of 0 or more" if most is None else f"a number from 0 to {most}"
+        _refuse(where, limits, told)
     return float(told)
 
 
@@ -420,7 +437,8 @@ def warps_of(policy: Policy) -> Warps:
 def shuffled(policy: Policy) -> Policy:
     """The same operations, with probabilities and magnitudes shuffled among them.
 
-    Magnitudes stay with operations that have one. Drawn from the CPU's global generator.
+    Magnitudes stay with operations that have one; sub-policies with weight 0 take no part. Drawn
+    from the CPU's global generator.
     """
 
     def among(values: Tensor, where: Tensor) -> Tensor:
@@ -431,8 +449,8 @@ def shuffled(policy: Policy) -> Policy:
 
     return replace(
         policy,
-        probability=among(policy.probability, policy.given),
-        magnitude=among(policy.magnitude, policy.sized),
+        probability=among(policy.probability, policy.given & policy.drawn),
+        magnitude=among(policy.magnitude, policy.sized & policy.drawn),
     )
 
 

@@ -372,9 +372,12 @@ def _sub_policies(p: Any, levels: Any, n: int) -> dict[str, Any]:
     shares = [float(each) / float(sum(p)) for each in p]
     weights, found = [], []
     for codes in permutations(range(len(p)), n):
-        left, weight = 1.0, 1.0
+        rest, weight = list(range(len(p))), 1.0
         for code in codes:
-            weight, left = weight * shares[code] / left, left - shares[code]
+            left = sum(shares[each] for each in rest)
+            # Nothing is left where one operation has probability 1: the others are equally likely.
+            weight *= shares[code] / left if left > 0 else 1 / len(rest)
+            rest.remove(code)
         weights.append(weight)
         found.append([single[code] for code in codes])
     return {"sub_policies": found, "weights": weights}

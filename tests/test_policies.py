@@ -405,6 +405,16 @@ class TestFiles:
             ("ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [1, 2]", "a list of 1, one"),
             ("ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [0]", "at least one above 0"),
             ("ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [-1]", "0 or more, got -1"),
+            ("ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [.inf]", "a finite .*got inf"),
+            ("ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [.nan]", "a finite .*got nan"),
+            (f"ranges: wide\nsub_policies: [[[invert, 1]]]\nweights: [{9**400}]", "a finite numb"),
+            ("ranges: wide\nsub_policies: [[[invert, 1]], [[invert, 1]]]\n"
+             "weights: [1.0e+308, 1.0e+308]", "weights: expected numbers whose sum is finite"),
+            (f"ranges: wide\nsub_policies: [[[invert, {9**400}]]]", "a number from 0 to 1"),
+            ("ranges: [standard]", r"ranges: expected standard or .*got \['standard'\]"),
+            ("ranges: {standard: 1}", "ranges: expected standard or .*got {'standard': 1}"),
+            (f"ranges: wide\nbins: {10**20}\nsub_policies: [[[rotate, 1, 0]]]", "from 2 to 1000"),
+            (f"ranges: wide\ndraws: {10**20}\nsub_policies: [[[invert, 1]]]", "from 1 to 1000"),
             ("ranges: wide\nclasses: [{sub_policies: [[[invert, 1]]]}]", "a policy for each class"),
             ("ranges: wide\nweights: [1]\nclasses: [{}, {}]", "weights: expected them within each"),
             ("ranges: wide\nclasses: [{}, {}]", r"class 0 \(from 0\), sub_policies: expected a li"),
@@ -537,6 +547,29 @@ class TestShuffled:
         after = shuffled(before)
         assert bool((after.probability[~before.given] == 0).all())
         assert bool((after.probability[before.given] == 1).all())
+
+    def test_what_is_never_drawn_takes_no_part(self) -> None:
+        """The values of what is drawn stay among themselves."""
+        told = [[["rotate", k / 10, k], ["solarize", k / 20, 2 * k]] for k in range(1, 9)]
+        weights = [0, 1, 2, 0, 0.5, 3, 1, 0]
+        content = {"ranges": "wide", "sub_policies": told, "weights": weights}
+        before = policy_in(content, "policy")
+        drawn = torch.tensor(weights) > 0
+        assert torch.equal(before.drawn, drawn)
+        torch.manual_seed(0)
+        after = shuffled(before)
+        for name in ("probability", "magnitude"):
+            one, other = getattr(before, name), getattr(after, name)
+            assert torch.equal(one[:, ~drawn], other[:, ~drawn])
+            assert not torch.equal(one, other)
+            sorts = [each[:, drawn].flatten().sort().values for each in (one, other)]
+            assert torch.equal(*sorts)
+        equal = policy_in({**content, "weights": [1] * 8}, "policy")
+        plain = policy_in({k: v for k, v in content.items() if k != "weights"}, "policy")
+        torch.manual_seed(1)
+        one = shuffled(equal)
+        torch.manual_seed(1)
+        assert torch.equal(one.probability, shuffled(plain).probability)
 
     def test_it_is_drawn_once_per_run(self) -> None:
         """By the seed of the run: the contract's bench has one, and sets up twice."""

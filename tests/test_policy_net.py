@@ -487,6 +487,18 @@ def test_a_policy_file_draws_as_the_mean_policy_does(n: int) -> None:
     assert AdaAug().as_policy({}) == {}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_policy_file_of_a_certain_operation(n: int) -> None:
+    """Where one operation has probability 1, it is first, and any other follows alike."""
+    p, hot = np.zeros((1, COUNT)), 3
+    p[0, hot] = 1
+    content = AdaAug(n=n).as_policy({"probability": p, "magnitude": np.full((1, COUNT), 0.5)})
+    policy_in(content, "here")
+    for sequence, weight in zip(content["sub_policies"], content["weights"], strict=True):
+        first = sequence[0][0] == NAMES[hot]
+        assert weight == pytest.approx(first / (1 if n == 1 else COUNT - 1))
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
