@@ -62,6 +62,7 @@ WHOLE = {
     "norm_noise": "norm_noise(upstream=lpa3(warmup=0))",
     "one_chain": "one_chain(upstream=augmix)",
     "shuffled_policies": "shuffled_policies(upstream=adaaug)",
+    "shuffled_policy": "shuffled_policy(upstream=autoaugment)",
     "shuffled_strengths": "shuffled_strengths(upstream=entaugment)",
     "shuffled_weights": "shuffled_weights(upstream=saflex)",
     "unconstrained": "unconstrained(upstream=medaugment)",

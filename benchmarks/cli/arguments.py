@@ -265,8 +265,9 @@ class PolicyCommand:
     run: Positional[Path]
     """run directory, of a run with autodo, adaaug, madaug, randaugment, trivialaugment or
     autoaugment"""
-    out: Annotated[Path | None, _default("policy.yaml; none with --torchvision")] = None
-    """file to write; one that exists with other content is left as it is, with an error"""
+    out: Annotated[Path | None, _default("policy.yaml")] = None
+    """file to write (beside code to paste, only if it is given); one that exists with other content
+    is left as it is, with an error"""
     by: Literal["class", "all"] = "class"
     """what is averaged if each row learned its own policy: the rows of each class, or all rows"""
     torchvision: bool = False
