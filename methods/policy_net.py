@@ -383,6 +383,12 @@ def _sub_policies(p: Any, levels: Any, n: int) -> dict[str, Any]:
     return {"sub_policies": found, "weights": weights}
 
 
+def _controls(start: str) -> tuple[str, ...]:
+    """The controls of a method that begins as ``start``, a name without how it learns."""
+    still = f"frozen(upstream={start})"
+    return still, "shuffled_policies(upstream={self})", f"head_refit(upstream={still})"
+
+
 class AdaAug(PolicyNet):
     """Learn operations for each image from its features, by mixing what they make of meta rows.
 
@@ -440,12 +446,7 @@ class AdaAug(PolicyNet):
             upstream, n, temperature, delta, refresh, meta_batch, learning_rate, derivative
         )
         start = f"delta={delta}, n={n}, temperature={temperature}, upstream={{upstream}}"
-        still = f"frozen(upstream=adaaug({start}))"
-        self.controls = (
-            still,
-            "shuffled_policies(upstream={self})",
-            f"head_refit(upstream={still})",
-        )
+        self.controls = _controls(f"adaaug({start})")
 
     def gradient(self, batch: Batch, model: Model, ctx: Context) -> Tensor:
         """By exploration on meta rows, a part of them at a time."""
@@ -520,12 +521,7 @@ class MADAug(PolicyNet):
             raise ValueError(f"alpha: expected a learning rate above 0, got {alpha}")
         self.tau, self.alpha = tau, alpha
         start = f"delta={delta}, n={n}, tau={tau}, temperature={temperature}, upstream={{upstream}}"
-        still = f"frozen(upstream=madaug({start}))"
-        self.controls = (
-            still,
-            "shuffled_policies(upstream={self})",
-            f"head_refit(upstream={still})",
-        )
+        self.controls = _controls(f"madaug({start})")
 
     def augmented(self, count: int, ctx: Context) -> int:
         """The share of this epoch."""
