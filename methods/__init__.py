@@ -100,6 +100,7 @@ BUILTIN = {
     "one_chain": Entry("methods.augmix:OneChain"),
     "medaugment": Entry("methods.medaugment:MedAugment"),
     "unconstrained": Entry("methods.medaugment:Unconstrained"),
+    "medmnistc_augment": Entry("methods.medmnistc:MedMNISTCAugment"),
     "shuffled_policy": Entry("methods.autoaugment:ShuffledPolicy"),
     "wrap": Entry("methods.wrap:Wrap"),
 }

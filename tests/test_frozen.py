@@ -83,6 +83,7 @@ CELLS = (
     Made(row="lpa3(preset=fast, warmup=1)"),
     Made(row="augmix(upstream=flip)"),
     Made(row="medaugment(level=4)"),
+    Made(row="medmnistc_augment"),
     Made(row="none@train"),
     Made(row="none@meta", benchmark=NOISY),
     Made(row="none", budget="passes of saflex"),
