@@ -77,6 +77,7 @@ BUILTIN = {
     "l2rw": Entry("methods.saflex:l2rw"),
     "meta_weight_net": Entry("methods.weighting:MetaWeightNet"),
     "lilaw": Entry("methods.weighting:Lilaw"),
+    "probe": Entry("methods.probe:Probe"),
     "autodo": Entry("methods.autodo:AutoDO"),
     "lpa3": Entry("methods.lpa3:Lpa3"),
     "entaugment": Entry("methods.strength:EntAugment"),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm"})
+NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm", "tail", "frozen_trunk"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,11 +105,7 @@ class Model(nn.Module, ABC):
     """A network whose parts a method may use: ``head(embed(features(x))) == model(x)``."""
 
     trunk: nn.Module
-    """Maps inputs (B, *S) to the list of stage outputs; the trainer counts its passes.
-
-    If it has a child ``stages``, an ``nn.ModuleList``, each stage maps the previous output to its
-    own, and a method may run the last stages alone.
-    """
+    """Maps inputs (B, *S) to the list of stage outputs; the trainer counts its passes."""
     head: nn.Linear
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -119,6 +115,15 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def embed(self, features: list[Tensor]) -> Tensor:
         """(B, D), the input of the head."""
+
+    def pieces(self) -> list[nn.Module]:
+        """The stages, if each but the first maps the previous output to its own; else empty.
+
+        A method may run the last ones alone. They are those of the trunk's child ``stages``, an
+        ``nn.ModuleList``.
+        """
+        inner = dict(self.trunk.named_children()).get("stages")
+        return list(inner) if isinstance(inner, nn.ModuleList) else []
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
@@ -205,7 +210,8 @@ class Method(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "meta", "features", "image" and "auxiliary_norm"."""
+    """Of "meta", "features", "image", "auxiliary_norm", "tail" (the last stages run alone) and
+    "frozen_trunk" (only the head is trained)."""
     space: ClassVar[Mapping[str, Any]] = {}
     """Search space of the hyper-parameters."""
     source: ClassVar[str] = ""

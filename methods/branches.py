@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 class BranchedNorm(nn.Module):
     """Two normalisation layers in one place, of which one is active.
@@ -15,21 +17,21 @@ class BranchedNorm(nn.Module):
     Source: Xie et al., Adversarial Examples Improve Image Recognition, CVPR 2020, arXiv:1911.09665
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.main, self.auxiliary = norm, copy.deepcopy(norm)
         self.branch = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the shape stays the same."""
+        """Normalise (B, C, *positions); the shape stays the same."""
         return self.auxiliary(x) if self.branch else self.main(x)
 
 
 def add_branch(model: nn.Module) -> None:
-    """Add a second layer, a copy of the first, to every BatchNorm2d of ``model``."""
+    """Add a second layer, a copy of the first, to every batch normalisation of ``model``."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and not isinstance(module, BranchedNorm):
+            if isinstance(child, NORMS) and not isinstance(module, BranchedNorm):
                 setattr(module, name, BranchedNorm(child))
 
 

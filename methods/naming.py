@@ -25,6 +25,8 @@ OWN = "py:"
 """Prefix of a name that refers to the user's own code."""
 OWN_NAME = re.compile(r"py:([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)
 """``py:module:name``; the groups are the module and the name."""
+TIMM = "timm:"
+"""Prefix of a network of the package timm: ``timm:NAME`` or ``timm:NAME.TAG``."""
 MOST_NAMES = 10_000
 """More names in one text or list are surely a mistake, and would fill the memory."""
 
@@ -93,22 +95,25 @@ def parse(text: str) -> Call | Links:
     return value
 
 
+_COLONS = re.compile(
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+    rf"|\b({OWN_NAME.pattern}|{TIMM}[A-Za-z]\w*(?:\.\w+)?)",
+    re.ASCII,
+)
 # Two letters valid in Python identifiers that look like ":" and ".", which are not.
 _DISGUISE = str.maketrans(":.", "\u02d0\u00b7")
 _UNDISGUISE = str.maketrans("\u02d0\u00b7", ":.")
 
 
 def _disguised(text: str) -> str:
-    """Turn each ``py:module:name`` outside quotes into one identifier."""
-    return re.sub(
-        rf"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b{OWN_NAME.pattern}",
-        lambda found: found[0] if found[1] is None else found[0].translate(_DISGUISE),
-        text,
+    """Turn each ``py:module:name`` and ``timm:name`` outside quotes into one identifier."""
+    return _COLONS.sub(
+        lambda found: found[0] if found[1] is None else found[0].translate(_DISGUISE), text
     )
 
 
 def _name(node: ast.Name) -> str:
-    disguised = node.id.startswith(OWN.translate(_DISGUISE))
+    disguised = node.id.startswith((OWN.translate(_DISGUISE), TIMM.translate(_DISGUISE)))
     return node.id.translate(_UNDISGUISE) if disguised else node.id
 
 

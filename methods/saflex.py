@@ -200,10 +200,9 @@ class Tail(nn.Module):
     def __init__(self, model: Model, stages: int) -> None:
         super().__init__()
         self.model = model
-        inner = dict(model.trunk.named_children()).get("stages")
-        listed = list(inner) if isinstance(inner, nn.ModuleList) else []
+        listed = model.pieces()
         if stages and not listed:
-            raise TypeError("stages: the network's trunk has no nn.ModuleList named 'stages'")
+            raise TypeError("stages: the network's stages cannot be run alone")
         if stages and stages >= len(listed):
             raise ValueError(
                 f"stages: expected fewer than the network's {len(listed)} stages, got {stages}"
@@ -213,19 +212,23 @@ class Tail(nn.Module):
 
     def own(self) -> list[str]:
         """The network's names of the parameters in this part."""
-        ends = tuple(f"trunk.stages.{self._first + place}." for place in range(self._stages))
-        names = [name for name, _ in self.model.named_parameters()]
-        return [name for name in names if not name.startswith("trunk.") or name.startswith(ends)]
+        last = {id(each) for stage in self._last() for each in stage.parameters()}
+        return [
+            name
+            for name, each in self.model.named_parameters()
+            if not name.startswith("trunk.") or id(each) in last
+        ]
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Logits (B, K) from all stage outputs; the last stages are recomputed."""
         if self._stages:
             features = features[: -self._stages]
-            for stage in list(cast("nn.ModuleList", self.model.trunk.get_submodule("stages")))[
-                self._first :
-            ]:
+            for stage in self._last():
                 features = [*features, stage(features[-1])]
         return self.model.head(self.model.embed(features))
+
+    def _last(self) -> list[nn.Module]:
+        return self.model.pieces()[self._first :] if self._stages else []
 
 
 class Saflex(Method):
@@ -343,8 +346,11 @@ class Saflex(Method):
         yield f"head_refit(upstream={frozen})"
 
     def requires(self) -> frozenset[str]:
-        """Meta rows; with ``stages`` a network whose stages are accessible."""
-        return super().requires() | ({"features"} if self.stages is not None else set())
+        """Meta rows; with ``stages`` a network whose stages are accessible, or can be run alone."""
+        found = super().requires()
+        if self.stages is not None:
+            found |= {"features", "tail"} if self.stages else {"features"}
+        return found
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream except one with its own loss, or one that returns logits."""

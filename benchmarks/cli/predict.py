@@ -48,7 +48,8 @@ def carry_out(command: arguments.PredictCommand) -> int:
     shape = tuple(result["data"]["shape"])
     rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
     spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
-    needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
+    aside = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()  # of an older run
+    needs = set(result.get("network_needs", aside))
     network = models.build(run.model, spec, needs).to(rows.y.device)
     if run.training.channels_last:  # another memory format rounds differently
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from analysis.runs import Run, Training
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol
 from benchmarks.training import models, precision
-from methods.naming import OWN, Call, NamingError, call_of, parse, render, split, unknown
+from methods.naming import Call, NamingError, call_of, parse, render, split, unknown
 
 DIRTY = "dirty"
 """``method@dirty``: its meta rows have the label noise of the training rows."""
@@ -120,8 +120,8 @@ def model_name(text: str, width: float | None) -> str:
     """The canonical model, with ``--width`` applied."""
     if width is None:
         return models.canonical(text)
-    if text.startswith(OWN):
-        raise NamingError(f"width: expected none with your own network {text!r}, got {width}")
+    if not models.takes_width(text):
+        raise NamingError(f"width: expected none with the network {text!r}, got {width}")
     call = parse(text)
     if not isinstance(call, Call) or "width" in dict(call.arguments):
         raise NamingError(f"width: expected it once, as --width or in the model, got {text!r}")

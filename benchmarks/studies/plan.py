@@ -33,7 +33,7 @@ from benchmarks.studies.cells import Cell, Row
 from benchmarks.studies.schema import WHOLE, Block, Study, protocols_of
 from benchmarks.training import models
 from methods.base import Spec
-from methods.naming import OWN, NamingError, unknown
+from methods.naming import NamingError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +238,7 @@ class Plan:
         """The names of the user's own code, ``py:module:name``, each once."""
         found: dict[str, None] = {}
         for experiment in self.experiments:
-            if experiment.model.startswith(OWN):
-                found[experiment.model] = None
+            found |= dict.fromkeys(models.own_names(experiment.model))
             for row in experiment.rows:
                 found |= dict.fromkeys(methods.own_names(row.method))
         return list(found)

@@ -24,12 +24,18 @@ def check_fits(
     needs, spec = method.requires(), splits.spec
     if "features" in needs and not isinstance(network, Model):
         raise NotApplicable(
-            f"{name} needs the stages of a methods.base.Model, {model_name} returns only logits"
+            f"{name} needs the stages and the linear head of the network, and none were found in "
+            f"{model_name}: its output is not that of an nn.Linear"
+        )
+    if "tail" in needs and isinstance(network, Model) and not network.pieces():
+        raise NotApplicable(
+            f"{name} recomputes the last stages of the network, which those of {model_name} do "
+            "not allow, because they are not chains of modules: set stages=0, or leave it out"
         )
     if "auxiliary_norm" in needs and not has_branches(network):
         raise NotApplicable(
             f"{name} needs a second set of batch normalisation layers, {model_name} has none: use "
-            "one of our networks with batch normalisation, such as resnet18"
+            "a network with batch normalisation, such as resnet18"
         )
     if "image" in needs and spec.kind != "image":
         raise NotApplicable(f"{name} needs images, but the data are {spec.kind}s")

@@ -1,11 +1,12 @@
-"""ImageNet weights from torchvision."""
+"""ImageNet weights from torchvision, and weights in its layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.own import import_torchvision
 
@@ -35,3 +36,26 @@ def load_imagenet(stem: nn.Module, stages: Iterable[nn.Module], name: str) -> No
         with torch.no_grad():
             for target, tensor in zip(wanted, given, strict=True):
                 target.copy_(tensor)
+
+
+RENAMED = (
+    (r"^conv1\.", "trunk.stem.0."),
+    (r"^bn1\.", "trunk.stem.1."),
+    (r"^fc\.", "head."),
+    (r"^layer(\d)\.", lambda found: f"trunk.stages.{int(found[1]) - 1}."),
+    (r"\.bn(\d)\.", r".norm\1."),
+    (r"\.downsample\.", ".shortcut."),
+)
+"""Names in torchvision's ResNets, and in ours."""
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a torchvision ResNet by our names; empty if it is in another layout."""
+    if "conv1.weight" not in state:
+        return {}
+    named = {}
+    for name, tensor in state.items():
+        for theirs, ours in RENAMED:
+            name = re.sub(theirs, ours, name)  # noqa: PLW2901 - one after the other
+        named[name] = tensor
+    return named

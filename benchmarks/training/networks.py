@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.training.imagenet import MEAN, STD, load_imagenet
+from benchmarks.training import weights as files
+from benchmarks.training.imagenet import MEAN, STD, from_torchvision, load_imagenet
 from methods.base import Model, Spec
 from methods.branches import on_branch
 
@@ -181,7 +182,7 @@ def _width(base: int, width: float) -> int:
     return max(1, round(base * width))
 
 
-def _half(channels: int) -> Normalize:
+def half(channels: int) -> Normalize:
     """[0, 1] to [-1, 1], MedMNIST's own normalisation."""
     return Normalize((0.5,) * channels, (0.5,) * channels)
 
@@ -193,7 +194,7 @@ def _resnet(
     *,
     width: float = 1.0,
     activation: Activation = "relu",
-    weights: Literal["none", "imagenet"] = "none",
+    weights: str = "none",
 ) -> StagedModel:
     channels, size = spec.shape[0], min(spec.shape[1:])
     widths = [_width(base, width) for base in (64, 128, 256, 512)]
@@ -202,7 +203,7 @@ def _resnet(
     stem += [nn.BatchNorm2d(widths[0]), _act(activation)]
     stem += [] if small else [nn.MaxPool2d(3, stride=2, padding=1)]
     stages = _stages(block, block.expansion, widths[0], widths, depths, activation)
-    trunk = Trunk(_half(channels), nn.Sequential(*stem), stages)
+    trunk = Trunk(half(channels), nn.Sequential(*stem), stages)
     model = StagedModel(trunk, nn.Linear(widths[-1] * block.expansion, spec.classes))
     if weights == "imagenet":
         if small or width != 1 or channels != 3:
@@ -212,6 +213,12 @@ def _resnet(
             )
         load_imagenet(trunk.stem, trunk.stages, "resnet18" if block is BasicBlock else "resnet50")
         trunk.normalize = Normalize(MEAN, STD)
+    elif weights != "none":
+        given = files.read(weights)
+        translated = from_torchvision(given)
+        files.copy_into(model, translated or given, "head", weights)
+        if translated and channels == 3:
+            trunk.normalize = Normalize(MEAN, STD)
     return model
 
 
@@ -220,9 +227,12 @@ def resnet18(
     *,
     width: float = 1.0,
     activation: Activation = "relu",
-    weights: Literal["none", "imagenet"] = "none",
+    weights: str = "none",
 ) -> StagedModel:
     """ResNet-18; 3x3 stem below 64 pixels, ImageNet's stem at 64 and above.
+
+    ``weights``: ``imagenet`` fetches torchvision's; a file is in torchvision's layout, whose
+    normalisation it then has, or in that of ``--save-model``. A head of other classes is left out.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """
@@ -235,9 +245,11 @@ def resnet50(
     *,
     width: float = 1.0,
     activation: Activation = "relu",
-    weights: Literal["none", "imagenet"] = "none",
+    weights: str = "none",
 ) -> StagedModel:
     """ResNet-50; 3x3 stem below 64 pixels, ImageNet's stem at 64 and above.
+
+    ``weights`` as in ``resnet18``.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """
@@ -253,7 +265,7 @@ def wrn28_10(spec: Spec, *, width: float = 1.0, activation: Activation = "relu")
     channels = spec.shape[0]
     widths = [_width(base, width) for base in (160, 320, 640)]
     stages = _stages(PreActivationBlock, 1, 16, widths, [4, 4, 4], activation)
-    trunk = Trunk(_half(channels), _conv(channels, 16, 3), stages)
+    trunk = Trunk(half(channels), _conv(channels, 16, 3), stages)
     last = nn.Sequential(nn.BatchNorm2d(widths[-1]), _act(activation))
     return StagedModel(trunk, nn.Linear(widths[-1], spec.classes), last)
 
@@ -271,7 +283,7 @@ def small_cnn(spec: Spec, *, width: float = 1.0, activation: Activation = "relu"
         stages.append(nn.Sequential(*layers, _act(activation)))
         inputs = outputs
     return StagedModel(
-        Trunk(_half(channels), nn.Identity(), stages), nn.Linear(inputs, spec.classes)
+        Trunk(half(channels), nn.Identity(), stages), nn.Linear(inputs, spec.classes)
     )
 
 
@@ -285,7 +297,7 @@ def mlp(spec: Spec, *, width: float = 1.0, activation: Activation = "relu") -> P
         outputs = _width(128, width)
         stages.append(nn.Sequential(nn.Linear(inputs, outputs), _act(activation)))
         inputs = outputs
-    trunk = Trunk(_half(spec.shape[0]), nn.Flatten(), stages)
+    trunk = Trunk(half(spec.shape[0]), nn.Flatten(), stages)
     return Perceptron(trunk, nn.Linear(inputs, spec.classes))
 
 

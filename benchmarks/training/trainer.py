@@ -117,6 +117,7 @@ def fit(
         result["device"] = describe_device(device)
         result["versions"] = installed_versions()
         result["auxiliary_norm"] = has_branches(network)
+        result["network_needs"] = sorted(models.NEEDS & method.requires())
         result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
     return Fitted(network, method, state, result, predictions, samples)
 

@@ -1,0 +1,186 @@
+"""Networks of the package timm, ``timm:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.training import weights as files
+from benchmarks.training.hooked import Prepared, staged
+from benchmarks.training.networks import Normalize, half
+from methods.base import Spec
+from methods.branches import add_branch
+from methods.naming import nearest
+from methods.own import import_torchvision
+
+INSIDE = "trunk.network."
+"""Where a HookedModel has the network; so its saved weights start."""
+
+
+class Prepare(nn.Module):
+    """Images as a network expects them: three channels for grey ones, enlarged, normalised."""
+
+    def __init__(self, repeated: bool, enlarge: int, normalize: Normalize) -> None:
+        super().__init__()
+        self.repeated, self.enlarge = repeated, enlarge
+        self.normalize = normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, 3, H, W) or (B, 3, enlarge, enlarge)."""
+        if self.repeated:
+            x = x.expand(-1, 3, -1, -1)
+        if self.enlarge:
+            x = F.interpolate(x, size=(self.enlarge,) * 2, mode="bilinear")
+        return self.normalize(x)
+
+
+def timm_network(
+    name: str,
+    spec: Spec,
+    needs: Set[str] = frozenset(),
+    *,
+    weights: str = "none",
+    pretrained: bool = False,
+    enlarge: int = 0,
+    others: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A network of timm, as a Model if its output is that of a linear layer.
+
+    Grey images are repeated to three channels. The normalisation is timm's for this name, or
+    MedMNIST's own where it has none or the images have other channels. ``weights`` is a file in
+    timm's layout, or one that ``--save-model`` wrote; ``pretrained`` takes timm's from its cache.
+    ``enlarge``: images are enlarged to so many pixels inside the network (bilinear). ``others`` are
+    arguments of ``timm.create_model``.
+
+    Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861.
+
+    Raises:
+        ValueError: timm is not installed, does not know the name or an argument, or weights that
+            are not there or do not fit.
+    """
+    timm = _timm()
+    others = dict(others or {})
+    channels, size = spec.shape[0], min(spec.shape[1:])
+    if enlarge and enlarge < max(spec.shape[1:]):
+        raise ValueError(f"enlarge: expected {max(spec.shape[1:])} pixels or more, got {enlarge}")
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        raise ValueError(f"timm has no network {base!r}{nearest(base, timm.list_models())}")
+    try:
+        config = timm.get_pretrained_cfg(name).to_dict()
+    except (RuntimeError, ValueError, AttributeError):  # a network without any, or an unknown tag
+        config = {}
+    if config.get("fixed_input_size") and "img_size" not in others:
+        others["img_size"] = enlarge or spec.shape[1:]
+    takes = 3 if channels == 1 else channels
+    if pretrained and weights != "none":
+        raise ValueError("weights: expected none with pretrained=true")
+    if pretrained and not _on_meta():
+        others["pretrained_cfg_overlay"] = {"state_dict": files.read(str(cached(name)))}
+    try:
+        network = timm.create_model(
+            name,
+            pretrained=pretrained and not _on_meta(),
+            num_classes=spec.classes,
+            in_chans=takes,
+            **others,
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"timm: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"timm: {str(error).partition(chr(10))[0]}") from error
+    head = _name_of(network, network.get_classifier())
+    if weights != "none":
+        files.copy_into(network, _unwrapped(files.read(weights), head), head, weights)
+    if "auxiliary_norm" in needs:
+        add_branch(network)
+    mean, std = config.get("mean"), config.get("std")
+    known = mean is not None and std is not None and len(mean) == takes
+    normalize = Normalize(tuple(mean), tuple(std)) if known else half(takes)
+    prepare = Prepare(channels == 1, enlarge if enlarge != size else 0, normalize)
+    try:
+        made = staged(prepare, network, spec.shape, spec.classes, _stages(network))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        shape = " x ".join(map(str, spec.shape))
+        raise ValueError(
+            f"it does not run on {shape} images ({str(error).partition(chr(10))[0]}); "
+            "enlarge=PIXELS enlarges them inside the network"
+        ) from error
+    return Prepared(prepare, network) if made is None else made
+
+
+def cached(name: str) -> Path:
+    """The file of timm's own weights in its cache.
+
+    Raises:
+        ValueError: it is not there, or timm has no weights for the name.
+    """
+    timm = _timm()
+    try:
+        config = timm.get_pretrained_cfg(name).to_dict()
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise ValueError(f"timm has no weights for {name!r}") from error
+    url, hub = config.get("url") or "", config.get("hf_hub_id") or ""
+    found = [Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]] if url else []
+    if hub:
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - comes with timm
+
+        repository, _, revision = hub.partition("@")
+        given = config.get("hf_hub_filename")
+        for file in (given,) if given else ("model.safetensors", "pytorch_model.bin"):
+            place = try_to_load_from_cache(repository, file, revision=revision or None)
+            found += [Path(place)] if isinstance(place, str) else []
+    there = [path for path in found if path.is_file()]
+    if not there:
+        raise ValueError(
+            f"pretrained=true: timm's weights of {name} are not in its cache on this machine: run "
+            f"python -c \"import timm; timm.create_model('{name}', pretrained=True)\" where there "
+            "is a network, or give weights=FILE"
+        )
+    return there[0]
+
+
+def _timm() -> Any:
+    import_torchvision()  # timm imports it
+    try:
+        import timm  # noqa: PLC0415 - takes seconds
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "timm is not installed: pip install timm, or augbench with the extra timm"
+        ) from error
+    return timm
+
+
+def _on_meta() -> bool:
+    return torch.empty(0).is_meta
+
+
+def _name_of(network: nn.Module, module: object) -> str:
+    """The name of a module; empty if it is none of the network's."""
+    return next((name for name, each in network.named_modules() if each is module), "")
+
+
+def _unwrapped(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Weights by timm's own names, from a file of --save-model too."""
+    if not any(name.startswith(INSIDE) for name in state):
+        return dict(state)
+    own = {f"{head}.{name.removeprefix('head.')}": state[name] for name in state if name[0] == "h"}
+    return own | {
+        name.removeprefix(INSIDE): tensor
+        for name, tensor in state.items()
+        if name.startswith(INSIDE)
+    }
+
+
+def _stages(network: nn.Module) -> list[tuple[str, int]] | None:
+    """Names and channels of the stages that timm lists, if it lists any."""
+    listed = getattr(network, "feature_info", None)
+    if listed is None:
+        return None
+    told = listed if isinstance(listed, list) else listed.info
+    return [(each["module"], each["num_chs"]) for each in told] or None

@@ -1,0 +1,127 @@
+"""Weights from a file: read, told apart by content, and copied into a network if they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHOWN = 3
+"""Tensors that an error names."""
+INSIDE = ("state_dict", "model")
+"""Under which names a checkpoint may hold the weights beside other things."""
+
+
+def checksum(file: str) -> str:
+    """A hash of the file's content.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = _path(file)
+    told = path.stat()
+    return _digest(path, told.st_mtime_ns, told.st_size)
+
+
+@cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _path(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"weights: no file {file!r} in {Path.cwd()}")
+    return path
+
+
+def read(file: str) -> dict[str, Tensor]:
+    """The tensors by name in a .safetensors file, or in one that ``torch.save`` wrote.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    path = _path(file)
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError  # noqa: PLC0415 - comes with timm
+            from safetensors.torch import load_file  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"weights: {file!r} needs the package safetensors: pip install safetensors"
+            ) from error
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"weights: {file!r} is no safetensors file: {error}") from error
+    try:
+        with torch.device("cpu"):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"weights: {file!r} cannot be read as a dict of tensors that torch.save(model."
+            f"state_dict(), FILE) writes: {str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    return _tensors(found, file)
+
+
+def _tensors(found: Any, file: str) -> dict[str, Tensor]:
+    for name in INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"weights: expected tensors by name in {file!r}, as in a state_dict")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: str) -> None:
+    """Copy weights by name; ``head`` is left as it is if the file's has another shape, or none.
+
+    Raises:
+        ValueError: names the first tensors that are missing, unexpected or of another shape.
+    """
+    own, given = network.state_dict(), dict(state)
+    of_head = [name for name in (f"{head}.weight", f"{head}.bias") if name in own]
+    if any(name not in given or given[name].shape != own[name].shape for name in of_head):
+        for name in of_head:
+            own.pop(name)
+            given.pop(name, None)
+    counters = [name for name in own if name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in given and name not in counters]
+    unknown = [name for name in given if name not in own]
+    shapes = [
+        f"{name} is {_shape(given[name])} instead of {_shape(own[name])}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    told = [
+        _told(len(listed), what, listed)
+        for what, listed in (
+            ("missing", missing),
+            ("unexpected", unknown),
+            ("of another shape", shapes),
+        )
+        if listed
+    ]
+    if told:
+        raise ValueError(f"weights: {file!r} does not fit this network: {'; '.join(told)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in given:
+                tensor.copy_(given[name])
+
+
+def _told(number: int, what: str, listed: list[str]) -> str:
+    shown = ", ".join(listed[:SHOWN]) + (", ..." if number > SHOWN else "")
+    return f"{number} {'tensor' if number == 1 else 'tensors'} {what} ({shown})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
