@@ -270,7 +270,7 @@ def elsewhere(ready: Bench) -> None:
 
 
 def gradients(ready: Bench) -> None:
-    """The step's loss is finite and gives every parameter a finite gradient."""
+    """The step's loss is finite and gives every trained parameter a finite gradient."""
     ctx, method = ready.ctx, ready.method
     out = ready.augment(ready.batch())
     logits = ctx.forward(out.x) if out.logits is None else out.logits
@@ -278,6 +278,8 @@ def gradients(ready: Bench) -> None:
     assert losses.shape == out.w.shape, f"losses have shape {tuple(losses.shape)}"
     (out.w @ losses).backward()
     for name, parameter in ctx.model.named_parameters():
+        if not parameter.requires_grad:  # of a frozen trunk
+            continue
         assert parameter.grad is not None, f"{name} got no gradient"
         assert bool(torch.isfinite(parameter.grad).all()), f"the gradient of {name} is not finite"
 

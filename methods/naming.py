@@ -87,7 +87,8 @@ def parse(text: str) -> Call | Links:
         if not re.search(r"'[][(){}]'", reason):  # Python names a bracket that has no partner
             reason = (
                 "expected a name such as mixup, a call such as mixup(alpha=0.2), a chain such as "
-                "crop+flip+mixup, or code of your own such as py:mine:Mine for Mine in mine.py"
+                "crop+flip+mixup, or code of your own such as py:mine:Mine for Mine in mine.py; a "
+                "path is written in quotes"
             )
         raise NamingError(f"cannot read {text!r}: {reason}") from error
     if not isinstance(value, Call | Links):
@@ -151,7 +152,10 @@ def _value(node: ast.expr, text: str) -> Value:
             else:
                 raise NamingError(f"in {text!r}: + joins names and calls, got {side!r}")
         return Links(tuple(calls))
-    raise NamingError(f"in {text!r}: {ast.unparse(node)!r} is not a name, a call or a literal")
+    path = "; a path is written in quotes" if isinstance(node, ast.Attribute | ast.BinOp) else ""
+    raise NamingError(
+        f"in {text!r}: {ast.unparse(node)!r} is not a name, a call or a literal{path}"
+    )
 
 
 def expand(text: str) -> list[str]:

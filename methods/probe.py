@@ -32,7 +32,7 @@ class Probe(Method):
         "Kornblith et al., Do Better ImageNet Models Transfer Better?, CVPR 2019, arXiv:1805.08974"
     )
     needs = frozenset({"features", "frozen_trunk"})
-    costs: Mapping[str, float] = {"published": 0.4}
+    costs: Mapping[str, float] = {"published": 0.3}
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)

@@ -161,7 +161,7 @@ USAGE = {
     "--model small_cnn(widht=1)": ("no argument 'widht'; did you mean 'width'?",),
     "--model py:nowhere:net": ("py:nowhere:net", "no module 'nowhere', expected nowhere.py"),
     "--model py:os:getcwd": ("model: py:os:getcwd cannot be built for 1 x 12 x 12 images",),
-    "--model py:os:getcwd --width 2": ("width: expected none with your own network", "got 2.0"),
+    "--model py:os:getcwd --width 2": ("width: expected none with the network", "got 2.0"),
     "--model small_cnn(width=1) --width 2": ("width: expected it once", "got 'small_cnn(width=1)'"),
     "--model small_cnn --width 0": ("width: expected a multiplier above 0, got 0.0",),
     "--model small_cnn --width nan": ("width: expected a number, got nan",),

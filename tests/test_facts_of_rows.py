@@ -270,7 +270,7 @@ def test_the_kinds_of_our_methods() -> None:
     kinds = {name: each.kind for name, each in declared.items() if each is not None}
     assert {name for name, kind in kinds.items() if kind == "method"} == {
         "saflex", "l2rw", "meta_weight_net", "lilaw", "autodo", "lpa3", "entaugment", "sra",
-        "isda", "bsda", "augmix", "adaaug", "madaug",
+        "isda", "bsda", "augmix", "adaaug", "madaug", "probe",
     }  # fmt: skip
     assert {name for name, kind in kinds.items() if kind == "control"} == {
         "frozen", "random_label", "self_distil", "shuffled_weights", "norm_noise", "head_refit",

@@ -96,6 +96,7 @@ CELLS = (
     Made(row="mean_strength(upstream=sra)"),
     Made(row="isda(upstream=crop)"),
     Made(row="bsda"),
+    Made(row="probe(upstream=crop)"),
     Made(row="isotropic_noise(upstream=bsda)"),
     Made(row="adaaug"),
     Made(row="madaug(preset=exact, tau=0.5, upstream=flip)"),

@@ -396,7 +396,7 @@ def test_a_network_of_ones_own_needs_only_logits() -> None:
 
     fitted = fit(a_run("mixup"), splits(Case(1), False), methods.build("mixup"), model=mine)
     assert fitted.result["cost"]["passes_per_row"] == 2
-    with pytest.raises(NotApplicable, match="returns only logits"):
+    with pytest.raises(NotApplicable, match="none were found"):
         made = splits(Case(1), True)
         fit(a_run("head_refit"), made, methods.build("head_refit"), model=mine)
 

@@ -58,6 +58,8 @@ def lines(check: bool) -> tuple[list[str], bool]:
     shown.append(_line("folder:DIR", "your own images, one folder per class", ""))
     shown.append("Models")
     shown += [_line(name, text, source) for name, text, source in _models()]
+    shown.append(_line("timm:NAME", "a network of timm (extra timm)", "docs/networks.md"))
+    shown.append(_line("probe(backbone=...)", "a network, frozen except for its head", ""))
     shown.append(_line("py:MODULE:FACTORY", "your own network, made from the data's Spec", ""))
     shown.append("Training presets")
     for name, (source, training) in runs.PRESETS.items():

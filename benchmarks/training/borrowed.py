@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def timm_network(
     if not timm.is_model(base):
         raise ValueError(f"timm has no network {base!r}{nearest(base, timm.list_models())}")
     try:
-        config = timm.get_pretrained_cfg(name).to_dict()
+        config: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
     except (RuntimeError, ValueError, AttributeError):  # a network without any, or an unknown tag
         config = {}
     if config.get("fixed_input_size") and "img_size" not in others:
@@ -99,9 +100,8 @@ def timm_network(
         files.copy_into(network, _unwrapped(files.read(weights), head), head, weights)
     if "auxiliary_norm" in needs:
         add_branch(network)
-    mean, std = config.get("mean"), config.get("std")
-    known = mean is not None and std is not None and len(mean) == takes
-    normalize = Normalize(tuple(mean), tuple(std)) if known else half(takes)
+    mean, std = (tuple(config.get(name) or ()) for name in ("mean", "std"))
+    normalize = Normalize(mean, std) if len(mean) == len(std) == takes else half(takes)
     prepare = Prepare(channels == 1, enlarge if enlarge != size else 0, normalize)
     try:
         made = staged(prepare, network, spec.shape, spec.classes, _stages(network))
@@ -128,12 +128,11 @@ def cached(name: str) -> Path:
     url, hub = config.get("url") or "", config.get("hf_hub_id") or ""
     found = [Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]] if url else []
     if hub:
-        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - comes with timm
-
+        look = importlib.import_module("huggingface_hub").try_to_load_from_cache
         repository, _, revision = hub.partition("@")
         given = config.get("hf_hub_filename")
         for file in (given,) if given else ("model.safetensors", "pytorch_model.bin"):
-            place = try_to_load_from_cache(repository, file, revision=revision or None)
+            place = look(repository, file, revision=revision or None)
             found += [Path(place)] if isinstance(place, str) else []
     there = [path for path in found if path.is_file()]
     if not there:
@@ -148,12 +147,11 @@ def cached(name: str) -> Path:
 def _timm() -> Any:
     import_torchvision()  # timm imports it
     try:
-        import timm  # noqa: PLC0415 - takes seconds
+        return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ValueError(
             "timm is not installed: pip install timm, or augbench with the extra timm"
         ) from error
-    return timm
 
 
 def _on_meta() -> bool:

