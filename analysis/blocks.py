@@ -215,7 +215,8 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
 
     Runs of another network, protocol, thread count, device type or code form another block. The
     training may differ between data sets, but if one data set was trained in two ways, each way
-    is a block.
+    is a block. Runs joined from elsewhere (``Record.origin``) go with the others, whatever device
+    and release they come from, which then set rows of one name apart.
 
     Raises:
         NamingError: two rows or data sets of a block have the same label.
@@ -226,7 +227,7 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
     by_id = {record.run.id: record for record in records}
     groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(_shared(record), []).append(record)
+        groups.setdefault(shared_by(record), []).append(record)
     found = []
     for shared, members in groups.items():
         for machine, same in _by_machine(members).items():
@@ -242,7 +243,8 @@ def _first(block: Block) -> str:
     return str(block.columns[0].training)
 
 
-def _shared(record: Record) -> tuple[tuple[str, str], ...]:
+def shared_by(record: Record) -> tuple[tuple[str, str], ...]:
+    """What all runs of a block share, their machine and training aside, with its name."""
     run = record.run
     versions = {name: str(run.versions.get(name, "?")) for name in ("trainer", "model")}
     return (
@@ -257,16 +259,18 @@ def _shared(record: Record) -> tuple[tuple[str, str], ...]:
 
 def _by_machine(records: Sequence[Record]) -> dict[tuple[tuple[str, str], ...], list[Record]]:
     """By device type and release; failed runs, which record neither, go to the largest group."""
-    told = [(_machine(record), record) for record in records]
+    told = [(machine_of(each), each) for each in records if not each.origin]
+    joined = [each for each in records if each.origin]
     known = Counter(machine for machine, record in told if record.done)
     usual = known.most_common(1)[0][0] if known else (("device", "unknown"), ("augbench", "?"))
     found: dict[tuple[tuple[str, str], ...], list[Record]] = {}
     for machine, record in told:
         found.setdefault(machine if record.done else usual, []).append(record)
-    return found
+    return {machine: [*own, *joined] for machine, own in found.items()}
 
 
-def _machine(record: Record) -> tuple[tuple[str, str], ...]:
+def machine_of(record: Record) -> tuple[tuple[str, str], ...]:
+    """Device type and release of a run that is done, with their names."""
     device, libraries = record.result.get("device", {}), record.result.get("versions", {})
     return (
         ("device", str(device.get("type", "unknown"))),
@@ -279,7 +283,7 @@ def _by_training(
 ) -> list[list[tuple[str, Training, Record]]]:
     """Lists of (column, training, record) in which each column has one training."""
     steps = [each for each in records if each.run.budget == "steps"]
-    placed = [(_column_name(each), _base_training(each, steps, by_id), each) for each in records]
+    placed = [(column_of(each), base_training(each, steps, by_id), each) for each in records]
     ways: dict[str, list[Training]] = {}
     for column, training, _ in placed:
         if training not in ways.setdefault(column, []):
@@ -290,9 +294,7 @@ def _by_training(
     return [[each for each in placed if str(each[1]) == training] for training in every]
 
 
-def _base_training(
-    record: Record, steps: Sequence[Record], by_id: Mapping[str, Record]
-) -> Training:
+def base_training(record: Record, steps: Sequence[Record], by_id: Mapping[str, Record]) -> Training:
     """The training; for a row with an equal budget, that of the row whose budget it has.
 
     If the run that the budget was measured on is missing, it is that of the same method with
@@ -304,7 +306,7 @@ def _base_training(
     of = by_id.get(record.recorded.get("of") or "")
     if of is not None:
         return replace(run.training, epochs=of.run.training.epochs)
-    there = [each for each in steps if _column_name(each) == _column_name(record)]
+    there = [each for each in steps if column_of(each) == column_of(record)]
     costly = [each for each in there if each.run.method == record.facts.budget_of]
     for kept in (costly, there):
         trainings = {each.run.training for each in kept}
@@ -313,7 +315,7 @@ def _base_training(
     return run.training
 
 
-def _column_name(record: Record) -> str:
+def column_of(record: Record) -> str:
     """The benchmark, with the name of a user's own file; dirty meta rows do not matter."""
     return column_key(undirty(record.run.benchmark)[0], record.recorded.get("path"))
 
@@ -358,10 +360,14 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
     epochs: dict[tuple[str, str], set[int]] = {}
     cut = {_row(record) for record in records if _is_cut(record)}
     own_of = {each.run.id: _variant(each, _row(each) in cut) for each in records}
+    if any(each.origin for each in records):
+        for each in records:
+            machine = {name: value if each.done else ANY for name, value in machine_of(each)}
+            own_of[each.run.id] = own_of[each.run.id] | machine
     for record in records:
         row, own = _row(record), own_of[record.run.id]
         variants.setdefault(row, {}).setdefault(json.dumps(own), []).append(own)
-        epochs.setdefault((row, _column_name(record)), set()).add(record.run.training.epochs)
+        epochs.setdefault((row, column_of(record)), set()).add(record.run.training.epochs)
     # An equal budget may be another number of epochs on each data set.
     several = {row for (row, _), own in epochs.items() if len(own) > 1}
     names = {}

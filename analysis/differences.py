@@ -47,6 +47,8 @@ class Difference:
     folds: int = 0
     patients: int = 0
     """of the test split, whose images are not independent; 0 if unknown"""
+    unpaired: str = ""
+    """why test images are not paired; empty if they are"""
 
     @property
     def interval(self) -> Interval | None:
@@ -61,8 +63,8 @@ class Difference:
     @property
     def untested(self) -> str:
         """Why there is no population interval; empty if there is one."""
-        if self.population is not None:
-            return ""
+        if self.population is not None or self.unpaired:
+            return self.unpaired
         if self.variances is not None and not self.variances.se > 0:
             return "their predictions are identical or differ by a constant"
         if self.seeds < INFERENCE_SEEDS:
@@ -135,15 +137,17 @@ def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> 
         variances = resampled(POINTS * per_seed, folds, test / ((folds - 1) * test - select))
     elif first.patients == 1:
         return replace(blank, training=training)
+    elif unpaired := _unpaired([each[s] for s in seeds for each in (ours, theirs)], metric, when):
+        return replace(blank, training=training, unpaired=unpaired)
     else:
-        targets = first.predictions["test_targets"]
+        targets = first.targets
         items = np.stack(
             [ours[s].item_values(metric, when) - theirs[s].item_values(metric, when) for s in seeds]
         )
         variances = crossed(
             POINTS * items,
             targets if targets.ndim == 1 else None,
-            clusters=first.predictions.get("test_groups"),
+            clusters=first.groups,
         )
     population = variances.interval()
     if not population.se > 0:
@@ -155,10 +159,24 @@ def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> 
     return replace(made, training=training, population=population)
 
 
+def _unpaired(records: Sequence[Record], metric: str, when: str) -> str:
+    """Why the test rows of these runs cannot be paired; empty if they can."""
+    if any(not each.compares(metric, when) for each in records):
+        return f"{_from(records)} has no predictions for it, so test images are not paired"
+    if any(not np.array_equal(each.targets, records[0].targets) for each in records[1:]):
+        return f"the test images of {_from(records)} are others, so they are not paired"
+    return ""
+
+
+def _from(records: Sequence[Record]) -> str:
+    return next((each.origin for each in records if each.origin), "a run")
+
+
 def cost_ratio(row: RowRuns, base: RowRuns) -> float:
     """Charged seconds per epoch as a ratio to ``base``, median over seeds.
 
-    For a row with an equal budget, which has its own number of epochs, of whole runs.
+    For a row with an equal budget, which has its own number of epochs, of whole runs. Nan if the
+    two ran on different hardware in different results folders.
     """
     ours, theirs = row.by_seed(), base.by_seed()
     own = any(record.run.budget != "steps" for record in ours.values())
@@ -166,8 +184,16 @@ def cost_ratio(row: RowRuns, base: RowRuns) -> float:
     ratios = [
         ours[s].result["cost"][key] / theirs[s].result["cost"][key]
         for s in ours.keys() & theirs.keys()
+        if _same_machine(ours[s], theirs[s])
     ]
     return median(ratios)
+
+
+def _same_machine(one: Record, other: Record) -> bool:
+    """Whether times can be compared; among runs that were not joined, tables say what ran where."""
+    if one.origin == other.origin:
+        return True
+    return one.result["device"] == other.result["device"]
 
 
 def advised(test_rows: int, folds: int = 0) -> int:

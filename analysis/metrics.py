@@ -11,7 +11,7 @@ log-odds of about 36.7 every probability is 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +50,15 @@ MEASURES = {
     "ece_equal_mass": Measure("ECE (equal mass)", percent=False, lower=True),
     "sensitivity_at_95_specificity": Measure("sensitivity at 95 % specificity"),
     "quadratic_kappa": Measure("quadratic kappa", percent=False),
+    "f1": Measure("F1"),
+    "precision": Measure("precision"),
+    "sensitivity": Measure("sensitivity"),
+    "specificity": Measure("specificity"),
+    "mcc": Measure("MCC", percent=False),
 }
-"""Metrics of ``evaluate`` that are one number, as tables write them."""
+"""Metrics that are one number, as tables write them: those of ``evaluate``, then ``further``."""
+FURTHER = ("f1", "precision", "sensitivity", "specificity", "mcc")
+"""Metrics that no run stores; they are computed from predictions when a table asks for them."""
 SHOWN = {name: MEASURES[name].name for name in ("accuracy", "auc")}
 """Metrics with a main table, and their names there; ``item_values`` gives the spread of each."""
 
@@ -142,6 +149,41 @@ def quick(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
         "auc": _auc(*_rankings(p, truth, kind)),
         "accuracy": float(_right(_predicted(p, kind), truth, kind).mean()),
         "nll": _nll(z, truth, kind),
+    }
+
+
+def further(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
+    """The metrics of ``FURTHER``, by scikit-learn, from the predictions that ``evaluate`` counts.
+
+    * f1, precision, sensitivity, specificity: with two classes those of class 1; else the mean over
+      the classes (or labels), each against all others. A ratio of 0 to 0 counts as 0.
+    * mcc: Matthews' correlation over all classes at once, 0 if all predictions or all targets are
+      of one class; multi-label: the mean over labels.
+
+    Raises:
+        ValueError: as ``evaluate``.
+    """
+    from sklearn import metrics as scored  # noqa: PLC0415 - takes a second that few tables need
+
+    z, truth = _checked(logits, targets, kind)
+    predicted = _predicted(_probabilities(z, kind), kind)
+    first = 1 if kind == "binary-class" else 0
+    columns = list(zip(truth.T[first:], predicted.T[first:], strict=True))
+    whole = [(truth.argmax(axis=1), predicted.argmax(axis=1))]
+    correlations = [
+        scored.matthews_corrcoef(*pair) for pair in (columns if kind == "multi-label" else whole)
+    ]
+
+    def mean(score: Callable[..., float], positive: bool = True) -> float:
+        values = [score(*pair, pos_label=positive, zero_division=0) for pair in columns]
+        return float(np.mean(values))
+
+    return {
+        "f1": mean(scored.f1_score),
+        "precision": mean(scored.precision_score),
+        "sensitivity": mean(scored.recall_score),
+        "specificity": mean(scored.recall_score, positive=False),
+        "mcc": float(np.mean(correlations)),
     }
 
 

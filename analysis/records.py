@@ -36,6 +36,17 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zl
 """What reading a damaged file raises."""
 
 
+class Items(NamedTuple):
+    """What a records file keeps of the predictions of a run."""
+
+    right: np.ndarray
+    """(N,) whether each test row is predicted correctly at the last epoch"""
+    targets: np.ndarray
+    """(N,) classes of the test rows"""
+    groups: np.ndarray | None
+    """(N,) their patients, if known"""
+
+
 @dataclass(frozen=True)
 class Record:
     """A run that has ended: its cell, its result and the folder of its files."""
@@ -44,6 +55,12 @@ class Record:
     recorded: dict[str, Any]
     result: dict[str, Any]
     folder: Path
+    origin: str = ""
+    """the file or folder that it was joined from; empty for the runs that a table is about"""
+    filed: bool = False
+    """whether it comes from a records file, which has no predictions"""
+    items: Items | None = None
+    """of a run from a records file; None with several labels per row"""
 
     @property
     def done(self) -> bool:
@@ -59,6 +76,12 @@ class Record:
     def facts(self) -> Facts:
         """What kind of row it belongs to."""
         return facts_in(self.run, self.recorded, self.result)
+
+    def compares(self, metric: str, when: str = "last") -> bool:
+        """Whether it has values of single test rows of this metric, to be paired with others."""
+        return not self.filed or (
+            self.items is not None and metric == "accuracy" and when == "last"
+        )
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
@@ -89,8 +112,23 @@ class Record:
 
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
         """A metric of the stored result; nan where it is undefined or the epoch unavailable."""
-        value = self.result["metrics"].get(when, {}).get(split, {}).get(name)
+        values = self.result["metrics"].get(when, {}).get(split, {})
+        if name in metrics.FURTHER and values and not self.filed:
+            values = self._further(split, when)
+        value = values.get(name)
         return float("nan") if value is None else float(value)
+
+    def _further(self, split: str, when: str) -> dict[str, float]:
+        """The metrics that are not stored, computed once; predictions are kept if they were."""
+        known: dict[tuple[str, str], dict[str, float]] = self.__dict__.setdefault("further", {})
+        if (split, when) not in known:
+            read = "predictions" in self.__dict__
+            logits = self.predictions[f"{split}_{when}_logits"]
+            targets = self.predictions[f"{split}_targets"]
+            known[split, when] = metrics.further(logits, targets, self.kind)
+            if not read:
+                self.forget()
+        return known[split, when]
 
     def detection(self, name: str) -> float:
         """How well wrong labels were found (``metrics.detection``); nan if not measured."""
@@ -136,8 +174,22 @@ class Record:
 
     def item_values(self, name: str, when: str = "last") -> np.ndarray:
         """(N,) values of the test rows whose mean is the metric."""
+        if self.items is not None:
+            return self.items.right.astype(float)
         logits = self.predictions[f"test_{when}_logits"]
         return metrics.item_values(logits, self.predictions["test_targets"], self.kind, name)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) classes of the test rows, or (N, K) labels."""
+        return self.predictions["test_targets"] if self.items is None else self.items.targets
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """(N,) patients of the test rows; None if unknown."""
+        if self.items is not None:
+            return self.items.groups
+        return self.predictions.get("test_groups")
 
     @property
     def folds(self) -> int:
@@ -279,7 +331,7 @@ def _first_line(error: Exception) -> str:
 
 def recomputed(record: Record) -> Record:
     """The record with metrics recomputed from the stored logits."""
-    if not record.done:
+    if not record.done or record.filed:
         return record
     arrays, made = record.predictions, {}
     for when in record.result["metrics"]:

@@ -96,5 +96,5 @@ def _made(
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # deleted in the meantime
+    except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile, or in a records file
         return 0.0

@@ -22,6 +22,19 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "[passes of X], [time of X]": "the row trained for longer, with as many forward and "
         "backward passes, or as much training time, as X: an equal budget instead of equal steps.",
     },
+    "metrics": {
+        "F1, precision, sensitivity, specificity": "with two classes, of the second class; else the "
+        "mean over the classes (or labels), each against all others.",
+        "MCC, quadratic kappa": "agreement of predictions and labels beyond chance, 1 at most: "
+        "Matthews' correlation, and Cohen's kappa with squared distances between ordered classes.",
+        "balanced accuracy": "mean of the recalls of all classes.",
+        "AUPRC": "area under the precision-recall curve (average precision), mean over classes.",
+        "sensitivity at 95 % specificity": "the highest sensitivity of a threshold with at least "
+        "this specificity; only with two classes.",
+        "NLL, Brier score": "negative log-likelihood, and squared error of the probabilities.",
+        "ECE, ECE (equal mass)": "expected calibration error: how far confidence is from accuracy, "
+        "in 15 bins of equal width or of equal size.",
+    },
     "names": {"in full": "the full name of the row or data set."},
     "differences": {
         "base": "the row that a row is compared with: for a method, its upstream alone; for an "

@@ -130,23 +130,29 @@ def records(
     return _lines(kept, each)
 
 
-def report(runs: str | Path, out: str | Path = "report", **options: Any) -> Path:
+def report(
+    runs: str | Path | Iterable[str | Path], out: str | Path = "report", **options: Any
+) -> Path:
     """Write the report on a results folder, as ``augbench report`` does; return the page's path.
 
-    ``options`` are ``study``, ``published``, ``format``, ``recompute`` and ``all_versions``.
+    ``runs`` may be several folders or packs. ``options`` are ``study``, ``published``, ``metrics``,
+    ``format``, ``recompute``, ``all_versions``, and ``beside`` for ``--with``.
 
     Raises:
         UsageError, StudyError, NoRuns: subclasses of ValueError; the message says what is expected.
+        OSError: a pack or records file cannot be read.
     """
     from benchmarks.cli import report  # noqa: PLC0415 - loads matplotlib
 
-    return report.write(_command(ReportCommand, {"runs": runs, "out": out, **options}))[0]
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    return report.write(_command(ReportCommand, {"runs": folders, "out": out, **options}))[0]
 
 
 def table(runs: str | Path, **options: Any) -> DataFrame:
     """Make a table of chosen rows, benchmarks and metrics, as ``augbench table`` does.
 
-    ``options`` are those of the command, with _ for -: ``rows="none=No Aug, mixup"``,
+    ``options`` are those of the command, with _ for - and ``beside`` for ``--with``:
+    ``rows="none=No Aug, mixup"``,
     ``benchmarks="blood,derma"``, ``metrics="accuracy,auc"``; ``rows`` and ``benchmarks`` may be
     lists of names, or dictionaries of names and labels. ``out`` also writes the table to a file.
 

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
+from analysis import metrics
 from analysis.metrics import (
     KINDS,
     evaluate,
@@ -406,3 +407,45 @@ def test_targets_of_any_dtype(dtype):
     assert evaluate(logits, targets.astype(dtype), "multi-label") == evaluate(
         logits, targets, "multi-label"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("multi-class", 4), ("binary-class", 2), ("multi-label", 3)]
+)
+def test_further_metrics_by_counting(kind: str, classes: int) -> None:
+    """Against counts of true and false positives, and the covariance form of Matthews."""
+    random = np.random.default_rng(3)
+    logits = random.normal(size=(50, classes))
+    several = kind == "multi-label"
+    targets = random.integers(0, 2 if several else classes, (50, classes) if several else 50)
+    truth = targets == 1 if several else targets[:, None] == np.arange(classes)
+    made = logits > 0 if several else logits.argmax(1)[:, None] == np.arange(classes)
+    hit, false = (truth & made).sum(0), (~truth & made).sum(0)
+    missed, rejected = (truth & ~made).sum(0), (~truth & ~made).sum(0)
+    shown = slice(1, None) if kind == "binary-class" else slice(None)
+    expected = {
+        "f1": 2 * hit / (2 * hit + false + missed),
+        "precision": hit / (hit + false),
+        "sensitivity": hit / (hit + missed),
+        "specificity": rejected / (rejected + false),
+    }
+    found = metrics.further(logits, targets, kind)
+    for name, each in expected.items():
+        assert found[name] == pytest.approx(each[shown].mean(), abs=1e-12), name
+
+    def correlation(x: np.ndarray, y: np.ndarray) -> float:
+        def covariance(one: np.ndarray, other: np.ndarray) -> float:
+            return float(((one - one.mean(0)) * (other - other.mean(0))).sum())
+
+        return covariance(x, y) / np.sqrt(covariance(x, x) * covariance(y, y))
+
+    x, y = truth.astype(float), made.astype(float)
+    each = [correlation(a[:, None], b[:, None]) for a, b in zip(x.T, y.T, strict=True)]
+    mcc = np.mean(each) if several else correlation(x, y)
+    assert found["mcc"] == pytest.approx(mcc, abs=1e-12)
+    assert set(found) == set(metrics.FURTHER)
+
+
+def test_further_metrics_of_a_constant_prediction() -> None:
+    found = metrics.further([[1.0, 0.0]] * 4, [0, 1, 0, 1], "binary-class")
+    assert found == {"f1": 0, "precision": 0, "sensitivity": 0, "specificity": 1, "mcc": 0}

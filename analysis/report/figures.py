@@ -415,7 +415,7 @@ def _calibration(drawing: _Drawing, paths: Paths) -> Told:
             continue
         made = []
         for entry, name in zip(entries, names, strict=True):
-            records = list(column.rows[entry.name].by_seed().values())
+            records = [e for e in column.rows[entry.name].by_seed().values() if not e.filed]
             if records:
                 made.append(_reliability(name, records))
             column.forget()

@@ -11,9 +11,21 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from analysis import blocks, findings, question, records, runs, table, versions, words
+from analysis import (
+    blocks,
+    findings,
+    joined,
+    question,
+    records,
+    recordsfile,
+    runs,
+    table,
+    versions,
+    words,
+)
 from analysis.blocks import Block
-from analysis.metrics import SHOWN
+from analysis.joined import Source
+from analysis.metrics import MEASURES, SHOWN
 from analysis.numbers import count
 from analysis.question import Question
 from analysis.report import (
@@ -28,7 +40,7 @@ from analysis.table import Table, markdown_text
 
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
-    *SHOWN, "selected", "names", "differences", "overall", "moved", "controls", "cost",
+    *MEASURES, "selected", "names", "differences", "overall", "moved", "controls", "cost",
     "labels-found", "attacked-rows", "arguments", "ranks", "versions",
 )  # fmt: skip
 """Names of the files of tables, except those of searches."""
@@ -110,6 +122,12 @@ class Options:
     study: str = ""
     all_versions: bool = False
     """Show rows in every version of their code, not only in the newest."""
+    others: Sequence[Path] = ()
+    """More results folders and packs, whose runs count as if they were in the first."""
+    beside: Sequence[Path] = ()
+    """Folders, packs and records files whose runs are shown beside these where they compare."""
+    metrics: Sequence[str] = ()
+    """Metrics with a main table of their own, in addition to those of every report."""
 
     @property
     def suffixes(self) -> list[str]:
@@ -123,7 +141,10 @@ class Options:
         flags = ["--published"] * self.published + ["--recompute"] * self.recompute
         flags += ["--all-versions"] * self.all_versions
         flags += ["--study", self.study] if self.study else []
-        return shlex.join(["augbench", "report", str(self.root), "--out", str(self.out), *flags])
+        flags += ["--metrics", ",".join(self.metrics)] if self.metrics else []
+        flags += ["--with", *map(str, self.beside)] if self.beside else []
+        places = [str(each) for each in (self.root, *self.others)]
+        return shlex.join(["augbench", "report", *places, "--out", str(self.out), *flags])
 
 
 def report(options: Options) -> list[Path]:
@@ -134,13 +155,23 @@ def report(options: Options) -> list[Path]:
     Raises:
         NoRuns: the folder contains no run with a result.
         StudyError: its study file cannot be used.
+        OSError: another folder, pack or records file cannot be read.
     """
+    with joined.opened(options.others) as others, joined.opened(options.beside) as around:
+        return _report(options, others, around)
+
+
+def _report(options: Options, others: Sequence[Source], around: Sequence[Source]) -> list[Path]:
     asked = question.read(options.root, options.study)
-    read = records.scan(options.root)
-    found, unread, older = versions.newest(*asked.own(*read), options.all_versions)
+    sources = [Source(options.root, *records.scan(options.root)), *others]
+    found, unread, told = joined.pooled(sources)
+    found, unread, older = versions.newest(*asked.own(found, unread), options.all_versions)
+    more, of_others = joined.beside(found, around, options.all_versions)
+    found = [*found, *more]
+    told = [*of_others, *told, *([older] if older else [])]
     while any(record.done for record in found):
         try:
-            whole = _made(options, asked, found, unread, older)
+            whole = _made(options, asked, found, unread, told)
         except records.Damaged as damaged:  # found when predictions are read: report the rest
             (hurt,) = (record for record in found if record.folder == damaged.folder)
             found.remove(hurt)
@@ -158,7 +189,7 @@ def _made(
     asked: Question,
     found: Sequence[records.Record],
     unread: Sequence[records.Unread],
-    older: str,
+    told: Sequence[str],
 ) -> Report:
     """The report of these runs; writes its figures and records to the output folder."""
     root, out = options.root, options.out
@@ -166,7 +197,7 @@ def _made(
         found = [records.recomputed(record) for record in found]
     out.mkdir(parents=True, exist_ok=True)
     _clear(options)
-    records.frame(found).to_parquet(out / "records.parquet")
+    recordsfile.write(found, out / "records.parquet")
     plain = [record for record in found if not record.searched]
     made = [block for block in blocks.split(plain, asked.labels) if block.done]
     several = len(made) > 1
@@ -187,7 +218,8 @@ def _made(
         summary=_counts(found, len(unread)),
         remarks=[
             *sentences.unmatched(made, asked),
-            *_remarks(root, asked, len(found) - len(plain), older),
+            *_remarks(root, asked, len(found) - len(plain)),
+            *told,
         ],
         apart=tables.blocks_table(list(enumerate(made, start=1))) if several else None,
         parts=parts,
@@ -197,7 +229,14 @@ def _made(
             Section("Protocol", texts=_of_study(root, asked)),
             *(each for part in parts for each in part.protocol),
         ],
-        words=words.of({"scores", *names, *(["search"] if found_searches else [])}),
+        words=words.of(
+            {
+                "scores",
+                *names,
+                *(["metrics"] if options.metrics else []),
+                *(["search"] if found_searches else []),
+            }
+        ),
         command=options.command,
     )
 
@@ -263,7 +302,7 @@ def _of_study(root: Path, asked: Question) -> list[str]:
     ]
 
 
-def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str]:
+def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
     """Which runs appear in no table with others."""
     told = list(filter(None, [question.covers(root, asked, "--study NAME")]))
     if searched:
@@ -271,7 +310,7 @@ def _remarks(root: Path, asked: Question, searched: int, older: str) -> list[str
         told.append(
             f"{count(searched, 'run')} of searches {appear} only in the tables of the search."
         )
-    return [*told, older] if older else told
+    return told
 
 
 def _searches(options: Options) -> list[Section]:
@@ -297,7 +336,8 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         place.mkdir(parents=True, exist_ok=True)
         drawn = figures.draw_all(block, found, asked.margin, place, options.suffixes)
     main = [
-        results.main_table(block, metric, metric, options.published, "last") for metric in SHOWN
+        results.main_table(block, metric, metric, options.published, "last")
+        for metric in dict.fromkeys((*SHOWN, *options.metrics))
     ]
     offered = [
         column

@@ -21,6 +21,7 @@ class UsageError(ValueError):
 
 OF_PRESET = _default("the preset's")
 DATA = _default("AUGBENCH_DATA, else ~/.cache/augbench")
+WITH = arg(name="with", metavar="PATH ...", help_behavior_hint="(default: none)")
 
 
 @dataclass(kw_only=True)
@@ -139,6 +140,9 @@ class CompareCommand(Setting, Place):
     """epoch to show: the last, or the one with the best select AUC if available"""
     verbose: bool = False
     """also show calibration, both intervals, detectable differences and more of the cost"""
+    beside: Annotated[tuple[Path, ...], WITH] = ()
+    """results folders, packs, or records.parquet of a report: their rows (but controls) are shown
+    beside these, without a run, where data, network, protocol and training are the same"""
     records: Annotated[Path | None, _default("none")] = None
     """also write one line per run to this .csv file"""
     figure: Annotated[Path | None, _default("none")] = None
@@ -325,14 +329,20 @@ class ReportCommand:
     Example: augbench report runs --out report --published
     """
 
-    runs: Positional[Path]
-    """results folder; study.yaml in it gives question, family, margin and prediction"""
+    runs: Positional[tuple[Path, ...]]
+    """results folder; study.yaml in it gives question, family, margin and prediction. Runs of
+    further folders and packs count as if they were in the first"""
+    beside: Annotated[tuple[Path, ...], WITH] = ()
+    """results folders, packs, or records.parquet of a report: their runs are shown beside these
+    where data, network, protocol and training are the same, and paired by seed and image"""
     study: str = ""
     """report only the runs of this study, which augbench sweep ran there"""
     out: Path = Path("report")
     """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
     published: bool = False
     """show published numbers next to ours"""
+    metrics: Annotated[str, _default("accuracy,auc")] = ""
+    """more metrics, each with a table: f1,precision,sensitivity,specificity,mcc,auprc,nll,..."""
     format: str = "html,md,tex,csv"
     """which of html, md, tex, csv, separated by commas"""
     recompute: bool = False
@@ -352,13 +362,16 @@ class TableCommand:
 
     runs: Positional[Path]
     """results folder"""
+    beside: Annotated[tuple[Path, ...], WITH] = ()
+    """results folders, packs, or records.parquet of a report: their rows are shown as well where
+    data, network, protocol and training are the same"""
     rows: Annotated[str, _default("all but control rows")] = ""
     """methods and control rows, separated by commas; NAME=LABEL shows a row under a label; put a
     label with a comma in quotes"""
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or an unambiguous part of it; NAME=LABEL as for rows"""
     metrics: str = "accuracy,auc"
-    """metrics, separated by commas; ece, brier, nll and others are not tested"""
+    """metrics, separated by commas; f1, mcc, specificity, ece and others are not tested"""
     format: Annotated[
         Literal["text", "md", "tex", "csv", "html"] | None, _default("that of --out, else text")
     ] = None

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from analysis import comparison, differences, records, runs
+from analysis import comparison, differences, joined, records, runs
+from analysis.table import wrapped
 from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, device_of, options_of, read_data, study_of
@@ -46,6 +47,9 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         raise UsageError(f"figure: expected one benchmark, got {len(study.blocks[0].benchmarks)}")
     for path in filter(None, (command.records, command.figure)):
         path.parent.mkdir(parents=True, exist_ok=True)  # before hours of runs, not after them
+    for each in command.beside:
+        if not each.expanduser().exists():  # before hours of runs, not after them
+            raise UsageError(f"with: expected a folder, a pack or a records.parquet, got {each}")
     root = command.out.expanduser().absolute()
     plan = Plan(study, options.data_root)
     if not any(experiment.rows for experiment in plan.experiments):
@@ -75,14 +79,25 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         )
     problems = results.problems_of(outcomes)
     rows = [read for _, read in results.tables_of(work, problems)]
-    if shard is None:
-        texts = (comparison.as_text(r, command.selection, verbose=command.verbose) for r in rows)
-        print("\n\n\n".join(texts))
-    else:
-        print(shard.told(len(work.cells())))
-    print(f"\nResults: {root}")
     kept = [row for read in rows for row in read]
-    _write(command, kept)
+    if shard is None:
+        with joined.opened([each.expanduser() for each in command.beside]) as sources:
+            shown = [joined.rows_beside(read, sources) for read in rows]
+            texts = [
+                "\n\n".join(
+                    [
+                        comparison.as_text(r, command.selection, verbose=command.verbose),
+                        *map(wrapped, told),
+                    ]
+                )
+                for r, told in shown
+            ]
+            print("\n\n\n".join(texts))
+            print(f"\nResults: {root}")
+            _write(command, [row for r, _ in shown for row in r])
+    else:
+        print(f"{shard.told(len(work.cells()))}\n\nResults: {root}")
+        _write(command, kept)
     failed = any(each.result["status"] == "failed" for row in kept for each in row.records)
     missing = any(experiment.missing for experiment in plan.experiments)
     return FAILURE if problems or failed or missing else 0, kept

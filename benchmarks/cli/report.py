@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from analysis import plan, question, records, versions
+from analysis.metrics import MEASURES
 from analysis.report.page import FORMATS, NoRuns, Options, report
 from analysis.table import wrapped
 from benchmarks.cli.arguments import (
@@ -17,7 +18,7 @@ from benchmarks.cli.arguments import (
 )
 from benchmarks.running.codes import FAILURE, USAGE
 from benchmarks.studies import shipped
-from methods.naming import NamingError, split
+from methods.naming import NamingError, split, unknown
 
 
 def carry_out(command: ReportCommand | PlanCommand) -> int:
@@ -47,9 +48,12 @@ def write(command: ReportCommand) -> list[Path]:
     unknown = [each for each in wanted if each not in FORMATS]
     if unknown or not wanted:
         raise UsageError(f"format: expected some of {', '.join(FORMATS)}, got {command.format!r}")
-    root, out = command.runs.expanduser(), command.out.expanduser()
+    if not command.runs:
+        raise UsageError("runs: expected a results folder, got none")
+    root, *others = (each.expanduser() for each in command.runs)
+    out = command.out.expanduser()
     if not root.is_dir():
-        raise UsageError(f"runs: expected a results folder, got {command.runs}")
+        raise UsageError(f"runs: expected a results folder first, got {root}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
     return report(
@@ -61,8 +65,24 @@ def write(command: ReportCommand) -> list[Path]:
             recompute=command.recompute,
             study=command.study,
             all_versions=command.all_versions,
+            others=others,
+            beside=[each.expanduser() for each in command.beside],
+            metrics=metrics_in(command.metrics),
         )
     )
+
+
+def metrics_in(text: str) -> list[str]:
+    """Names of metrics separated by commas.
+
+    Raises:
+        NamingError: an unknown one.
+    """
+    wanted = list(dict.fromkeys(split(text)))
+    for name in wanted:
+        if name not in MEASURES:
+            raise unknown("metric", name, MEASURES)
+    return wanted
 
 
 def _plan(command: PlanCommand) -> int:

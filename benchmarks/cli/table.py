@@ -9,18 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from analysis import blocks, question, records, table, versions
+from analysis import blocks, joined, question, records, table, versions
 from analysis.blocks import Block
 from analysis.chosen import Choice
 from analysis.metrics import MEASURES
-from analysis.records import Record
+from analysis.question import Question
+from analysis.records import Record, Unread
 from analysis.report import results, tables
 from analysis.report.page import NoRuns
 from analysis.runs import write_text
 from analysis.table import Table, wrapped
 from benchmarks.cli.arguments import TableCommand, UsageError
+from benchmarks.cli.report import metrics_in
 from benchmarks.running.codes import FAILURE, USAGE
-from methods.naming import NamingError, split, unknown
+from methods.naming import NamingError, split
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -105,10 +107,7 @@ def _format(command: TableCommand) -> str:
 
 
 def _metrics(command: TableCommand) -> list[str]:
-    wanted = list(dict.fromkeys(split(command.metrics)))
-    for name in wanted:
-        if name not in MEASURES:
-            raise unknown("metric", name, MEASURES)
+    wanted = metrics_in(command.metrics)
     if not wanted:
         raise UsageError(f"metrics: expected some of {', '.join(MEASURES)}, got none")
     if command.published and (more := [each for each in wanted if not MEASURES[each].percent]):
@@ -144,6 +143,21 @@ def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
     found = [record for record in found if not record.searched]
     if older:
         print(older, file=sys.stderr)
+    with joined.opened(command.beside) as sources:
+        more, told = joined.beside(found, sources, command.all_versions)
+        for each in told:
+            print(wrapped(each), file=sys.stderr)
+        return _made(command, root, asked, [*found, *more], unread, make)
+
+
+def _made(
+    command: TableCommand,
+    root: Path,
+    asked: Question,
+    found: list[Record],
+    unread: Sequence[Unread],
+    make: Callable[[Block], Made],
+) -> Made:
     mixed = question.covers(root, asked, "--study NAME, --benchmarks, --rows")
     if mixed and not (command.rows or command.benchmarks):
         print(wrapped(mixed), file=sys.stderr)
