@@ -144,7 +144,8 @@ def _preset(record: Record) -> str:
 
 def _seeds(rows: Sequence[RowRuns], record: Record) -> list[str]:
     """A note if there are fewer seeds than recommended; otherwise empty."""
-    fewest = min(len(row.by_seed()) for row in rows if row.by_seed())
+    counts = [sum(not each.origin for each in row.by_seed().values()) for row in rows]
+    fewest = min(filter(None, counts))
     test = record.result["data"]["rows"]["test"]
     wanted = advised(test, record.folds)
     if fewest >= wanted:

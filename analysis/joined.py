@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from analysis.numbers import count
 from analysis.records import Record, Unread
 
 RECORDS = ".parquet"
+DATA_SET = "data set "
 MOST = 5
 """Names that a sentence lists; of more it gives the number."""
 
@@ -100,7 +101,10 @@ def _agree(one: Record, other: Record) -> bool:
 
 
 def beside(
-    own: Sequence[Record], sources: Sequence[Source], all_versions: bool = False
+    own: Sequence[Record],
+    sources: Sequence[Source],
+    all_versions: bool = False,
+    wanted: Callable[[Record], bool] = lambda record: True,
 ) -> tuple[list[Record], list[str]]:
     """The runs of the sources that can be compared with our own, and in words what was joined.
 
@@ -114,7 +118,7 @@ def beside(
     joined: list[Record] = []
     told: list[str] = []
     for source in sources:
-        plain = [each for each in source.found if not each.searched and each.done]
+        plain = [e for e in source.found if e.done and not e.searched and wanted(e)]
         found, _, older = versions.newest(plain, source.unread, all_versions)
         theirs = _places(found)
         kept, left = [], Counter[str]()
@@ -139,15 +143,19 @@ def rows_beside(
     added to it if they come from the same device and release, else left out.
     """
     own = [record for row in rows for record in row.records]
-    more, told = beside(own, sources) if sources else ([], [])
     made = {row.name: row for row in rows}
+
+    def wanted(record: Record) -> bool:
+        return record.facts.kind != "control" or record.run.row in made
+
+    more, told = beside(own, sources, wanted=wanted) if own else ([], [])
+    more.sort(key=lambda each: (bool(each.facts.wraps), each.run.row, each.run.seed))
     apart = dict[str, None]()
     for record in more:
         name = record.run.row
         there = made.get(name)
         if there is None or not there.records:
-            if record.facts.kind != "control":
-                made[name] = RowRuns(name, record.facts.upstream, (record,))
+            made[name] = RowRuns(name, record.facts.upstream, (record,))
         elif blocks.machine_of(there.records[0]) == blocks.machine_of(record):
             made[name] = replace(there, records=(*there.records, record))
         else:
@@ -184,7 +192,7 @@ def _unlike(place: _Place, others: Iterable[_Place]) -> str:
     """What sets a run apart from all of ours; empty if nothing does."""
     left = [each for each in others if each.data_set == place.data_set]
     if not left:
-        return f"data set {place.data_set}"
+        return f"{DATA_SET}{place.data_set}"
     left = [each for each in left if each.data == place.data]
     if not left:
         return f"other data under the name {place.data_set}"
@@ -221,6 +229,8 @@ def _told(
         )  # fmt: skip
     elif not left:
         told.append(f"From {name}: all of its runs are among these.")
+    if kept:  # of data sets that are not of interest
+        left = Counter({each: n for each, n in left.items() if not each.startswith(DATA_SET)})
     if left:
         reasons = [f"{reason} ({number})" for reason, number in left.most_common()]
         told.append(f"Not from {name}, because no run here has the same: {_listed(reasons, '; ')}.")

@@ -23,8 +23,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "backward passes, or as much training time, as X: an equal budget instead of equal steps.",
     },
     "metrics": {
-        "F1, precision, sensitivity, specificity": "with two classes, of the second class; else the "
-        "mean over the classes (or labels), each against all others.",
+        "F1, precision, sensitivity, specificity": "with two classes, of the second class; "
+        "else the mean over the classes (or labels), each against all others.",
         "MCC, quadratic kappa": "agreement of predictions and labels beyond chance, 1 at most: "
         "Matthews' correlation, and Cohen's kappa with squared distances between ordered classes.",
         "balanced accuracy": "mean of the recalls of all classes.",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import blocks, joined, packing, records, recordsfile, runs
+from analysis import blocks, comparison, joined, packing, records, recordsfile, runs
 from analysis.differences import RowRuns, difference
 from analysis.joined import Source
 from analysis.report.page import Options, report
@@ -257,3 +257,36 @@ def test_a_damaged_pack_member_is_left_out_of_the_report(tmp_path: Path) -> None
     report(Options(own, tmp_path / "out", ["md"], beside=[other]))
     page = (tmp_path / "out" / "report.md").read_text()
     assert "predictions.npz cannot be read" in page and "mixup" in page
+
+
+def test_a_comparison_beside_published_rows(tmp_path: Path) -> None:
+    """One row was run; its base comes from a pack. Controls of others are not shown."""
+    theirs = folder(tmp_path / "theirs", "none", "mixup", f"frozen(upstream={SAFLEX})")
+    make_run(theirs, "none", 0, benchmark="breastmnist", recorded=declared("none"))
+    own = records.scan(folder(tmp_path / "own", SAFLEX))[0]
+    with joined.opened([packed(theirs, tmp_path / "theirs.tar.zst")]) as sources:
+        rows, told = joined.rows_beside([RowRuns(SAFLEX, "mixup", tuple(own))], sources)
+        text = comparison.as_text(rows)
+    assert [(row.name, len(row.records)) for row in rows] == [
+        (SAFLEX, 4), ("mixup", 4), ("none", 4),
+    ]  # fmt: skip
+    assert told == [
+        "From theirs.tar.zst (a machine, augbench 0.1.0): 8 runs of mixup, none; paired with ours "
+        "by seed and test image for 4 seeds."
+    ]
+    (line,) = (each for each in text.splitlines() if each.startswith(SAFLEX))
+    base = difference(rows[0], rows[1], "accuracy")
+    assert base is not None and f"{base.estimate:+.2f}" in line and "not tested" not in line
+
+
+def test_seeds_of_others_are_added_to_a_row_of_the_same_machine(tmp_path: Path) -> None:
+    own = RowRuns("none", "none", tuple(records.scan(folder(tmp_path / "own", "none"))[0]))
+    for seed, device in ((4, "cpu"), (5, "cuda")):
+        make_run(tmp_path / device, "none", seed, device=device, recorded=declared("none"))
+    for device, seeds, said in (
+        ("cpu", 5, []),
+        ("cuda", 4, ["Shown without runs from another device or release: none."]),
+    ):
+        with joined.opened([tmp_path / device]) as sources:
+            (row,), told = joined.rows_beside([own], sources)
+        assert len(row.records) == seeds and told[1:] == said

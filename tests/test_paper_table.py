@@ -207,7 +207,7 @@ def test_published_rows_of_the_same_methods(root: Path, capsys: pytest.CaptureFi
         (("--rows", "crop"), "unknown row 'crop' (known: mixup, none, none@train, randaugment, "),
         (("--benchmarks", "mnist"), "expected one, got 3: bloodmnist, dermamnist, pathmnist"),
         (("--benchmarks", "chest"), "unknown benchmark 'chest' (known: bloodmnist, "),
-        (("--metrics", "acc"), "unknown metric 'acc'; did you mean 'auc'?"),
+        (("--metrics", "acc"), "unknown metric 'acc'; did you mean 'mcc'?"),
         (("--metrics", ","), "metrics: expected some of accuracy, auc"),
         (("--rows", "none=A,mixup=A"), "got 'A' for none and mixup"),
         (("--rows", "none,none"), "rows: expected each name once, got none twice"),

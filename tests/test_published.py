@@ -46,3 +46,21 @@ def test_other_networks_have_none(tmp_path: Path) -> None:
     assert published.beside(block, "accuracy") == []
     table = results.main_table(block, "accuracy", "accuracy", True, "last")
     assert "No published accuracy with this network on these data sets." in table.notes
+
+
+def test_numbers_at_64_and_224_pixels_stand_beside_those_sizes_alone(tmp_path: Path) -> None:
+    for size in (28, 64, 224):
+        name = "breastmnist" if size == 28 else f"breastmnist(size={size})"
+        make_run(tmp_path, benchmark=name, model="resnet18(width=0.25)")
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    by_size = {"breastmnist": 28, "breastmnist(size=64)": 64, "breastmnist(size=224)": 224}
+    sizes = [by_size[column.key] for column in block.columns]
+    rows = dict(published.beside(block, "accuracy"))
+    doerrich = dict(zip(sizes, rows["none [doerrich2025, table of results]"], strict=True))
+    assert {size: each and each.mean for size, each in doerrich.items()} == {
+        28: 83.97, 64: 83.33, 224: 87.18,
+    }  # fmt: skip
+    bsda = dict(zip(sizes, rows["bsda [bsda, table of results]"], strict=True))
+    assert bsda[28] is bsda[64] is None
+    assert bsda[224] is not None and (bsda[224].mean, bsda[224].std) == (86.1, 1.5)
+    assert "best validation AUC" in bsda[224].note and "lowest validation loss" in str(doerrich[64])

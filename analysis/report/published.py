@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from analysis.blocks import Block, Entry
 from analysis.facts import NONE, call_in, outer
+
+SIZE = re.compile(r"(.+?)(?:_(64|128|224))?")
+"""A network, and the pixels of its images if these are not 28."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def beside(
     for each in read(metric):
         if names is not None and each.name not in names:
             continue
-        dataset = each.dataset + ("@224" if each.model.endswith("_224") else "")
-        if each.model.removesuffix("_224") == network and dataset in wanted:
+        name, size = SIZE.fullmatch(each.model).groups()  # type: ignore[union-attr]
+        dataset = each.dataset + (f"@{size}" if size else "")
+        if name == network and dataset in wanted:
             rows.setdefault((each.source, each.table, each.name), {})[dataset] = each
     return [
         (f"{name} [{source}, table {table}]", [values.get(name) for name in wanted])
@@ -102,7 +107,7 @@ def _name(entry: Entry) -> str:
 
 
 def _known(benchmark: str) -> str:
-    """The benchmark as published numbers name it: arguments in order, 224 pixels as a suffix."""
+    """The benchmark as published numbers name it: arguments in order, pixels as a suffix."""
     call = call_in(benchmark)
     if call is None:
         return benchmark
@@ -110,9 +115,9 @@ def _known(benchmark: str) -> str:
     size = given.pop("size", 28)
     kept = {key: value for key, value in given.items() if key != "as_rgb"}
     told = ", ".join(f"{key}={value:g}" for key, value in sorted(kept.items()) if _is_number(value))
-    if any(not _is_number(value) for value in kept.values()) or size not in (28, 224):
+    if any(not _is_number(value) for value in kept.values()):
         return benchmark
-    return call.name + (f"({told})" if told else "") + ("@224" if size == 224 else "")
+    return call.name + (f"({told})" if told else "") + ("" if size == 28 else f"@{size}")
 
 
 def _is_number(value: object) -> bool:

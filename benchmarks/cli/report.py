@@ -53,7 +53,7 @@ def write(command: ReportCommand) -> list[Path]:
     root, *others = (each.expanduser() for each in command.runs)
     out = command.out.expanduser()
     if not root.is_dir():
-        raise UsageError(f"runs: expected a results folder first, got {root}")
+        raise UsageError(f"runs: expected a results folder, got {root}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {command.out}")
     return report(
