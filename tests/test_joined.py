@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import blocks, comparison, joined, packing, records, recordsfile, runs
-from analysis.differences import RowRuns, difference
+from analysis.differences import Difference, RowRuns, difference
 from analysis.joined import Source
 from analysis.report.page import Options, report
 from benchmarks.cli.main import run as main
@@ -21,12 +22,12 @@ SAFLEX = "saflex(upstream=mixup)"
 SEEDS = range(4)
 
 
-def folder(root: Path, *methods: str, device: str = "cpu", **changes: object) -> Path:
+def folder(root: Path, *methods: str, device: str = "cpu", **changes: Any) -> Path:
     """A results folder with some seeds of these methods."""
     for place, method in enumerate(methods):
         for seed in SEEDS:
             made = declared(method)
-            make_run(root, method, seed, 0.5 + place, device=device, recorded=made, **changes)  # type: ignore[arg-type]
+            make_run(root, method, seed, 0.5 + place, device=device, recorded=made, **changes)
     return root
 
 
@@ -74,18 +75,19 @@ def test_a_records_file_pairs_accuracy_by_image(tmp_path: Path) -> None:
     read = recordsfile.read(file)
     assert {each.run.id for each in read} == {each.run.id for each in stored}
 
-    def rows(found: list[records.Record]) -> list[RowRuns]:
-        return [
+    def over(found: list[records.Record], metric: str) -> Difference | None:
+        row, base = (
             RowRuns(name, "none", tuple(e for e in found if e.run.method == name))
             for name in ("mixup", "none")
-        ]
+        )
+        return difference(row, base, metric)
 
-    exact = difference(*rows(stored), "accuracy")
+    exact = over(stored, "accuracy")
     assert exact is not None and exact.population is not None
-    assert difference(*rows(read), "accuracy") == exact
+    assert over(read, "accuracy") == exact
     mixed = [e if e.run.method == "none" else r for e, r in zip(stored, read, strict=True)]
-    assert difference(*rows(mixed), "accuracy") == exact
-    auc, whole = difference(*rows(read), "auc"), difference(*rows(stored), "auc")
+    assert over(mixed, "accuracy") == exact
+    auc, whole = over(read, "auc"), over(stored, "auc")
     assert auc is not None and whole is not None
     assert (auc.estimate, auc.training) == (whole.estimate, whole.training)
     assert auc.population is None and auc.untested.endswith("test images are not paired")
@@ -138,7 +140,7 @@ def test_groups_come_back_from_a_records_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_not_joined(
-    tmp_path: Path, changes: dict[str, object], reason: str
+    tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     own = folder(tmp_path / "own", "none")
     other = folder(tmp_path / "other", "mixup", **changes)

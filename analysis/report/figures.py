@@ -19,11 +19,12 @@ from analysis.blocks import (
     Entry,
 )
 from analysis.differences import RowRuns, difference
+from analysis.exchange import LEVELS, Worth, worth
 from analysis.facts import NONE, call_in
 from analysis.findings import HEADLINE, Finding, mean_ranks, of_rows, scores
 from analysis.labels import labelled
 from analysis.numbers import POINTS
-from analysis.question import MARGIN
+from analysis.question import MARGIN, OR
 from analysis.records import Record
 from analysis.report import plots
 from analysis.report.plots import (
@@ -54,6 +55,8 @@ UPSTREAMS = 3
 FEW_ROWS = 5
 """A confidence bin with fewer rows is not drawn."""
 MOST_CLASSES = 20
+LABELLED = ("train", "meta")
+"""Rows that cost a label."""
 MANY = f", or with more than {plots.BANDS} rows"
 
 
@@ -498,25 +501,84 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
 
 def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[float, Column]]]]:
     """Data sets that differ only in one corruption: heading, its name, and a column per level."""
-    names = {column.key: column.name for column in columns}
     for parameter in CORRUPTIONS:
-        groups: dict[str, list[tuple[float, Column]]] = {}
-        for column in columns:
-            call = call_in(column.benchmark)
-            if call is None:
-                continue
-            given = dict(call.arguments)
-            level = given.pop(parameter, 0 if parameter == "noise" else 1)
-            rest = render(call_of(call.name, given))
-            # The name of a user's own data set contains its file before the arguments.
-            written = column.benchmark.removeprefix(call.name)
-            kept = rest.removeprefix(call.name)
-            own = column.key.replace(written, kept) if written else column.key
-            if isinstance(level, int | float):
-                groups.setdefault(names.get(own, own), []).append((float(level), column))
-        for heading, levels in groups.items():
-            if len(levels) > 1:
-                yield heading, parameter, sorted(levels, key=lambda each: each[0])
+        for heading, levels in _levels(columns, parameter, 0 if parameter == "noise" else 1):
+            yield heading, parameter, levels
+
+
+def _levels(
+    columns: Sequence[Column], parameter: str, default: float
+) -> Iterator[tuple[str, list[tuple[float, Column]]]]:
+    """Data sets that differ only in an argument: a heading, and a column per value."""
+    names = {column.key: column.name for column in columns}
+    groups: dict[str, list[tuple[float, Column]]] = {}
+    for column in columns:
+        call = call_in(column.benchmark)
+        if call is None:
+            continue
+        given = dict(call.arguments)
+        level = given.pop(parameter, default)
+        rest = render(call_of(call.name, given))
+        # The name of a user's own data set contains its file before the arguments.
+        written = column.benchmark.removeprefix(call.name)
+        kept = rest.removeprefix(call.name)
+        own = column.key.replace(written, kept) if written else column.key
+        if isinstance(level, int | float):
+            groups.setdefault(names.get(own, own), []).append((float(level), column))
+    for heading, levels in groups.items():
+        if len(levels) > 1:
+            yield heading, sorted(levels, key=lambda each: each[0])
+
+
+def _exchange(drawing: _Drawing, paths: Paths) -> Told:
+    """What each row is worth in labelled rows of its base."""
+    panels, names = [], []
+    pairs = list(dict.fromkeys((each.row, each.base) for each in drawing.found))
+    for heading, levels in _levels(drawing.columns, "rows_per_class", 0):
+        lines = {}
+        for row, base in pairs:
+            line = [] if OR in base else _worth([column for _, column in levels], row, base)
+            if line:
+                lines[f"{row} over {base}"] = line
+        if lines:
+            panels.append((heading, lines))
+            names += [name for name in lines if name not in names]
+    if not panels or len(names) > MOST:
+        return None
+    shown, note = drawing.short(names)
+    renamed = dict(zip(names, shown, strict=True))
+    plots.exchange(
+        [(heading, {renamed[name]: line for name, line in of.items()}) for heading, of in panels],
+        shown,
+        ("labelled rows", "labelled rows that its base needs for as much"),
+        paths,
+    )
+    return "What a row is worth in labelled rows", (
+        "With how many labelled rows its base is as accurate as a row is with those on the x axis, "
+        "by the base's own accuracies (isotonic, linear in the logarithm between them). On the "
+        "grey line the row is worth no label. Bars: 95 % interval of the difference (population, "
+        "or training where there is none), with the base's curve taken as measured. Triangles: "
+        f"beyond the numbers of rows that the base was trained on.{note}"
+    )
+
+
+def _worth(columns: Sequence[Column], row: str, base: str) -> list[Worth]:
+    """By rising numbers of labelled rows; empty if the base was trained with too few numbers."""
+    known = []
+    for column in columns:
+        records = column.rows[base].by_seed().values()
+        if records:
+            rows = [sum(each.result["data"]["rows"][part] for part in LABELLED) for each in records]
+            known.append((float(np.mean(rows)), float(np.mean(scores(column.rows[base]))), column))
+    known.sort(key=lambda each: each[0])
+    if len({rows for rows, _, _ in known}) < max(LEVELS, len(known)):
+        return []
+    spans = [_span(column, row, base) for _, _, column in known]
+    gains = [
+        None if span is None else (span.estimate, span.population or span.training)
+        for span in spans
+    ]
+    return worth([rows for rows, _, _ in known], [score for _, score, _ in known], gains)
 
 
 def _curve(name: str, points: Sequence[tuple[float, Sequence[float]]]) -> Curve | None:
@@ -689,6 +751,7 @@ MAKERS: dict[str, Callable[[_Drawing, Paths], Told]] = {
     "calibration": _calibration,
     "phases": _phases,
     "robustness": _robustness,
+    "exchange": _exchange,
     "sensitivity": _sensitivity,
     "weights": _weights,
     "labels": _labels,

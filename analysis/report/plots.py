@@ -42,8 +42,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from analysis.exchange import Worth
 from analysis.table import plain
 
 CAPTION_WIDTH, CAPTION_SIZE = 19, 6.5
@@ -458,6 +459,49 @@ def curves(panels: Sequence[Panel], names: Sequence[str], paths: Sequence[Path])
             if panel.ticks:
                 axis.set_xticks(range(len(panel.ticks)), [_cut(_drawn(t), 14) for t in panel.ticks])
                 axis.set_xlim(-0.3, len(panel.ticks) - 0.7)
+        _legend(figure, names, marked=False)
+        _save(figure, paths)
+
+
+def exchange(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[Worth]]]],
+    names: Sequence[str],
+    axes_names: tuple[str, str],
+    paths: Sequence[Path],
+) -> None:
+    """Labelled rows against as many of the base, on logarithmic axes, with the line of no worth.
+
+    What is beyond the rows of the base is drawn as a triangle at the edge.
+    """
+    with rc_context(STYLE):
+        figure, axes = _panels(len(panels), names)
+        for axis, (heading, lines) in zip(axes, panels, strict=True):
+            rows = [each.rows for line in lines.values() for each in line]
+            low, high = min(rows), max(rows)
+            edges = low / 1.4, high * 1.4
+            for number, (name, line) in enumerate(lines.items()):
+                place = names.index(name)
+                colour = COLOURS[place % len(COLOURS)]
+                aside = 1.035 ** (number - (len(lines) - 1) / 2)
+                x = [each.rows * aside for each in line]
+                y = [float(np.clip(each.equal, *edges)) for each in line]
+                axis.plot(x, y, DASHES[place // len(COLOURS) % 4], lw=1.2, color=colour)
+                for here, there, each in zip(x, y, line, strict=True):
+                    beyond = "^" if there == edges[1] else "v" if there == edges[0] else ""
+                    axis.plot(here, there, beyond or "o", ms=6 if beyond else 4, color=colour)
+                    if not math.isnan(each.low):
+                        ends = np.clip([each.low, each.high], *edges)
+                        axis.plot([here] * 2, ends, "-", lw=0.8, color=colour)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.plot(edges, edges, "-", lw=0.8, color="0.6", zorder=0)
+            axis.set_ylim(edges[0] / 1.1, edges[1] * 1.1)
+            ticks = sorted(set(rows))
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(FixedLocator(ticks))
+                side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                side.set_minor_locator(NullLocator())
+            _labelled(axis, heading, *axes_names)
         _legend(figure, names, marked=False)
         _save(figure, paths)
 
