@@ -36,7 +36,7 @@ from methods.base import Method, Spec
 from tests import sweeping
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "ray_configs/README.md"]
+PAGES = ["README.md", "AGENTS.md", "CONTRIBUTING.md", "ray_configs/README.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 EXTENDING = "docs/extending.md"
 POLICIES = "docs/methods/policies.md"
