@@ -158,6 +158,66 @@ def heatmaps(
     figure.savefig(path)
 
 
+def heat_grid(
+    images: np.ndarray, maps: np.ndarray, captions: Sequence[str], title: str, path: Path
+) -> None:
+    """Images (N, H, W, C) in [0, 1], and under each the same with its map (N, H, W) over it."""
+    columns = max(3, len(images))
+    wrapped = [_wrapped(text) for text in captions]
+    figure, axes = _cells(columns, [_height([""]), _height(wrapped)], title)
+    for place, (image, heat) in enumerate(zip(images, maps, strict=True)):
+        _picture(axes[0, place], image, "")
+        _picture(axes[1, place], image, wrapped[place])
+        axes[1, place].imshow(heat, cmap="plasma", vmin=0, vmax=1, alpha=0.3 + 0.4 * heat)
+    for axis in axes[:, len(images) :].ravel():
+        axis.set_axis_off()
+    figure.savefig(path)
+
+
+class Cloud(NamedTuple):
+    """A panel of points: a grey background, and groups in colours."""
+
+    heading: str
+    behind: np.ndarray | None
+    """(n, 2)"""
+    groups: Sequence[tuple[str, np.ndarray]]
+    """a name (empty: coloured by value) and (n, 2)"""
+
+
+def clouds(panels: Sequence[Cloud], values: np.ndarray | None, title: str, path: Path) -> None:
+    """Points in the plane; ``values`` (n,) colour the group without a name."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.5 * len(panels), 4.4), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, int(3.5 * 13 * len(panels))), fontsize=9)
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, panel in zip(axes, panels, strict=True):
+            if panel.behind is not None:
+                axis.scatter(*panel.behind.T, s=4, color="0.85", lw=0)
+            few = len(panel.groups) <= len(COLOURS)
+            for place, (name, points) in enumerate(panel.groups):
+                if name:
+                    axis.scatter(
+                        *points.T, s=9, lw=0.4, label=_drawn(name),
+                        color=COLOURS[place % len(COLOURS)],
+                        marker=MARKERS[place if few else place // len(COLOURS) % len(MARKERS)],
+                    )  # fmt: skip
+                else:
+                    drawn = axis.scatter(*points.T, s=9, lw=0, c=values, cmap="cividis")
+                    place_of_bar = axis.inset_axes((0.1, -0.06, 0.8, 0.03))
+                    bar = figure.colorbar(drawn, cax=place_of_bar, orientation="horizontal")
+                    bar.ax.tick_params(labelsize=7)
+            axis.set_title(panel.heading, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if any(name for name, _ in panel.groups):
+                axis.legend(
+                    loc="upper center", bbox_to_anchor=(0.5, -0.01), fontsize=7, frameon=False,
+                    ncols=min(5, len(panel.groups)), handletextpad=0.1, columnspacing=0.8,
+                )  # fmt: skip
+        _save(figure, [path])
+
+
 def _cells(columns: int, heights: Sequence[float], title: str) -> tuple[Figure, np.ndarray]:
     """A figure with its title and axes (rows, columns) of these heights in inches."""
     width = CELL * columns + 0.2

@@ -242,11 +242,13 @@ class ShowCommand:
     """network, for methods that need one"""
     epochs: int = 0
     """passes that first train the network under the method, as run does; 0: as initialised"""
-    by: Literal["rows", "weight", "class"] = "rows"
+    by: Literal["rows", "weight", "class", "cam", "embedding"] = "rows"
     """rows: images and their draws; weight: of 512 rows, those with extreme weights and labels;
-    class: learned probability and magnitude of each operation"""
+    class: learned probability and magnitude of each operation; cam: heat maps of the trained
+    network on select images; embedding: its features of training and select rows, by t-SNE"""
     rows: int = 6
-    """by rows: number of images, from each class in turn (added rows are drawn with originals)"""
+    """by rows and cam: number of images, from each class in turn (added rows are drawn with
+    originals)"""
     draws: int = 8
     """by rows: draws per image, or one if the method adds rows; by weight: images per band"""
     seed: int = 0

@@ -21,7 +21,7 @@ from analysis.report.plots import (
     sample_bands,
 )
 from analysis.runs import Run, Training
-from benchmarks.cli import arguments
+from benchmarks.cli import arguments, inside
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, root_of
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
@@ -53,6 +53,10 @@ def carry_out(command: arguments.ShowCommand) -> int:
     for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
         if getattr(command, name) < least:
             raise UsageError(f"{name}: expected {least} or more, got {getattr(command, name)}")
+    if command.by in ("cam", "embedding") and not command.epochs:
+        raise UsageError(
+            f"epochs: expected 1 or more by {command.by}, which needs a trained network"
+        )
     if command.out.suffix not in FIGURES:
         raise UsageError(f"out: expected a name in .png, .pdf or .svg, got {command.out}")
     if not command.out.parent.is_dir():  # before anything is trained
@@ -94,18 +98,19 @@ def show(
     draws: int = 8,
     seed: int = 0,
     epochs: int = 0,
-    by: Literal["rows", "weight", "class"] = "rows",
+    by: Literal["rows", "weight", "class", "cam", "embedding"] = "rows",
     progress: Progress | None = None,
 ) -> None:
-    """Write the figure, by ``rows``, ``weight`` or ``class``.
+    """Write the figure, by ``rows``, ``weight``, ``class``, ``cam`` or ``embedding``.
 
     ``rows``: a column of originals and ``draws`` draws of each, with captions of what was done. If
     the method adds rows, each added row once, next to its original, with their difference and the
     network's prediction for both. ``weight``: from a pool of augmented rows, ``draws`` rows with
     the highest and the lowest weight, and those whose label changed most. ``class``: the learned
-    probability and magnitude of each operation, averaged over the training rows of each class. For
-    methods that need one, the network first trains under the method for ``epochs`` epochs, as in a
-    run; the figure shows the next epoch.
+    probability and magnitude of each operation, averaged over the training rows of each class.
+    ``cam``: heat maps of the network on rows of the select split. ``embedding``: its features. The
+    network first trains under the method for ``epochs`` epochs, as in a run; the first three show
+    the next epoch.
 
     Raises:
         NotApplicable: the method does not work on these data, changes no weight or label (by
@@ -122,6 +127,8 @@ def show(
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )
+    if by in ("cam", "embedding"):
+        inside.check(by, models.build(model_name, splits.spec), splits)
     training = Training(epochs=max(1, epochs))
     task = task_of(splits.kind)
     if epochs:
@@ -139,6 +146,16 @@ def show(
         network = models.build(model_name, splits.spec, method.requires())
         check_fits(method_name, method, splits, network, model_name)
         optimizer = make_optimizer(network, training)
+    shown = canonical(benchmark)
+    if by in ("cam", "embedding"):
+        title = f"{method_name} on {shown}, {model_name} after {epochs} epochs, seed {seed}"
+        short = [_short(name) for name in splits.classes]
+        if by == "embedding":
+            inside.draw_embedding(network, splits, method.learned(), short, seed, title, path)
+            return
+        strata = strata_of(labels_of(splits.select, splits.kind), len(splits.classes))
+        inside.draw_cam(network, splits, _in_turn(strata, rows, seed), short, title, path)
+        return
     ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
     if not epochs:
         ctx.enter("setup")
@@ -149,7 +166,6 @@ def show(
     method.begin_epoch(ctx)
 
     state = f"network after {epochs} epoch{'s' if epochs > 1 else ''}, " if epochs else ""
-    shown = canonical(benchmark)
     if by == "rows":
         title = f"{method_name} on {shown}, training rows, {state}seed {seed}"
         if method.added() is not None:
