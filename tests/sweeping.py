@@ -1,16 +1,20 @@
 """What the tests of sweeps share: studies, networks that fail, and what is left behind."""
 
 import contextlib
+import importlib
 import itertools
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from analysis import runs
 from benchmarks.running.driver import Driver, Outcomes
@@ -20,6 +24,7 @@ from benchmarks.studies.rounds import Round
 from benchmarks.studies.schema import Study
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Gone
+from methods import own
 
 
 def carry_out_here(self: Any, round_: Round, ledger: Ledger, study: Study) -> Outcomes:
@@ -273,3 +278,15 @@ def wait_until_clean(out: Path, temporary: Path, seconds: float) -> float:
         assert time.monotonic() - begin < seconds, left
         time.sleep(0.1)
     return time.monotonic() - begin
+
+
+def weights_beside(monkeypatch: pytest.MonkeyPatch, folder: Path, study: str) -> None:
+    """For the study that needs them: random weights in the current folder, or skip without timm."""
+    if study != "medmnist_pretrained":
+        return
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    own.import_torchvision()
+    network = importlib.import_module("timm").create_model("tf_efficientnet_lite0")
+    torch.save(network.state_dict(), folder / "lite0.pt")
+    monkeypatch.chdir(folder)

@@ -576,6 +576,9 @@ class TestWeights:
         moved = tmp_path / "moved.pt"
         moved.write_bytes(Path(file).read_bytes())
         assert version_of(words[0].replace(file, str(moved))) == first
+        renamed = {"model": {n: each.clone() for n, each in reversed(state.items())}}
+        torch.save(renamed, tmp_path / "other.pt")
+        assert version_of(words[0].replace(file, str(tmp_path / "other.pt"))) == first
         state["head.bias"] = state["head.bias"] + 1
         torch.save(state, moved)
         assert version_of(words[0].replace(file, str(moved))) != first
@@ -685,6 +688,16 @@ class TestTimm:
         inner = made.get_submodule("trunk.network").state_dict()
         assert all(torch.equal(inner[n], theirs.state_dict()[n]) for n in inner)
         assert version_of(word) != VERSION
+
+    def test_a_new_head_on_given_weights_starts_small(self, tmp_path: Path) -> None:
+        """timm's own start for two classes is uniform up to .7."""
+        of = spec(32, classes=2)
+        bare = cast("Model", build("timm:tf_efficientnet_lite0", of))
+        assert bare.head.weight.abs().max() > 0.6
+        theirs = self.timm().create_model("tf_efficientnet_lite0", num_classes=9)
+        torch.save(theirs.state_dict(), tmp_path / "w.pt")
+        made = cast("Model", build(f"timm:tf_efficientnet_lite0(weights='{tmp_path}/w.pt')", of))
+        assert 0.02 < made.head.weight.abs().max() <= 1280**-0.5
 
     def test_two_heads_are_refused_where_parts_are_needed(self) -> None:
         word = "timm:deit_tiny_distilled_patch16_224(depth=1)"

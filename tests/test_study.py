@@ -32,6 +32,7 @@ from benchmarks.studies.schema import Study
 from benchmarks.training.tasks import task_of
 from methods.base import Spec
 from methods.naming import NamingError, expand
+from tests.sweeping import weights_beside
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
 
@@ -662,8 +663,11 @@ def test_the_help_and_a_plan_need_no_ray() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_fit_the_constructors(path: Path, tmp_path: Path) -> None:
+def test_shipped_studies_fit_the_constructors(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every row is built and every network is, on the shapes of every data set."""
+    weights_beside(monkeypatch, tmp_path, path.stem)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     for word in ("Reproduces", "Cost", "Deviations"):
@@ -715,6 +719,7 @@ def test_studies_are_shipped() -> None:
         "medmnist_small",
         "medmnist_all",
         "medmnist_gpu",
+        "medmnist_pretrained",
         "tune_saflex",
     }
 

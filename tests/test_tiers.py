@@ -25,6 +25,7 @@ from benchmarks.studies.rounds import Work
 from benchmarks.studies.schema import Study
 from benchmarks.studies.shards import Shard
 from methods.naming import NamingError
+from tests.sweeping import weights_beside
 from tests.test_study import finish
 
 TEXT = """\
@@ -155,7 +156,10 @@ def test_one_benchmark_may_come_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", shipped.names())
-def test_shipped_tiers_plan_without_data_at_hand(name: str, tmp_path: Path) -> None:
+def test_shipped_tiers_plan_without_data_at_hand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_beside(monkeypatch, tmp_path, name)
     path = shipped.find(Path(name))
     whole = loading.load(path)
     assert {"paper", "fair"} <= set(whole.tiers)

@@ -55,8 +55,10 @@ def timm_network(
     Grey images are repeated to three channels. The normalisation is timm's for this name, or
     MedMNIST's own where it has none or the images have other channels. ``weights`` is a file in
     timm's layout, or one that ``--save-model`` wrote; ``pretrained`` takes timm's from its cache.
-    ``enlarge``: images are enlarged to so many pixels inside the network (bilinear). ``others`` are
-    arguments of ``timm.create_model``.
+    A new head on given weights starts as any ``nn.Linear`` does: timm's own start depends on the
+    number of classes in some networks, and makes logits of 20 for two. ``enlarge``: images are
+    enlarged to so many pixels inside the network (bilinear). ``others`` are arguments of
+    ``timm.create_model``.
 
     Source: Wightman, PyTorch Image Models, doi:10.5281/zenodo.4414861.
 
@@ -96,8 +98,13 @@ def timm_network(
     except RuntimeError as error:
         raise ValueError(f"timm: {str(error).partition(chr(10))[0]}") from error
     head = _name_of(network, network.get_classifier())
+    whole = not pretrained or config.get("num_classes") == spec.classes
     if weights != "none":
-        files.copy_into(network, _unwrapped(files.read(weights), head), head, weights)
+        whole = files.copy_into(network, _unwrapped(files.read(weights), head), head, weights)
+    if not whole:
+        last = network.get_submodule(head)
+        if isinstance(last, nn.Linear):
+            last.reset_parameters()
     if "auxiliary_norm" in needs:
         add_branch(network)
     mean, std = (tuple(config.get(name) or ()) for name in ("mean", "std"))

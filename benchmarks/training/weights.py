@@ -20,20 +20,22 @@ INSIDE = ("state_dict", "model")
 
 
 def checksum(file: str) -> str:
-    """A hash of the file's content.
+    """A hash of the tensors in a file, whatever its path and format.
 
     Raises:
         ValueError: it cannot be read.
     """
-    path = _path(file)
-    told = path.stat()
-    return _digest(path, told.st_mtime_ns, told.st_size)
+    told = _path(file).stat()
+    return _digest(file, told.st_mtime_ns, told.st_size)
 
 
 @cache
-def _digest(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _digest(file: str, changed: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read(file).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _path(file: str) -> Path:
@@ -81,15 +83,18 @@ def _tensors(found: Any, file: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
-def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: str) -> None:
+def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: str) -> bool:
     """Copy weights by name; ``head`` is left as it is if the file's has another shape, or none.
+
+    The answer is whether the head was copied.
 
     Raises:
         ValueError: names the first tensors that are missing, unexpected or of another shape.
     """
     own, given = network.state_dict(), dict(state)
     of_head = [name for name in (f"{head}.weight", f"{head}.bias") if name in own]
-    if any(name not in given or given[name].shape != own[name].shape for name in of_head):
+    fits = all(name in given and given[name].shape == own[name].shape for name in of_head)
+    if not fits:
         for name in of_head:
             own.pop(name)
             given.pop(name, None)
@@ -116,6 +121,7 @@ def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: 
         for name, tensor in own.items():
             if name in given:
                 tensor.copy_(given[name])
+    return fits
 
 
 def _told(number: int, what: str, listed: list[str]) -> str:
