@@ -71,6 +71,9 @@ class Setting:
     """CPU threads per run; part of its id"""
     oracle_test: bool = False
     """also record test metrics each epoch, to compare with papers that chose epochs on them"""
+    corruptions: Annotated[Literal["medmnist-c", "common"] | None, _default("none")] = None
+    """also evaluate on corrupted test images: those of MedMNIST-C for a 2D MedMNIST set, or a small
+    common set; a finished run whose network was saved is evaluated without training"""
 
 
 @dataclass(kw_only=True)
@@ -127,6 +130,8 @@ class CompareCommand(Setting, Place):
     """runs at a time"""
     executor: Literal["local", "ray"] = "local"
     """processes on this machine, or Ray (a cluster if RAY_ADDRESS names one)"""
+    save_model: bool = False
+    """keep the networks, for --corruptions later and augbench predict"""
     controls: bool = False
     """add the control rows of each method that learns or adapts"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None

@@ -54,7 +54,7 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
     plan = Plan(study, options.data_root)
     if not any(experiment.rows for experiment in plan.experiments):
         raise UsageError("; ".join(reason for _, reason in plan.experiments[0].missing))
-    ledger = Ledger(root, study.retries, command.retry_failed)
+    ledger = Ledger(root, study.retries, command.retry_failed, command.save_model)
     shard = Shard.of(command.shard)
     work = Work(plan, root, lambda cell: True, shard)
 

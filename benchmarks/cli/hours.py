@@ -18,6 +18,7 @@ from benchmarks.studies.cells import Cell
 from benchmarks.studies.costs import SHIPPED, Costs, costs_in, method_of, shipped
 from benchmarks.studies.plan import Plan, evaluated, pool_of
 from benchmarks.studies.schema import Resources
+from benchmarks.training.corrupted import settings_of
 
 PASSES = 3
 """Forward passes that take as long as a plain training step."""
@@ -84,6 +85,8 @@ def _seconds(
     probed = probe.seconds(wanted, device) if here else {}
     total, sources = 0.0, Counter[str]()
     for (cell, done), known in zip(left, measured, strict=True):
+        corrupted = costs.corrupted(cell.run) if cell.corruptions else 0.0
+        total += corrupted or 0.0
         if known is not None:
             total += known
             sources["the results folder"] += 1
@@ -98,5 +101,8 @@ def _seconds(
         epochs = run.training.epochs - done
         trained = pool_of(cell.benchmark, source) * epochs * methods.cost(run.method)
         select, test = evaluated(cell.benchmark, source)
+        if corrupted is None:
+            _, listed = settings_of(cell.corruptions, cell.benchmark)
+            test *= 1 + sum(map(len, listed.values()))
         total += each * (trained + (select * epochs + test) / PASSES) / share
     return total, sources

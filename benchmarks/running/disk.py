@@ -15,11 +15,20 @@ import torch
 
 import methods
 from analysis import metrics, runs
+from analysis.corrupted import FILE, has, scores
 from analysis.runs import Run, Status
+from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
-from benchmarks.studies.ledger import UNFINISHED, unfinished
+from benchmarks.studies.cells import corruptions_of
+from benchmarks.studies.ledger import (
+    MODEL,
+    UNFINISHED,
+    only_corruptions,
+    unfinished,
+)
+from benchmarks.training import corrupted, models
 from benchmarks.training.checkpoint import write_lines
 from benchmarks.training.errors import (
     Interrupted,
@@ -28,9 +37,12 @@ from benchmarks.training.errors import (
     first_line,
     out_of_memory,
 )
-from benchmarks.training.evaluation import labels_of
+from benchmarks.training.evaluation import labels_of, logits_of
 from benchmarks.training.progress import Gone, Progress, Silent
-from benchmarks.training.trainer import Fitted, fit
+from benchmarks.training.tasks import task_of
+from benchmarks.training.trainer import Fitted, fit, threads
+from methods.base import Method
+from methods.medmnistc import VERSION
 from methods.own import Source
 
 
@@ -75,8 +87,8 @@ def execute(
     """
     progress = progress or Silent()
     folder = runs.folder_of(root, run)
-    status = runs.status_of(folder)
-    if _ended(status, folder, options):
+    status, asked = runs.status_of(folder), corruptions_of(recorded)
+    if _ended(status, folder, options, asked):
         return status
 
     def say_who(holder: str) -> None:
@@ -84,14 +96,21 @@ def execute(
 
     with runs.locked(folder, say_who if options.wait else None):
         status = runs.status_of(folder)
-        if _ended(status, folder, options):
+        if _ended(status, folder, options, asked):
             return status
+        if only_corruptions(status, folder, options.save_model):
+            return _corrupt(run, folder, options, benchmark, asked, progress, stop)
+        if status.state == "done" and asked and not has(folder, asked, VERSION):
+            progress.note(
+                f"{run.row}, seed {run.seed}: is done, but has neither a saved network "
+                f"(--save-model) nor scores under {asked}, so it is trained again"
+            )
         if status.state != "done":
             for name in ("result.json", "metrics.jsonl", "timing.jsonl"):
                 (folder / name).unlink(missing_ok=True)
         _write_cell(run, recorded, folder)
         try:
-            status = _attempt(run, folder, options, benchmark, progress, stop)
+            status = _attempt(run, folder, options, benchmark, asked, progress, stop)
         except NotApplicable as reason:
             status = _conclude(folder, {"status": "skipped", "reason": str(reason)})
         except (Interrupted, Gone, DataError, runs.StorageError):
@@ -109,10 +128,10 @@ def execute(
         return status
 
 
-def _ended(status: Status, folder: Path, options: Options) -> bool:
+def _ended(status: Status, folder: Path, options: Options, corruptions: str) -> bool:
     if status.state == "failed":
         return not options.retry_failed
-    return not unfinished(status, folder, options.save_model)
+    return not unfinished(status, folder, options.save_model, corruptions)
 
 
 def conclude(
@@ -152,22 +171,14 @@ def _attempt(
     folder: Path,
     options: Options,
     benchmark: Benchmark,
+    corruptions: str,
     progress: Progress,
     stop: Callable[[], bool] | None,
 ) -> Status:
     device = torch.device(options.device)
     arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
     method = methods.build(run.method)
-    protocol = Protocol(name=run.protocol, meta_fraction=run.meta_fraction, crossfit=run.crossfit)
-    splits = make_splits(
-        arrays,
-        benchmark,
-        protocol,
-        needs_meta="meta" in method.requires(),
-        seed=run.seed,
-        device=device,
-        control=run.control,
-    )
+    splits = _splits(run, arrays, method, benchmark, device)
     for note in splits.notes:
         progress.note(f"{run.benchmark}: {note}")
     fitted = fit(
@@ -183,8 +194,12 @@ def _attempt(
     learned = {
         name: value.detach().cpu().numpy() for name, value in fitted.method.learned().items()
     }
-    _write(folder, fitted, learned, splits, options)
     result = fitted.result
+    robust = _on_corrupted(
+        run, fitted.model, splits, benchmark, corruptions, progress, stop, result, {}
+    )
+    _write(folder, fitted, learned, splits, options)
+    _write_corrupted(folder, result, robust, splits)
     if splits.corrupted is not None and splits.kind != "multi-label" and learned:
         given = labels_of(splits.train, splits.kind)
         clean = given.copy()
@@ -213,6 +228,117 @@ def _attempt(
     return _conclude(folder, {"status": "done", **result})
 
 
+def _splits(
+    run: Run, arrays: Arrays, method: Method, benchmark: Benchmark, device: torch.device
+) -> Splits:
+    protocol = Protocol(name=run.protocol, meta_fraction=run.meta_fraction, crossfit=run.crossfit)
+    return make_splits(
+        arrays,
+        benchmark,
+        protocol,
+        needs_meta="meta" in method.requires(),
+        seed=run.seed,
+        device=device,
+        control=run.control,
+    )
+
+
+def _corrupt(
+    run: Run,
+    folder: Path,
+    options: Options,
+    benchmark: Benchmark,
+    corruptions: str,
+    progress: Progress,
+    stop: Callable[[], bool] | None,
+) -> Status:
+    """Evaluate the saved network of a finished run on a set of corruptions.
+
+    Raises:
+        OSError: it cannot be evaluated, or the results cannot be written; the run stays done.
+    """
+    device = torch.device(options.device)
+    result = runs.read_result(folder) or {}
+    arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
+    try:
+        splits = _splits(run, arrays, methods.build(run.method), benchmark, device)
+        needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
+        network = models.build(run.model, splits.spec, needs).to(device)
+        if run.training.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = torch.load(folder / MODEL, map_location=device, weights_only=True)
+        network.load_state_dict(weights)
+        known = runs.read_arrays(folder / FILE) if (folder / FILE).exists() else {}
+        clean = runs.read_arrays(folder / "predictions.npz")["test_last_logits"]
+        if not np.allclose(logits_of(network, splits.test), clean, rtol=1e-2, atol=1e-2):
+            raise ValueError("its predictions on the test images are not those of the run")
+        robust = _on_corrupted(
+            run, network, splits, benchmark, corruptions, progress, stop, result, known
+        )
+    except (Interrupted, Gone, OSError):
+        raise
+    except (Exception, SystemExit) as error:  # a network of others may do anything
+        reason = f"its saved network cannot be evaluated ({first_line(error)})"
+        raise runs.StorageError(None, reason, str(folder)) from error
+    # result.json names the sizes of files: it must be true whenever this is interrupted.
+    result["files"].pop(FILE, None)
+    runs.write_text(folder / "result.json", runs.to_json(result) + "\n")
+    _write_corrupted(folder, result, robust, splits)
+    result["files"][FILE] = (folder / FILE).stat().st_size
+    runs.write_text(folder / "result.json", runs.to_json(result) + "\n")
+    return Status("done")
+
+
+def _on_corrupted(
+    run: Run,
+    network: torch.nn.Module,
+    splits: Splits,
+    benchmark: Benchmark,
+    asked: str,
+    progress: Progress,
+    stop: Callable[[], bool] | None,
+    result: dict[str, Any],
+    known: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Logits on the asked set of corruptions beside those that are known; the result gets the time
+    that it took, which is not charged."""
+    if not asked:
+        return dict(known)
+    start = time.perf_counter()
+    with threads(run.threads):
+        made = corrupted.logits_on(
+            network,
+            splits.test,
+            task_of(splits.kind),
+            asked,
+            benchmark,
+            progress,
+            stop or (lambda: False),
+        )
+    result["cost"]["corrupted_seconds"] = time.perf_counter() - start
+    others = {key: each for key, each in known.items() if key.partition(":")[0] != asked}
+    return {**others, **made}
+
+
+def _write_corrupted(
+    folder: Path, result: dict[str, Any], robust: dict[str, np.ndarray], splits: Splits
+) -> None:
+    """Write the logits, and add their scores to the result."""
+    if not robust:
+        (folder / FILE).unlink(missing_ok=True)  # of a network that is replaced
+        return
+    _write_arrays(folder / FILE, robust)
+    targets = labels_of(splits.test, splits.kind)
+    names = {key.partition(":")[0] for key in robust}
+    result["corrupted"] = {
+        name: {
+            "version": int(robust[f"{name}:version"]),
+            "scores": scores(robust, name, targets, splits.kind),
+        }
+        for name in sorted(names)
+    }
+
+
 def _write(
     folder: Path,
     fitted: Fitted,
@@ -230,7 +356,7 @@ def _write(
         _write_arrays(folder / "corruption.npz", splits.corrupted)
     if options.save_model:
         weights = fitted.model.state_dict()
-        runs.write_atomically(folder / "model.pt", lambda file: torch.save(weights, file))
+        runs.write_atomically(folder / MODEL, lambda file: torch.save(weights, file))
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -248,7 +374,8 @@ def _conclude(folder: Path, result: dict[str, Any]) -> Status:
         "learned.npz",
         "samples.npz",
         "corruption.npz",
-        "model.pt",
+        FILE,
+        MODEL,
     )
     done = result["status"] == "done"
     present = [folder / name for name in names if done and (folder / name).exists()]

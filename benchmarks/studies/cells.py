@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,15 @@ DIRTY = "dirty"
 """``method@dirty``: its meta rows have the label noise of the training rows."""
 
 
+CORRUPTIONS = "corruptions"
+"""In what is recorded with a cell: the set of corruptions that it is to be evaluated on."""
+
+
+def corruptions_of(recorded: Mapping[str, Any]) -> str:
+    """The set of corruptions in what was recorded with a cell; empty if there is none."""
+    return recorded.get(CORRUPTIONS, "")
+
+
 @dataclass(frozen=True)
 class Cell:
     """A run, with what is needed to execute and to show it."""
@@ -30,6 +39,11 @@ class Cell:
     benchmark: Benchmark
     recorded: dict[str, Any]
     """Stored in run.json with the cell, not hashed."""
+
+    @property
+    def corruptions(self) -> str:
+        """The set of corruptions that the run is to be evaluated on; empty if there is none."""
+        return corruptions_of(self.recorded)
 
 
 @dataclass(frozen=True)

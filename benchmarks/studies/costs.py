@@ -63,6 +63,7 @@ class Costs:
         self._device = device
         self._exact: dict[tuple[object, ...], list[float]] = {}
         self._alike: dict[tuple[object, ...], list[float]] = {}
+        self._corrupted: dict[tuple[object, ...], list[float]] = {}
 
     def saw(self, run: runs.Run, result: Mapping[str, Any]) -> None:
         """Record what a finished run took, if it ran on this kind of device."""
@@ -73,6 +74,8 @@ class Costs:
         self._exact.setdefault(_exactly(run), []).append(seconds)
         plain = seconds / methods.cost(run.method)
         self._alike.setdefault(alike(run), []).append(plain)
+        if "corrupted_seconds" in cost:
+            self._corrupted.setdefault(alike(run), []).append(cost["corrupted_seconds"])
 
     def of(self, run: runs.Run, done: int = 0) -> float | None:
         """Mean over other seeds; else over other rows on the same data and network; else None.
@@ -86,6 +89,12 @@ class Costs:
             if seconds:
                 return sum(seconds) / len(seconds) * cost * (run.training.epochs - done)
         return None
+
+    def corrupted(self, run: runs.Run) -> float | None:
+        """Mean seconds of the evaluation on corrupted images of runs on the same data and network;
+        None if there was none."""
+        seconds = self._corrupted.get(alike(run))
+        return sum(seconds) / len(seconds) if seconds else None
 
 
 def alike(run: runs.Run) -> tuple[object, ...]:

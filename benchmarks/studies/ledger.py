@@ -7,21 +7,37 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import runs
+from analysis import corrupted, runs
 from analysis.runs import Status
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
+from methods.medmnistc import VERSION
 
 FAILURES = "failures.jsonl"
 """In a run's directory: one line per failure, with the reason."""
 UNFINISHED = ("new", "interrupted")
+MODEL = "model.pt"
+"""In a run's directory: the network, if it was saved."""
 
 
-def unfinished(status: Status, folder: Path, save_model: bool = False) -> bool:
-    """Whether a run has not ended, or lacks the network that it should save."""
-    if status.state == "done" and save_model:
-        return not (folder / "model.pt").exists()
+def unfinished(
+    status: Status, folder: Path, save_model: bool = False, corruptions: str = ""
+) -> bool:
+    """Whether a run has not ended, or lacks the network that it should save, or its evaluation on
+    a set of corruptions."""
+    if status.state == "done":
+        unsaved = save_model and not (folder / MODEL).exists()
+        return unsaved or bool(corruptions and not corrupted.has(folder, corruptions, VERSION))
     return status.state in UNFINISHED
+
+
+def only_corruptions(status: Status, folder: Path, save_model: bool = False) -> bool:
+    """Whether a run that is unfinished lacks only corruptions, and has its network."""
+    return (
+        status.state == "done"
+        and not unfinished(status, folder, save_model)
+        and ((folder / MODEL).exists())
+    )
 
 
 class Ledger:
@@ -44,6 +60,8 @@ class Ledger:
 
     def epochs(self, cell: Cell) -> int:
         """The epoch from which an unfinished run resumes; 0 if it starts over."""
+        if only_corruptions(self.status(cell), self.folder(cell), self._save_model):
+            return cell.run.training.epochs
         interrupted = self.status(cell).state == "interrupted"
         return len(search.lines_of(self.folder(cell))) if interrupted else 0
 
@@ -67,7 +85,7 @@ class Ledger:
         """Whether to start the run; a failed one only if it has tries left."""
         status = status or self.status(cell)
         if status.state != "failed":
-            return unfinished(status, self.folder(cell), self._save_model)
+            return unfinished(status, self.folder(cell), self._save_model, cell.corruptions)
         forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
         return (self._retry_failed and forgiven) or self.tries_left(cell)
 

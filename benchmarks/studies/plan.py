@@ -29,9 +29,10 @@ from benchmarks.data.names import (
 )
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
-from benchmarks.studies.cells import Cell, Row
+from benchmarks.studies.cells import CORRUPTIONS, Cell, Row
 from benchmarks.studies.schema import WHOLE, Block, Study, protocols_of
 from benchmarks.training import models
+from benchmarks.training.corrupted import settings_of
 from methods.base import Spec
 from methods.naming import NamingError, unknown
 
@@ -127,6 +128,9 @@ class Experiment:
             oracle_test=self.block.oracle_test,
             preset=self.block.preset,
         )
+        if self.block.corruptions:
+            asked = {CORRUPTIONS: self.block.corruptions}
+            first = replace(first, recorded={**first.recorded, **asked})
         return lambda seed: replace(first, run=_with_seed(first.run, seed))
 
     def cells(self, rows: Iterable[Row] | None = None) -> list[Cell]:
@@ -289,6 +293,11 @@ def checks(block: Block, whole: bool = True) -> list[tuple[str, Callable[[], obj
         *(
             ("seeds", lambda name=name: check_seeds(parse_benchmark(name), seeds))
             for name in block.benchmarks
+        ),
+        *(
+            ("corruptions", lambda name=name: settings_of(block.corruptions, parse_benchmark(name)))
+            for name in block.benchmarks
+            if block.corruptions
         ),
         *(("models", lambda name=name: models.canonical(name)) for name in block.models),
         *(

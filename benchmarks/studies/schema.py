@@ -151,6 +151,8 @@ class Block:
     """each method's upstream with as many passes, or as much time"""
     threads: int = 1
     oracle_test: bool = False
+    corruptions: Literal["", "medmnist-c", "common"] = ""
+    """also evaluate each network on corrupted test images, which changes no run"""
 
     def __post_init__(self) -> None:
         for name in ("benchmarks", "models", "methods", "protocols"):
@@ -265,6 +267,8 @@ class Study(Asked):
                 raise ValueError("same: expected none with tune, which has equal passes itself")
             if block.seeds is not None:
                 raise ValueError("seeds: expected none with tune; see tune.seeds and final_seeds")
+            if block.corruptions:
+                raise ValueError("corruptions: expected none with tune; compare its winners")
         if self.tune is not None and any(tier.seeds is not None for tier in self.tiers.values()):
             raise ValueError("tiers: expected no seeds with tune; see tune.seeds and final_seeds")
         each = self.tune.trials * self.tune.seeds if self.tune is not None else 0

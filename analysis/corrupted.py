@@ -1,0 +1,157 @@
+"""Scores on corrupted test images, from the logits of a run. Needs neither torch nor ray.
+
+``corrupted.npz`` in a run's directory has, for each set of corruptions that the run was evaluated
+on, "SET:CORRUPTION" (severities, N, K) float32 logits of the last epoch, in the order of the
+targets in predictions.npz, and "SET:version" of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import metrics, runs
+from analysis.metrics import Floats, Measure
+
+FILE = "corrupted.npz"
+SETS = ("medmnist-c", "common")
+ATTACK = "fgsm"
+"""An attack on the network itself, stored as one more corruption, and never in a mean over them."""
+SCORES = ("accuracy", "auc", "balanced_error")
+MEASURES = {
+    "corrupted_accuracy": Measure("accuracy, corrupted"),
+    "corrupted_auc": Measure("AUC, corrupted"),
+    "corrupted_balanced_error": Measure("balanced error, corrupted", lower=True),
+    "relative_balanced_error": Measure("relative balanced error", lower=True),
+    "attacked_accuracy": Measure("accuracy under attack"),
+}
+"""Metrics of a run on corrupted images: means over severities, then over corruptions."""
+
+
+def has(folder: Path, name: str, version: int) -> bool:
+    """Whether a run's directory has the logits on a set of corruptions, of this version."""
+    found = versions(folder)
+    return found.get(name) == version
+
+
+def versions(folder: Path) -> dict[str, int]:
+    """The sets that a run was evaluated on, with the versions of their images."""
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:  # reads an array when it is asked for
+            ends = [each for each in stored.files if each.endswith(":version")]
+            return {each.partition(":")[0]: int(stored[each]) for each in ends}
+    except (*runs.UNREADABLE, EOFError, BadZipFile):
+        return {}
+
+
+def scores(
+    arrays: Mapping[str, NDArray], name: str, targets: NDArray, kind: str
+) -> dict[str, dict[str, list[float]]]:
+    """By corruption of a set, each score at each severity."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for key, logits in arrays.items():
+        of, _, corruption = key.partition(":")
+        if of != name or corruption == "version":
+            continue
+        each = [metrics.evaluate(one, targets, kind) for one in logits]
+        found[corruption] = {
+            "accuracy": [_float(one["accuracy"]) for one in each],
+            "auc": [_float(one["auc"]) for one in each],
+            "balanced_error": [1 - _float(one["balanced_accuracy"]) for one in each],
+        }
+    return found
+
+
+def _float(value: float | list[float]) -> float:
+    return float(np.mean(value))
+
+
+def set_of(result: Mapping[str, Any]) -> str:
+    """The set of corruptions of a run; if there are two, the first of ``SETS``."""
+    known = result.get("corrupted", {})
+    return next((name for name in SETS if name in known), "")
+
+
+def table_of(result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """By corruption, each score at each severity; empty if the run has none."""
+    name = set_of(result)
+    return runs.with_nan(result["corrupted"][name]["scores"]) if name else {}
+
+
+def mean(result: Mapping[str, Any], corruption: str, score: str) -> float:
+    """A score under a corruption, over its severities; nan if the run has none."""
+    found = table_of(result).get(corruption)
+    return float(np.mean(found[score])) if found else float("nan")
+
+
+def value(result: Mapping[str, Any], name: str) -> float:
+    """A metric of ``MEASURES``; nan if the run was not evaluated on corrupted images."""
+    found = table_of(result)
+    if name == "attacked_accuracy":
+        return mean(result, ATTACK, "accuracy")
+    names = [each for each in found if each != ATTACK]
+    if not names:
+        return float("nan")
+    score = "balanced_error" if name.endswith("error") else name.removeprefix("corrupted_")
+    average = float(np.mean([mean(result, each, score) for each in names]))
+    return average - clean_error(result) if name == "relative_balanced_error" else average
+
+
+def clean_error(result: Mapping[str, Any]) -> float:
+    """The balanced error on the clean test images."""
+    balanced = result["metrics"]["last"]["test"].get("balanced_accuracy")
+    return float("nan") if balanced is None else 1 - float(balanced)
+
+
+def item_values(
+    arrays: Mapping[str, NDArray], result: Mapping[str, Any], clean: NDArray, targets: NDArray,
+    name: str,
+) -> Floats:  # fmt: skip
+    """(N,) values of the test images whose mean is a metric of ``MEASURES``.
+
+    ``clean`` are the logits on clean images. An image's value is its mean over severities and
+    corruptions, so that the images, not their corrupted copies, are what is sampled.
+
+    Raises:
+        KeyError: the file lacks a corruption of the result.
+    """
+    kind, of = result["data"]["kind"], set_of(result)
+    attack = name == "attacked_accuracy"
+    names = [each for each in table_of(result) if (each == ATTACK) == attack]
+    made = []
+    for each in names:
+        logits = arrays[f"{of}:{each}"]
+        made.append(np.mean([_items(one, targets, kind, name) for one in logits], axis=0))
+    values = np.mean(made, axis=0)
+    return values - _items(clean, targets, kind, name) if name.startswith("relative") else values
+
+
+def _items(logits: NDArray, targets: NDArray, kind: str, name: str) -> Floats:
+    if name.endswith("error"):
+        return 1 - balanced_values(logits, targets, kind)
+    return metrics.item_values(logits, targets, kind, name.rpartition("_")[2])
+
+
+def balanced_values(logits: NDArray, targets: NDArray, kind: str) -> Floats:
+    """(N,) values whose mean is the balanced accuracy: rows weighted by their class.
+
+    Of K classes with rows, n_k of N in class k, a row of class k that is predicted correctly
+    counts N / (K n_k). Multi-label: the mean over labels, each with two classes.
+    """
+    if kind != "multi-label":
+        right = metrics.item_values(logits, targets, kind, "accuracy")
+        counts = np.bincount(targets)
+        return right * len(targets) / ((counts > 0).sum() * counts[targets])
+    right = (metrics.probabilities(logits, kind) > 0.5) == (targets == 1)
+    positive = (targets == 1).sum(axis=0)
+    own = np.where(targets == 1, positive, len(targets) - positive)
+    classes = (positive > 0).astype(int) + (positive < len(targets))
+    return (right * len(targets) / (classes * own)).mean(axis=1)
