@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from analysis import words
+from analysis import robustness, words
 from analysis.contents import (
     ATTACKS,
     DETECTED,
@@ -69,6 +69,7 @@ def as_text(
     blocks = [
         _heading(rows, done, when),
         "\n".join([_scores(rows, found, when), *_footnotes(found, done, margin)]),
+        "\n".join(_on_corrupted(rows, found)),
         "\n".join(wrapped(told) for row in rows if (told := learning_told(row))),
         "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
     ]
@@ -78,6 +79,7 @@ def as_text(
             "differences": [_differences(rows, found, metric, when) for metric in SHOWN],
             "labels-found": [_detection(rows)],
             "attacked-rows": [_attacks(rows)],
+            "corrupted": [_kinds(rows)],
         }
         blocks += [each for listed in further.values() for each in listed]
         shown = {name for name, listed in further.items() if any(listed)}
@@ -349,6 +351,23 @@ def _attacks(rows: Sequence[RowRuns]) -> str:
     """What became of attacked rows; empty where no method attacks any."""
     body = [[row.name, *own] for row in rows if (own := attacks(row))]
     return text(table("attacked-rows", "Attacked rows", ["", *ATTACKS], body)) if body else ""
+
+
+def _on_corrupted(rows: Sequence[RowRuns], found: Sequence[Finding]) -> list[str]:
+    """Scores on corrupted test images; empty if no run was evaluated on any."""
+    bases = [(each.row, each.base) for each in found]
+    made = robustness.brief_table(rows, bases)
+    if made is None:
+        return []
+    if max(map(len, text(made).splitlines())) > WIDTH:
+        made = robustness.brief_table(rows, bases, lambda name: folded(name, NAMES)) or made
+    return [text(made), wrapped(robustness.NOTE)]
+
+
+def _kinds(rows: Sequence[RowRuns]) -> str:
+    """The balanced error under each corruption; empty if no run was evaluated on any."""
+    made = robustness.kinds_table([("", row) for row in rows], "corruptions")
+    return text(made) if made is not None else ""
 
 
 def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:

@@ -30,7 +30,10 @@ FORMAT = 1
 MANIFEST = "pack.json"
 LAST = ("run.json", "result.json")
 """Moved in last, in this order: a run with a result.json has ended."""
-FILES = ("metrics.jsonl", "timing.jsonl", "predictions.npz", "learned.npz", "corruption.npz", *LAST)
+FILES = (
+    "metrics.jsonl", "timing.jsonl", "predictions.npz", "learned.npz", "corruption.npz",
+    "corrupted.npz", *LAST,
+)  # fmt: skip
 """Files of a run that are packed if they exist; networks, checkpoints and samples are not."""
 STUDY_FILES = (question.FILE, "search.json")
 MOST = 2**28

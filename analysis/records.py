@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from analysis import metrics, runs
+from analysis import corrupted, metrics, runs
 from analysis.facts import Facts, facts_in
 from analysis.runs import Run
 
@@ -111,7 +111,12 @@ class Record:
         self.__dict__.pop("predictions", None)
 
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
-        """A metric of the stored result; nan where it is undefined or the epoch unavailable."""
+        """A metric of the stored result; nan where it is undefined or the epoch unavailable.
+
+        Those on corrupted images (``corrupted.MEASURES``) are of test and the last epoch.
+        """
+        if name in corrupted.MEASURES:
+            return corrupted.value(self.result, name) if when == "last" else math.nan
         values = self.result["metrics"].get(when, {}).get(split, {})
         if name in metrics.FURTHER and values and not self.filed:
             values = self._further(split, when)
@@ -177,6 +182,12 @@ class Record:
         if self.items is not None:
             return self.items.right.astype(float)
         logits = self.predictions[f"test_{when}_logits"]
+        if name in corrupted.MEASURES:
+            arrays, targets = self.arrays(corrupted.FILE), self.predictions["test_targets"]
+            try:
+                return corrupted.item_values(arrays, self.result, logits, targets, name)
+            except UNREADABLE as error:
+                raise Damaged(self.folder, corrupted.FILE, error) from error
         return metrics.item_values(logits, self.predictions["test_targets"], self.kind, name)
 
     @property

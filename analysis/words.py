@@ -102,6 +102,20 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "corrected, spoiled": "mislabelled rows whose learned label is the true class, and "
         "correctly labelled rows whose learned label is another class.",
     },
+    "corrupted": {
+        "clean": "accuracy on the test images as they are, of the runs that were also evaluated on "
+        "corrupted ones.",
+        "corrupted": "accuracy on corrupted test images: the mean over five severities, and then "
+        "over corruptions. The AUC beside it likewise.",
+        "BE": "balanced error on corrupted test images, 1 minus the mean recall of the classes; "
+        "the same mean.",
+        "rBE": "BE minus the balanced error of the same run on clean images. MedMNIST-C divides "
+        "both errors by those of AlexNet, which is not done here.",
+        "FGSM": "accuracy under an attack of one step on the network itself, the mean over five "
+        "strengths; it is in no mean over corruptions.",
+        "metric": "the metric of a difference: accuracy or balanced error on corrupted images, or "
+        "accuracy under attack.",
+    },
     "attacked-rows": {
         "selected": "share of the drawn rows that were attacked, warm-up included. Methods log "
         "this and the next columns on the first attack of each epoch and on every 25th; means over "

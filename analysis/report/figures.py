@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import metrics
+from analysis import metrics, robustness
 from analysis.blocks import (
     CORRUPTIONS,
     Block,
@@ -499,6 +499,51 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
     )
 
 
+def _corruptions(drawing: _Drawing, paths: Paths) -> Told:
+    entries, left_out = drawing.shown()
+    shown, note = drawing.short([entry.name for entry in entries])
+    panels = []
+    for column in drawing.columns:
+        rows = [column.rows[entry.name] for entry in entries]
+        kinds = list(dict.fromkeys(each for row in rows for each in robustness.corruptions(row)))
+        if kinds:
+            values = [[1 - robustness.mean_error(row, each) for each in kinds] for row in rows]
+            panels.append((column.name, [each.replace("_", " ") for each in kinds], values))
+    if not panels:
+        return None
+    plots.maps([(name, kinds, np.array(values)) for name, kinds, values in panels],
+               shown, paths, shares=True)  # fmt: skip
+    return "Balanced accuracy under each corruption", (
+        "Mean over seeds and severities of the balanced accuracy (1 minus the balanced error) on "
+        f"test images, clean and under each corruption; fgsm is an attack.{left_out}{note}"
+    )
+
+
+def _severities(drawing: _Drawing, paths: Paths) -> Told:
+    entries, left_out = drawing.shown()
+    names, note = drawing.short([entry.name for entry in entries])
+    panels = []
+    for column in drawing.columns:
+        made = []
+        for entry, name in zip(entries, names, strict=True):
+            own = [robustness.by_severity(each) for each in column.rows[entry.name].records
+                   if each.done]  # fmt: skip
+            points = [
+                (float(place), values) for place, values in enumerate(zip(*own, strict=False))
+            ]
+            if points and (curve := _curve(name, points)) is not None:
+                made.append(curve)
+        if made:
+            panels.append(Panel(column.name, "severity (0: clean)", "test accuracy, %", made))
+    if not panels:
+        return None
+    plots.curves(panels, names, paths)
+    return "Accuracy by severity of corruption", (
+        "Test accuracy on clean images and at each severity, mean over corruptions and seeds; "
+        f"band: one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
+    )
+
+
 def corrupted(columns: Sequence[Column]) -> Iterator[tuple[str, str, list[tuple[float, Column]]]]:
     """Data sets that differ only in one corruption: heading, its name, and a column per level."""
     for parameter in CORRUPTIONS:
@@ -751,6 +796,8 @@ MAKERS: dict[str, Callable[[_Drawing, Paths], Told]] = {
     "calibration": _calibration,
     "phases": _phases,
     "robustness": _robustness,
+    "corruptions": _corruptions,
+    "severities": _severities,
     "exchange": _exchange,
     "sensitivity": _sensitivity,
     "weights": _weights,

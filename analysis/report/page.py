@@ -18,12 +18,14 @@ from analysis import (
     question,
     records,
     recordsfile,
+    robustness,
     runs,
     table,
     versions,
     words,
 )
 from analysis.blocks import Block
+from analysis.findings import Finding
 from analysis.joined import Source
 from analysis.metrics import MEASURES, SHOWN
 from analysis.numbers import count
@@ -41,11 +43,14 @@ from analysis.table import Table, markdown_text
 FORMATS = ("html", "md", "tex", "csv")
 TABLES = (
     *MEASURES, "selected", "names", "differences", "overall", "moved", "controls", "cost",
-    "labels-found", "attacked-rows", "arguments", "ranks", "versions",
+    "labels-found", "attacked-rows", "arguments", "ranks", "versions", "corrupted",
+    "corrupted-differences", "corruptions",
 )  # fmt: skip
 """Names of the files of tables, except those of searches."""
 OF_COSTS = ("cost", "phases")
 """Figures next to the table of costs."""
+OF_CORRUPTIONS = ("corruptions", "severities")
+"""Figures next to the tables of scores on corrupted images."""
 WIDE = 7
 """Number of columns from which a table is set in smaller type."""
 
@@ -361,6 +366,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
     names = tables.names_table(block, "names")
     first = [each for each in drawn if each.name == "differences"]
     costs = [each for each in drawn if each.name in OF_COSTS]
+    corrupted, robust = _corrupted(block, found), [e for e in drawn if e.name in OF_CORRUPTIONS]
     sections = [
         Section(
             tables=[*main, names] if names else main,
@@ -375,13 +381,14 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
                 *([f"No test over data sets: {reason}."] if found and not over else []),
             ],
         ),
+        Section("Corrupted test images", tables=corrupted, figures=robust),
         Section("How far learning went", tables=_there([moved])),
         Section("Costs", tables=[tables.cost_table(block, "cost")], figures=costs),
         Section("Do controls explain the gains?", tables=_there([beside]), texts=mechanism),
         Section(
             "More tables and figures",
             tables=_there(further),
-            figures=[each for each in drawn if each not in (*first, *costs)],
+            figures=[each for each in drawn if each not in (*first, *costs, *robust)],
         ),
     ]
     return Part(
@@ -390,6 +397,29 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         answer=sentences.answer(found),
         sections=[each for each in sections if each.tables or each.figures or each.texts],
         protocol=_protocol(options.root, block, _title(block) if folder else ""),
+    )
+
+
+def _corrupted(block: Block, found: Sequence[Finding]) -> list[Table]:
+    """The tables of scores on corrupted test images; none if no run was evaluated on any."""
+    rows = [
+        (column.name, column.rows[entry.name])
+        for column in block.columns
+        for entry in block.entries
+        if entry.name in column.rows
+    ]
+    there = {column.name: column.rows for column in block.columns}
+    pairs = [
+        (each.column, there[each.column][each.row], there[each.column][each.base])
+        for each in found
+        if {each.row, each.base} <= there[each.column].keys()
+    ]
+    return _there(
+        [
+            robustness.scores_table(rows, "corrupted"),
+            robustness.differences_table(pairs, "corrupted-differences"),
+            robustness.kinds_table(rows, "corruptions"),
+        ]
     )
 
 

@@ -71,9 +71,9 @@ class Setting:
     """CPU threads per run; part of its id"""
     oracle_test: bool = False
     """also record test metrics each epoch, to compare with papers that chose epochs on them"""
-    corruptions: Annotated[Literal["medmnist-c", "common"] | None, _default("none")] = None
-    """also evaluate on corrupted test images: those of MedMNIST-C for a 2D MedMNIST set, or a small
-    common set; a finished run whose network was saved is evaluated without training"""
+    corruptions: Annotated[str, _default("none")] = ""
+    """also evaluate on corrupted test images: medmnist-c (for the 2D MedMNIST sets) or common (for
+    any images); finished runs whose network was saved are evaluated without training"""
 
 
 @dataclass(kw_only=True)

@@ -126,7 +126,7 @@ def study_of(
         "crossfit": command.crossfit,
         "threads": command.threads,
         "oracle_test": command.oracle_test,
-        "corruptions": command.corruptions or "",
+        "corruptions": command.corruptions,
         **more,
     }
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from analysis import runs
+from analysis import corrupted, runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import metric, options_of, protocol_of, read_data, study_of
@@ -59,6 +59,9 @@ def carry_out(command: arguments.RunCommand) -> int:
             print(f"{when} epoch, {part}: {text}")
     if not result["selection"]["offered"]:
         print(f"selected epoch: not available, {result['selection']['reason']}")
+    if name := corrupted.set_of(result):
+        told = (metric(key, corrupted.value(result, key)) for key in corrupted.MEASURES)
+        print(f"last epoch, test under {name}: {', '.join(told)}")
     cost = result["cost"]
     print(
         f"cost: {cost['charged_seconds']:.1f} s charged, {cost['seconds_per_epoch']:.2f} s per "

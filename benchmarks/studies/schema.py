@@ -151,8 +151,8 @@ class Block:
     """each method's upstream with as many passes, or as much time"""
     threads: int = 1
     oracle_test: bool = False
-    corruptions: Literal["", "medmnist-c", "common"] = ""
-    """also evaluate each network on corrupted test images, which changes no run"""
+    corruptions: str = ""
+    """medmnist-c or common: also evaluate each network on corrupted test images"""
 
     def __post_init__(self) -> None:
         for name in ("benchmarks", "models", "methods", "protocols"):

@@ -1,0 +1,157 @@
+"""Tables of scores on corrupted test images, for a comparison and for a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from analysis.contents import difference_cells
+from analysis.corrupted import ATTACK, MEASURES, clean_error, mean, set_of, table_of
+from analysis.differences import Difference, RowRuns, difference
+from analysis.numbers import MISSING, POINTS, estimated, mean_sd
+from analysis.records import Record
+from analysis.table import Table, table
+
+SCORES = {
+    "accuracy": "clean",
+    "corrupted_accuracy": "corrupted",
+    "corrupted_auc": "AUC",
+    "corrupted_balanced_error": "BE ↓",
+    "relative_balanced_error": "rBE ↓",
+    "attacked_accuracy": "FGSM",
+}
+"""Metrics of the tables, and their names there."""
+BRIEF = ("accuracy", "corrupted_accuracy", "corrupted_balanced_error", "attacked_accuracy")
+TESTED = ("corrupted_accuracy", "corrupted_balanced_error", "attacked_accuracy")
+"""Metrics whose differences a report shows."""
+CLEAN = "clean"
+
+
+def evaluated(row: RowRuns) -> list[Record]:
+    """The runs of a row that were evaluated on corrupted images."""
+    return [each for each in row.by_seed().values() if set_of(each.result)]
+
+
+def sets_of(rows: Iterable[RowRuns]) -> list[str]:
+    """The sets of corruptions that rows were evaluated on."""
+    return sorted({set_of(each.result) for row in rows for each in evaluated(row)})
+
+
+def compared(row: RowRuns, base: RowRuns, name: str) -> Difference | None:
+    """A difference of a metric of ``MEASURES``; None if they have no such runs in common, or not
+    the same corruptions."""
+    kinds = {tuple(table_of(each.result)) for one in (row, base) for each in evaluated(one)}
+    same = len(kinds) == 1 and len(sets_of([row, base])) == 1
+    return difference(row, base, name) if same else None
+
+
+def score_cells(row: RowRuns, names: Iterable[str], digits: int) -> list[str]:
+    """Number of seeds, and metrics in per cent."""
+    runs = evaluated(row)
+    cells = ([POINTS * each.metric(name) for each in runs] for name in names)
+    return [str(len(runs)), *(mean_sd(each, digits) if each else MISSING for each in cells)]
+
+
+def brief_table(
+    rows: Sequence[RowRuns],
+    bases: Sequence[tuple[str, str]],
+    written: Callable[[str], str] = str,
+) -> Table | None:
+    """What ``augbench compare`` prints below its scores; None if no run was evaluated.
+
+    ``bases`` are rows and the rows that they are compared with; ``written`` folds their names.
+    """
+    sets, named = sets_of(rows), {row.name: row for row in rows}
+    if not sets:
+        return None
+    against = {row: base for row, base in bases if row in named and base in named}
+    body = []
+    for row in rows:
+        made = None
+        if row.name in against:
+            made = compared(row, named[against[row.name]], "corrupted_accuracy")
+        told = "" if row.name not in against else MISSING
+        if made is not None:
+            told = estimated(made.estimate, made.interval)
+        body.append([written(row.name), *score_cells(row, BRIEF, 1), told])
+    head = ["", "n", *(SCORES[name] for name in BRIEF), "difference [95 % CI]"]
+    title = f"Corrupted test images ({', '.join(sets)}), last epoch, in per cent"
+    return table("corrupted", title, head, body)
+
+
+NOTE = (
+    "corrupted: accuracy; BE: balanced error; both are means over severities and corruptions; "
+    "FGSM: accuracy under attack; difference: of corrupted accuracy. Limits: docs/corruptions.md."
+)
+
+
+def scores_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:
+    """Each row on each data set; None if no run was evaluated."""
+    sets = sets_of(row for _, row in rows)
+    body = [
+        [row.name, column, *score_cells(row, SCORES, 2)] for column, row in rows if evaluated(row)
+    ]
+    title = f"Scores on corrupted test images ({', '.join(sets)}), last epoch, in per cent"
+    return table(name, title, ["", "data set", "n", *SCORES.values()], body) if body else None
+
+
+def differences_table(pairs: Sequence[tuple[str, RowRuns, RowRuns]], name: str) -> Table | None:
+    """Differences of each pair of rows on each data set, with both intervals; None if none."""
+    body = []
+    for column, row, base in pairs:
+        for metric in TESTED:
+            made = compared(row, base, metric)
+            if made is not None:
+                told = [f"{row.name} over {base.name}", column, MEASURES[metric].name]
+                body.append([*told, *difference_cells(made)])
+    head = ["", "data set", "metric", "n", "difference, points", "training 95 % CI",
+            "population 95 % CI", "detectable"]  # fmt: skip
+    title = "Differences on corrupted test images, in points, paired by seed and image"
+    return table(name, title, head, body) if body else None
+
+
+def kinds_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:
+    """The balanced error under each corruption, over severities; None if no run was evaluated."""
+    there = [(column, row) for column, row in rows if evaluated(row)]
+    names = list(dict.fromkeys(each for _, row in there for each in corruptions(row)))
+    if not names:
+        return None
+    body = []
+    for corruption in names:
+        cells = [
+            mean_sd([POINTS * error(each, corruption) for each in evaluated(row)], 1)
+            for _, row in there
+        ]
+        body.append([corruption.replace("_", " "), *cells])
+    several = len({column for column, _ in there}) > 1
+    head = [f"{row.name}, {column}" if several else row.name for column, row in there]
+    return table(name, "Balanced error under each corruption, in per cent ↓", ["", *head], body)
+
+
+def corruptions(row: RowRuns) -> list[str]:
+    """``clean`` and the corruptions of a row; empty if it was not evaluated."""
+    runs = evaluated(row)
+    return [CLEAN, *table_of(runs[0].result)] if runs else []
+
+
+def error(record: Record, corruption: str) -> float:
+    """The balanced error of a run under a corruption, over its severities, or on clean images."""
+    if corruption == CLEAN:
+        return clean_error(record.result)
+    return mean(record.result, corruption, "balanced_error")
+
+
+def by_severity(record: Record) -> list[float]:
+    """The accuracy on clean images, and at each severity over the corruptions, in per cent."""
+    found = [scores["accuracy"] for name, scores in table_of(record.result).items()
+             if name != ATTACK]  # fmt: skip
+    clean = record.metric("accuracy")
+    return [POINTS * clean, *(POINTS * np.mean(found, axis=0)).tolist()] if found else []
+
+
+def mean_error(row: RowRuns, corruption: str) -> float:
+    """The mean over seeds of ``error``; nan if the row lacks the corruption."""
+    runs = [each for each in evaluated(row) if corruption in corruptions(row)]
+    return float(np.mean([error(each, corruption) for each in runs])) if runs else math.nan

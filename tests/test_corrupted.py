@@ -1,0 +1,301 @@
+"""Networks on corrupted test images: logits, scores, tables, and evaluation at a later time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from analysis import comparison, corrupted, metrics, packing, records, robustness, runs
+from analysis.differences import RowRuns, difference
+from analysis.report import page
+from benchmarks.cli import main
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.streams import rows_from_tensors
+from benchmarks.studies import loading
+from benchmarks.training import corrupted as evaluation
+from benchmarks.training.errors import Interrupted
+from benchmarks.training.progress import Silent
+from benchmarks.training.tasks import MultiClass
+from methods.medmnistc import REGISTRY, VERSION, corrupt
+from methods.naming import NamingError
+from tests.made import make_run
+
+DIGITS = parse_benchmark("digits")
+NAMES = ("gaussian_noise", "pixelate")
+
+
+def never() -> bool:
+    return False
+
+
+def rows(count: int = 20) -> Any:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (count, 1, 8, 8), generator=rng, dtype=torch.uint8)
+    y = torch.eye(3)[torch.arange(count) % 3]
+    return rows_from_tensors(x, y)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+def logits_on(network: nn.Module, of: Any, name: str = "common") -> dict[str, np.ndarray]:
+    return evaluation.logits_on(network, of, MultiClass(), name, DIGITS, Silent(), never)
+
+
+class TestLogits:
+    def test_those_of_the_corrupted_images(self) -> None:
+        network, of = linear(), rows()
+        found = logits_on(network, of)
+        assert [*found] == [
+            "common:version", *(f"common:{name}" for name in REGISTRY["common"]), "common:fgsm",
+        ]  # fmt: skip
+        settings = torch.tensor([REGISTRY["common"]["pixelate"][3]] * 20, dtype=torch.float64)
+        made = corrupt(of.inputs(torch.arange(20)), "common", "pixelate", settings)
+        expected = network(made).detach().numpy()
+        np.testing.assert_allclose(found["common:pixelate"][3], expected, rtol=1e-6)
+
+    def test_every_network_sees_the_same_images_and_nothing_else_is_drawn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where images are made batch by batch, and whatever was drawn before."""
+        network, of = linear(), rows()
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        first = logits_on(network, of)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(3)
+        monkeypatch.setattr(evaluation, "KEPT", 0)
+        second = logits_on(network, of)
+        for key, logits in first.items():
+            np.testing.assert_array_equal(logits, second[key])
+
+    def test_fgsm_of_a_linear_network_is_its_closed_form(self) -> None:
+        """The gradient of the loss is W^T (p - y), so x moves by epsilon times its sign."""
+        network, of = linear(), rows(7)
+        x, weight = of.inputs(torch.arange(7)), network[1].weight.detach()
+        slope = (network(x).softmax(dim=1) - of.y).detach() @ weight
+        found = logits_on(network, of)["common:fgsm"]
+        for place, epsilon in enumerate(evaluation.EPSILONS):
+            moved = (x + epsilon * slope.sign().view_as(x)).clamp(0, 1)
+            expected = network(moved).detach().numpy()
+            np.testing.assert_allclose(found[place], expected, rtol=1e-5, atol=1e-6)
+
+    def test_the_network_stays_as_it_was(self) -> None:
+        network = nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)
+        )
+        network.train()
+        before = {name: each.clone() for name, each in network.state_dict().items()}
+        logits_on(network, rows())
+        assert network.training
+        assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
+        assert all(each.grad is None for each in network.parameters())
+
+    def test_it_stops_when_asked(self) -> None:
+        calls = itertools.count()
+        with pytest.raises(Interrupted, match="corrupted"):
+            evaluation.logits_on(
+                linear(), rows(), MultiClass(), "common", DIGITS, Silent(), lambda: next(calls) > 2
+            )
+
+
+class TestScores:
+    @pytest.mark.parametrize("kind", ["multi-class", "binary-class", "multi-label"])
+    def test_items_average_to_the_balanced_accuracy(self, kind: str) -> None:
+        rng = np.random.default_rng(0)
+        classes = 2 if kind == "binary-class" else 4
+        logits = rng.normal(size=(50, classes)).astype(np.float32)
+        targets = rng.choice(classes, 50, p=rng.dirichlet(np.ones(classes)))
+        if kind == "multi-label":
+            targets = (rng.random((50, classes)) < 0.3).astype(np.uint8)
+            targets[:, 0] = 0  # a label that no row has
+        expected = metrics.evaluate(logits, targets, kind)["balanced_accuracy"]
+        values = corrupted.balanced_values(logits, targets, kind)
+        assert values.shape == (50,)
+        assert values.mean() == pytest.approx(expected, abs=1e-12)
+
+    @pytest.mark.parametrize("name", corrupted.MEASURES)
+    def test_items_average_to_the_metric(self, name: str, tmp_path: Path) -> None:
+        (record,) = records.read([made(tmp_path, "none", 0)])
+        assert record.item_values(name).mean() == pytest.approx(record.metric(name), abs=1e-9)
+
+    def test_by_hand(self, tmp_path: Path) -> None:
+        (record,) = records.read([made(tmp_path, "none", 0)])
+        stored, targets = record.arrays(corrupted.FILE), record.predictions["test_targets"]
+        right = [
+            np.mean([(stored[f"common:{name}"][s].argmax(1) == targets).mean() for s in range(5)])
+            for name in NAMES
+        ]
+        assert record.metric("corrupted_accuracy") == pytest.approx(np.mean(right))
+        recalls = [
+            np.mean([
+                np.mean([(stored[f"common:{name}"][s][targets == k].argmax(1) == k).mean()
+                         for k in range(3)])
+                for s in range(5)
+            ])
+            for name in NAMES
+        ]  # fmt: skip
+        error = 1 - np.mean(recalls)
+        assert record.metric("corrupted_balanced_error") == pytest.approx(error)
+        clean = 1 - record.metric("balanced_accuracy")
+        assert record.metric("relative_balanced_error") == pytest.approx(error - clean)
+        assert np.isnan(record.metric("corrupted_accuracy", when="selected"))
+
+    def test_a_run_without_them_has_none(self, tmp_path: Path) -> None:
+        (record,) = records.read([make_run(tmp_path)])
+        assert all(np.isnan(record.metric(name)) for name in corrupted.MEASURES)
+
+
+def made(root: Path, method: str, seed: int, skill: float = 1.0, of: str = "common") -> Path:
+    """A made run with logits on two corruptions and under attack."""
+    folder = make_run(root, method, seed, skill)
+    stored = runs.read_arrays(folder / "predictions.npz")
+    clean, targets = stored["test_last_logits"], stored["test_targets"]
+    rng = np.random.default_rng([seed, len(method)])
+    arrays = {f"{of}:version": np.array(VERSION)} | {
+        f"{of}:{name}": np.stack([clean + s * rng.normal(size=clean.shape) for s in range(1, 6)])
+        for name in (*NAMES, "fgsm")
+    }
+    save: Any = np.savez_compressed
+    save(folder / corrupted.FILE, **arrays)
+    result = json.loads((folder / "result.json").read_text())
+    scores = corrupted.scores(arrays, of, targets, "multi-class")
+    result["corrupted"] = {of: {"version": VERSION, "scores": scores}}
+    result["files"][corrupted.FILE] = (folder / corrupted.FILE).stat().st_size
+    (folder / "result.json").write_text(runs.to_json(result))
+    return folder
+
+
+def rows_of(root: Path) -> list[RowRuns]:
+    return [
+        RowRuns(name, "none", tuple(records.read(made(root, name, s, skill) for s in range(4))))
+        for name, skill in (("none", 1.0), ("mixup", 2.0))
+    ]
+
+
+class TestTables:
+    def test_difference_is_the_paired_one_of_the_scores(self, tmp_path: Path) -> None:
+        none, mixup = rows_of(tmp_path)
+        found = robustness.compared(mixup, none, "corrupted_accuracy")
+        assert found is not None
+        own = [
+            100 * (a.metric("corrupted_accuracy") - b.metric("corrupted_accuracy"))
+            for a, b in zip(mixup.records, none.records, strict=True)
+        ]
+        assert found.estimate == pytest.approx(np.mean(own))
+        assert found.population is not None
+        assert found == difference(mixup, none, "corrupted_accuracy")
+
+    def test_printed_below_the_scores(self, tmp_path: Path) -> None:
+        text = comparison.as_text(rows_of(tmp_path), verbose=True)
+        assert "Corrupted test images (common), last epoch, in per cent" in text
+        assert "Balanced error under each corruption" in text
+        assert "gaussian noise" in text
+        assert "AlexNet" in text
+
+    def test_a_comparison_without_them_says_nothing(self, tmp_path: Path) -> None:
+        found = records.read([make_run(tmp_path, "none", 0), make_run(tmp_path, "none", 1)])
+        assert "orrupted" not in comparison.as_text([RowRuns("none", "none", tuple(found))])
+
+    def test_rows_on_other_corruptions_are_not_compared(self, tmp_path: Path) -> None:
+        none, _ = rows_of(tmp_path)
+        other = [made(tmp_path, "crop", s, of="medmnist-c") for s in range(4)]
+        crop = RowRuns("crop", "none", tuple(records.read(other)))
+        assert robustness.compared(crop, none, "corrupted_accuracy") is None
+
+    def test_report_has_tables_and_figures(self, tmp_path: Path) -> None:
+        rows_of(tmp_path / "runs")
+        out = tmp_path / "report"
+        page.report(page.Options(root=tmp_path / "runs", out=out, formats=("md", "csv")))
+        text = (out / "report.md").read_text()
+        assert "Corrupted test images" in text
+        for name in ("corrupted", "corrupted-differences", "corruptions"):
+            assert (out / "tables" / f"{name}.csv").is_file()
+        for name in ("corruptions", "severities"):
+            assert (out / "figures" / f"{name}.png").is_file()
+
+
+def test_unknown_sets_and_benchmarks_without_a_set(tmp_path: Path) -> None:
+    with pytest.raises(NamingError, match="expected medmnist-c or common, got 'medmnist'"):
+        evaluation.settings_of("medmnist", DIGITS)
+    with pytest.raises(NamingError, match="medmnist-c has none for digits, only for the twelve"):
+        evaluation.settings_of("medmnist-c", DIGITS)
+    assert evaluation.settings_of("medmnist-c", parse_benchmark("breastmnist"))[0] == "breastmnist"
+    file = tmp_path / "study.yaml"
+    file.write_text("corruptions: medmnist-c\nbenchmarks: digits\nmethods: none\nseeds: 1\n")
+    with pytest.raises(ValueError, match="medmnist-c has none for digits"):
+        loading.load(file)
+
+
+BASE = [
+    "run", "--benchmark", "digits(rows_per_class=5)", "--model", "small_cnn(width=0.25)",
+    "--epochs", "1", "--device", "cpu",
+]  # fmt: skip
+
+
+def result_of(out: Path) -> tuple[Path, dict[str, Any]]:
+    (folder,) = runs.folders(out)
+    result = runs.read_result(folder)
+    assert result is not None
+    return folder, result
+
+
+def test_with_the_training_or_later_from_the_saved_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, later = tmp_path / "now", tmp_path / "later"
+    assert main.run([*BASE, "--out", str(now), "--corruptions", "common"]) == 0
+    assert "test under common: corrupted_accuracy" in capsys.readouterr().out
+    assert main.run([*BASE, "--out", str(later), "--save-model"]) == 0
+    folder, before = result_of(later)
+    times = (folder / "timing.jsonl").read_bytes()
+    assert main.run([*BASE, "--out", str(later), "--corruptions", "common"]) == 0
+    folder, after = result_of(later)
+    assert (folder / "timing.jsonl").read_bytes() == times  # nothing was trained
+    first, _ = result_of(now)
+    assert first.name == folder.name
+    one, other = (runs.read_arrays(each / corrupted.FILE) for each in (first, folder))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+    added = {"corrupted"}
+    assert {*after} - {*before} == added
+    assert corrupted.FILE in after["files"]
+    assert corrupted.FILE in packing.FILES
+    assert corrupted.has(folder, "common", VERSION)
+    assert not corrupted.has(folder, "common", VERSION + 1)
+    assert not corrupted.has(folder, "medmnist-c", VERSION)
+
+
+def test_without_a_saved_network_it_is_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*BASE, "--out", str(tmp_path)]) == 0
+    folder, before = result_of(tmp_path)
+    assert main.run([*BASE, "--out", str(tmp_path), "--corruptions", "common"]) == 0
+    assert "so it is trained again" in capsys.readouterr().err
+    folder, after = result_of(tmp_path)
+    assert after["metrics"] == before["metrics"]
+    assert (folder / corrupted.FILE).is_file()
+
+
+def test_a_network_that_is_not_the_run_s_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*BASE, "--out", str(tmp_path), "--save-model"]) == 0
+    folder, before = result_of(tmp_path)
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    torch.save({name: torch.ones_like(each) for name, each in weights.items()}, folder / "model.pt")
+    before["files"]["model.pt"] = (folder / "model.pt").stat().st_size
+    (folder / "result.json").write_text(runs.to_json(before))
+    assert main.run([*BASE, "--out", str(tmp_path), "--corruptions", "common"]) == 1
+    assert "are not those of the run" in capsys.readouterr().err
+    assert result_of(tmp_path)[1] == before
