@@ -711,6 +711,7 @@ def test_studies_are_shipped() -> None:
         "learnable_tuned",
         "rivals_small",
         "rivals_tuned",
+        "medmnist_corruptions",
         "saflex_upstreams",
         "saflex_table1",
         "lpa3_small",

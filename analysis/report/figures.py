@@ -526,11 +526,8 @@ def _severities(drawing: _Drawing, paths: Paths) -> Told:
     for column in drawing.columns:
         made = []
         for entry, name in zip(entries, names, strict=True):
-            own = [robustness.by_severity(each) for each in column.rows[entry.name].records
-                   if each.done]  # fmt: skip
-            points = [
-                (float(place), values) for place, values in enumerate(zip(*own, strict=False))
-            ]
+            own = map(robustness.by_severity, robustness.evaluated(column.rows[entry.name]))
+            points = [(float(place), each) for place, each in enumerate(zip(*own, strict=True))]
             if points and (curve := _curve(name, points)) is not None:
                 made.append(curve)
         if made:
