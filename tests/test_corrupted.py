@@ -42,7 +42,7 @@ def rows(count: int = 20) -> Any:
     return rows_from_tensors(x, y)
 
 
-def linear() -> nn.Module:
+def linear() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
@@ -81,8 +81,9 @@ class TestLogits:
     def test_fgsm_of_a_linear_network_is_its_closed_form(self) -> None:
         """The gradient of the loss is W^T (p - y), so x moves by epsilon times its sign."""
         network, of = linear(), rows(7)
-        x, weight = of.inputs(torch.arange(7)), network[1].weight.detach()
-        slope = (network(x).softmax(dim=1) - of.y).detach() @ weight
+        x, layer = of.inputs(torch.arange(7)), network[1]
+        assert isinstance(layer, nn.Linear)
+        slope = (network(x).softmax(dim=1) - of.y).detach() @ layer.weight.detach()
         found = logits_on(network, of)["common:fgsm"]
         for place, epsilon in enumerate(evaluation.EPSILONS):
             moved = (x + epsilon * slope.sign().view_as(x)).clamp(0, 1)
