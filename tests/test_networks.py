@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -582,7 +583,12 @@ class TestWeights:
         state["head.bias"] = state["head.bias"] + 1
         torch.save(state, moved)
         assert version_of(words[0].replace(file, str(moved))) != first
-        assert weights.checksum(file) == weights.checksum(file)
+        models.check_files(words[0], first)
+        models.check_files("resnet18", first)
+        word = words[0].replace(file, str(moved))
+        run = replace(run_of("none", word), versions={"model": first})
+        with pytest.raises(NamingError, match="not those that the run was planned with"):
+            fit(run, splits(Case(3), False), methods.build("none"))
 
 
 @has_timm
@@ -634,7 +640,7 @@ class TestTimm:
 
     def test_learned_methods_run(self) -> None:
         for method in ("lpa3(preset=code, warmup=0)", "saflex(preset=fast)", "probe"):
-            found = fitted(method, word="timm:resnet10t")
+            found = fitted(method, word="timm:mobilenetv3_small_050")
             assert np.isfinite(found.predictions["test_last_logits"]).all()
 
     def test_a_file_and_a_run_of_ours(self, tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ def version_of(text: str) -> int:
     return int(digest[:12], 16)
 
 
+def check_files(text: str, version: int) -> None:
+    """Refuse weights that are not those that the version of a run was made from.
+
+    Raises:
+        NamingError: the file was changed since, or is another one on this machine.
+    """
+    if text.startswith(OWN) or not any("weights" in dict(c.arguments) for c in _calls(_call(text))):
+        return
+    if version_of(text) != version:
+        raise NamingError(
+            f"model {text!r}: its weights are not those that the run was planned with: they were "
+            "changed since, or are others on this machine; start the command again"
+        )
+
+
 def own_names(text: str) -> list[str]:
     """The names of the user's own code in a model."""
     if text.startswith(OWN):

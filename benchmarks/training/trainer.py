@@ -143,6 +143,8 @@ def _network(
     """The network, initialised from the run's seed, on the training device."""
     seed_global(device, run.seed, "init")
     if model is None:
+        if "model" in run.versions:
+            models.check_files(run.model, run.versions["model"])
         made = models.build(run.model, splits.spec, method.requires())
     else:
         made = model(splits.spec)
