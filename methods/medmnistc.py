@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -296,9 +295,5 @@ def reach(dataset: str, name: str) -> tuple[tuple[float, ...], tuple[float, ...]
 
 def caption(name: str, settings: list[float]) -> str:
     """A corruption in words."""
-    return f"{name.replace('_', ' ')} {settings[0]:.3g}"
-
-
-def fitting(benchmark: str) -> Mapping[str, Settings]:
-    """The corruptions of MedMNIST-C for a benchmark; empty if it has none."""
-    return REGISTRY.get(benchmark, {}) if benchmark != COMMON else {}
+    short = name.removesuffix("_compression").replace("_", " ")
+    return f"{short} {int(settings[0])}" if short == "jpeg" else f"{short} {settings[0]:.2g}"
