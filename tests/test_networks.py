@@ -286,7 +286,7 @@ def mine(drop: float = 0.0) -> Any:
     return lambda of: staged(nn.Identity(), Functional(of.classes, drop), of.shape, of.classes)
 
 
-def run_of(method: str, model: str = "small_cnn(width=0.25)", epochs: int = 2) -> Run:
+def run_of(method: str, model: str = "small_cnn(width=0.25)", epochs: int = 1) -> Run:
     training = Training(epochs=epochs, batch_size=8)
     return Run(benchmark="test", data="", model=model, method=method, training=training)
 
@@ -640,7 +640,7 @@ class TestTimm:
 
     def test_learned_methods_run(self) -> None:
         for method in ("lpa3(preset=code, warmup=0)", "saflex(preset=fast)", "probe"):
-            found = fitted(method, word="timm:mobilenetv3_small_050")
+            found = fitted(method, word="timm:resnet10t")
             assert np.isfinite(found.predictions["test_last_logits"]).all()
 
     def test_a_file_and_a_run_of_ours(self, tmp_path: Path) -> None:
