@@ -131,7 +131,7 @@ class CompareCommand(Setting, Place):
     executor: Literal["local", "ray"] = "local"
     """processes on this machine, or Ray (a cluster if RAY_ADDRESS names one)"""
     save_model: bool = False
-    """keep the networks, for --corruptions later and augbench predict"""
+    """keep the networks, to evaluate them on corrupted images later and for augbench predict"""
     controls: bool = False
     """add the control rows of each method that learns or adapts"""
     same: Annotated[Literal["passes", "time"] | None, _default("no such row")] = None
