@@ -32,6 +32,8 @@ class Entry:
     """the name that its runs have, and in braces how it differs from other rows of that name"""
     method: str
     facts: Facts
+    origin: str = ""
+    """where its runs were joined from; empty for ours"""
 
     @property
     def control(self) -> bool:
@@ -92,11 +94,6 @@ class Block:
         """The rows by name."""
         return {entry.name: entry for entry in self.entries}
 
-    @cached_property
-    def by_row(self) -> dict[str, Entry]:
-        """The rows by the names that runs have."""
-        return {entry.row: entry for entry in self.entries}
-
     @property
     def compared(self) -> list[Entry]:
         """The rows that are not controls."""
@@ -121,11 +118,16 @@ class Block:
         return next((name for name in there if name and name != entry.name), "")
 
     def beside(self, entry: Entry, row: str) -> str:
-        """The name of the row to compare an entry with, in the entry's own variant if that exists;
-        empty if there is no such row."""
-        own = f"{row}{VARIANT}{variant(entry.row)}"
-        found = (self.by_row[each].name for each in (own, row) if each in self.by_row)
-        return next(found, "")
+        """The name of the row to compare an entry with, in the entry's own variant if that exists,
+        and of joined rows one of the same origin first; empty if there is no such row."""
+        own = [each for each in self.entries if each.origin == entry.origin]
+        rows = (f"{row}{VARIANT}{variant(entry.row)}", row, _joined(row, entry.origin))
+        for entries in (own, self.entries):
+            known = {bare(each.row): each.name for each in reversed(entries) if each.origin}
+            known |= {each.row: each.name for each in entries}
+            if found := next((known[each] for each in rows if each in known), ""):
+                return found
+        return ""
 
     def controls_of(self, entry: Entry) -> list[str]:
         """The control rows of a method: those that take its learning away, its upstream on other
@@ -150,15 +152,18 @@ class Block:
         """
         made = []
         for entry in self.entries:
-            if row in (entry.row, bare(entry.row)):
+            if row in (entry.row, bare(entry.row)) and not entry.origin:
                 named = [self.beside(entry, each) for each in base.split(OR)] if base else []
                 own = OR.join(named) if all(named) else ""
                 made.append((entry.name, own if base else self.baseline(entry)))
         return [(one, other) for one, other in made if other and other != one]
 
     def contrasts(self, question: Question) -> list[tuple[str, str]]:
-        """The comparisons of the study that this block can make, or those of every method."""
-        asked = question.family or [(entry.row, "") for entry in self.compared]
+        """The comparisons of the study that this block can make, or those of every method.
+
+        Rows that were joined are what ours are compared with; they are not compared themselves.
+        """
+        asked = question.family or [(each.row, "") for each in self.compared if not each.origin]
         made = [pair for row, base in asked for pair in self.contrast(row, base)]
         # A comparison that a family names twice is tested once.
         return list(dict.fromkeys(made))
@@ -216,7 +221,8 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
     Runs of another network, protocol, thread count, device type or code form another block. The
     training may differ between data sets, but if one data set was trained in two ways, each way
     is a block. Runs joined from elsewhere (``Record.origin``) go with the others, whatever device
-    and release they come from, which then set rows of one name apart.
+    and release they come from; their rows stay apart from ours, and change neither the names of
+    ours nor what these are compared with.
 
     Raises:
         NamingError: two rows or data sets of a block have the same label.
@@ -224,7 +230,8 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
     records = list(records)
     given = given or {}
     known = labels.all_labels(records, given)
-    by_id = {record.run.id: record for record in records}
+    # Of a run that was joined too, ours.
+    by_id = {record.run.id: record for record in sorted(records, key=lambda each: not each.origin)}
     groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
     for record in records:
         groups.setdefault(shared_by(record), []).append(record)
@@ -326,7 +333,7 @@ def _block(setting: Mapping[str, str], placed: Sequence[tuple[str, Training, Rec
     columns: dict[str, list[tuple[str, Training, Record]]] = {}
     for name, training, record in placed:
         own = f"{name} [data {record.run.data[:8]}]" if name in several else name
-        columns.setdefault(own, []).append((names[record.run.id], training, record))
+        columns.setdefault(own, []).append((names[_key(record)], training, record))
     members: dict[str, list[Record]] = {}
     for name, _, record in (each for part in columns.values() for each in part):
         members.setdefault(name, []).append(record)
@@ -354,23 +361,45 @@ def _checksums(placed: Sequence[tuple[str, Training, Record]]) -> set[str]:
     return {name for name, sums in found.items() if len(sums) > 1}
 
 
-def _names(records: Sequence[Record]) -> dict[str, str]:
-    """The row of each run by id; rows of one name get what sets them apart added to the name."""
+Key = tuple[str, str]
+"""Origin and id of a run."""
+
+
+def _key(record: Record) -> Key:
+    return record.origin, record.run.id
+
+
+def _names(records: Sequence[Record]) -> dict[Key, str]:
+    """The row of each run; joined rows of a name that another row has get their origin added."""
+    origins = list(dict.fromkeys(sorted(each.origin for each in records)))
+    names: dict[Key, str] = {}
+    for origin in origins:
+        taken = {*names.values(), *map(bare, names.values())}
+        for key, name in _names_of([each for each in records if each.origin == origin]).items():
+            names[key] = _joined(name, origin) if bare(name) in taken else name
+    return names
+
+
+def _joined(row: str, origin: str) -> str:
+    """The name of a row with its origin."""
+    plain, _, apart = row.partition(VARIANT)
+    told = f"{apart.removesuffix('}')}, " if apart else ""
+    return f"{plain}{VARIANT}{told}from {origin}}}"
+
+
+def _names_of(records: Sequence[Record]) -> dict[Key, str]:
+    """The row of each run; rows of one name get what sets them apart added to the name."""
     variants: dict[str, dict[str, list[dict[str, str]]]] = {}
     epochs: dict[tuple[str, str], set[int]] = {}
     cut = {_row(record) for record in records if _is_cut(record)}
     own_of = {each.run.id: _variant(each, _row(each) in cut) for each in records}
-    if any(each.origin for each in records):
-        for each in records:
-            machine = {name: value if each.done else ANY for name, value in machine_of(each)}
-            own_of[each.run.id] = own_of[each.run.id] | machine
     for record in records:
         row, own = _row(record), own_of[record.run.id]
         variants.setdefault(row, {}).setdefault(json.dumps(own), []).append(own)
         epochs.setdefault((row, column_of(record)), set()).add(record.run.training.epochs)
     # An equal budget may be another number of epochs on each data set.
     several = {row for (row, _), own in epochs.items() if len(own) > 1}
-    names = {}
+    names: dict[Key, str] = {}
     for record in records:
         row, own = _row(record), own_of[record.run.id]
         others = [each[0] for each in variants[row].values()]
@@ -381,7 +410,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
         ]
         differ = [key for key in differ if key != "epochs" or row in several]
         told = ", ".join(f"{key} {own[key]}" for key in differ)
-        names[record.run.id] = f"{row}{VARIANT}{told}}}" if told else row
+        names[_key(record)] = f"{row}{VARIANT}{told}}}" if told else row
     return names
 
 
@@ -423,7 +452,8 @@ def _entry(name: str, records: Sequence[Record]) -> Entry:
     """The row of these runs; runs that recorded their own facts take precedence."""
     first = next((each for each in records if ROW in each.recorded), records[0])
     meta = any(each.facts.needs_meta for each in records)
-    return Entry(name, name, first.run.method, replace(first.facts, needs_meta=meta))
+    facts = replace(first.facts, needs_meta=meta)
+    return Entry(name, name, first.run.method, facts, first.origin)
 
 
 def bare(name: str) -> str:

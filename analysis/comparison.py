@@ -146,8 +146,10 @@ def _preset(record: Record) -> str:
 
 def _seeds(rows: Sequence[RowRuns], record: Record) -> list[str]:
     """A note if there are fewer seeds than recommended; otherwise empty."""
-    counts = [sum(not each.origin for each in row.by_seed().values()) for row in rows]
-    fewest = min(filter(None, counts))
+    counts = [len(row.by_seed()) for row in rows if not row.origin and row.by_seed()]
+    if not counts:
+        return []
+    fewest = min(counts)
     test = record.result["data"]["rows"]["test"]
     wanted = advised(test, record.folds)
     if fewest >= wanted:

@@ -85,6 +85,11 @@ class RowRuns:
     reasons: tuple[str, ...] = ()
     """why runs of this row are missing"""
 
+    @property
+    def origin(self) -> str:
+        """Where its runs were joined from; empty for ours."""
+        return self.records[0].origin if self.records else ""
+
     def by_seed(self) -> dict[int, Record]:
         """The runs with metrics."""
         return {record.run.seed: record for record in self.records if record.done}
@@ -176,7 +181,7 @@ def cost_ratio(row: RowRuns, base: RowRuns) -> float:
     """Charged seconds per epoch as a ratio to ``base``, median over seeds.
 
     For a row with an equal budget, which has its own number of epochs, of whole runs. Nan if the
-    two ran on different hardware in different results folders.
+    two ran on different hardware, and one of them was joined.
     """
     ours, theirs = row.by_seed(), base.by_seed()
     own = any(record.run.budget != "steps" for record in ours.values())
@@ -191,7 +196,7 @@ def cost_ratio(row: RowRuns, base: RowRuns) -> float:
 
 def _same_machine(one: Record, other: Record) -> bool:
     """Whether times can be compared; among runs that were not joined, tables say what ran where."""
-    if one.origin == other.origin:
+    if not (one.origin or other.origin):
         return True
     return one.result["device"] == other.result["device"]
 

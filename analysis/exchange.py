@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+ROUNDING = 1e-9
 LEVELS = 3
 """Fewest numbers of labelled rows from which a curve of the base is drawn."""
 
@@ -23,15 +24,24 @@ class Worth(NamedTuple):
     """ends of the 95 % interval, each likewise; nan without an interval"""
 
 
-def equal_rows(rows: Sequence[float], scores: Sequence[float], at: int, gain: float) -> float:
+def equal_rows(
+    rows: Sequence[float],
+    scores: Sequence[float],
+    at: int,
+    gain: float,
+    weights: Sequence[float] | None = None,
+) -> float:
     """The labelled rows with which a base scores ``gain`` more than with ``rows[at]``.
 
-    ``rows`` rise, and ``scores`` are those of the base. The curve is their isotonic regression
-    (more rows never hurt), linear in the logarithm of the rows between them. Infinite above its
-    last score, 0 below its first; on a plateau the value nearest ``rows[at]``.
+    ``rows`` rise, and ``scores`` are those of the base, each with its weight. The curve is their
+    isotonic regression (more rows never hurt), linear in the logarithm of the rows between them;
+    the gain is added to the curve. Infinite above its last score, 0 below its first; on a plateau
+    the value nearest ``rows[at]``.
     """
-    x, y = np.log(rows), isotonic_regression(scores).x
+    x, y = np.log(rows), isotonic_regression(scores, weights=weights).x
     wanted = y[at] + gain
+    nearest = y[np.abs(y - wanted).argmin()]
+    wanted = nearest if abs(wanted - nearest) < ROUNDING else wanted  # scores are shares of rows
     if wanted > y[-1]:
         return float("inf")
     if wanted < y[0]:
@@ -49,6 +59,7 @@ def worth(
     rows: Sequence[float],
     base: Sequence[float],
     gains: Sequence[tuple[float, tuple[float, float] | None] | None],
+    weights: Sequence[float] | None = None,
 ) -> list[Worth]:
     """For each number of labelled rows what the row's gain over its base there is worth.
 
@@ -62,7 +73,8 @@ def worth(
             low, high = (
                 (float("nan"),) * 2
                 if ends is None
-                else (equal_rows(rows, base, at, end) for end in ends)
+                else (equal_rows(rows, base, at, end, weights) for end in ends)
             )
-            made.append(Worth(rows[at], equal_rows(rows, base, at, difference), low, high))
+            equal = equal_rows(rows, base, at, difference, weights)
+            made.append(Worth(rows[at], equal, low, high))
     return made

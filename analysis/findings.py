@@ -94,7 +94,8 @@ def findings(block: Block, question: Question) -> list[Finding]:
 
 
 def of_rows(rows: Sequence[RowRuns], margin: float, when: str = "last") -> list[Finding]:
-    """The rows of a table on one data set, each against its base, as a family.
+    """The rows of a table on one data set, each against its base, as a family; without those that
+    were joined, which are only what ours are compared with.
 
     The base is what a row wraps, and for an upstream ``none``. If that is not in the table, it is
     the first row without a base in the table. ``none`` has no base.
@@ -105,7 +106,7 @@ def of_rows(rows: Sequence[RowRuns], margin: float, when: str = "last") -> list[
     found = []
     for row in rows:
         base = own[row.name] or first
-        if row.name not in (base, NONE):
+        if row.name not in (base, NONE) and not row.origin:
             made = difference(row, names[base], HEADLINE, when)
             column = next((each.run.benchmark for each in row.records), "")
             found.append(Finding(row.name, base, column, made, fallback=not own[row.name]))

@@ -31,6 +31,8 @@ class Source(NamedTuple):
     path: Path
     found: list[Record]
     unread: list[Unread]
+    name: str = ""
+    """how tables call it"""
 
 
 @contextmanager
@@ -41,9 +43,13 @@ def opened(paths: Sequence[Path]) -> Iterator[list[Source]]:
         OSError: a path does not exist or is none of these; PackError where a pack is damaged.
     """
     with tempfile.TemporaryDirectory(prefix="augbench-") as temporary:
+        places = list(dict.fromkeys(path.expanduser().resolve() for path in paths))
+        names = [path.name for path in places]
         yield [
-            _source(path.expanduser(), Path(temporary) / str(place))
-            for place, path in enumerate(paths)
+            _source(path, Path(temporary) / str(number))._replace(
+                name=path.name if names.count(path.name) == 1 else f"{path.name} {number}"
+            )
+            for number, path in enumerate(places, start=1)
         ]
 
 
@@ -83,7 +89,10 @@ def pooled(sources: Sequence[Source]) -> tuple[list[Record], list[Unread], list[
                 kept[name] = record
     told = []
     if twice:
-        told.append(f"{count(len(set(twice)), 'run')} in several places: the first is used.")
+        told.append(
+            f"{count(len(set(twice)), 'run')} in several places: one with a result is used, "
+            "else the first."
+        )
     if differ:
         told.append(f"Their results differ: {_listed(differ)}.")
     unread = [
@@ -109,29 +118,49 @@ def beside(
     """The runs of the sources that can be compared with our own, and in words what was joined.
 
     A run is joined if one of ours is on the same data set with the same data, network, protocol,
-    training and code of the trainer; it may come from another device and release. Runs that are
-    among ours are left out silently.
+    training and code of the trainer; it may come from another device and release. Rows whose runs
+    are all among ours, with the same results, are left out.
     """
     ours = [each for each in own if not each.searched]
     places = _places(ours)
-    known = {each.run.id for each in ours}
     joined: list[Record] = []
     told: list[str] = []
     for source in sources:
-        plain = [e for e in source.found if e.done and not e.searched and wanted(e)]
+        plain = [each for each in source.found if not each.searched and wanted(each)]
         found, _, older = versions.newest(plain, source.unread, all_versions)
-        theirs = _places(found)
-        kept, left = [], Counter[str]()
-        for record in found:
+        done = [each for each in found if each.done]
+        theirs = _places(done, ours)
+        kept: list[Record] = []
+        left = Counter[str]()
+        for record in done:
             reason = _unlike(theirs[record.run.id], places.values())
+            if not reason and record.run.budget.startswith("time"):
+                reason = "a time that was measured elsewhere"
             if reason:
                 left[reason] += 1
-            elif record.run.id not in known:
-                known.add(record.run.id)
-                kept.append(replace(record, origin=source.path.name))
-        joined += kept
-        told += _told(source, kept, left, ours, older)
+            else:
+                kept.append(replace(record, origin=source.name))
+        new = _new(kept, ours)
+        joined += new
+        ended = {each.run.row for each in found if not each.done} & {each.run.row for each in new}
+        failed = sum(not each.done and each.run.row in ended for each in found)
+        told += _told(source, kept, new, left, ours, failed)
+        told += [f"{source.name}: {older}"] if older else []
     return joined, told
+
+
+def _new(kept: Sequence[Record], ours: Sequence[Record]) -> list[Record]:
+    """Without the rows that hold nothing but runs of ours, with the same results."""
+    known = {each.run.id: each for each in ours if each.done}
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for record in kept:
+        rows.setdefault((blocks.column_of(record), record.run.row), []).append(record)
+    return [
+        record
+        for members in rows.values()
+        if not all(e.run.id in known and _agree(e, known[e.run.id]) for e in members)
+        for record in members
+    ]
 
 
 def rows_beside(
@@ -139,30 +168,34 @@ def rows_beside(
 ) -> tuple[list[RowRuns], list[str]]:
     """The rows of a table on one data set with those of the sources, and what was joined.
 
-    Control rows are joined only to rows of the same name. Seeds of a row that is there already are
-    added to it if they come from the same device and release, else left out.
+    Control rows are joined only if ours have one of the same name.
     """
     own = [record for row in rows for record in row.records]
-    made = {row.name: row for row in rows}
+    names = {row.name for row in rows}
 
     def wanted(record: Record) -> bool:
-        return record.facts.kind != "control" or record.run.row in made
+        return record.facts.kind != "control" or record.run.row in names
 
-    more, told = beside(own, sources, wanted=wanted) if own else ([], [])
-    more.sort(key=lambda each: (bool(each.facts.wraps), each.run.row, each.run.seed))
-    apart = dict[str, None]()
-    for record in more:
-        name = record.run.row
-        there = made.get(name)
-        if there is None or not there.records:
-            made[name] = RowRuns(name, record.facts.upstream, (record,))
-        elif blocks.machine_of(there.records[0]) == blocks.machine_of(record):
-            made[name] = replace(there, records=(*there.records, record))
-        else:
-            apart[name] = None
-    if apart:
-        told.append(f"Shown without runs from another device or release: {_listed(list(apart))}.")
-    return list(made.values()), told
+    if not own or not sources:
+        return list(rows), []
+    more, told = beside(own, sources, wanted=wanted)
+    (made, *_) = [*blocks.split([*own, *more]), None]
+    if not more or made is None:
+        return list(rows), told
+    column = made.columns[0]
+    joined = [
+        replace(column.rows[entry.name], upstream=made.beside(entry, entry.facts.upstream))
+        for entry in made.entries
+        if entry.origin
+    ]
+    return [*rows, *joined], told
+
+
+def without(row: RowRuns, folder: Path) -> RowRuns:
+    """A joined row without the run of a folder; a row of ours as it is."""
+    if not row.origin:
+        return row
+    return replace(row, records=tuple(each for each in row.records if each.folder != folder))
 
 
 class _Place(NamedTuple):
@@ -174,9 +207,10 @@ class _Place(NamedTuple):
     training: runs.Training
 
 
-def _places(found: Sequence[Record]) -> dict[str, _Place]:
+def _places(found: Sequence[Record], others: Sequence[Record] = ()) -> dict[str, _Place]:
+    """``others`` may be what the budget of a run was measured on."""
     steps = [each for each in found if each.run.budget == "steps"]
-    by_id = {each.run.id: each for each in found}
+    by_id = {each.run.id: each for each in (*others, *found)}
     return {
         each.run.id: _Place(
             blocks.column_of(each),
@@ -206,35 +240,47 @@ def _unlike(place: _Place, others: Iterable[_Place]) -> str:
 def _told(
     source: Source,
     kept: Sequence[Record],
+    new: Sequence[Record],
     left: Counter[str],
     ours: Sequence[Record],
-    older: str,
+    failed: int,
 ) -> list[str]:
-    name, told = source.path.name, []
-    if kept:
-        rows = sorted({each.run.row for each in kept})
-        seeds = {each.run.seed for each in kept} & {each.run.seed for each in ours}
+    """What was joined from a source, and what was not."""
+    name, told = source.name, []
+    if new:
+        rows = sorted({each.run.row for each in new})
+        pairs = {(blocks.column_of(each), each.run.seed) for each in ours if each.done}
+        seeds = {e.run.seed for e in new if (blocks.column_of(e), e.run.seed) in pairs}
         machines = {
             f"{each.result['device']['name']}, augbench {each.result['versions']['augbench']}"
-            for each in kept
+            for each in new
         }
-        how = "paired with ours by seed and test image"
-        if any(each.filed for each in kept):
-            how = "paired with ours by seed, in accuracy at the last epoch also by test image"
+        paired = (
+            f"{count(len(seeds), 'seed')} in common with ours"
+            if seeds
+            else "no seed in common with ours, so nothing is paired"
+        )
         told.append(
-            f"From {name} ({'; '.join(sorted(machines))}): {count(len(kept), 'run')} of "
-            f"{_listed(rows)}; "
-            + (f"{how} for {count(len(seeds), 'seed')}." if seeds else "no seed in common, so "
-               "nothing is paired with ours.")
-        )  # fmt: skip
+            f"From {name} ({'; '.join(sorted(machines))}): {count(len(new), 'run')} of "
+            f"{_listed(rows)}; {paired}."
+        )
+        if failed:
+            told.append(f"{count(failed, 'run')} of these rows in {name} failed.")
+        known = {each.run.row: each.run.versions for each in ours}
+        other = sorted({e.run.row for e in new if known.get(e.run.row, e.run.versions)
+                        != e.run.versions})  # fmt: skip
+        if other:
+            told.append(f"In {name} with another version of their code: {_listed(other)}.")
+    elif kept:
+        told.append(f"From {name} nothing: all of its runs that can be compared are among these.")
     elif not left:
-        told.append(f"From {name}: all of its runs are among these.")
-    if kept:  # of data sets that are not of interest
+        told.append(f"From {name} nothing: it has no finished run that could be shown.")
+    if new:  # of data sets that are not of interest
         left = Counter({each: n for each, n in left.items() if not each.startswith(DATA_SET)})
     if left:
         reasons = [f"{reason} ({number})" for reason, number in left.most_common()]
         told.append(f"Not from {name}, because no run here has the same: {_listed(reasons, '; ')}.")
-    return [*told, f"{name}: {older}"] if older else told
+    return told
 
 
 def _listed(names: Sequence[str], between: str = ", ") -> str:

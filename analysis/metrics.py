@@ -11,7 +11,7 @@ log-odds of about 36.7 every probability is 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -153,10 +153,12 @@ def quick(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
 
 
 def further(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
-    """The metrics of ``FURTHER``, by scikit-learn, from the predictions that ``evaluate`` counts.
+    """The metrics of ``FURTHER``, from scikit-learn's confusion matrix of what ``evaluate`` counts.
 
     * f1, precision, sensitivity, specificity: with two classes those of class 1; else the mean over
-      the classes (or labels), each against all others. A ratio of 0 to 0 counts as 0.
+      the classes (or labels), each against all others. As for the recall of ``evaluate``, a class
+      without rows does not count for the sensitivity, nor for the others if it is never predicted
+      either; one that has rows and is never predicted has a precision of 0.
     * mcc: Matthews' correlation over all classes at once, 0 if all predictions or all targets are
       of one class; multi-label: the mean over labels.
 
@@ -167,23 +169,24 @@ def further(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float
 
     z, truth = _checked(logits, targets, kind)
     predicted = _predicted(_probabilities(z, kind), kind)
-    first = 1 if kind == "binary-class" else 0
-    columns = list(zip(truth.T[first:], predicted.T[first:], strict=True))
-    whole = [(truth.argmax(axis=1), predicted.argmax(axis=1))]
-    correlations = [
-        scored.matthews_corrcoef(*pair) for pair in (columns if kind == "multi-label" else whole)
-    ]
+    counts = scored.multilabel_confusion_matrix(truth, predicted).astype(float)
+    counts = counts[1:] if kind == "binary-class" else counts
+    (rejected, false), (missed, hit) = np.moveaxis(counts, 0, 2)
+    known = hit + missed + false > 0
+    pairs = [(truth.argmax(axis=1), predicted.argmax(axis=1))]
+    if kind == "multi-label":
+        pairs = list(zip(truth.T, predicted.T, strict=True))
 
-    def mean(score: Callable[..., float], positive: bool = True) -> float:
-        values = [score(*pair, pos_label=positive, zero_division=0) for pair in columns]
-        return float(np.mean(values))
+    def mean(part: Floats, whole: Floats, counting: Bools) -> float:
+        share = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        return float(share[counting].mean()) if counting.any() else float("nan")
 
     return {
-        "f1": mean(scored.f1_score),
-        "precision": mean(scored.precision_score),
-        "sensitivity": mean(scored.recall_score),
-        "specificity": mean(scored.recall_score, positive=False),
-        "mcc": float(np.mean(correlations)),
+        "f1": mean(2 * hit, 2 * hit + false + missed, known),
+        "precision": mean(hit, hit + false, known),
+        "sensitivity": mean(hit, hit + missed, hit + missed > 0),
+        "specificity": mean(rejected, rejected + false, known & (rejected + false > 0)),
+        "mcc": float(np.mean([scored.matthews_corrcoef(*pair) for pair in pairs])),
     }
 
 

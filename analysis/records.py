@@ -28,7 +28,7 @@ class Damaged(OSError):
     """A file of a run that cannot be read."""
 
     def __init__(self, folder: Path, name: str, error: Exception) -> None:
-        self.folder, self.reason = folder, f"{name} cannot be read ({_first_line(error)})"
+        self.folder, self.reason = folder, f"{name} cannot be read ({first_line(error)})"
         super().__init__(f"{folder}: {self.reason}; repeat the run")
 
 
@@ -250,13 +250,13 @@ def scan(root: Path) -> tuple[list[Record], list[Unread]]:
         try:
             own = read([folder])
         except UNREADABLE as error:
-            reason = f"run.json is not a run of this version ({_first_line(error)})"
+            reason = f"run.json is not a run of this version ({first_line(error)})"
             unread.append(Unread(folder, reason))
             continue
         if not own:
             unread.append(_unended(folder))
-        elif missing := _missing(own[0]):
-            reason = f"result.json is not a result of this version ({missing} is missing)"
+        elif lacking := missing(own[0]):
+            reason = f"result.json is not a result of this version ({lacking} is missing)"
             unread.append(Unread(folder, reason, own[0].run, recorded=own[0].recorded))
         else:
             found += own
@@ -306,7 +306,7 @@ NEEDED = (
 """What tables and figures read from the result of a run that is done."""
 
 
-def _missing(record: Record) -> str:
+def missing(record: Record) -> str:
     """The first thing that a result lacks; empty if it is complete."""
     if record.result.get("status") not in STATES:
         return "status"
@@ -336,7 +336,8 @@ def _unended(folder: Path) -> Unread:
     return Unread(folder, reason, run, "interrupted", recorded)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -49,6 +49,8 @@ def _write(frame: DataFrame, file: Any) -> None:
 
 
 def _kept(record: Record) -> dict[str, str | bytes | None]:
+    if record.done and not record.filed:
+        _ = record.predictions  # read once for all that follows
     cell = asdict(record.run)  # type: ignore[call-overload]
     stored = {"run": cell, "recorded": record.recorded, "result": _with_further(record)}
     made: dict[str, str | bytes | None] = {**dict.fromkeys(COLUMNS), "run": runs.to_json(stored)}
@@ -58,6 +60,7 @@ def _kept(record: Record) -> dict[str, str | bytes | None]:
         made["targets"] = items.targets.astype("<u2").tobytes()
         if items.groups is not None:
             made["groups"] = items.groups.astype("<i8").tobytes()
+    record.forget()
     return made
 
 
@@ -80,9 +83,7 @@ def _items(record: Record) -> Items | None:
     if not record.done or record.kind == "multi-label" or record.filed:
         return record.items
     right, targets = record.item_values("accuracy") > 0, record.targets
-    groups = record.groups
-    record.forget()
-    return Items(right, targets, groups)
+    return Items(right, targets, record.groups)
 
 
 def read(path: Path) -> list[Record]:
@@ -102,11 +103,18 @@ def read(path: Path) -> list[Record]:
                 f"{missing[0]!r}: it was written by an older augbench report, or by something else"
             )
         table = pq.read_table(path, columns=list(COLUMNS)).to_pylist()
-        return [_record(line, path) for line in table if line["run"] is not None]
+        found = [_record(line, path) for line in table if line["run"] is not None]
     except (ArrowException, *records.UNREADABLE) as error:
         if isinstance(error, OSError) and str(path) in str(error):
             raise
-        raise OSError(f"{path}: expected a records.parquet of augbench report, {error}") from error
+        raise OSError(
+            f"{path}: expected a records.parquet of this or an older augbench report "
+            f"({records.first_line(error)})"
+        ) from error
+    for record in found:
+        if missing := records.missing(record):
+            raise OSError(f"{path}: {missing} is missing in the result of {record.run.id}")
+    return found
 
 
 def _record(line: dict[str, Any], path: Path) -> Record:

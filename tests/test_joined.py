@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import blocks, comparison, joined, packing, records, recordsfile, runs
-from analysis.differences import Difference, RowRuns, difference
+from analysis import blocks, comparison, findings, joined, packing, records, recordsfile, runs
+from analysis.differences import Difference, RowRuns, cost_ratio, difference
+from analysis.findings import Finding
 from analysis.joined import Source
-from analysis.report.page import Options, report
+from analysis.question import Question
+from analysis.report.page import NoRuns, Options, report
+from benchmarks.cli import compare
+from benchmarks.cli.arguments import CompareCommand
 from benchmarks.cli.main import run as main
 from tests.made import declared, make_run
 
@@ -50,7 +55,7 @@ def tables_in(out: Path) -> dict[str, str]:
 
 
 def test_parts_of_a_folder_give_the_report_of_the_whole(tmp_path: Path) -> None:
-    """Half a folder and a pack of the rest: the same tables, and the same verdicts."""
+    """Half the runs of each row and a pack of the rest, or half of the rows joined by --with."""
     whole = folder(tmp_path / "whole", "none", "mixup", SAFLEX)
     one, other = tmp_path / "one", tmp_path / "other"
     for place, each in enumerate(runs.folders(whole)):
@@ -59,10 +64,9 @@ def test_parts_of_a_folder_give_the_report_of_the_whole(tmp_path: Path) -> None:
     rest = packed(other, tmp_path / "rest.tar.zst")
     report(Options(one, tmp_path / "b", ["csv"], others=[rest]))
     report(Options(one, tmp_path / "c", ["csv"], others=[other]))
-    report(Options(one, tmp_path / "d", ["csv"], beside=[rest]))
     expected = tables_in(tmp_path / "a")
     assert len(expected) == 5 and SAFLEX in expected["differences.csv"]
-    for name in "bcd":
+    for name in "bc":
         assert tables_in(tmp_path / name) == expected, name
 
 
@@ -101,6 +105,8 @@ def test_a_records_file_beside_ones_own_runs(tmp_path: Path) -> None:
     both = tmp_path / "both"
     for each in (*runs.folders(theirs), *runs.folders(own)):
         shutil.copytree(each, both / each.name)
+    for each in (own, both):
+        (each / "study.yaml").write_text(f"question: Does it help?\nfamily: ['{SAFLEX}']\n")
     file = tmp_path / "page" / "records.parquet"
     report(Options(own, tmp_path / "a", ["csv", "md"], beside=[file]))
     report(Options(both, tmp_path / "b", ["csv"]))
@@ -109,8 +115,6 @@ def test_a_records_file_beside_ones_own_runs(tmp_path: Path) -> None:
     assert found["differences.csv"] == expected["differences.csv"]
     page = (tmp_path / "a" / "report.md").read_text()
     assert "From records.parquet" in page and "8 runs of mixup, none" in page
-    again = recordsfile.read(tmp_path / "a" / "records.parquet")
-    assert sum(each.items is not None for each in again) == 12, "joined rows can be joined again"
 
 
 def test_groups_come_back_from_a_records_file(tmp_path: Path) -> None:
@@ -150,21 +154,53 @@ def test_what_cannot_be_compared_is_not_joined(
     assert told == [f"Not from other, because no run here has the same: {reason}."]
 
 
-def test_rows_from_another_device_are_told_apart(tmp_path: Path) -> None:
+def findings_of(own: Path, *others: Path, asked: Question | None = None) -> dict[str, Finding]:
+    """By rows, the findings of a folder beside others."""
+    found = records.scan(own)[0]
+    with joined.opened(others) as sources:
+        more, _ = joined.beside(found, sources)
+    (block,) = blocks.split([*found, *more])
+    return {each.row: each for each in findings.findings(block, asked or Question())}
+
+
+@pytest.mark.parametrize("family", [(), (("mixup", "none"), (SAFLEX, ""))])
+def test_joined_rows_change_nothing_about_ours(
+    tmp_path: Path, family: tuple[tuple[str, str], ...]
+) -> None:
+    """Rows of the same names from another device, release and version of a method, more rows, and
+    controls: our findings, p-values and verdicts stay."""
+    asked = Question(family=family)
+    own = folder(tmp_path / "own", "none", "mixup", SAFLEX)
+    gpu = folder(tmp_path / "gpu", "none", "mixup", "cutmix", "crop", device="cuda")
+    make_run(gpu, "none", 9, device="cuda", recorded=declared("none"))
+    old = tmp_path / "old"
+    for seed in range(6):
+        make_run(old, SAFLEX, seed, recorded=declared(SAFLEX),
+                 versions={"trainer": 1, "model": 1, "saflex": 1})  # fmt: skip
+        make_run(old, SAFLEX, seed, recorded=declared(SAFLEX), meta_fraction=0.4)
+    alone = findings_of(own, asked=asked)
+    assert alone and all(each.verdict != "not tested" for each in alone.values())
+    assert findings_of(own, gpu, old, asked=asked) == alone
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path: Path) -> None:
     own = folder(tmp_path / "own", "none", SAFLEX)
-    other = folder(tmp_path / "other", "none", "mixup", device="cuda")
-    make_run(other, "none", 9, device="cuda", recorded=declared("none"))
-    with joined.opened([other]) as sources:
+    gpu, cpu = tmp_path / "gpu", tmp_path / "cpu"
+    folder(gpu, "none", "mixup", device="cuda")
+    make_run(gpu, "none", 9, device="cuda", recorded=declared("none"))
+    folder(cpu, "mixup")
+    with joined.opened([gpu, cpu]) as sources:
         more, told = joined.beside(records.scan(own)[0], sources)
     (block,) = blocks.split([*records.scan(own)[0], *more])
     names = [entry.row for entry in block.entries]
-    assert names == ["mixup", "none {device cpu}", "none {device cuda}", SAFLEX]
+    assert names == ["none", "mixup", "mixup {from gpu}", "none {from gpu}", SAFLEX]
+    assert block.baseline(block.by_name[SAFLEX]) == "mixup"
+    assert block.baseline(block.by_name["mixup {from gpu}"]) == "none {from gpu}"
+    assert block.baseline(block.by_name["mixup"]) == "none"
     column = block.columns[0]
-    saflex = block.by_name[SAFLEX]
-    assert block.baseline(saflex) == "mixup"
-    made = difference(column.rows[SAFLEX], column.rows["mixup"], "accuracy")
-    assert made is not None and made.population is not None
-    assert "paired with ours by seed and test image for 4 seeds" in told[0]
+    assert len(column.rows["none"].records) == len(SEEDS)
+    assert math.isnan(cost_ratio(column.rows["mixup {from gpu}"], column.rows["none"]))
+    assert told[0].endswith("9 runs of mixup, none; 4 seeds in common with ours.")
 
 
 def test_no_seed_in_common_is_said(tmp_path: Path) -> None:
@@ -173,7 +209,7 @@ def test_no_seed_in_common_is_said(tmp_path: Path) -> None:
         make_run(tmp_path / "other", "mixup", seed)
     with joined.opened([tmp_path / "other"]) as sources:
         _, told = joined.beside(records.scan(own)[0], sources)
-    assert told[0].endswith("3 runs of mixup; no seed in common, so nothing is paired with ours.")
+    assert told[0].endswith("3 runs of mixup; no seed in common with ours, so nothing is paired.")
 
 
 def test_other_test_images_are_not_paired(tmp_path: Path) -> None:
@@ -202,7 +238,7 @@ def test_runs_in_several_places(tmp_path: Path) -> None:
         (0, "other"), (1, "one"), (2, "other"),
     ]  # fmt: skip
     assert not unread
-    assert told[0] == "2 runs in several places: the first is used."
+    assert told[0] == "2 runs in several places: one with a result is used, else the first."
     assert told[1].startswith("Their results differ: none, seed 1 (")
 
 
@@ -217,7 +253,7 @@ def test_files_that_cannot_be_joined(tmp_path: Path, capsys: pytest.CaptureFixtu
     wanted = {
         tmp_path / "absent": "found nothing",
         old: "without the column 'run'",
-        broken: "expected a records.parquet of augbench report",
+        broken: "expected a records.parquet of this or an older augbench report",
         text: "damaged, truncated or not a pack",
     }
     for path, words in wanted.items():
@@ -270,25 +306,89 @@ def test_a_comparison_beside_published_rows(tmp_path: Path) -> None:
         rows, told = joined.rows_beside([RowRuns(SAFLEX, "mixup", tuple(own))], sources)
         text = comparison.as_text(rows)
     assert [(row.name, len(row.records)) for row in rows] == [
-        (SAFLEX, 4), ("mixup", 4), ("none", 4),
+        (SAFLEX, 4), ("none", 4), ("mixup", 4),
     ]  # fmt: skip
     assert told == [
-        "From theirs.tar.zst (a machine, augbench 0.1.0): 8 runs of mixup, none; paired with ours "
-        "by seed and test image for 4 seeds."
+        "From theirs.tar.zst (a machine, augbench 0.1.0): 8 runs of mixup, none; 4 seeds in common "
+        "with ours."
     ]
     (line,) = (each for each in text.splitlines() if each.startswith(SAFLEX))
-    base = difference(rows[0], rows[1], "accuracy")
+    base = difference(rows[0], rows[2], "accuracy")
     assert base is not None and f"{base.estimate:+.2f}" in line and "not tested" not in line
 
 
-def test_seeds_of_others_are_added_to_a_row_of_the_same_machine(tmp_path: Path) -> None:
+def test_our_seeds_of_a_row_stay_ours(tmp_path: Path) -> None:
+    """Of a row that is ours already, runs of others make a row of their own."""
     own = RowRuns("none", "none", tuple(records.scan(folder(tmp_path / "own", "none"))[0]))
-    for seed, device in ((4, "cpu"), (5, "cuda")):
-        make_run(tmp_path / device, "none", seed, device=device, recorded=declared("none"))
-    for device, seeds, said in (
-        ("cpu", 5, []),
-        ("cuda", 4, ["Shown without runs from another device or release: none."]),
-    ):
-        with joined.opened([tmp_path / device]) as sources:
-            (row,), told = joined.rows_beside([own], sources)
-        assert len(row.records) == seeds and told[1:] == said
+    for seed in (3, 4):
+        make_run(tmp_path / "more", "none", seed, recorded=declared("none"))
+    with joined.opened([tmp_path / "more"]) as sources:
+        rows, _ = joined.rows_beside([own], sources)
+    assert rows[0] == own
+    assert [(row.name, sorted(row.by_seed())) for row in rows[1:]] == [("none {from more}", [3, 4])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("none",), "nothing: all of its runs that can be compared are among these."),
+        ((), "nothing: it has no finished run that could be shown."),
+    ],
+)
+def test_nothing_to_join(tmp_path: Path, rows: tuple[str, ...], said: str) -> None:
+    own = folder(tmp_path / "own", "none")
+    other = folder(tmp_path / "other", *rows)
+    make_run(other, "cutmix", status="failed", reason="diverged")
+    with joined.opened([other]) as sources:
+        more, told = joined.beside(records.scan(own)[0], sources)
+    assert not more and told == [f"From other {said}"]
+
+
+def test_failed_runs_of_joined_rows_are_told(tmp_path: Path) -> None:
+    own, other = folder(tmp_path / "own", "none"), folder(tmp_path / "other", "mixup")
+    make_run(other, "mixup", 7, status="failed", reason="diverged")
+    with joined.opened([other]) as sources:
+        _, told = joined.beside(records.scan(own)[0], sources)
+    assert told[1] == "1 run of these rows in other failed."
+
+
+def test_a_folder_without_a_name_and_two_of_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        folder(tmp_path / name / "runs", "none")
+    monkeypatch.chdir(tmp_path / "a" / "runs")
+    with joined.opened([Path(), Path("../../b/runs"), Path("../runs")]) as sources:
+        assert [each.name for each in sources] == ["runs 1", "runs 2"]
+
+
+def test_our_runs_all_failed(tmp_path: Path) -> None:
+    other = folder(tmp_path / "other", "none", "mixup")
+    for seed in SEEDS:
+        make_run(tmp_path / "own", "none", seed, status="failed", reason="diverged")
+    with pytest.raises(NoRuns):
+        report(Options(tmp_path / "own", tmp_path / "out", ["md"], beside=[other]))
+    own = records.scan(tmp_path / "own")[0]
+    with joined.opened([other]) as sources:
+        rows, _ = joined.rows_beside([RowRuns("none", "none", tuple(own))], sources)
+    assert "mixup" in comparison.as_text(rows)
+
+
+def test_a_comparison_without_damaged_runs_of_others(tmp_path: Path) -> None:
+    own, other = folder(tmp_path / "own", "mixup"), folder(tmp_path / "other", "none")
+    victim = next(runs.folders(other))
+    (victim / "predictions.npz").write_bytes(b"x" * (victim / "predictions.npz").stat().st_size)
+    with joined.opened([other]) as sources:
+        row = RowRuns("mixup", "none", tuple(records.scan(own)[0]))
+        rows, told = joined.rows_beside([row], sources)
+        text = compare._text(CompareCommand(), rows, told)
+    assert "not tested" not in text and f"{victim.name}: predictions.npz cannot be read" in text
+
+
+def test_a_report_of_joined_rows_records_its_own_runs(tmp_path: Path) -> None:
+    own, other = folder(tmp_path / "own", "none"), folder(tmp_path / "other", "mixup")
+    report(Options(own, tmp_path / "out", ["md"], beside=[other]))
+    found = recordsfile.read(tmp_path / "out" / "records.parquet")
+    assert {each.run.method for each in found} == {"none"}
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "--methods none --seeds 4" in page

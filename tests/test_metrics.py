@@ -449,3 +449,17 @@ def test_further_metrics_by_counting(kind: str, classes: int) -> None:
 def test_further_metrics_of_a_constant_prediction() -> None:
     found = metrics.further([[1.0, 0.0]] * 4, [0, 1, 0, 1], "binary-class")
     assert found == {"f1": 0, "precision": 0, "sensitivity": 0, "specificity": 1, "mcc": 0}
+
+
+def test_further_metrics_with_a_class_that_has_no_rows() -> None:
+    """It does not count, as in balanced accuracy; if it is predicted, only recall omits it."""
+    logits = np.eye(4)[[0, 1, 2, 0, 1]] * 9
+    targets = [0, 1, 2, 1, 1]
+    found = metrics.further(logits, targets, "multi-class")
+    whole = evaluate(logits, targets, "multi-class")
+    assert found["sensitivity"] == pytest.approx(whole["balanced_accuracy"])
+    assert found["f1"] == pytest.approx(np.mean([2 / 3, 4 / 5, 1]))
+    logits[3] = np.eye(4)[3] * 9
+    found = metrics.further(logits, targets, "multi-class")
+    assert found["f1"] == pytest.approx(np.mean([1, 4 / 5, 1, 0]))
+    assert found["sensitivity"] == pytest.approx(np.mean([1, 2 / 3, 1]))

@@ -597,30 +597,40 @@ def _exchange(drawing: _Drawing, paths: Paths) -> Told:
     )
     return "What a row is worth in labelled rows", (
         "With how many labelled rows its base is as accurate as a row is with those on the x axis, "
-        "by the base's own accuracies (isotonic, linear in the logarithm between them). On the "
-        "grey line the row is worth no label. Bars: 95 % interval of the difference (population, "
-        "or training where there is none), with the base's curve taken as measured. Triangles: "
-        f"beyond the numbers of rows that the base was trained on.{note}"
+        "by the base's own accuracies (isotonic, linear in the logarithm between them), to which "
+        "the difference is added. On the grey line the row is worth no label. Bars: 95 % interval "
+        "of the difference (population, or training where there is none), with the base's curve "
+        "taken as measured. Triangles: beyond the numbers of rows that the base was trained on."
+        + note
     )
 
 
 def _worth(columns: Sequence[Column], row: str, base: str) -> list[Worth]:
-    """By rising numbers of labelled rows; empty if the base was trained with too few numbers."""
+    """By rising numbers of labelled rows; empty if the base was trained with too few numbers, or
+    if the row has other numbers of labelled rows than the base."""
     known = []
     for column in columns:
-        records = column.rows[base].by_seed().values()
+        records = list(column.rows[base].by_seed().values())
         if records:
-            rows = [sum(each.result["data"]["rows"][part] for part in LABELLED) for each in records]
-            known.append((float(np.mean(rows)), float(np.mean(scores(column.rows[base]))), column))
+            rows = {_labelled(each) for each in records}
+            if len(rows | {_labelled(e) for e in column.rows[row].by_seed().values()}) > 1:
+                return []
+            mean = float(np.mean(scores(column.rows[base])))
+            known.append((float(rows.pop()), mean, column, float(len(records))))
     known.sort(key=lambda each: each[0])
-    if len({rows for rows, _, _ in known}) < max(LEVELS, len(known)):
+    rows, means, places, weights = zip(*known, strict=True) if known else ((), (), (), ())
+    if len(set(rows)) < max(LEVELS, len(rows)):
         return []
-    spans = [_span(column, row, base) for _, _, column in known]
-    gains = [
-        None if span is None else (span.estimate, span.population or span.training)
-        for span in spans
-    ]
-    return worth([rows for rows, _, _ in known], [score for _, score, _ in known], gains)
+    gains = []
+    for column in places:
+        span = _span(column, row, base)
+        gains.append(None if span is None else (span.estimate, span.population or span.training))
+        column.forget()
+    return worth(rows, means, gains, weights)
+
+
+def _labelled(record: Record) -> int:
+    return sum(record.result["data"]["rows"][part] for part in LABELLED)
 
 
 def _curve(name: str, points: Sequence[tuple[float, Sequence[float]]]) -> Curve | None:

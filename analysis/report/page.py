@@ -174,7 +174,7 @@ def _report(options: Options, others: Sequence[Source], around: Sequence[Source]
     more, of_others = joined.beside(found, around, options.all_versions)
     found = [*found, *more]
     told = [*of_others, *told, *([older] if older else [])]
-    while any(record.done for record in found):
+    while any(record.done and not record.origin for record in found):
         try:
             whole = _made(options, asked, found, unread, told)
         except records.Damaged as damaged:  # found when predictions are read: report the rest
@@ -202,7 +202,7 @@ def _made(
         found = [records.recomputed(record) for record in found]
     out.mkdir(parents=True, exist_ok=True)
     _clear(options)
-    recordsfile.write(found, out / "records.parquet")
+    recordsfile.write([each for each in found if not each.origin], out / "records.parquet")
     plain = [record for record in found if not record.searched]
     made = [block for block in blocks.split(plain, asked.labels) if block.done]
     several = len(made) > 1

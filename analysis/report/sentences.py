@@ -414,7 +414,7 @@ def commands(block: Block, column: Column, root: Path) -> list[str]:
     starts with # says which other runs the next one makes.
     """
     cuts: dict[tuple[float, ...], list[Record]] = {}
-    for record in column.records:
+    for record in (each for each in column.records if not each.origin):
         cuts.setdefault(tuple(getattr(record.run, name) for name in CUT), []).append(record)
     usual = cuts.get(tuple(CUT.values()), [])
     whole = [each for each in usual if _whole(each)]
@@ -443,7 +443,8 @@ def _command(
     names = [
         bare(entry.row)
         for entry in block.entries
-        if any(record.run.id in ids for record in column.rows[entry.name].records)
+        if not entry.origin
+        and any(record.run.id in ids for record in column.rows[entry.name].records)
     ]
     steps = [name for name in names if not row_parts(name)[2]]
     numbers = sorted({record.run.seed for record in own})

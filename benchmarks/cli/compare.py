@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from analysis import comparison, differences, joined, records, runs
+from analysis.joined import Source
 from analysis.table import wrapped
 from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
@@ -34,6 +35,15 @@ def carry_out(command: arguments.CompareCommand) -> int:
 @own.kept()
 def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.RowRuns]]:
     """Run and print the comparison; return the exit code, and its rows with their finished runs."""
+    if command.beside and command.shard:
+        raise UsageError("with: expected no --shard, which prints no table")
+    with joined.opened(command.beside) as sources:  # read before hours of runs, not after them
+        return _compare(command, sources)
+
+
+def _compare(
+    command: arguments.CompareCommand, sources: Sequence[Source]
+) -> tuple[int, list[differences.RowRuns]]:
     options, where = options_of(command), _where(command)
     _check(command)
     study = study_of(
@@ -47,9 +57,6 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
         raise UsageError(f"figure: expected one benchmark, got {len(study.blocks[0].benchmarks)}")
     for path in filter(None, (command.records, command.figure)):
         path.parent.mkdir(parents=True, exist_ok=True)  # before hours of runs, not after them
-    for each in command.beside:
-        if not each.expanduser().exists():  # before hours of runs, not after them
-            raise UsageError(f"with: expected a folder, a pack or a records.parquet, got {each}")
     root = command.out.expanduser().absolute()
     plan = Plan(study, options.data_root)
     if not any(experiment.rows for experiment in plan.experiments):
@@ -81,23 +88,13 @@ def compare(command: arguments.CompareCommand) -> tuple[int, list[differences.Ro
     rows = [read for _, read in results.tables_of(work, problems)]
     kept = [row for read in rows for row in read]
     if shard is None:
-        with joined.opened([each.expanduser() for each in command.beside]) as sources:
-            shown = [joined.rows_beside(read, sources) for read in rows]
-            texts = [
-                "\n\n".join(
-                    [
-                        comparison.as_text(r, command.selection, verbose=command.verbose),
-                        *map(wrapped, told),
-                    ]
-                )
-                for r, told in shown
-            ]
-            print("\n\n\n".join(texts))
-            print(f"\nResults: {root}")
-            _write(command, [row for r, _ in shown for row in r])
+        shown = [joined.rows_beside(read, sources) for read in rows]
+        print("\n\n\n".join(_text(command, *each) for each in shown))
+        print(f"\nResults: {root}")
+        _write(command, kept, [row for read, _ in shown for row in read])
     else:
         print(f"{shard.told(len(work.cells()))}\n\nResults: {root}")
-        _write(command, kept)
+        _write(command, kept, kept)
     failed = any(each.result["status"] == "failed" for row in kept for each in row.records)
     missing = any(experiment.missing for experiment in plan.experiments)
     return FAILURE if problems or failed or missing else 0, kept
@@ -127,8 +124,27 @@ def _where(command: arguments.CompareCommand) -> Where:
     return Where(command.executor, "" if address == "local" else address, jobs, limit)
 
 
-def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns]) -> None:
-    """Write the files that the command asks for."""
+def _text(
+    command: arguments.CompareCommand, rows: Sequence[differences.RowRuns], told: Sequence[str]
+) -> str:
+    """The table, and what was joined; joined runs with damaged predictions are left out."""
+    try:
+        table = comparison.as_text(rows, command.selection, verbose=command.verbose)
+    except records.Damaged as damaged:
+        whole = [joined.without(row, damaged.folder) for row in rows]
+        if whole == list(rows):
+            raise
+        left = f"Left out of what was joined: {damaged.folder.name}: {damaged.reason}."
+        return _text(command, [row for row in whole if row.records or row.reasons], [*told, left])
+    return "\n\n".join([table, *map(wrapped, told)])
+
+
+def _write(
+    command: arguments.CompareCommand,
+    rows: Sequence[differences.RowRuns],
+    shown: Sequence[differences.RowRuns],
+) -> None:
+    """Write the files that the command asks for: records of our ``rows``, a figure of all."""
     if command.records is not None:
         text = records.to_csv((row.name, row.records) for row in rows)
         runs.write_text(command.records, text)
@@ -136,5 +152,5 @@ def _write(command: arguments.CompareCommand, rows: Sequence[differences.RowRuns
     if command.figure is not None and any(each.done for row in rows for each in row.records):
         from analysis.report import figures  # noqa: PLC0415 - loads matplotlib
 
-        figures.draw_forest(rows, command.figure, command.selection)
+        figures.draw_forest(shown, command.figure, command.selection)
         print(f"Figure: {command.figure}")

@@ -85,8 +85,8 @@ def _last_with_places(model: Model, x: Tensor) -> int:
 def heat_maps(model: nn.Module, x: Tensor, classes: list[int]) -> np.ndarray:
     """(N, H, W) in [0, 1]: Score-CAM of each image (N, C, H, W) for its class, by torchcam.
 
-    From the last stage whose output has places in the image; each map is scaled to its own maximum,
-    and 0 where it is constant. torchcam scales the output of a channel to [0, 1] before it enlarges
+    From the last stage whose output has places in the image; each map is scaled to [0, 1],
+    and 0 if it is constant. torchcam scales the output of a channel to [0, 1] before it enlarges
     it to the image, not after as the paper has it.
 
     Source: Wang et al., CVPR Workshops 2020, arXiv:1910.01279.

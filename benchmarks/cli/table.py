@@ -144,7 +144,10 @@ def _of_block(command: TableCommand, make: Callable[[Block], Made]) -> Made:
     if older:
         print(older, file=sys.stderr)
     with joined.opened(command.beside) as sources:
-        more, told = joined.beside(found, sources, command.all_versions)
+        kinds = ("upstream", "method") if not command.rows else ("upstream", "method", "control")
+        more, told = joined.beside(
+            found, sources, command.all_versions, lambda each: each.facts.kind in kinds
+        )
         for each in told:
             print(wrapped(each), file=sys.stderr)
         return _made(command, root, asked, [*found, *more], unread, make)
@@ -167,7 +170,7 @@ def _made(
             f"left out: {runs} without a result, perhaps still running (see augbench runs)",
             file=sys.stderr,
         )
-    while any(record.done for record in found):
+    while any(record.done and not record.origin for record in found):
         try:
             return make(_block(command, root, found, asked.labels))
         except records.Damaged as damaged:
