@@ -30,7 +30,7 @@ from analysis.numbers import count
 from analysis.runs import Run, Training
 from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
-from benchmarks.data.streams import Rows, rows_from_tensors
+from benchmarks.data.streams import Rows, rows_from_tensors, shape_of
 from benchmarks.training import models
 from benchmarks.training.checks import check_batch, check_fits
 from benchmarks.training.context import TrainingContext
@@ -429,7 +429,10 @@ def _on_meta(ready: Bench, made: Splits) -> str:
 
 
 def _moved(rows: Rows) -> Rows:
-    return replace(rows, x=rows.x.to(META), where=rows.where.to(META), y=rows.y.to(META))
+    x = rows.x
+    if not isinstance(x, torch.Tensor):  # images on disk
+        x = torch.empty(len(x), *shape_of(x), dtype=torch.uint8)
+    return replace(rows, x=x.to(META), where=rows.where.to(META), y=rows.y.to(META))
 
 
 LOOKS: dict[str, Callable[[Bench], None]] = {

@@ -113,9 +113,11 @@ def test_training_on_both_official_splits_copies_no_image() -> None:
         arrays, Benchmark(name="test"), PAPER, needs_meta=False, seed=0,
         device=torch.device("cpu"), control="train+meta",
     )  # fmt: skip
-    assert made.train.x.data_ptr() != made.select.x.data_ptr()
+    x, other = made.train.x, made.select.x
+    assert isinstance(x, torch.Tensor) and isinstance(other, torch.Tensor)
+    assert x.data_ptr() != other.data_ptr()
     assert made.train.more is not None
-    assert made.train.more.data_ptr() == made.select.x.data_ptr()
+    assert made.train.more.data_ptr() == other.data_ptr()
     both = np.concatenate([train[0], val[0]])
     index = torch.tensor([3, 41, 0, 29, 30])
     torch.testing.assert_close(

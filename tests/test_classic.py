@@ -605,7 +605,7 @@ class TestHeadRefit:
 
         model.eval()
         with torch.no_grad():
-            inputs = model.embed(model.features(rows.x)).numpy()
+            inputs = model.embed(model.features(rows.inputs(torch.arange(len(rows))))).numpy()
         start = np.concatenate([before[f"head.{part}"].ravel() for part in ("weight", "bias")])
         value = objective(inputs, rows.y.double().numpy(), decay, multi_label, start)
         weight, bias = (p.detach().numpy() for p in (model.head.weight, model.head.bias))
@@ -626,7 +626,8 @@ class TestHeadRefit:
     def test_the_decay_is_that_of_the_lowest_cross_validated_loss(self, multi_label: bool) -> None:
         """Each fold's optimum by scipy; the trained head itself, the largest decay, loses here."""
         rows, task = meta_rows(43, 3, multi_label), MultiLabel() if multi_label else MultiClass()
-        x, y = rows.x.flatten(1).double().numpy()[:, :3], rows.y.double().numpy()
+        x = rows.inputs(torch.arange(len(rows))).flatten(1).double().numpy()[:, :3]
+        y = rows.y.double().numpy()
         x = np.c_[x, np.ones(43)]
         start = np.linspace(-2, 2, 12).reshape(3, 4)
         order = sorted(range(43), key=lambda row: y[row].tolist())  # stable: label by label

@@ -18,6 +18,7 @@ from benchmarks.data.cutting import grouped_split, stratified_split
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.npz import images_only
+from benchmarks.data.ondisk import OnDisk
 from benchmarks.data.sources import load, locate, verify
 
 REAL = os.environ.get("AUGBENCH_DATA")
@@ -61,7 +62,7 @@ def saved(folder: Path, arrays: dict[str, np.ndarray], name: str = "own.npz") ->
 
 def same(a: Arrays, b: Arrays) -> bool:
     return all(
-        np.array_equal(getattr(a, k), getattr(b, k))
+        np.array_equal(getattr(a, k)[:], getattr(b, k)[:])
         for k in ("train_x", "train_y", "val_x", "val_y", "test_x", "test_y")
     )
 
@@ -293,8 +294,8 @@ def test_npz_without_val_is_cut(tmp_path: Path) -> None:
     joined = np.concatenate([a.train_x, a.val_x]).reshape(60, -1)
     whole = arrays["train_images"].reshape(60, -1)
     assert np.array_equal(joined[np.lexsort(joined.T)], whole[np.lexsort(whole.T)])
-    with pytest.raises(DataError, match="exceeds the memory budget: add val_images"):
-        load("npz", path=path, root=tmp_path, memory_gib=0)
+    b = load("npz", path=path, root=tmp_path / "root", val_fraction=0.2, memory_gib=0)
+    assert isinstance(b.val_x, OnDisk) and same(a, b) and b.notes[1:] == a.notes
     with pytest.raises(DataError, match="a split without rows"):
         load("npz", path=path, root=tmp_path, val_fraction=0.001)
     with pytest.raises(DataError, match="val_fraction is 1, expected"):
@@ -428,38 +429,7 @@ def test_an_unknown_name(tmp_path: Path) -> None:
         load("brestmnist", root=tmp_path)
 
 
-# ---------------------------------------------------------------- the memory map
-
-
-def test_mapped_equals_loaded(tmp_path: Path) -> None:
-    path = saved(tmp_path, example())
-    root = tmp_path / "root"
-    a = load("npz", path=path, root=root)
-    b = load("npz", path=path, root=root, memory_gib=0)
-    assert same(a, b) and a.checksum == b.checksum
-    assert isinstance(b.train_x, np.memmap) and not isinstance(a.train_x, np.memmap)
-    folder = root / "cache" / f"own-{a.checksum[:8]}"
-    (note,) = b.notes
-    assert note.startswith("train_images, val_images, test_images memory-mapped from")
-    assert str(folder) in note
-    assert sorted(p.name for p in folder.iterdir()) == [
-        *("test_images.npy", "train_images.npy", "val_images.npy")
-    ]
-    b.train_x[0] = 0  # copy on write: the file stays as it is
-    copy = folder / "train_images.npy"
-    made = copy.stat().st_mtime_ns
-    assert same(a, load("npz", path=path, root=root, memory_gib=0))
-    assert copy.stat().st_mtime_ns == made
-    with copy.open("r+b") as handle:
-        handle.truncate(1000)
-    assert same(a, load("npz", path=path, root=root, memory_gib=0))
-
-
-def test_a_map_that_cannot_be_written(tmp_path: Path) -> None:
-    path = saved(tmp_path, example())
-    (tmp_path / "root").write_text("a file")
-    with pytest.raises(DataError, match="cannot be unpacked into"):
-        load("npz", path=path, root=tmp_path / "root", memory_gib=0)
+# ---------------------------------------------------------------- large files
 
 
 def test_the_checksum_of_a_large_file_is_remembered(
@@ -498,8 +468,6 @@ def floats(high: float, low: float = 0, kind: type = np.float32) -> dict[str, np
 def test_rounding_beyond_one_is_clipped_and_told(
     tmp_path: Path, high: float, low: float, kind: type, memory_gib: float
 ) -> None:
-    if kind is np.float16 and not memory_gib:
-        pytest.skip("half precision is not memory-mapped")
     arrays = floats(high, low, kind)
     path = saved(tmp_path, arrays)
     a = load("npz", path=path, root=tmp_path / "root", memory_gib=memory_gib)
@@ -787,10 +755,12 @@ def test_an_official_name_over_other_content(tmp_path: Path) -> None:
 
 def test_images_only(tmp_path: Path) -> None:
     arrays = example()
-    x, y = images_only(Path(saved(tmp_path, arrays)))
+    x, y = images_only(Path(saved(tmp_path, arrays)), tmp_path)
     assert np.array_equal(x, arrays["test_images"]) and y is not None
     assert np.array_equal(y, arrays["test_labels"][:, 0])
-    x, y = images_only(Path(saved(tmp_path, {"images": arrays["val_images"]})))
+    mapped, _ = images_only(Path(saved(tmp_path, arrays)), tmp_path / "root", memory_gib=0)
+    assert isinstance(mapped, OnDisk) and np.array_equal(mapped[:], x)
+    x, y = images_only(Path(saved(tmp_path, {"images": arrays["val_images"]})), tmp_path)
     assert np.array_equal(x, arrays["val_images"]) and y is None
     for bad, message in (
         ({"x": np.zeros(3)}, "expected images"),
@@ -798,7 +768,7 @@ def test_images_only(tmp_path: Path) -> None:
         ({"images": arrays["val_images"], "labels": np.zeros(3, int)}, "20 images and 3 labels"),
     ):
         with pytest.raises(DataError, match=message):
-            images_only(Path(saved(tmp_path, bad)))
+            images_only(Path(saved(tmp_path, bad)), tmp_path)
 
 
 # ---------------------------------------------------------------- real files

@@ -15,6 +15,7 @@ from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import (
     device_of,
     metric,
+    root_of,
 )
 from benchmarks.data import npz, streams
 from benchmarks.data.download import DataError
@@ -43,7 +44,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
         raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
         raise UsageError(f"out: expected a name ending in .csv or .npz, got {command.out}")
-    images, labels = npz.images_only(Path(asked.path))
+    images, labels = npz.images_only(Path(asked.path), root_of(None))
     classes = tuple(result["data"]["classes"])
     shape = tuple(result["data"]["shape"])
     rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))

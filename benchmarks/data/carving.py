@@ -9,7 +9,8 @@ import numpy as np
 from analysis import numbers
 from benchmarks.data.catalogue import PREVALENCE
 from benchmarks.data.cutting import grouped_split
-from benchmarks.data.dataset import GIB, Arrays, about_splits
+from benchmarks.data.dataset import Arrays, about_splits
+from benchmarks.data.ondisk import GIB, OnDisk, Pixels, joined, taken
 from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import strata_of
 
@@ -140,12 +141,7 @@ def cross_validated(
     Each ``folds`` seeds are one repeat, whose test folds are disjoint and contain every row. If
     groups are known, each is in one fold, and among the others in either train or select.
     """
-    if arrays.nbytes > GIB:
-        raise NotApplicable(
-            "folds are for small data, at most 1 GiB of images; these take "
-            f"{arrays.nbytes / GIB:.1f}"
-        )
-    x = np.concatenate(arrays.images)
+    x = _all_images(arrays)
     y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
     strata = strata_of(y, len(arrays.classes))
     groups = None if arrays.groups is None else np.concatenate(arrays.groups)
@@ -159,11 +155,11 @@ def cross_validated(
     stale = {PREVALENCE, *about_splits(arrays)}
     cut = replace(
         arrays,
-        train_x=x[train],
+        train_x=taken(x, train),
         train_y=y[train],
-        val_x=x[select],
+        val_x=taken(x, select),
         val_y=y[select],
-        test_x=x[test],
+        test_x=taken(x, test),
         test_y=y[test],
         train_groups=None if groups is None else groups[train],
         val_groups=None if groups is None else groups[select],
@@ -175,6 +171,20 @@ def cross_validated(
         notes=tuple(each for each in arrays.notes if each not in stale),
     )
     return cut, np.concatenate([train, select])
+
+
+def _all_images(arrays: Arrays) -> Pixels:
+    """Those of train, val and test, one after the other; of images on disk none is copied."""
+    parts = arrays.images
+    on_disk = [each for each in parts if isinstance(each, OnDisk)]
+    if on_disk:
+        return joined(on_disk)
+    if arrays.nbytes > GIB:
+        raise NotApplicable(
+            "folds copy images in memory, at most 1 GiB; these take "
+            f"{arrays.nbytes / GIB:.1f}: --memory-gib 1 streams them from disk instead"
+        )
+    return np.concatenate([each for each in parts if not isinstance(each, OnDisk)])
 
 
 def _about_folds(folds: int, rows: int, grouped: bool, independent: bool) -> str:

@@ -1,10 +1,11 @@
-"""A data set in memory, and the checks that the arrays of every source must pass."""
+"""A data set in memory or on disk, and the checks that the arrays of every source must pass."""
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from analysis.numbers import listed
 from benchmarks.data.catalogue import Entry, Kind
 from benchmarks.data.cutting import grouped_split, stratified_split
 from benchmarks.data.download import DataError
+from benchmarks.data.ondisk import GIB, OnDisk, Pixels, blocks, taken
 
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
@@ -20,8 +22,6 @@ TWICE = "too, pixel for pixel"
 """Part of a caveat about images that are in two splits."""
 MADE = ("split 60/20/20", "validation split cut")
 """How a note starts that says how splits were made: all three, or only val."""
-GIB = 1 << 30
-CHUNK = 4096  # rows read together, so that a memory-mapped set is not loaded as a whole
 ROUNDING = 1e-6  # floats up to this far outside [0, 1] count as rounding errors and are clipped
 
 
@@ -113,24 +113,27 @@ def assemble(
     )
 
 
-def _checked(
-    raw: Mapping[str, np.ndarray], path: Path | str
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def _checked(raw: Mapping[str, Any], path: Path | str) -> tuple[dict[str, Any], list[str]]:
     """Usable images, labels and groups, by split and x, y, g; with notes on them."""
-    pieces: dict[str, np.ndarray] = {}
+    pieces: dict[str, Any] = {}
     notes = []
     for split in SPLITS:
         if (key := f"{split}_images") in raw:
             pieces[f"{split}_x"], clipped = checked_images(raw[key], f"{path}, {key}")
             if clipped:
-                notes.append(f"{key}: {clipped} values outside [0, 1] by rounding are clipped")
+                notes.append(clipped_note(key, clipped))
         if (key := f"{split}_labels") in raw:
             pieces[f"{split}_y"] = checked_labels(raw[key], f"{path}, {key}")
     return pieces | _groups(raw, path), notes
 
 
+def clipped_note(key: str, values: int) -> str:
+    """A note on values that were clipped."""
+    return f"{key}: {values} values outside [0, 1] by rounding are clipped"
+
+
 def _refuse_unlike_splits(
-    pieces: Mapping[str, np.ndarray], splits: Sequence[str], path: Path | str
+    pieces: Mapping[str, Any], splits: Sequence[str], path: Path | str
 ) -> None:
     """Refuse a split whose arrays differ in length, or that differs from train in shape or type."""
     first, first_y = pieces["train_x"], pieces["train_y"]
@@ -169,15 +172,10 @@ def _one_label_each(pieces: Mapping[str, np.ndarray], splits: Sequence[str]) -> 
 
 
 def _with_val(
-    pieces: Mapping[str, np.ndarray], path: Path | str, val_fraction: float
-) -> tuple[dict[str, np.ndarray], str]:
+    pieces: Mapping[str, Any], path: Path | str, val_fraction: float
+) -> tuple[dict[str, Any], str]:
     """Train cut into two parts, train and val, and a note on how it was cut."""
     y = pieces["train_y"]
-    if isinstance(pieces["train_x"], np.memmap):
-        raise DataError(
-            f"{path} has no val split and exceeds the memory budget: add val_images and "
-            f"val_labels to it, or raise the budget."
-        )
     shares, how = (1 - val_fraction, val_fraction), "stratified"
     if "train_g" in pieces:
         kept, cut = by_group(y, pieces["train_g"], shares, path)
@@ -190,7 +188,7 @@ def _with_val(
             f"without rows: add a val split, or change val_fraction."
         )
     parts = {
-        f"{split}_{letter}": pieces[f"train_{letter}"][rows]
+        f"{split}_{letter}": taken(pieces[f"train_{letter}"], rows)
         for letter in "xyg"
         if f"train_{letter}" in pieces
         for split, rows in (("train", kept), ("val", cut))
@@ -256,7 +254,11 @@ def duplicates(arrays: "Arrays") -> list[str]:
     Images are compared pixel for pixel, as stored or resized; rows are counted from 0.
     """
     marks = {
-        split: [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+        split: [
+            hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            for block in blocks(images)
+            for image in block
+        ]
         for split, images in zip(SPLITS, arrays.images, strict=True)
     }
     found = []
@@ -359,59 +361,66 @@ def _classes(
     return names
 
 
-def checked_images(array: np.ndarray, what: str) -> tuple[np.ndarray, int]:
+def checked_images(array: Pixels, what: str) -> tuple[Pixels, int]:
     """Images as they may be used, uint8 or float32 in [0, 1], and how many values were clipped."""
-    if not array.size:
-        raise DataError(f"{what}: the split is empty (shape {array.shape}): expected images.")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
-        raise DataError(
-            f"{what}: the shape is {array.shape}, expected (N, H, W) or (N, H, W, C) with C of 1 "
-            f"or 3."
-        )
-    if array.dtype == np.uint8:
+    refuse_shape(array.shape, array.dtype, what)
+    if array.dtype == np.uint8 or isinstance(array, OnDisk):  # these were checked when written
         return array, 0
-    if array.dtype.kind != "f":
-        raise DataError(f"{what}: the type is {array.dtype}, expected uint8 or floats in [0, 1].")
-    bad, outside, low, high = _range(array)
-    if bad:
-        raise DataError(f"{what}: {bad} of {array.size} values are NaN or infinite: remove them.")
-    # A value computed in half precision is off by more.
-    rounding = max(ROUNDING, 2 * float(np.finfo(array.dtype).eps))
-    if low < -rounding or high > 1 + rounding:
+    values = Values(array.dtype)
+    for block in blocks(array):
+        values.add(block)
+    values.refuse(what)
+    clipped = np.clip(array, 0, 1) if values.outside else array
+    return clipped.astype(np.float32, copy=False), values.outside
+
+
+def refuse_shape(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
+    """Refuse what cannot be images, by its shape and type."""
+    if not math.prod(shape):
+        raise DataError(f"{what}: the split is empty (shape {shape}): expected images.")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[-1] not in (1, 3)):
         raise DataError(
-            f"{what}: the values are in [{_digits(low)}, {_digits(high)}], expected [0, 1]: scale "
-            f"them, or store uint8."
+            f"{what}: the shape is {shape}, expected (N, H, W) or (N, H, W, C) with C of 1 or 3."
         )
-    if array.dtype != np.float32 and isinstance(array, np.memmap):
-        raise DataError(
-            f"{what}: the type is {array.dtype} and the set is over the memory budget: store "
-            f"uint8 or float32, or raise the budget."
-        )
-    clipped = _clipped(array) if outside else array
-    return clipped.astype(np.float32, copy=False), outside
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise DataError(f"{what}: the type is {dtype}, expected uint8 or floats in [0, 1].")
 
 
-def _range(array: np.ndarray) -> tuple[int, int, np.floating, np.floating]:
-    """How many values are not finite, and how many outside [0, 1]; the smallest and the largest."""
-    bad, outside, low, high = 0, 0, array.dtype.type(math.inf), array.dtype.type(-math.inf)
-    for start in range(0, len(array), CHUNK):
-        chunk = array[start : start + CHUNK]
-        finite = np.isfinite(chunk)
-        bad += chunk.size - int(finite.sum())
-        low = min(low, chunk.min(initial=math.inf, where=finite))
-        high = max(high, chunk.max(initial=-math.inf, where=finite))
-        outside += int(((chunk < 0) | (chunk > 1)).sum())
-    return bad, outside, low, high
+@dataclass
+class Values:
+    """The values of floats, of which not all are in memory at once."""
 
+    dtype: np.dtype
+    size: int = 0
+    bad: int = 0
+    """not finite"""
+    outside: int = 0
+    """outside [0, 1]"""
+    low: Any = math.inf
+    high: Any = -math.inf
 
-def _clipped(array: np.ndarray) -> np.ndarray:
-    """Values in [0, 1]; a mapped array is copied on write, so only rows that need it."""
-    if not isinstance(array, np.memmap):
-        return np.clip(array, 0, 1)
-    for row in array:
-        if row.min() < 0 or row.max() > 1:
-            np.clip(row, 0, 1, out=row)
-    return array
+    def add(self, block: np.ndarray) -> None:
+        """Count those of a block."""
+        finite = np.isfinite(block)
+        self.size += block.size
+        self.bad += block.size - int(finite.sum())
+        self.low = min(self.low, block.min(initial=math.inf, where=finite))
+        self.high = max(self.high, block.max(initial=-math.inf, where=finite))
+        self.outside += int(((block < 0) | (block > 1)).sum())
+
+    def refuse(self, what: str) -> None:
+        """Refuse values that are not finite, or further outside [0, 1] than by rounding."""
+        if self.bad:
+            raise DataError(
+                f"{what}: {self.bad} of {self.size} values are NaN or infinite: remove them."
+            )
+        # A value computed in half precision is off by more.
+        rounding = max(ROUNDING, 2 * float(np.finfo(self.dtype).eps))
+        if self.low < -rounding or self.high > 1 + rounding:
+            raise DataError(
+                f"{what}: the values are in [{_digits(self.low)}, {_digits(self.high)}], expected "
+                f"[0, 1]: scale them, or store uint8."
+            )
 
 
 def _digits(value: np.floating) -> str:
@@ -447,7 +456,7 @@ def checked_labels(array: np.ndarray, what: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A data set in memory (or mapped into it), as stored, with what is known about it.
+    """A data set in memory, or its images on disk, as stored, with what is known about it.
 
     `*_x` are uint8, or float32 in [0, 1], (N, H, W) or (N, H, W, C) with C of 1 or 3; `*_y` int64
     class numbers (N,), or uint8 0/1 (N, L) for the kind "multi-label". `checksum` is the MD5 of the
@@ -460,11 +469,11 @@ class Arrays:
     name: str
     kind: Kind
     classes: tuple[str, ...]
-    train_x: np.ndarray
+    train_x: Pixels
     train_y: np.ndarray
-    val_x: np.ndarray
+    val_x: Pixels
     val_y: np.ndarray
-    test_x: np.ndarray
+    test_x: Pixels
     test_y: np.ndarray
     checksum: str
     verified: bool
@@ -476,7 +485,7 @@ class Arrays:
     test_groups: np.ndarray | None = None
 
     @property
-    def images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def images(self) -> tuple[Pixels, Pixels, Pixels]:
         """Those of train, val and test."""
         return self.train_x, self.val_x, self.test_x
 
@@ -496,5 +505,6 @@ class Arrays:
 class Raw:
     """Arrays as a file holds them, by the keys of MedMNIST, and notes on how they were read."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
+    """images are arrays, or on disk"""
     notes: tuple[str, ...]

@@ -8,8 +8,9 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.data.catalogue import CATALOGUE
-from benchmarks.data.dataset import CHUNK, GIB, MADE, Arrays, duplicates
+from benchmarks.data.dataset import MADE, Arrays, duplicates
 from benchmarks.data.names import Benchmark, canonical
+from benchmarks.data.ondisk import GIB, Pixels, blocks
 from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}
@@ -52,7 +53,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     return told
 
 
-def _images(arrays: Arrays, split: str) -> np.ndarray:
+def _images(arrays: Arrays, split: str) -> Pixels:
     return getattr(arrays, f"{SPLITS[split]}_x")
 
 
@@ -76,10 +77,8 @@ def _pixels(arrays: Arrays, benchmark: Benchmark) -> str:
 def _range(arrays: Arrays) -> str:
     low, high = np.inf, -np.inf
     for split in SPLITS:
-        images = _images(arrays, split)
-        for start in range(0, len(images), CHUNK):
-            chunk = images[start : start + CHUNK]
-            low, high = min(low, chunk.min()), max(high, chunk.max())
+        for block in blocks(_images(arrays, split)):
+            low, high = min(low, block.min()), max(high, block.max())
     return f" from {low:g} to {high:g}"
 
 

@@ -1,18 +1,25 @@
 """Reads a folder of images: pixels, labels, patients, and notes on it."""
 
 import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 
-from benchmarks.data import patients, pictures
+from benchmarks.data import decoders, ondisk, patients, pictures
 from benchmarks.data.download import DataError
 from benchmarks.data.layout import TEXTS, File, Walk, classes_of, shown, some, splits_of
+from benchmarks.data.ondisk import GIB, Pixels
+
+VERSION = 1
+"""Raised when other pixels are read from the same files: images on disk are then decoded anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +31,7 @@ class Folder:
     """the splits that it has; only "" if it has none"""
     part: np.ndarray
     """(N,) the split of each image, a number in `parts`"""
-    x: np.ndarray
+    x: Pixels
     """uint8 (N, size, size) if all are grey, else (N, size, size, 3)"""
     y: np.ndarray
     """int64 (N,)"""
@@ -36,8 +43,13 @@ class Folder:
     notes: tuple[str, ...]
 
 
-def read(path: Path, size: int, groups: int | str | None) -> Folder:
+def read(
+    path: Path, size: int, groups: int | str | None, root: Path, memory_gib: float = 4.0
+) -> Folder:
     """The images of a folder, one folder per class, below train/, test/ and perhaps val/, or not.
+
+    If they may exceed `memory_gib` GiB, each counted as a colour image, they are decoded once into
+    a file below `root`.
 
     `groups` says where the patients are named: a level of folders below the classes (1 is the
     first), or FILE.csv or FILE.csv:COLUMN; with 0 and None they are not.
@@ -66,15 +78,21 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
     ]
     walk.raise_dangling()
     walk.tell_beside(parts, below, top)
-    images = _decoded(path, files, size)
+    need = len(files) * 3 * size**2
+    if need > memory_gib * GIB:
+        images = _on_disk(path, files, size, root)
+        walk.notes.append(
+            f"images streamed from {images.folder}: up to {need / GIB:.2g} GiB exceed the memory "
+            f"budget of {memory_gib:g} GiB"
+        )
+    else:
+        images = _in_memory(path, files, size)
     _refuse_empty_splits(path, parts, images.files)
     _refuse_unknown_range(path, images.deep)
     walk.tell(images.texts, "text files among the images are left out")
     walk.tell(images.warned, "images with warnings from the reader, used as read")
     walk.notes.extend(pictures.told(images.done))
     names = patients.of_files(path, images.files, groups)
-    if names is not None:
-        images.digest.update("\0".join(["groups", *names]).encode())
     subfolders = _subfolders(images.files)
     walk.notes.extend(_swapped(subfolders))
     order = {part: number for number, part in enumerate(parts)}
@@ -82,11 +100,11 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
         classes=tuple(classes),
         parts=tuple(parts),
         part=np.array([order[file.part] for file in images.files]),
-        x=_stacked(images.pixels),
+        x=images.x,
         y=np.array([file.label for file in images.files], np.int64),
         groups=None if names is None else np.array(names),
         subfolders=any(len(of_class) > 1 for of_class in subfolders.values()),
-        checksum=images.digest.hexdigest(),
+        checksum=_checksum(path, images, names),
         notes=tuple(walk.notes),
     )
 
@@ -95,37 +113,149 @@ def read(path: Path, size: int, groups: int | str | None) -> Folder:
 class _Images:
     """The files of a folder that are images, and what was found while reading them."""
 
+    x: Pixels = field(default_factory=lambda: np.empty(0, np.uint8))
     files: list[File] = field(default_factory=list)
-    pixels: list[np.ndarray] = field(default_factory=list)
-    digest: "hashlib._Hash" = field(default_factory=partial(hashlib.md5, usedforsecurity=False))
-    """of their names and bytes, and of what was done to their pixels"""
+    altered: list[list[str]] = field(default_factory=list)
+    """words of ``pictures.ALTERED`` for each of them"""
+    digest: "hashlib._Hash | None" = field(
+        default_factory=partial(hashlib.md5, usedforsecurity=False)
+    )
+    """of their names and bytes, and of what was done to their pixels; None: to be computed"""
     done: Counter[str] = field(default_factory=Counter)
     deep: list[tuple[int, str]] = field(default_factory=list)
     """largest value and name of those whose range is not known"""
     texts: list[str] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
+    folder: Path = Path()
+    """where images on disk are"""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """of images on disk, by the MD5 of their groups"""
 
 
-def _decoded(root: Path, files: Sequence[File], size: int) -> _Images:
+def _in_memory(root: Path, files: Sequence[File], size: int) -> _Images:
     found = _Images()
+    pixels = list(_pixels(root, files, size, found, processes=1))
+    found.x = _stacked(pixels) if pixels else found.x
+    return found
+
+
+def _on_disk(path: Path, files: Sequence[File], size: int, root: Path) -> _Images:
+    """The images in a file of rows, made unless there is one of these very files."""
+    folder = ondisk.folder_of(root, f"{path.name}-{size}", _key(path, files, size))
+
+    def make() -> dict[str, Any]:
+        found = _Images()
+        writer = None
+        with ondisk.bar(path.name, len(files), path) as done:
+            for pixels in _pixels(path, files, size, found):
+                if writer is None:
+                    ondisk.refuse_full(folder, len(files) * pixels.nbytes, path)
+                    writer = ondisk.Writer(folder, "images", pixels.shape, np.uint8)
+                if pixels.ndim > len(writer.shape):
+                    ondisk.refuse_full(folder, len(files) * pixels.nbytes, path)
+                    writer = writer.in_colour()
+                writer.add(_like(pixels, len(writer.shape))[None])
+                done(1)
+        if writer is None:  # only text files
+            return {"arrays": {}, **_told(found, files)}
+        return {"arrays": {"images": writer.end()}, **_told(found, files)}
+
+    about, arrays = ondisk.kept(folder, path, make)
+    texts = set(about["texts"])
+    return _Images(
+        x=arrays.get("images", np.empty(0, np.uint8)),
+        files=[file for number, file in enumerate(files) if number not in texts],
+        altered=about["altered"],
+        digest=None,
+        done=Counter(about["done"]),
+        deep=[(peak, name) for peak, name in about["deep"]],
+        texts=[files[number].name for number in about["texts"]],
+        warned=about["warned"],
+        folder=folder,
+        checksums=about["checksums"],
+    )
+
+
+def _key(path: Path, files: Sequence[File], size: int) -> str:
+    """What the decoded images depend on: the files, by name, size and time, and how they are read.
+
+    Computed without reading them, so that a run can start at once.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    digest.update(json.dumps([VERSION, size, PIL.__version__, str(path.resolve())]).encode())
     for file in files:
-        data, picture = _picture(root / file.name, size)
-        if picture is None:
+        try:
+            stat = (path / file.name).stat()
+        except OSError as error:
+            raise _unreadable(path / file.name, error) from error
+        # Of the two times the second also changes where a program sets the first back.
+        told = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"
+        digest.update(os.fsencode(file.name) + told.encode())
+    return digest.hexdigest()
+
+
+def _told(found: _Images, files: Sequence[File]) -> dict[str, Any]:
+    """What about.json keeps of the images, so that they need not be decoded again."""
+    assert found.digest is not None
+    texts = set(found.texts)
+    return {
+        "altered": found.altered,
+        "done": found.done,
+        "deep": found.deep,
+        "texts": [number for number, file in enumerate(files) if file.name in texts],
+        "warned": found.warned,
+        "checksums": {"": found.digest.hexdigest()},
+    }
+
+
+def _pixels(
+    root: Path, files: Sequence[File], size: int, found: _Images, processes: int | None = None
+) -> Iterator[np.ndarray]:
+    """The pixels of each image in turn; all else is noted in ``found``."""
+    read = (_bytes(root / file.name) for file in files)
+    pictured = decoders.decoded(read, len(files), size, processes)
+    for file, (data, picture) in zip(files, pictured, strict=True):
+        if not isinstance(picture, pictures.Picture):
+            if not _is_text(root / file.name, picture):
+                raise _cannot(root / file.name, picture) from picture
             found.texts.append(file.name)
             continue
-        found.digest.update(os.fsencode(file.name) + f"\0{len(data)}\0".encode())
-        found.digest.update(data)
-        for word in pictures.ALTERED:
-            if word in picture.done:
-                found.digest.update(f"\0{word}\0".encode())
+        altered = [word for word in pictures.ALTERED if word in picture.done]
+        assert found.digest is not None
+        _add(found.digest, file, data, altered)
+        found.altered.append(altered)
         found.done.update(picture.done)
         if picture.peak is not None:
             found.deep.append((picture.peak, file.name))
         if picture.warned:
             found.warned.append(f"{file.name} ({picture.warned})")
-        found.pixels.append(picture.pixels)
         found.files.append(file)
-    return found
+        yield picture.pixels
+
+
+def _add(digest: "hashlib._Hash", file: File, data: bytes, altered: Sequence[str]) -> None:
+    digest.update(os.fsencode(file.name) + f"\0{len(data)}\0".encode())
+    digest.update(data)
+    for word in altered:
+        digest.update(f"\0{word}\0".encode())
+
+
+def _checksum(root: Path, images: _Images, names: Sequence[str] | None) -> str:
+    """The MD5 of names, bytes, changes and groups; for images on disk it is kept there."""
+    added = b"" if names is None else "\0".join(["groups", *names]).encode()
+    key = hashlib.md5(added, usedforsecurity=False).hexdigest() if added else ""
+    if key in images.checksums:
+        return images.checksums[key]
+    digest = images.digest
+    if digest is None:  # of images on disk, with groups for which they were not asked before
+        digest = hashlib.md5(usedforsecurity=False)
+        for file, altered in zip(images.files, images.altered, strict=True):
+            _add(digest, file, _bytes(root / file.name), altered)
+    digest.update(added)
+    if images.checksums:
+        images.checksums[key] = digest.hexdigest()
+        ondisk.amend(images.folder, checksums=images.checksums)
+    return digest.hexdigest()
 
 
 def _refuse_empty_splits(root: Path, parts: Mapping[str, str], files: Sequence[File]) -> None:
@@ -164,34 +294,45 @@ def _swapped(subfolders: Mapping[int, set[str]]) -> list[str]:
 
 def _stacked(images: list[np.ndarray]) -> np.ndarray:
     """All images; grey ones are converted to colour if others are in colour."""
-    if any(image.ndim == 3 for image in images):
-        images = [np.repeat(i[..., None], 3, -1) if i.ndim == 2 else i for i in images]
-    return np.stack(images)
+    most = max(image.ndim for image in images)
+    return np.stack([_like(image, most) for image in images])
 
 
-def _picture(path: Path, size: int) -> tuple[bytes, pictures.Picture | None]:
-    """The bytes of a file and its image; None for a text file among images."""
+def _like(image: np.ndarray, ndim: int) -> np.ndarray:
+    """A grey image in colour, if ``ndim`` is 3."""
+    return np.repeat(image[..., None], 3, -1) if image.ndim < ndim else image
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{shown(path)} cannot be read: {error.strerror}.") from error
-    try:
-        return data, pictures.decode(data, size)
-    except pictures.NotAnImage as error:
-        if path.suffix.lower() in TEXTS:
-            return data, None
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{shown(path)} cannot be read: {error.strerror}.")
+
+
+def _is_text(path: Path, error: ValueError) -> bool:
+    """Whether what is no image is a text file among images."""
+    return isinstance(error, pictures.NotAnImage) and path.suffix.lower() in TEXTS
+
+
+def _cannot(path: Path, error: ValueError) -> DataError:
+    """Why a file of the images is not used, in words."""
+    if isinstance(error, pictures.NotAnImage):
         if str(error):
-            raise DataError(
+            return DataError(
                 f"{shown(path)} is {error}, which is not read: convert it to PNG, or put the "
                 f"images as arrays into an npz file."
-            ) from error
-        raise DataError(
+            )
+        return DataError(
             f"{shown(path)} cannot be read as an image (no format that is known): repair it, or "
             f"remove it."
-        ) from error
-    except pictures.Refused as error:
-        raise DataError(f"{shown(path)} cannot be used: {error}.") from error
-    except ValueError as error:
-        raise DataError(
-            f"{shown(path)} cannot be read as an image ({error}): repair it, or remove it."
-        ) from error
+        )
+    if isinstance(error, pictures.Refused):
+        return DataError(f"{shown(path)} cannot be used: {error}.")
+    return DataError(
+        f"{shown(path)} cannot be read as an image ({error}): repair it, or remove it."
+    )

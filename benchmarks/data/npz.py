@@ -1,25 +1,37 @@
-"""Reads files of arrays, memory-mapped if they are large; nothing is unpickled."""
+"""Reads files of arrays, unpacked once if they are large; nothing is unpickled."""
 
 import contextlib
+import math
 import os
 import secrets
-import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from benchmarks.data.dataset import GIB, SPLITS, Raw, checked_images, checked_labels
-from benchmarks.data.download import DataError
+from benchmarks.data import ondisk
+from benchmarks.data.dataset import (
+    SPLITS,
+    Raw,
+    Values,
+    checked_images,
+    checked_labels,
+    clipped_note,
+    refuse_shape,
+)
+from benchmarks.data.download import DataError, md5_of
+from benchmarks.data.ondisk import BLOCK, GIB, Pixels
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
-def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images to predict, and their labels if the file has them.
+def images_only(
+    path: Path, root: Path, memory_gib: float = 4.0
+) -> tuple[Pixels, np.ndarray | None]:
+    """The images to predict, and their labels if the file has them; larger ones as in `read_npz`.
 
     Reads `images` and `labels` of an npz, or else `test_images` and `test_labels`. Images are uint8
     or float32 in [0, 1], (N, H, W) or (N, H, W, C); labels int64 (N,) or uint8 (N, L).
@@ -35,7 +47,11 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 f"{path} has the keys {', '.join(members) or 'none'}: expected images "
                 f"(or test_images)."
             )
-        x, _ = checked_images(_member(archive, f"{prefix}images", path), f"{path}, {prefix}images")
+        key = f"{prefix}images"
+        if archive.getinfo(f"{key}.npy").file_size > memory_gib * GIB:
+            x = _on_disk(archive, [key], path, root, md5_of(path))[0][key]
+        else:
+            x, _ = checked_images(_member(archive, key, path), f"{path}, {key}")
         if f"{prefix}labels" not in members:
             return x, None
         y = checked_labels(_member(archive, f"{prefix}labels", path), f"{path}, {prefix}labels")
@@ -45,25 +61,20 @@ def images_only(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:
-    """The arrays of an npz; its images are memory-mapped if they exceed the budget."""
+    """The arrays of an npz; its images stay on disk if they exceed the budget."""
     with opened(path) as archive:
         wanted = _wanted(_members(archive), path, with_groups)
         need = sum(archive.getinfo(f"{k}.npy").file_size for k in wanted)
         if need <= memory_gib * GIB:
             return Raw({k: _member(archive, k, path) for k in wanted}, ())
-        folder = root / "cache" / f"{path.stem}-{md5[:8]}"
-        arrays = {
-            k: _mapped(archive, k, path, folder)
-            if k.endswith("images")
-            else _member(archive, k, path)
-            for k in wanted
-        }
-    images = ", ".join(k for k in wanted if k.endswith("images"))
+        keys = [k for k in wanted if k.endswith("images")]
+        images, clipped, folder = _on_disk(archive, keys, path, root, md5)
+        rest = {k: _member(archive, k, path) for k in wanted if k not in images}
     note = (
-        f"{images} memory-mapped from {folder}: {need / GIB:.2g} GiB exceed the memory budget of "
-        f"{memory_gib:g} GiB"
+        f"{', '.join(keys)} streamed from {folder}: {need / GIB:.2g} GiB exceed the memory budget "
+        f"of {memory_gib:g} GiB"
     )
-    return Raw(arrays, (note,))
+    return Raw(images | rest, (note, *clipped))
 
 
 def _wanted(members: list[str], path: Path, with_groups: bool) -> list[str]:
@@ -123,23 +134,89 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
         raise _unreadable(path, key, error) from error
 
 
-def _mapped(archive: zipfile.ZipFile, key: str, path: Path, folder: Path) -> np.ndarray:
-    """One member, memory-mapped copy-on-write from an uncompressed copy, made if missing."""
-    copy = folder / f"{key}.npy"
-    info = archive.getinfo(f"{key}.npy")
+def _on_disk(
+    archive: zipfile.ZipFile, keys: Sequence[str], path: Path, root: Path, md5: str
+) -> tuple[dict[str, Pixels], list[str], Path]:
+    """Images of an npz as rows in files, made if they are missing; notes, and where they are."""
+    folder = ondisk.folder_of(root, path.stem, md5)
+
+    def make() -> dict[str, Any]:
+        headers = {key: _header(archive, key, path) for key in keys}
+        need = sum(math.prod(shape) * _kept(dtype).itemsize for shape, dtype in headers.values())
+        ondisk.refuse_full(folder, need, path)
+        arrays, clipped = {}, {}
+        with ondisk.bar(path.name, sum(shape[0] for shape, _ in headers.values()), path) as done:
+            for key, (shape, dtype) in headers.items():
+                writer = ondisk.Writer(folder, key, shape[1:], _kept(dtype))
+                values = Values(dtype)
+                for block in _blocks(archive, key, path):
+                    if dtype == np.uint8:
+                        writer.add(block)
+                    else:
+                        values.add(block)
+                        writer.add(np.clip(block, 0, 1).astype(np.float32))
+                    done(len(block))
+                arrays[key] = writer.end()
+                if dtype != np.uint8:
+                    values.refuse(f"{path}, {key}")
+                clipped[key] = values.outside
+        return {"arrays": arrays, "clipped": clipped}
+
+    about, images = ondisk.kept(folder, path, make)
+    notes = [clipped_note(key, count) for key, count in about["clipped"].items() if count]
+    return dict(images), notes, folder
+
+
+def _kept(dtype: np.dtype) -> np.dtype:
+    """The type in which images are used."""
+    return np.dtype(np.uint8 if dtype == np.uint8 else np.float32)
+
+
+def _header(archive: zipfile.ZipFile, key: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type of a member, refused if it cannot be read row by row."""
     try:
-        if not copy.is_file() or copy.stat().st_size != info.file_size:
-            folder.mkdir(parents=True, exist_ok=True)
-            with archive.open(info) as member, replacing(copy) as handle:
-                shutil.copyfileobj(member, handle, 1 << 20)
-        return np.load(copy, mmap_mode="c", allow_pickle=False)
+        with archive.open(f"{key}.npy") as member:
+            shape, columns, dtype = _read_header(member)
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(
-                f"{key} of {path} cannot be unpacked into {folder}: {error}. It needs "
-                f"{info.file_size / GIB:.2g} GiB there; free some space, choose another data "
-                f"folder (AUGBENCH_DATA) or raise the memory budget."
-            ) from error
+        raise _unreadable(path, key, error) from error
+    refuse_shape(shape, dtype, f"{path}, {key}")
+    if columns:
+        raise DataError(
+            f"{path}: {key} is in Fortran order and exceeds the memory budget: save "
+            f"numpy.ascontiguousarray of it, or raise the budget (--memory-gib)."
+        )
+    return shape, dtype
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise ValueError(f"version {version} of the npy format")
+    shape, columns, dtype = read[version](member)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    return shape, columns, dtype
+
+
+def _blocks(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[np.ndarray]:
+    """The rows of a member, some at a time; its checksum is verified at its end."""
+    try:
+        with archive.open(f"{key}.npy") as member:
+            shape, _, dtype = _read_header(member)
+            size = math.prod(shape[1:]) * dtype.itemsize
+            step = max(1, BLOCK // size)
+            for start in range(0, shape[0], step):
+                rows = min(step, shape[0] - start)
+                data = member.read(rows * size)
+                if len(data) < rows * size:
+                    raise EOFError(f"it ends after {start + len(data) // size} of {shape[0]} rows")
+                yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
+            member.read(1)
+    except DAMAGED as error:
         raise _unreadable(path, key, error) from error
 
 

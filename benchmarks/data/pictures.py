@@ -1,10 +1,13 @@
 """From the bytes of one image file to its pixels, and what was done to get them.
 
 Pillow decodes. Other information in the file is used, refused or reported; docs/data.md has the
-table.
+table. As a script, this decodes what ``decoders`` sends to it; so it imports nothing of ours.
 """
 
 import io
+import json
+import struct
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -49,6 +52,8 @@ DONE = {
     "squeezed": "that are not square squeezed to a square",
 }
 """Notes on some of the images, in the order in which they are printed."""
+HEAD = struct.Struct("<IQ")
+"""Before the bytes of each file sent to a process: the edge in pixels, and their number."""
 ALTERED = ("turned", "ground", "white is zero", "12 bits")
 """Changes that earlier versions did not make: part of a folder's checksum."""
 
@@ -250,3 +255,24 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # avoids a warning of Pillow
     return image.convert(mode)
+
+
+def _serve() -> None:
+    """Decode files until there are none: of each a line of JSON, and its pixels."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while head := source.read(HEAD.size):
+        size, length = HEAD.unpack(head)
+        try:
+            found = decode(source.read(length), size)
+        except ValueError as error:
+            told, pixels = {"error": type(error).__name__, "text": str(error)}, b""
+        else:
+            pixels = found.pixels.tobytes()
+            told = found._asdict() | {"pixels": None, "shape": found.pixels.shape}
+            told["done"] = sorted(found.done)
+        target.write(json.dumps(told).encode() + b"\n" + pixels)
+        target.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from benchmarks.data.dataset import (
 from benchmarks.data.download import DataError, by_hand, fetch, md5_of
 from benchmarks.data.layout import shown
 from benchmarks.data.npz import opened, read_npz, replacing
+from benchmarks.data.ondisk import taken
 
 if TYPE_CHECKING:
     from benchmarks.data.folders import Folder
@@ -62,7 +63,7 @@ def load(
     of a folder are resized; sets of one size and npz files are used as they are. A missing
     validation split is cut from train: `val_fraction` of it, stratified, the same for every run. A
     file under an official name with another MD5 is refused unless `allow_unverified`. Images that
-    take more than `memory_gib` GiB are memory-mapped from an uncompressed copy below `root`.
+    take more than `memory_gib` GiB are decoded once into a file below `root` and stay there.
 
     Raises DataError for everything that is wrong with the data, with the file and what to do.
     """
@@ -74,7 +75,9 @@ def load(
         if name == "npz" and groups is None:
             return _load_npz(Path(path).expanduser(), root, val_fraction, memory_gib)
         if name == "folder":
-            return _load_folder(Path(path).expanduser(), size, val_fraction, groups)
+            return _load_folder(
+                Path(path).expanduser(), size, val_fraction, groups, root, memory_gib
+            )
     if groups is not None:
         raise DataError(
             f"{name} takes no groups: only folders do; an npz file contains train_groups and "
@@ -222,16 +225,24 @@ def _load_npz(path: Path, root: Path, val_fraction: float, memory_gib: float) ->
     return with_duplicates(replace(arrays, checksum=checksum, notes=notes), entry is None)
 
 
-def _load_folder(path: Path, size: int, val_fraction: float, groups: int | str | None) -> Arrays:
+def _load_folder(
+    path: Path,
+    size: int,
+    val_fraction: float,
+    groups: int | str | None,
+    root: Path,
+    memory_gib: float,
+) -> Arrays:
     """Images in one folder per class, below train/, test/ and perhaps val/, or below `path`."""
     from benchmarks.data.folders import read  # noqa: PLC0415
 
-    folder = read(path, size, groups)
+    folder = read(path, size, groups, root, memory_gib)
     where = shown(path)
     rows, made = _rows_of_splits(folder, where)
-    raw = {}
+    raw: dict[str, Any] = {}
     for split, chosen in rows.items():
-        raw[f"{split}_images"], raw[f"{split}_labels"] = folder.x[chosen], folder.y[chosen]
+        raw[f"{split}_images"] = taken(folder.x, chosen)
+        raw[f"{split}_labels"] = folder.y[chosen]
         if folder.groups is not None:
             raw[f"{split}_groups"] = folder.groups[chosen]
     arrays = assemble(

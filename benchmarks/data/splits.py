@@ -21,8 +21,9 @@ from benchmarks.data.carving import (
 from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, record
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
+from benchmarks.data.ondisk import OnDisk, joined
 from benchmarks.data.seeding import seed_of
-from benchmarks.data.streams import Rows, strata_of, targets_of, tensor_of
+from benchmarks.data.streams import Rows, as_stored, shape_of, strata_of, targets_of
 from methods.base import Spec
 
 Control = Literal["all", "train", "train+meta", "meta"]
@@ -60,7 +61,7 @@ class Splits:
     @property
     def spec(self) -> Spec:
         """What a method may know about the data."""
-        shape = (self.train.channels, *self.train.x.shape[2:])
+        shape = (self.train.channels, *shape_of(self.train.x)[1:])
         return Spec(rows=len(self.train), classes=len(self.classes), shape=shape)
 
     @staticmethod
@@ -184,11 +185,11 @@ def make_splits(
     trained = pool.trained(control, needs_meta)
     meta = (trained if pool.folds else pool.meta) if needs_meta else None
 
-    images = tensor_of(arrays.train_x, device), tensor_of(arrays.val_x, device)
-    test_images = tensor_of(arrays.test_x, device)
-    channels = 3 if benchmark.as_rgb else images[0].shape[1]
+    images = as_stored(arrays.train_x, device), as_stored(arrays.val_x, device)
+    test_images = as_stored(arrays.test_x, device)
+    channels = 3 if benchmark.as_rgb else shape_of(images[0])[0]
 
-    def rows(part: Part, images: tuple[Tensor, Tensor] = images) -> Rows:
+    def rows(part: Part, images: tuple[Tensor | OnDisk, ...] = images) -> Rows:
         return _rows(part, images, channels, classes, device)
 
     train_rows = rows(trained)
@@ -296,7 +297,11 @@ def _joined(one: Part, other: Part) -> Part:
 
 
 def _rows(
-    part: Part, images: tuple[Tensor, Tensor], channels: int, classes: int, device: torch.device
+    part: Part,
+    images: tuple[Tensor | OnDisk, ...],
+    channels: int,
+    classes: int,
+    device: torch.device,
 ) -> Rows:
     """Rows of the train images, of the val images, or of both without a copy of either."""
     x, other = images
@@ -305,10 +310,13 @@ def _rows(
     if x is not other and len(where) and int(where.max()) >= len(x):
         if int(where.min()) >= len(x):
             x, where = other, where - len(x)
-        else:
+        elif isinstance(x, OnDisk) and isinstance(other, OnDisk):
+            x = joined([x, other])
+        elif isinstance(other, Tensor):
             more = other
     y = targets_of(part.given, classes).to(device)
-    return Rows(x, where.to(device), y, channels, more)
+    where = where if isinstance(x, OnDisk) else where.to(device)
+    return Rows(x, where, y, channels, more)
 
 
 def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -11,19 +13,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.data.download import DataError
+from benchmarks.data.ondisk import OnDisk, Pixels
 from benchmarks.data.seeding import generator
 from methods.base import Batch
 from methods.functional import per_row, sent
+
+AHEAD = 2
+"""Batches that are read from disk before they are needed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of a tensor of inputs, with their own targets."""
 
-    x: Tensor
-    """(M, C, H, W) uint8 or float32; on the device, or memory-mapped on the CPU."""
+    x: Tensor | OnDisk
+    """(M, C, H, W) uint8 or float32, on the device; or images on disk"""
     where: Tensor
-    """(N,) int64 rows of ``x``."""
+    """(N,) int64 rows of ``x``; on the CPU for images on disk"""
     y: Tensor
     """(N, K) float32 targets on the device."""
     channels: int
@@ -36,6 +42,8 @@ class Rows:
 
     def inputs(self, index: Tensor) -> Tensor:
         """(B, C, H, W) float32 in [0, 1] on the device, for positions ``index`` (B,)."""
+        if isinstance(self.x, OnDisk):
+            return self._usable(_read(self.x, self.where[index.cpu()], self.y.device))
         where = self.where[index].to(self.x.device)
         if self.more is None:
             x = self.x[where]
@@ -44,9 +52,34 @@ class Rows:
             own = per_row(where < rows, self.x)
             x = self.x[where.clamp_max(rows - 1)]
             x = torch.where(own, x, self.more[(where - rows).clamp_min(0)])
+        return self._usable(x)
+
+    def ahead(self, order: Sequence[Tensor]) -> Generator[Tensor | None]:
+        """For positions ``order``, on the CPU, one ``inputs`` after the other, of images on disk:
+        the next ones are read while these are used. None for images in memory.
+        """
+        if not isinstance(self.x, OnDisk):
+            yield from (None for _ in order)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting: deque[Future[Tensor]] = deque()
+            for index in order:
+                waiting.append(reader.submit(_read, self.x, self.where[index], self.y.device))
+                if len(waiting) > AHEAD:
+                    yield self._usable(waiting.popleft().result())
+            while waiting:
+                yield self._usable(waiting.popleft().result())
+
+    def _usable(self, x: Tensor) -> Tensor:
+        """Stored values as float32 in [0, 1] on the device."""
         x = sent(x, self.y.device)
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         return x.expand(-1, self.channels, -1, -1) if x.shape[1] != self.channels else x
+
+
+def _read(images: OnDisk, where: Tensor, device: torch.device) -> Tensor:
+    x = torch.from_numpy(images.planes(where.numpy()))
+    return x.pin_memory() if device.type == "cuda" else x
 
 
 def part_of(rows: Rows, index: Tensor) -> Rows:
@@ -67,12 +100,23 @@ def strata_of(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def tensor_of(images: np.ndarray, device: torch.device) -> Tensor:
-    """(N, H, W[, C]) to (N, C, H, W); a memory-mapped array stays where it is."""
+    """(N, H, W[, C]) to (N, C, H, W); a user's own memory-mapped array stays where it is."""
     if isinstance(images, np.memmap):
         mapped = torch.from_numpy(images)
         return mapped[:, None] if mapped.dim() == 3 else mapped.permute(0, 3, 1, 2)
     shaped = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(shaped)).to(device)
+
+
+def as_stored(images: Pixels, device: torch.device) -> Tensor | OnDisk:
+    """As ``tensor_of``; images on disk stay there."""
+    return images if isinstance(images, OnDisk) else tensor_of(images, device)
+
+
+def shape_of(x: Tensor | OnDisk) -> tuple[int, int, int]:
+    """(C, H, W) of one row."""
+    channels, height, width = x.planes_shape if isinstance(x, OnDisk) else x.shape[1:]
+    return channels, height, width
 
 
 def targets_of(labels: np.ndarray, classes: int) -> Tensor:
@@ -89,20 +133,22 @@ def rows_from_tensors(x: Tensor, y: Tensor) -> Rows:
     return Rows(x, torch.arange(len(x), device=y.device), y, x.shape[1])
 
 
-def rows_of(images: np.ndarray, shape: tuple[int, ...], classes: int, device: torch.device) -> Rows:
+def rows_of(images: Pixels, shape: tuple[int, ...], classes: int, device: torch.device) -> Rows:
     """Rows without labels, for prediction: images (N, H, W[, C]) for a network of this shape.
 
     Raises:
         DataError: the images do not fit the network.
     """
-    x = tensor_of(images, device)
-    if tuple(x.shape[2:]) != shape[1:] or (x.shape[1] != shape[0] and x.shape[1] != 1):
+    x = as_stored(images, device)
+    found = shape_of(x)
+    if found[1:] != shape[1:] or found[0] not in (shape[0], 1):
         raise DataError(
-            f"images have the shape {tuple(x.shape[1:])} (channels, height, width), the network "
+            f"images have the shape {found} (channels, height, width), the network "
             f"was trained on {shape}"
         )
     y = torch.zeros(len(x), classes, device=device)
-    return replace(rows_from_tensors(x, y), channels=shape[0])
+    where = torch.arange(len(x), device="cpu" if isinstance(x, OnDisk) else device)
+    return Rows(x, where, y, channels=shape[0])
 
 
 def chunks(rows: int, size: int) -> list[tuple[int, int]]:
@@ -169,7 +215,9 @@ class RowStream:
 
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` (B,), each with w = 1/B; outside the training split index is -1."""
-        x = self._rows.inputs(index)
+        return self._batch(index, self._rows.inputs(index))
+
+    def _batch(self, index: Tensor, x: Tensor) -> Batch:
         w = torch.full((len(index),), 1 / max(1, len(index)), device=x.device)
         known = index if self._in_training else torch.full_like(index, -1)
         return Batch(x=x, y=self._rows.y[index], w=w, index=known)
@@ -179,16 +227,19 @@ class RowStream:
         order = self._order()
         if stratified and n < len(order):
             order = self._stratified(order, n)
-        return self.rows(self._sent(order[:n]))
+        return self._drawn(order[:n])
 
     def batches(self, n: int) -> Iterator[Batch]:
         """One shuffled pass in batches of ``n``; a single left-over row joins the one before."""
         order = self._order()
         for start, end in chunks(len(order), n):
-            yield self.rows(self._sent(order[start:end]))
+            yield self._drawn(order[start:end])
 
-    def _sent(self, index: Tensor) -> Tensor:
-        return sent(index, self._rows.y.device)
+    def _drawn(self, index: Tensor) -> Batch:
+        """The rows ``index`` (B,) on the CPU, where images on disk are looked up."""
+        there = sent(index, self._rows.y.device)
+        on_disk = isinstance(self._rows.x, OnDisk)
+        return self._batch(there, self._rows.inputs(index if on_disk else there))
 
     def _order(self) -> Tensor:
         """Positions on the CPU, so that drawing them does not wait for the device."""

@@ -65,11 +65,12 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
             counts=entry.counts,
         )
     arrays = splits.arrays_of(benchmark, root, study.allow_unverified, study.memory_gib)
+    height, width = arrays.train_x.shape[1:3]
     grey = arrays.train_x.ndim == 3
     channels = (3 if benchmark.as_rgb else 1) if grey else arrays.train_x.shape[3]
     return Source(
         checksum=arrays.checksum,
-        shape=(channels, *arrays.train_x.shape[1:3]),
+        shape=(channels, height, width),
         classes=len(arrays.classes),
         counts=(len(arrays.train_y), len(arrays.val_y), len(arrays.test_y)),
     )

@@ -129,10 +129,10 @@ def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
     training, parts = model.training, []
     model.eval()
     with torch.no_grad(), tf32(False):
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            end = min(start + EVALUATION_BATCH, len(rows))
-            index = torch.arange(start, end, device=rows.y.device)
-            parts.append(model(rows.inputs(index)).float().cpu())
+        order = torch.arange(len(rows)).split(EVALUATION_BATCH)
+        for index, read in zip(order, rows.ahead(order), strict=True):
+            x = rows.inputs(index.to(rows.y.device)) if read is None else read
+            parts.append(model(x).float().cpu())
     model.train(training)
     logits = torch.cat(parts)
     if not bool(torch.isfinite(logits).all()):

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,24 +270,26 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
     run, ctx, rows = job.run, job.ctx, job.splits.train
     shown = job.is_last_epoch and run.seed == 0 and ctx.spec.kind == "image"
     steps = len(epoch.order)
-    for place, index in enumerate(epoch.order):
-        if job.stop():
-            raise Interrupted(
-                f"stopped in epoch {ctx.epoch + 1}; finished epochs kept: {ctx.epoch}"
-            )
-        loss, out = train_step(job.method, ctx, rows, index, run.method)
-        epoch.losses.append(loss)
-        epoch.drawn += len(index)
-        epoch.trained += len(out.x)
-        if shown and place == 0:
-            epoch.samples = _samples(rows, job.method, out)
-        del out  # its logits hold the graph of the step
-        ctx.step += 1
-        if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
-            since = place // CHECK_EVERY * CHECK_EVERY
-            last = check_finite(epoch.losses[since:], ctx.epoch, since, epoch.rate)
-            done = sum(len(each) for each in epoch.order[since : place + 1])
-            job.progress.advance(done, last)
+    with closing(rows.ahead(epoch.order)) as inputs:
+        for place, index in enumerate(epoch.order):
+            if job.stop():
+                raise Interrupted(
+                    f"stopped in epoch {ctx.epoch + 1}; finished epochs kept: {ctx.epoch}"
+                )
+            ctx.clock.switch("data")
+            loss, out = train_step(job.method, ctx, rows, index, run.method, next(inputs))
+            epoch.losses.append(loss)
+            epoch.drawn += len(index)
+            epoch.trained += len(out.x)
+            if shown and place == 0:
+                epoch.samples = _samples(rows, job.method, out)
+            del out  # its logits hold the graph of the step
+            ctx.step += 1
+            if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
+                since = place // CHECK_EVERY * CHECK_EVERY
+                last = check_finite(epoch.losses[since:], ctx.epoch, since, epoch.rate)
+                done = sum(len(each) for each in epoch.order[since : place + 1])
+                job.progress.advance(done, last)
 
 
 def _kept(job: _Job, state: State) -> dict[str, Any] | None:
@@ -306,12 +308,20 @@ def _kept(job: _Job, state: State) -> dict[str, Any] | None:
 
 
 def train_step(
-    method: Method, ctx: TrainingContext, rows: Rows, index: Tensor, name: str
+    method: Method,
+    ctx: TrainingContext,
+    rows: Rows,
+    index: Tensor,
+    name: str,
+    x: Tensor | None = None,
 ) -> tuple[Tensor, Batch]:
-    """One training step; its loss on the device, and the batch that was trained on."""
+    """One training step; its loss on the device, and the batch that was trained on.
+
+    ``x``: the inputs of these rows, where they were read ahead.
+    """
     ctx.clock.switch("data")
     index = ctx.drawn = sent(index, rows.y.device)
-    x = rows.inputs(index)
+    x = rows.inputs(index) if x is None else x
     w = torch.full((len(index),), 1 / len(index), device=x.device)
     batch = Batch(x=x, y=rows.y[index], w=w, index=index)
     ctx.clock.switch("augment")
