@@ -23,6 +23,7 @@ import methods
 from analysis import records, runs
 from benchmarks.cli import main
 from benchmarks.data import catalogue, download
+from benchmarks.data.sources import load
 from benchmarks.running import local
 from benchmarks.training import progress, trainer
 from tests import sweeping
@@ -460,6 +461,25 @@ def test_data_is_listed_fetched_and_verified(
     shown = capsys.readouterr().out
     assert "breastmnist.npz: correct" in shown and "on disk: 28 px" in shown
     assert "pneumoniamnist" not in shown
+
+
+def test_streamed_sets_are_listed_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--data", str(tmp_path / "data")]
+    own = tmp_path / "own.npz"
+    np.savez(own, **arrays(size=28, classes=2))  # type: ignore[arg-type]
+    load("npz", path=str(own), root=tmp_path / "data", memory_gib=0)
+    assert main.run(["data", "list", *place]) == 0
+    streamed = re.search(r"(own-\w+) +[0-9.e-]+ GiB  decoded from (.*)", capsys.readouterr().out)
+    assert streamed is not None and streamed[2] == str(own)
+    code, text = refused(capsys, ["data", "remove", *place])
+    assert code == 2 and "names: expected streamed sets to remove" in text
+    code, text = refused(capsys, ["data", "remove", "other", *place])
+    assert code == 1 and f"has no streamed set 'other'; it has {streamed[1]}" in text
+    assert main.run(["data", "remove", streamed[1], *place]) == 0
+    assert re.search(f"{streamed[1]}: [0-9.e-]+ GiB removed", capsys.readouterr().out)
+    assert left_behind(tmp_path / "data") == set()
 
 
 # --- tables: what is done is not done again -------------------------------------------------------

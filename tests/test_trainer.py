@@ -346,8 +346,8 @@ def test_a_wrong_batch_names_method_part_and_shapes(part: str) -> None:
 def test_select_and_test_rows_cannot_be_reached_from_the_context() -> None:
     made = splits(Case(1), True)
     own, *others = made.train.x, made.select.x, made.test.x
-    assert isinstance(own, Tensor)
-    hidden = {each.data_ptr() for each in others if isinstance(each, Tensor)}
+    assert isinstance(own, torch.Tensor)
+    hidden = {each.data_ptr() for each in others if isinstance(each, torch.Tensor)}
     assert len(hidden) == 2
     found: list[int] = []
 

@@ -89,7 +89,7 @@ class Place:
     allow_unverified: bool = False
     """accept an official file with a different checksum; the result says so"""
     memory_gib: float = 4.0
-    """larger data sets are memory-mapped"""
+    """larger data sets are decoded once and streamed from disk"""
     checkpoint_every: int = 1
     """epochs between checkpoints"""
     retry_failed: bool = False
@@ -293,13 +293,18 @@ class PolicyCommand:
 class DataCommand:
     """List the data sets and what is on disk, fetch or show some, or verify their checksums.
 
+    Large sets are decoded once and then streamed from disk: list shows those, too, and remove
+    deletes them by name.
+
     Example: augbench data show breastmnist "folder:scans(size=64)"
     """
 
-    action: Positional[Literal["list", "fetch", "show", "verify"]]
+    action: Positional[Literal["list", "fetch", "show", "verify", "remove"]]
     """what to do; show prints classes, rows of each split, size, range, duplicates, omissions"""
-    names: Annotated[Positional[tuple[str, ...]], _default("all; fetch and show need names")] = ()
-    """data sets"""
+    names: Annotated[
+        Positional[tuple[str, ...]], _default("all; but for list and verify, required")
+    ] = ()
+    """data sets; for remove, streamed sets"""
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     debug: bool = False

@@ -10,19 +10,22 @@ from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import (
     root_of,
 )
-from benchmarks.data import facts, sources, splits
+from benchmarks.data import facts, ondisk, sources, splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.names import (
     Benchmark,
     names_in,
     parse_benchmark,
 )
+from benchmarks.data.ondisk import gib
 from benchmarks.running.codes import FAILURE
 
 
 def carry_out(command: arguments.DataCommand) -> int:
     """Run the command; return the exit code."""
     root = root_of(command.data)
+    if command.action == "remove":
+        return _remove(root, command.names)
     names = [name for text in command.names for name in names_in(text)]
     benchmarks = [parse_benchmark(text) for text in names or CATALOGUE]
     if command.action == "show":
@@ -31,7 +34,8 @@ def carry_out(command: arguments.DataCommand) -> int:
         if benchmark.path:
             raise UsageError(f"names: expected an official data set, got {text!r}")
     if command.action == "list":
-        return _list(root, [benchmark.name for benchmark in benchmarks])
+        _list(root, [benchmark.name for benchmark in benchmarks])
+        return 0 if names else _list_streamed(root)
     if command.action == "verify":
         return _verify(root, benchmarks, given=bool(names))
     if not names:
@@ -51,7 +55,7 @@ def _show(root: Path, benchmarks: Sequence[Benchmark]) -> int:
     return 0
 
 
-def _list(root: Path, names: Sequence[str]) -> int:
+def _list(root: Path, names: Sequence[str]) -> None:
     print(f"Data folder: {root}")
     for name in names:
         entry = CATALOGUE[name]
@@ -59,6 +63,26 @@ def _list(root: Path, names: Sequence[str]) -> int:
         state = f"on disk: {', '.join(there)} px" if there else "not on disk"
         state = state if any(entry.files.values()) else "ships with scikit-learn"
         print(f"  {name:<16} {state:<24} {entry.licence}")
+
+
+def _list_streamed(root: Path) -> int:
+    """What was decoded once, to be streamed from disk."""
+    found = list(ondisk.sets(root))
+    if found:
+        print(f"Streamed from {root / 'cache'} (augbench data remove NAME deletes one):")
+    for each in found:
+        state = f"decoded from {each.source}" if each.source else "not complete"
+        state = f"being written by {each.holder}" if each.holder else state
+        print(f"  {each.name:<40} {gib(each.size):>7} GiB  {state}")
+    return 0
+
+
+def _remove(root: Path, names: Sequence[str]) -> int:
+    """Delete streamed sets."""
+    if not names:
+        raise UsageError("names: expected streamed sets to remove; augbench data list shows them")
+    for name in names:
+        print(f"{name}: {gib(ondisk.remove(root, name))} GiB removed")
     return 0
 
 

@@ -78,14 +78,15 @@ class OnDisk:
         """The rows ``rows`` (M,), of which none is read."""
         return OnDisk(self._files, self._rows[rows])
 
-    def planes(self, where: np.ndarray) -> np.ndarray:
-        """The rows ``where`` (B,) as an array (B, C, H, W).
+    def planes(self, where: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The rows ``where`` (B,) as an array (B, C, H, W), or in ``out``, which is one.
 
         Raises:
             DataError: a file was cut short, or does not hold what was written into it.
         """
         rows = self._rows[where]
-        out = np.empty((len(rows), *self.planes_shape), self.dtype)
+        if out is None:
+            out = np.empty((len(rows), *self.planes_shape), self.dtype)
         bytes_of = out.reshape(-1).view(np.uint8).data
         size = out[:1].nbytes
         of_file = np.searchsorted(self._ends, rows, side="right")
@@ -277,12 +278,13 @@ def refuse_full(folder: Path, need: int, source: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise DataError(
-            f"{source} takes {_gib(need)} GiB decoded, and {folder.parent} has {_gib(free)} GiB "
+            f"{source} takes {gib(need)} GiB decoded, and {folder.parent} has {gib(free)} GiB "
             f"free: {ADVICE}."
         )
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes in GiB, as text."""
     return f"{size / GIB:.2g}" if size < 10 * GIB else f"{size / GIB:.0f}"
 
 

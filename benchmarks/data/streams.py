@@ -43,7 +43,8 @@ class Rows:
     def inputs(self, index: Tensor) -> Tensor:
         """(B, C, H, W) float32 in [0, 1] on the device, for positions ``index`` (B,)."""
         if isinstance(self.x, OnDisk):
-            return self._usable(_read(self.x, self.where[index.cpu()], self.y.device))
+            room = _room(self.x, len(index), self.y.device)
+            return self._usable(_read(self.x, self.where[index.cpu()], room))
         where = self.where[index].to(self.x.device)
         if self.more is None:
             x = self.x[where]
@@ -64,7 +65,9 @@ class Rows:
         with ThreadPoolExecutor(1) as reader:
             waiting: deque[Future[Tensor]] = deque()
             for index in order:
-                waiting.append(reader.submit(_read, self.x, self.where[index], self.y.device))
+                # Made here: what one thread allocates and another frees piles up in the former.
+                room = _room(self.x, len(index), self.y.device)
+                waiting.append(reader.submit(_read, self.x, self.where[index], room))
                 if len(waiting) > AHEAD:
                     yield self._usable(waiting.popleft().result())
             while waiting:
@@ -77,9 +80,16 @@ class Rows:
         return x.expand(-1, self.channels, -1, -1) if x.shape[1] != self.channels else x
 
 
-def _read(images: OnDisk, where: Tensor, device: torch.device) -> Tensor:
-    x = torch.from_numpy(images.planes(where.numpy()))
-    return x.pin_memory() if device.type == "cuda" else x
+def _room(images: OnDisk, rows: int, device: torch.device) -> Tensor:
+    """Where to read rows: in pinned memory for a GPU, so that sending them does not wait."""
+    dtype = torch.from_numpy(np.empty(0, images.dtype)).dtype
+    pinned = device.type == "cuda"
+    return torch.empty(rows, *images.planes_shape, dtype=dtype, pin_memory=pinned)
+
+
+def _read(images: OnDisk, where: Tensor, room: Tensor) -> Tensor:
+    images.planes(where.numpy(), room.numpy())
+    return room
 
 
 def part_of(rows: Rows, index: Tensor) -> Rows:
@@ -113,10 +123,9 @@ def as_stored(images: Pixels, device: torch.device) -> Tensor | OnDisk:
     return images if isinstance(images, OnDisk) else tensor_of(images, device)
 
 
-def shape_of(x: Tensor | OnDisk) -> tuple[int, int, int]:
+def shape_of(x: Tensor | OnDisk) -> tuple[int, ...]:
     """(C, H, W) of one row."""
-    channels, height, width = x.planes_shape if isinstance(x, OnDisk) else x.shape[1:]
-    return channels, height, width
+    return x.planes_shape if isinstance(x, OnDisk) else tuple(x.shape[1:])
 
 
 def targets_of(labels: np.ndarray, classes: int) -> Tensor:

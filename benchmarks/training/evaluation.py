@@ -14,13 +14,15 @@ from torch import nn
 from analysis import metrics
 from analysis.runs import Run
 from benchmarks.data.splits import Splits
-from benchmarks.data.streams import Rows
+from benchmarks.data.streams import Rows, shape_of
 from benchmarks.training.checkpoint import State
 from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.precision import tf32
 from methods.base import Method, overrides
 
 EVALUATION_BATCH = 512
+EVALUATION_VALUES = EVALUATION_BATCH * 3 * 64 * 64
+"""The most pixel values in a batch: of images of 224 pixels 512 would take gigabytes."""
 MIN_SELECT_ROWS, MIN_SELECT_CLASS = 200, 30
 
 
@@ -126,15 +128,21 @@ def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
     Raises:
         TrainingFailed: the logits are not finite.
     """
-    training, parts = model.training, []
+    training = model.training
+    # One tensor for all: many small ones between large batches would keep the freed memory apart.
+    logits = torch.empty(0)
     model.eval()
     with torch.no_grad(), tf32(False):
-        order = torch.arange(len(rows)).split(EVALUATION_BATCH)
+        values = rows.channels * math.prod(shape_of(rows.x)[1:])
+        most = max(1, EVALUATION_VALUES // values)
+        order = torch.arange(len(rows)).split(min(EVALUATION_BATCH, most))
         for index, read in zip(order, rows.ahead(order), strict=True):
             x = rows.inputs(index.to(rows.y.device)) if read is None else read
-            parts.append(model(x).float().cpu())
+            found = model(x)
+            if not len(logits):
+                logits = torch.empty(len(rows), *found.shape[1:])
+            logits[index] = found.float().cpu()
     model.train(training)
-    logits = torch.cat(parts)
     if not bool(torch.isfinite(logits).all()):
         bad = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise TrainingFailed(f"the network's logits are not finite for {bad} of {len(logits)} rows")
