@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class BranchedNorm(nn.Module):
@@ -17,7 +17,7 @@ class BranchedNorm(nn.Module):
     Source: Xie et al., Adversarial Examples Improve Image Recognition, CVPR 2020, arXiv:1911.09665
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.main, self.auxiliary = norm, copy.deepcopy(norm)
         self.branch = 0
@@ -31,7 +31,7 @@ def add_branch(model: nn.Module) -> None:
     """Add a second layer, a copy of the first, to every batch normalisation of ``model``."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, NORMS) and not isinstance(module, BranchedNorm):
+            if isinstance(child, Norm) and not isinstance(module, BranchedNorm):
                 setattr(module, name, BranchedNorm(child))
 
 
