@@ -7,6 +7,7 @@ targets in predictions.npz, and "SET:version" of the images.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from analysis import metrics, runs
 from analysis.metrics import Floats, Measure
 
 FILE = "corrupted.npz"
+KEY, FAILED = "corrupted", "corrupted_failed"
+"""In a run's result: by set, its version with the scores, or with why it was not evaluated."""
 SETS = ("medmnist-c", "common")
 ATTACK = "fgsm"
 """An attack on the network itself, stored as one more corruption, and never in a mean over them."""
@@ -34,22 +37,28 @@ MEASURES = {
 
 
 def has(folder: Path, name: str, version: int) -> bool:
-    """Whether a run's directory has the logits on a set of corruptions, of this version."""
-    found = versions(folder)
-    return found.get(name) == version
+    """Whether a run was evaluated on a set of corruptions of this version, or could not be.
+
+    By its result, which is written last: the file alone may be of an evaluation that was killed.
+    """
+    result = runs.read_result(folder) or {}
+    if result.get(FAILED, {}).get(name, {}).get("version") == version:
+        return True
+    found = result.get(KEY, {}).get(name, {})
+    return found.get("version") == version and FILE in result["files"]
 
 
-def versions(folder: Path) -> dict[str, int]:
-    """The sets that a run was evaluated on, with the versions of their images."""
-    path = folder / FILE
-    if not path.is_file():
+def stored(folder: Path, version: int) -> dict[str, NDArray]:
+    """The logits of a finished evaluation, on the sets of this version; empty if unreadable."""
+    result = runs.read_result(folder) or {}
+    kept = {name for name, each in result.get(KEY, {}).items() if each["version"] == version}
+    if FILE not in result.get("files", {}):
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:  # reads an array when it is asked for
-            ends = [each for each in stored.files if each.endswith(":version")]
-            return {each.partition(":")[0]: int(stored[each]) for each in ends}
-    except (*runs.UNREADABLE, EOFError, BadZipFile):
+        arrays = runs.read_arrays(folder / FILE)
+    except (*runs.UNREADABLE, EOFError, BadZipFile, zlib.error):
         return {}
+    return {key: each for key, each in arrays.items() if key.partition(":")[0] in kept}
 
 
 def scores(
@@ -76,14 +85,23 @@ def _float(value: float | list[float]) -> float:
 
 def set_of(result: Mapping[str, Any]) -> str:
     """The set of corruptions of a run; if there are two, the first of ``SETS``."""
-    known = result.get("corrupted", {})
+    known = result.get(KEY, {})
     return next((name for name in SETS if name in known), "")
+
+
+def rescored(result: Mapping[str, Any], arrays: Mapping[str, NDArray], targets: NDArray) -> Any:
+    """The scores of a result, computed again from its logits."""
+    kind = result["data"]["kind"]
+    return {
+        name: {**each, "scores": scores(arrays, name, targets, kind)}
+        for name, each in result.get(KEY, {}).items()
+    }
 
 
 def table_of(result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     """By corruption, each score at each severity; empty if the run has none."""
     name = set_of(result)
-    return runs.with_nan(result["corrupted"][name]["scores"]) if name else {}
+    return runs.with_nan(result[KEY][name]["scores"]) if name else {}
 
 
 def mean(result: Mapping[str, Any], corruption: str, score: str) -> float:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis import blocks, packing, records, recordsfile, runs, versions
+from analysis import blocks, corrupted, packing, records, recordsfile, runs, versions
 from analysis.differences import RowRuns
 from analysis.numbers import count
 from analysis.records import Record, Unread
@@ -85,13 +85,13 @@ def pooled(sources: Sequence[Source]) -> tuple[list[Record], list[Unread], list[
             twice.append(name)
             if record.done and other.done and not _agree(record, other):
                 differ.append(f"{record.run.row}, seed {record.run.seed} ({name})")
-            if record.done and not other.done:
+            if (record.done, _extras(record)) > (other.done, _extras(other)):
                 kept[name] = record
     told = []
     if twice:
         told.append(
-            f"{count(len(set(twice)), 'run')} in several places: one with a result is used, "
-            "else the first."
+            f"{count(len(set(twice)), 'run')} in several places: one with a result, or with "
+            "scores on corrupted images, is used, else the first."
         )
     if differ:
         told.append(f"Their results differ: {_listed(differ)}.")
@@ -105,8 +105,21 @@ def pooled(sources: Sequence[Source]) -> tuple[list[Record], list[Unread], list[
 
 
 def _agree(one: Record, other: Record) -> bool:
-    first, second = (runs.to_json(each.result["metrics"]) for each in (one, other))
-    return first == second
+    """Whether two runs have equal metrics, as far as both have them."""
+    first, second = one.result["metrics"], other.result["metrics"]
+    return all(
+        runs.to_json(value) == runs.to_json(there[name])
+        for when in first.keys() & second.keys()
+        for split in first[when].keys() & second[when].keys()
+        for there in (second[when][split],)
+        for name, value in first[when][split].items()
+        if name in there
+    )
+
+
+def _extras(record: Record) -> int:
+    """The number of sets of corruptions that it was evaluated on."""
+    return len(record.result.get(corrupted.KEY, {}))
 
 
 def beside(
@@ -158,9 +171,13 @@ def _new(kept: Sequence[Record], ours: Sequence[Record]) -> list[Record]:
     return [
         record
         for members in rows.values()
-        if not all(e.run.id in known and _agree(e, known[e.run.id]) for e in members)
+        if not all(_adds_nothing(each, known.get(each.run.id)) for each in members)
         for record in members
     ]
+
+
+def _adds_nothing(record: Record, own: Record | None) -> bool:
+    return own is not None and _agree(record, own) and _extras(record) <= _extras(own)
 
 
 def rows_beside(

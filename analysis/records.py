@@ -116,7 +116,8 @@ class Record:
         Those on corrupted images (``corrupted.MEASURES``) are of test and the last epoch.
         """
         if name in corrupted.MEASURES:
-            return corrupted.value(self.result, name) if when == "last" else math.nan
+            there = (split, when) == ("test", "last")
+            return corrupted.value(self.result, name) if there else math.nan
         values = self.result["metrics"].get(when, {}).get(split, {})
         if name in metrics.FURTHER and values and not self.filed:
             values = self._further(split, when)
@@ -353,8 +354,12 @@ def recomputed(record: Record) -> Record:
             )
             for split in record.result["metrics"][when]
         }
+    result = {**record.result, "metrics": runs.with_nan(made)}
+    if corrupted.KEY in result:
+        logits = record.arrays(corrupted.FILE)
+        result[corrupted.KEY] = corrupted.rescored(result, logits, arrays["test_targets"])
     record.forget()
-    return replace(record, result={**record.result, "metrics": runs.with_nan(made)})
+    return replace(record, result=result)
 
 
 def frame(records: Sequence[Record]) -> DataFrame:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.contents import difference_cells
-from analysis.corrupted import ATTACK, MEASURES, clean_error, mean, set_of, table_of
+from analysis.corrupted import ATTACK, KEY, MEASURES, SETS, clean_error, mean, set_of, table_of
 from analysis.differences import Difference, RowRuns, difference
 from analysis.numbers import MISSING, POINTS, estimated, mean_sd
 from analysis.records import Record
@@ -29,6 +31,40 @@ TESTED = ("corrupted_accuracy", "corrupted_balanced_error", "attacked_accuracy")
 CLEAN = "clean"
 
 
+def narrowed(rows: Sequence[RowRuns]) -> list[RowRuns]:
+    """The rows on one set of corruptions in one version, that of most runs: tables mix none.
+
+    Of equally many runs, the first of ``SETS`` and the newest version.
+    """
+    counts = Counter(
+        (name, each["version"])
+        for row in rows
+        for record in row.by_seed().values()
+        for name, each in record.result.get(KEY, {}).items()
+    )
+    if not counts:
+        return list(rows)
+    name, version = max(counts, key=lambda each: (counts[each], -SETS.index(each[0]), each[1]))
+
+    def only(record: Record) -> Record:
+        if KEY not in record.result:
+            return record
+        found = record.result[KEY].get(name)
+        kept = {name: found} if found is not None and found["version"] == version else {}
+        return replace(record, result={**record.result, KEY: kept})
+
+    return [replace(row, records=tuple(map(only, row.records))) for row in rows]
+
+
+def _by_column(rows: Sequence[tuple[str, RowRuns]]) -> list[tuple[str, RowRuns]]:
+    """Rows of several data sets, those of each narrowed, in their order."""
+    made: dict[str, list[RowRuns]] = {}
+    for column, row in rows:
+        made.setdefault(column, []).append(row)
+    done = {column: iter(narrowed(own)) for column, own in made.items()}
+    return [(column, next(done[column])) for column, _ in rows]
+
+
 def evaluated(row: RowRuns) -> list[Record]:
     """The runs of a row that were evaluated on corrupted images."""
     return [each for each in row.by_seed().values() if set_of(each.result)]
@@ -42,6 +78,7 @@ def sets_of(rows: Iterable[RowRuns]) -> list[str]:
 def compared(row: RowRuns, base: RowRuns, name: str) -> Difference | None:
     """A difference of a metric of ``MEASURES``; None if they have no such runs in common, or not
     the same corruptions."""
+    row, base = narrowed([row, base])
     kinds = {tuple(table_of(each.result)) for one in (row, base) for each in evaluated(one)}
     same = len(kinds) == 1 and len(sets_of([row, base])) == 1
     return difference(row, base, name) if same else None
@@ -63,6 +100,7 @@ def brief_table(
 
     ``bases`` are rows and the rows that they are compared with; ``written`` folds their names.
     """
+    rows = narrowed(rows)
     sets, named = sets_of(rows), {row.name: row for row in rows}
     if not sets:
         return None
@@ -89,10 +127,14 @@ NOTE = (
 
 def scores_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:
     """Each row on each data set; None if no run was evaluated."""
+    rows = _by_column(rows)
     sets = sets_of(row for _, row in rows)
     body = [
-        [row.name, column, *score_cells(row, SCORES, 2)] for column, row in rows if evaluated(row)
-    ]
+        [row.name, f"{column} ({sets_of([row])[0]})" if len(sets) > 1 else column,
+         *score_cells(row, SCORES, 2)]
+        for column, row in rows
+        if evaluated(row)
+    ]  # fmt: skip
     title = f"Scores on corrupted test images ({', '.join(sets)}), last epoch, in per cent"
     return table(name, title, ["", "data set", "n", *SCORES.values()], body) if body else None
 
@@ -114,7 +156,7 @@ def differences_table(pairs: Sequence[tuple[str, RowRuns, RowRuns]], name: str) 
 
 def kinds_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:
     """The balanced error under each corruption, over severities; None if no run was evaluated."""
-    there = [(column, row) for column, row in rows if evaluated(row)]
+    there = [(column, row) for column, row in _by_column(rows) if evaluated(row)]
     names = list(dict.fromkeys(each for _, row in there for each in corruptions(row)))
     if not names:
         return None

@@ -26,6 +26,8 @@ from pydantic.dataclasses import dataclass
 VERSION = 1
 """Raised whenever the trainer's numbers or the run format change; part of a run's id."""
 
+MODEL = "model.pt"
+"""In a run's directory: the network, if it was saved."""
 CONFIG = ConfigDict(extra="forbid")
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)

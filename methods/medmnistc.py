@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.base import Batch, Context, Method, Spec, Task
 from methods.corruptions import NOISES, OPERATIONS, least_edge, levels_of, luma
-from methods.functional import sent
+from methods.functional import per_row, sent
 from methods.randaugment import no_picture
 
 SEVERITIES = 5
@@ -182,11 +182,14 @@ def corrupt(x: Tensor, dataset: str, name: str, settings: Tensor) -> Tensor:
     """Images (B, C, H, W) in [0, 1] after a corruption with settings (B, P), on the CPU.
 
     Results are multiples of 1/255. As in the package, noise on a grey set is the luma of noise on
-    three channels.
+    three channels. Of a grey set, images with three equal channels keep them equal.
     """
     operation, levels = OPERATIONS[name], levels_of(x)
-    if dataset in REGISTRY and dataset not in (*COLOUR, COMMON):
-        levels = levels[:, :1]  # the channels are equal
+    grey = dataset in REGISTRY and dataset not in (*COLOUR, COMMON)
+    if grey and x.shape[1] == 3:
+        one = corrupt(x[:, :1], dataset, name, settings).expand_as(x)
+        own = (operation(levels, settings) / 255).to(x.dtype)
+        return torch.where(per_row((levels == levels[:, :1]).flatten(1).all(dim=1), x), one, own)
     if operation in NOISES and dataset != COMMON and levels.shape[1] == 1:
         made = luma(operation(levels.expand(-1, 3, -1, -1), settings))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import comparison, corrupted, metrics, packing, records, robustness, runs
+from analysis import comparison, corrupted, joined, metrics, packing, records, robustness, runs
 from analysis.differences import RowRuns, difference
+from analysis.joined import Source
 from analysis.report import page
 from benchmarks.cli import main
 from benchmarks.data.names import parse_benchmark
@@ -29,6 +31,19 @@ from tests.made import make_run
 
 DIGITS = parse_benchmark("digits")
 NAMES = ("gaussian_noise", "pixelate")
+
+
+class Frozen(nn.Module):
+    """A network whose backbone passes no gradient to its input."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(int(np.prod(spec.shape)), spec.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            inside = x.flatten(1).sqrt()
+        return self.head(inside)
 
 
 def never() -> bool:
@@ -225,6 +240,69 @@ class TestTables:
             assert (out / "figures" / f"{name}.png").is_file()
 
 
+def versioned(folder: Path, version: int) -> Path:
+    result = json.loads((folder / "result.json").read_text())
+    for each in result["corrupted"].values():
+        each["version"] = version
+    (folder / "result.json").write_text(runs.to_json(result))
+    return folder
+
+
+class TestOneSet:
+    """Tables hold one set of corruptions in one version."""
+
+    def test_other_versions_are_not_paired(self, tmp_path: Path) -> None:
+        none = RowRuns("none", "", tuple(records.read(made(tmp_path, "none", s) for s in range(4))))
+        new = (versioned(made(tmp_path, "mixup", s), VERSION + 1) for s in range(4))
+        mixup = RowRuns("mixup", "", tuple(records.read(new)))
+        assert robustness.compared(mixup, none, "corrupted_accuracy") is None
+
+    def test_seeds_of_two_sets_are_not_averaged(self, tmp_path: Path) -> None:
+        found = [made(tmp_path, "none", s) for s in range(3)]
+        found += [made(tmp_path, "none", s, of="medmnist-c") for s in (3, 4)]
+        row = RowRuns("none", "", tuple(records.read(found)))
+        (one,) = robustness.narrowed([row])
+        assert robustness.sets_of([one]) == ["common"]
+        assert [each.run.seed for each in robustness.evaluated(one)] == [0, 1, 2]
+        table = robustness.brief_table([row], [])
+        assert table is not None and "(common)" in table.title
+        mean = np.mean([100 * e.metric("corrupted_accuracy") for e in row.records[:3]])
+        assert table.groups[0].rows[0][3].text.startswith(f"{mean:.1f}")
+
+    def test_a_run_on_two_sets_is_compared_on_the_common_one(self, tmp_path: Path) -> None:
+        both = made(tmp_path, "none", 0)
+        other = made(tmp_path / "other", "none", 0, of="medmnist-c")
+        result = json.loads((both / "result.json").read_text())
+        result["corrupted"] |= json.loads((other / "result.json").read_text())["corrupted"]
+        (both / "result.json").write_text(runs.to_json(result))
+        none = RowRuns("none", "", tuple(records.read([both])))
+        mixup = RowRuns("mixup", "", tuple(records.read([made(tmp_path, "mixup", 0)])))
+        found = robustness.compared(mixup, none, "corrupted_accuracy")
+        alone = records.read([made(tmp_path / "alone", "none", 0)])[0]
+        assert found is not None and found.estimate == pytest.approx(
+            100
+            * (mixup.records[0].metric("corrupted_accuracy") - alone.metric("corrupted_accuracy"))
+        )
+
+    def test_scores_are_computed_anew(self, tmp_path: Path) -> None:
+        folder = made(tmp_path, "none", 0)
+        (before,) = records.read([folder])
+        result = json.loads((folder / "result.json").read_text())
+        result["corrupted"]["common"]["scores"]["pixelate"]["accuracy"] = [0.0] * 5
+        (folder / "result.json").write_text(runs.to_json(result))
+        (wrong,) = records.read([folder])
+        assert wrong.metric("corrupted_accuracy") < before.metric("corrupted_accuracy")
+        again = records.recomputed(wrong)
+        assert again.metric("corrupted_accuracy") == before.metric("corrupted_accuracy")
+
+    def test_pooled_runs_keep_them(self, tmp_path: Path) -> None:
+        make_run(tmp_path / "a", "none", 0)
+        made(tmp_path / "b", "none", 0)
+        sources = [Source(tmp_path / n, *records.scan(tmp_path / n)) for n in "ab"]
+        (kept,), _, told = joined.pooled(sources)
+        assert "corrupted" in kept.result and not any("differ" in each for each in told)
+
+
 def test_unknown_sets_and_benchmarks_without_a_set(tmp_path: Path) -> None:
     with pytest.raises(NamingError, match="expected medmnist-c or common, got 'medmnist'"):
         evaluation.settings_of("medmnist", DIGITS)
@@ -300,3 +378,99 @@ def test_a_network_that_is_not_the_run_s_is_refused(
     assert main.run([*BASE, "--out", str(tmp_path), "--corruptions", "common"]) == 1
     assert "are not those of the run" in capsys.readouterr().err
     assert result_of(tmp_path)[1] == before
+
+
+def with_network(name: str) -> list[str]:
+    return [each.replace("small_cnn(width=0.25)", f"py:tests.test_corrupted:{name}") for each in BASE]
+
+
+def killed_at_the_last_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second result.json that is written kills the process."""
+    written, own = [], runs.write_text
+
+    def write(path: Path, text: str, shared: bool = False) -> None:
+        if path.name == "result.json":
+            written.append(path)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        own(path, text, shared)
+
+    monkeypatch.setattr(runs, "write_text", write)
+
+
+def test_killed_before_the_result_is_written_it_is_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main.run([*BASE, "--out", str(tmp_path), "--save-model"]) == 0
+    with monkeypatch.context() as patched:
+        killed_at_the_last_write(patched)
+        main.run([*BASE, "--out", str(tmp_path), "--corruptions", "common"])
+    folder, result = result_of(tmp_path)
+    assert "corrupted" not in result and (folder / corrupted.FILE).is_file()
+    assert not corrupted.has(folder, "common", VERSION)
+    assert main.run([*BASE, "--out", str(tmp_path), "--corruptions", "common"]) == 0
+    folder, result = result_of(tmp_path)
+    assert corrupted.has(folder, "common", VERSION) and "common" in result["corrupted"]
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    command = [*BASE, "--out", str(tmp_path), "--corruptions", "common"]
+    assert main.run([*command, "--save-model"]) == 0
+    folder, before = result_of(tmp_path)
+    (folder / corrupted.FILE).write_bytes(b"x")
+    assert main.run(command) == 0
+    assert result_of(tmp_path)[1]["corrupted"] == before["corrupted"]
+
+
+def test_a_network_without_a_gradient_has_everything_but_the_attack(tmp_path: Path) -> None:
+    base = [
+        each.replace("small_cnn(width=0.25)", "py:tests.test_corrupted:Frozen") for each in BASE
+    ]
+    assert main.run([*base, "--out", str(tmp_path), "--corruptions", "common"]) == 0
+    scores = result_of(tmp_path)[1]["corrupted"]["common"]["scores"]
+    assert "pixelate" in scores and "fgsm" not in scores
+
+
+def test_a_run_that_cannot_be_evaluated_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(evaluation, "logits_on", fails)
+    command = [*BASE, "--out", str(tmp_path), "--corruptions", "common"]
+    assert main.run(command) == 0
+    folder, result = result_of(tmp_path)
+    assert result["status"] == "done" and result["metrics"]["last"]["test"]["accuracy"] >= 0
+    assert "no such thing" in result["corrupted_failed"]["common"]["reason"]
+    assert "not evaluated under common, but done" in capsys.readouterr().err
+    times = (folder / "timing.jsonl").stat().st_mtime_ns
+    assert main.run(command) == 0
+    assert (folder / "timing.jsonl").stat().st_mtime_ns == times, "it is not tried again"
+
+
+def test_a_later_evaluation_builds_what_the_method_needed(tmp_path: Path) -> None:
+    """Features of a network that is not ours are found when its method needs them."""
+    base = with_network("plain")
+    command = [*base, "--method", "isda", "--out", str(tmp_path)]
+    assert main.run([*command, "--save-model"]) == 0
+    assert main.run([*command, "--corruptions", "common"]) == 0
+    assert "common" in result_of(tmp_path)[1]["corrupted"]
+
+
+def test_training_again_keeps_the_sets_that_were_evaluated(tmp_path: Path) -> None:
+    base = [each.replace("digits(rows_per_class=5)", "breastmnist") for each in BASE]
+    if not (Path(os.environ.get("AUGBENCH_DATA", "")) / "medmnist").is_dir():
+        pytest.skip("needs AUGBENCH_DATA with BreastMNIST")
+    command = [*base, "--width", "0.1", "--out", str(tmp_path)]
+    command[command.index("--model") + 1] = "small_cnn"
+    for name in ("common", "medmnist-c"):
+        assert main.run([*command, "--corruptions", name]) == 0
+    assert set(result_of(tmp_path)[1]["corrupted"]) == {"common", "medmnist-c"}
+
+
+def plain(spec: Any) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(spec.shape[0], 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, spec.classes),
+    )  # fmt: skip

@@ -266,3 +266,16 @@ def test_upstream_applies_what_it_drew() -> None:
         alone = corrupt(batch.x[part], "breastmnist", "pixelate", drawn.settings[part])
         assert torch.equal(made.x[part], alone)
     assert "unchanged" in method.captions()
+
+
+def test_a_grey_set_on_colours() -> None:
+    """Equal channels stay equal; others are corrupted each."""
+    grey = torch.rand(2, 1, 28, 28).expand(-1, 3, -1, -1).clone()
+    colour = torch.stack([torch.full((28, 28), v) for v in (0.0, 0.5, 1.0)])[None]
+    settings = torch.tensor(REGISTRY["breastmnist"]["brightness_up"][0], dtype=torch.float64)
+    made = corrupt(
+        torch.cat([grey, colour]), "breastmnist", "brightness_up", settings.expand(3, -1)
+    )
+    alone = corrupt(grey[:, :1], "breastmnist", "brightness_up", settings.expand(2, -1))
+    assert torch.equal(made[:2], alone.expand(-1, 3, -1, -1))
+    assert made[2, 0].max() < made[2, 1].min() < made[2, 2].min()

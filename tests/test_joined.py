@@ -238,7 +238,10 @@ def test_runs_in_several_places(tmp_path: Path) -> None:
         (0, "other"), (1, "one"), (2, "other"),
     ]  # fmt: skip
     assert not unread
-    assert told[0] == "2 runs in several places: one with a result is used, else the first."
+    assert told[0] == (
+        "2 runs in several places: one with a result, or with scores on corrupted images, is used, "
+        "else the first."
+    )
     assert told[1].startswith("Their results differ: none, seed 1 (")
 
 

@@ -504,7 +504,7 @@ def _corruptions(drawing: _Drawing, paths: Paths) -> Told:
     shown, note = drawing.short([entry.name for entry in entries])
     panels = []
     for column in drawing.columns:
-        rows = [column.rows[entry.name] for entry in entries]
+        rows = robustness.narrowed([column.rows[entry.name] for entry in entries])
         kinds = list(dict.fromkeys(each for row in rows for each in robustness.corruptions(row)))
         if kinds:
             values = [[1 - robustness.mean_error(row, each) for each in kinds] for row in rows]
@@ -525,8 +525,9 @@ def _severities(drawing: _Drawing, paths: Paths) -> Told:
     panels = []
     for column in drawing.columns:
         made = []
-        for entry, name in zip(entries, names, strict=True):
-            own = map(robustness.by_severity, robustness.evaluated(column.rows[entry.name]))
+        rows = robustness.narrowed([column.rows[entry.name] for entry in entries])
+        for row, name in zip(rows, names, strict=True):
+            own = map(robustness.by_severity, robustness.evaluated(row))
             points = [(float(place), each) for place, each in enumerate(zip(*own, strict=True))]
             if points and (curve := _curve(name, points)) is not None:
                 made.append(curve)

@@ -23,7 +23,8 @@ from benchmarks.data.names import (
     Benchmark,
     parse_benchmark,
 )
-from benchmarks.training import evaluation, models
+from benchmarks.training import evaluation
+from benchmarks.training.saved import network_of
 from methods.base import Spec
 
 
@@ -35,7 +36,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
     except runs.UNREADABLE as error:
         raise UsageError(f"run: {folder} is not a run directory ({error})") from error
     result = runs.read_result(folder)
-    if result is None or result["status"] != "done" or not (folder / "model.pt").exists():
+    if result is None or result["status"] != "done" or not (folder / runs.MODEL).exists():
         raise UsageError(
             f"run: {folder} has no saved network; run it again with augbench run --save-model ..."
         )
@@ -49,13 +50,7 @@ def carry_out(command: arguments.PredictCommand) -> int:
     shape = tuple(result["data"]["shape"])
     rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
     spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
-    aside = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()  # of an older run
-    needs = set(result.get("network_needs", aside))
-    network = models.build(run.model, spec, needs).to(rows.y.device)
-    if run.training.channels_last:  # another memory format rounds differently
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights = torch.load(folder / "model.pt", map_location=rows.y.device, weights_only=True)
-    network.load_state_dict(weights)
+    network = network_of(folder, run, result, spec, rows.y.device)
     logits = evaluation.logits_of(network, rows)
     kind = result["data"]["kind"]
     probabilities = metrics.probabilities(logits, kind)

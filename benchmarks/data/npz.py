@@ -1,6 +1,7 @@
 """Reads files of arrays, unpacked once if they are large; nothing is unpickled."""
 
 import contextlib
+import hashlib
 import math
 import os
 import secrets
@@ -138,7 +139,9 @@ def _on_disk(
     archive: zipfile.ZipFile, keys: Sequence[str], path: Path, root: Path, md5: str
 ) -> tuple[dict[str, Pixels], list[str], Path]:
     """Images of an npz as rows in files, made if they are missing; notes, and where they are."""
-    folder = ondisk.folder_of(root, path.stem, md5)
+    wanted = " ".join([md5, *keys])  # predictions and training take other arrays of one file
+    key = hashlib.md5(wanted.encode(), usedforsecurity=False).hexdigest()
+    folder = ondisk.folder_of(root, path.stem, key)
 
     def make() -> dict[str, Any]:
         headers = {key: _header(archive, key, path) for key in keys}

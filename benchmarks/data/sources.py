@@ -167,7 +167,7 @@ def _checksum(path: Path, root: Path) -> str:
         if stat.st_size < SIDECAR_BYTES:
             return md5_of(path)
         sidecar = root / "cache" / f"{path.name}.md5.json"
-        seen = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        seen = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         # A missing or damaged sidecar only costs the time to read the file once more.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(sidecar.read_text(encoding="utf-8"))

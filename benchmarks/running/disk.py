@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +15,19 @@ import torch
 
 import methods
 from analysis import metrics, runs
-from analysis.corrupted import FILE, has, scores
-from analysis.runs import Run, Status
+from analysis.corrupted import FAILED, FILE, KEY, has, scores, stored
+from analysis.runs import MODEL, Run, Status
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.studies.cells import corruptions_of
 from benchmarks.studies.ledger import (
-    MODEL,
     UNFINISHED,
     only_corruptions,
     unfinished,
 )
-from benchmarks.training import corrupted, models
+from benchmarks.training import corrupted
 from benchmarks.training.checkpoint import write_lines
 from benchmarks.training.errors import (
     Interrupted,
@@ -39,6 +38,7 @@ from benchmarks.training.errors import (
 )
 from benchmarks.training.evaluation import labels_of, logits_of
 from benchmarks.training.progress import Gone, Progress, Silent
+from benchmarks.training.saved import network_of
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, threads
 from methods.base import Method
@@ -100,6 +100,10 @@ def execute(
             return status
         if only_corruptions(status, folder, options.save_model):
             return _corrupt(run, folder, options, benchmark, asked, progress, stop)
+        # A run that is trained again keeps the sets that it had been evaluated on.
+        ended = runs.read_result(folder) if status.state == "done" else None
+        known: list[str] = [] if ended is None else list(ended.get(KEY, {}))
+        sets = list(dict.fromkeys([*known, *([asked] if asked else [])]))
         if status.state == "done" and asked and not has(folder, asked, VERSION):
             progress.note(
                 f"{run.row}, seed {run.seed}: is done, but has neither a saved network "
@@ -110,7 +114,7 @@ def execute(
                 (folder / name).unlink(missing_ok=True)
         _write_cell(run, recorded, folder)
         try:
-            status = _attempt(run, folder, options, benchmark, asked, progress, stop)
+            status = _attempt(run, folder, options, benchmark, sets, progress, stop)
         except NotApplicable as reason:
             status = _conclude(folder, {"status": "skipped", "reason": str(reason)})
         except (Interrupted, Gone, DataError, runs.StorageError):
@@ -171,7 +175,7 @@ def _attempt(
     folder: Path,
     options: Options,
     benchmark: Benchmark,
-    corruptions: str,
+    corruptions: Sequence[str],
     progress: Progress,
     stop: Callable[[], bool] | None,
 ) -> Status:
@@ -196,7 +200,7 @@ def _attempt(
     }
     result = fitted.result
     robust = _on_corrupted(
-        run, fitted.model, splits, benchmark, corruptions, progress, stop, result, {}
+        run, fitted.model, splits, benchmark, corruptions, progress, stop, result
     )
     _write(folder, fitted, learned, splits, options)
     _write_corrupted(folder, result, robust, splits)
@@ -262,18 +266,13 @@ def _corrupt(
     arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
     try:
         splits = _splits(run, arrays, methods.build(run.method), benchmark, device)
-        needs = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()
-        network = models.build(run.model, splits.spec, needs).to(device)
-        if run.training.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights = torch.load(folder / MODEL, map_location=device, weights_only=True)
-        network.load_state_dict(weights)
-        known = runs.read_arrays(folder / FILE) if (folder / FILE).exists() else {}
+        network = network_of(folder, run, result, splits.spec, device)
+        known = stored(folder, VERSION)
         clean = runs.read_arrays(folder / "predictions.npz")["test_last_logits"]
         if not np.allclose(logits_of(network, splits.test), clean, rtol=1e-2, atol=1e-2):
             raise ValueError("its predictions on the test images are not those of the run")
-        robust = _on_corrupted(
-            run, network, splits, benchmark, corruptions, progress, stop, result, known
+        robust = known | _on_corrupted(
+            run, network, splits, benchmark, [corruptions], progress, stop, result
         )
     except (Interrupted, Gone, OSError):
         raise
@@ -282,9 +281,11 @@ def _corrupt(
         raise runs.StorageError(None, reason, str(folder)) from error
     # result.json names the sizes of files: it must be true whenever this is interrupted.
     result["files"].pop(FILE, None)
+    result.pop(KEY, None)
     runs.write_text(folder / "result.json", runs.to_json(result) + "\n")
     _write_corrupted(folder, result, robust, splits)
-    result["files"][FILE] = (folder / FILE).stat().st_size
+    if robust:
+        result["files"][FILE] = (folder / FILE).stat().st_size
     runs.write_text(folder / "result.json", runs.to_json(result) + "\n")
     return Status("done")
 
@@ -294,30 +295,40 @@ def _on_corrupted(
     network: torch.nn.Module,
     splits: Splits,
     benchmark: Benchmark,
-    asked: str,
+    asked: Sequence[str],
     progress: Progress,
     stop: Callable[[], bool] | None,
     result: dict[str, Any],
-    known: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Logits on the asked set of corruptions beside those that are known; the result gets the time
-    that it took, which is not charged."""
-    if not asked:
-        return dict(known)
-    start = time.perf_counter()
-    with threads(run.threads):
-        made = corrupted.logits_on(
-            network,
-            splits.test,
-            task_of(splits.kind),
-            asked,
-            benchmark,
-            progress,
-            stop or (lambda: False),
-        )
-    result["cost"]["corrupted_seconds"] = time.perf_counter() - start
-    others = {key: each for key, each in known.items() if key.partition(":")[0] != asked}
-    return {**others, **made}
+    """Logits on the asked sets of corruptions; the result gets the time that it took, which is not
+    charged. A set on which the network cannot be evaluated is named in the result with the reason:
+    the run itself is done."""
+    start, made = time.perf_counter(), dict[str, np.ndarray]()
+    for name in asked:
+        try:
+            with threads(run.threads):
+                made |= corrupted.logits_on(
+                    network,
+                    splits.test,
+                    task_of(splits.kind),
+                    name,
+                    benchmark,
+                    progress,
+                    stop or (lambda: False),
+                )
+        except (Interrupted, Gone):
+            raise
+        except Exception as error:  # a network of others may do anything
+            if out_of_memory(error):
+                raise
+            reason = str(error) if isinstance(error, NotApplicable) else first_line(error)
+            result.setdefault(FAILED, {})[name] = {"version": VERSION, "reason": reason}
+            progress.note(
+                f"{run.row}, seed {run.seed}: not evaluated under {name}, but done: {reason}"
+            )
+    if asked:
+        result["cost"]["corrupted_seconds"] = time.perf_counter() - start
+    return made
 
 
 def _write_corrupted(
@@ -330,7 +341,7 @@ def _write_corrupted(
     _write_arrays(folder / FILE, robust)
     targets = labels_of(splits.test, splits.kind)
     names = {key.partition(":")[0] for key in robust}
-    result["corrupted"] = {
+    result[KEY] = {
         name: {
             "version": int(robust[f"{name}:version"]),
             "scores": scores(robust, name, targets, splits.kind),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import corrupted, runs
-from analysis.runs import Status
+from analysis.runs import MODEL, Status
 from benchmarks.studies import search
 from benchmarks.studies.cells import Cell
 from methods.medmnistc import VERSION
@@ -16,8 +16,6 @@ from methods.medmnistc import VERSION
 FAILURES = "failures.jsonl"
 """In a run's directory: one line per failure, with the reason."""
 UNFINISHED = ("new", "interrupted")
-MODEL = "model.pt"
-"""In a run's directory: the network, if it was saved."""
 
 
 def unfinished(

@@ -19,6 +19,11 @@ from methods.branches import add_branch
 from methods.naming import nearest
 from methods.own import import_torchvision
 
+REFUSED = frozenset(
+    ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
+     "cache_dir", "num_classes", "in_chans", "features_only")
+)  # fmt: skip
+"""Arguments of timm that a run's id would not know, or that augbench sets."""
 INSIDE = "trunk.network."
 """Where a HookedModel has the network; so its saved weights start."""
 
@@ -68,6 +73,11 @@ def timm_network(
     """
     timm = _timm()
     others = dict(others or {})
+    if refused := sorted(others.keys() & REFUSED):
+        raise ValueError(
+            f"{refused[0]}: expected an argument of the network; weights=FILE and pretrained=true "
+            "say which weights it starts from"
+        )
     channels, size = spec.shape[0], min(spec.shape[1:])
     if enlarge and enlarge < max(spec.shape[1:]):
         raise ValueError(f"enlarge: expected {max(spec.shape[1:])} pixels or more, got {enlarge}")

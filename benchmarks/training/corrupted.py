@@ -23,7 +23,7 @@ from benchmarks.data.seeding import preserved, seed_global
 from benchmarks.data.splits import NotApplicable
 from benchmarks.data.streams import Rows
 from benchmarks.training.errors import Interrupted, TrainingFailed
-from benchmarks.training.evaluation import EVALUATION_BATCH
+from benchmarks.training.evaluation import EVALUATION_BATCH, EVALUATION_VALUES
 from benchmarks.training.precision import tf32
 from benchmarks.training.progress import Progress
 from methods.base import Task
@@ -106,7 +106,9 @@ def logits_on(
                 )
                 made.append(_logits(network, parts, device))
             found[f"{name}:{corruption}"] = np.stack(made)
-        found[f"{name}:{ATTACK}"] = _attacked(network, rows, task)
+        attacked = _attacked(network, rows, task)
+        if attacked is not None:
+            found[f"{name}:{ATTACK}"] = attacked
     for key, logits in found.items():
         if not np.isfinite(logits).all():
             raise TrainingFailed(f"the network's logits are not finite under {key}")
@@ -114,8 +116,10 @@ def logits_on(
 
 
 def _batches(rows: Rows) -> Iterator[Tensor]:
-    for start in range(0, len(rows), EVALUATION_BATCH):
-        yield torch.arange(start, min(start + EVALUATION_BATCH, len(rows)), device=rows.y.device)
+    """Positions, fewer at a time of images above 64 pixels. Random draws depend on these."""
+    one = rows.inputs(torch.arange(1, device=rows.y.device))
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // one.numel()))
+    yield from torch.arange(len(rows), device=rows.y.device).split(size)
 
 
 def _test_of(rows: Rows) -> Test:
@@ -166,15 +170,19 @@ def _logits(
     return torch.cat(made).numpy()
 
 
-def _attacked(network: nn.Module, rows: Rows, task: Task) -> np.ndarray:
-    """Logits under FGSM: a step of epsilon along the sign of the gradient of each row's loss."""
+def _attacked(network: nn.Module, rows: Rows, task: Task) -> np.ndarray | None:
+    """Logits under FGSM: a step of epsilon along the sign of the gradient of each row's loss; None
+    if the network passes no gradient to its input."""
     training = network.training
     made: list[list[Tensor]] = [[] for _ in EPSILONS]
     network.eval()
     for index in _batches(rows):
         x = rows.inputs(index).detach().clone().requires_grad_()
         loss = task.losses(network(x).float(), rows.y[index]).sum()
-        (slope,) = torch.autograd.grad(loss, x)
+        slope = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+        if slope is None:
+            network.train(training)
+            return None
         with torch.no_grad():
             for each, epsilon in zip(made, EPSILONS, strict=True):
                 moved = (x + epsilon * slope.sign()).clamp(0, 1)

@@ -98,7 +98,10 @@ def check_files(text: str, version: int) -> None:
     Raises:
         NamingError: the file was changed since, or is another one on this machine.
     """
-    if text.startswith(OWN) or not any("weights" in dict(c.arguments) for c in _calls(_call(text))):
+    if text.startswith(OWN):
+        return
+    given = {name for each in _calls(_call(text)) for name, _ in each.arguments}
+    if not given & {"weights", "pretrained"}:
         return
     if version_of(text) != version:
         raise NamingError(
