@@ -381,7 +381,9 @@ def test_a_network_that_is_not_the_run_s_is_refused(
 
 
 def with_network(name: str) -> list[str]:
-    return [each.replace("small_cnn(width=0.25)", f"py:tests.test_corrupted:{name}") for each in BASE]
+    return [
+        each.replace("small_cnn(width=0.25)", f"py:tests.test_corrupted:{name}") for each in BASE
+    ]
 
 
 def killed_at_the_last_write(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,7 +316,7 @@ def test_draws_are_the_same(tmp_path: Path) -> None:
 
 
 DECODE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from benchmarks.data import decoders, folders, pictures
 from benchmarks.data.sources import load
@@ -331,6 +331,7 @@ def slow(digest, file, data, altered):
     time.sleep(float(sys.argv[2]))
     return real(digest, file, data, altered)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 folders._add = slow
 arrays = load("folder", path=str(place / "set"), size=9, root=place / "root", memory_gib=0)
 print(arrays.checksum)

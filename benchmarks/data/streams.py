@@ -247,8 +247,9 @@ class RowStream:
     def _drawn(self, index: Tensor) -> Batch:
         """The rows ``index`` (B,) on the CPU, where images on disk are looked up."""
         there = sent(index, self._rows.y.device)
-        on_disk = isinstance(self._rows.x, OnDisk)
-        return self._batch(there, self._rows.inputs(index if on_disk else there))
+        if not isinstance(self._rows.x, OnDisk):
+            return self.rows(there)
+        return self._batch(there, self._rows.inputs(index))
 
     def _order(self) -> Tensor:
         """Positions on the CPU, so that drawing them does not wait for the device."""

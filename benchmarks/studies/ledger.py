@@ -58,10 +58,10 @@ class Ledger:
 
     def epochs(self, cell: Cell) -> int:
         """The epoch from which an unfinished run resumes; 0 if it starts over."""
-        if only_corruptions(self.status(cell), self.folder(cell), self._save_model):
+        status = self.status(cell)
+        if only_corruptions(status, self.folder(cell), self._save_model):
             return cell.run.training.epochs
-        interrupted = self.status(cell).state == "interrupted"
-        return len(search.lines_of(self.folder(cell))) if interrupted else 0
+        return len(search.lines_of(self.folder(cell))) if status.state == "interrupted" else 0
 
     def failures(self, cell: Cell) -> list[str]:
         """The reasons for its failures."""
