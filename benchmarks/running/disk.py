@@ -103,7 +103,7 @@ def execute(
         # A run that is trained again keeps the sets that it had been evaluated on.
         ended = runs.read_result(folder) if status.state == "done" else None
         known: list[str] = [] if ended is None else list(ended.get(KEY, {}))
-        sets = list(dict.fromkeys([*known, *([asked] if asked else [])]))
+        sets = [*known, *([asked] if asked and asked not in known else [])]
         if status.state == "done" and asked and not has(folder, asked, VERSION):
             progress.note(
                 f"{run.row}, seed {run.seed}: is done, but has neither a saved network "
