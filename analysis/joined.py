@@ -196,9 +196,9 @@ def rows_beside(
     if not own or not sources:
         return list(rows), []
     more, told = beside(own, sources, wanted=wanted)
-    (made, *_) = [*blocks.split([*own, *more]), None]
-    if not more or made is None:
+    if not more:
         return list(rows), told
+    made = blocks.split([*own, *more])[0]
     column = made.columns[0]
     joined = [
         replace(column.rows[entry.name], upstream=made.beside(entry, entry.facts.upstream))

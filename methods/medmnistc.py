@@ -55,6 +55,16 @@ ORGANS = {
     "gamma_corr_up": _each(1.3, 1.4, 1.6, 1.8, 2.0),
     "gamma_corr_down": LOWERED,
 }
+X_RAY: dict[str, Settings] = {
+    "gaussian_blur": _each(3, 5, 7, 9, 11),
+    "brightness_up": UP,
+    "brightness_down": DOWN,
+    "contrast_up": RAISED,
+    "contrast_down": LOWERED,
+    "gamma_corr_up": RAISED,
+    "gamma_corr_down": LOWERED,
+}
+"""Of the two sets of chest X-rays."""
 REGISTRY: dict[str, dict[str, Settings]] = {
     COMMON: {
         "gaussian_noise": _each(0.04, 0.08, 0.12, 0.18, 0.26),
@@ -141,13 +151,7 @@ REGISTRY: dict[str, dict[str, Settings]] = {
         "pixelate": BLOCKS,
         "jpeg_compression": JPEG,
         **GRAIN,
-        "gaussian_blur": _each(3, 5, 7, 9, 11),
-        "brightness_up": UP,
-        "brightness_down": DOWN,
-        "contrast_up": RAISED,
-        "contrast_down": LOWERED,
-        "gamma_corr_up": RAISED,
-        "gamma_corr_down": LOWERED,
+        **X_RAY,
     },
     "pneumoniamnist": {
         "pixelate": _each(0.8, 0.7, 0.6, 0.5, 0.40),
@@ -156,13 +160,7 @@ REGISTRY: dict[str, dict[str, Settings]] = {
         "speckle_noise": _each(0.05, 0.07, 0.10, 0.15, 0.20),
         "impulse_noise": _each(0.005, 0.01, 0.013, 0.017, 0.02),
         "shot_noise": _each(300, 200, 150, 100, 80),
-        "gaussian_blur": _each(3, 5, 7, 9, 11),
-        "brightness_up": UP,
-        "brightness_down": DOWN,
-        "contrast_up": RAISED,
-        "contrast_down": LOWERED,
-        "gamma_corr_up": RAISED,
-        "gamma_corr_down": LOWERED,
+        **X_RAY,
     },
     "organamnist": ORGANS,
     "organcmnist": ORGANS,

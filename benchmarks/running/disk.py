@@ -316,6 +316,7 @@ def _on_corrupted(
                     progress,
                     stop or (lambda: False),
                 )
+            result.get(FAILED, {}).pop(name, None)
         except (Interrupted, Gone):
             raise
         except Exception as error:  # a network of others may do anything
