@@ -69,7 +69,7 @@ def as_text(
     blocks = [
         _heading(rows, done, when),
         "\n".join([_scores(rows, found, when), *_footnotes(found, done, margin)]),
-        "\n".join(_on_corrupted(rows, found)),
+        _on_corrupted(rows, found, margin),
         "\n".join(wrapped(told) for row in rows if (told := learning_told(row))),
         "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
     ]
@@ -79,7 +79,7 @@ def as_text(
             "differences": [_differences(rows, found, metric, when) for metric in SHOWN],
             "labels-found": [_detection(rows)],
             "attacked-rows": [_attacks(rows)],
-            "corrupted": [_kinds(rows)],
+            "corrupted": _more_on_corrupted(rows, found, margin),
         }
         blocks += [each for listed in further.values() for each in listed]
         shown = {name for name, listed in further.items() if any(listed)}
@@ -216,7 +216,7 @@ def _fitting(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
         return text(table("scores", title, head, body))
 
     if over(written()) > 0:
-        body = [[*row[:-2], row[-2].replace(" (", "\n("), row[-1]] for row in body]
+        body = [[*row[:-2], _broken(row[-2]), row[-1]] for row in body]
     if (beyond := over(written())) > 0:
         width = max(NAMES, max(len(row[0]) for row in body) - beyond)
         body = [[folded(row[0], width), *row[1:]] for row in body]
@@ -355,21 +355,34 @@ def _attacks(rows: Sequence[RowRuns]) -> str:
     return text(table("attacked-rows", "Attacked rows", ["", *ATTACKS], body)) if body else ""
 
 
-def _on_corrupted(rows: Sequence[RowRuns], found: Sequence[Finding]) -> list[str]:
+def _on_corrupted(rows: Sequence[RowRuns], found: Sequence[Finding], margin: float) -> str:
     """Scores on corrupted test images; empty if no run was evaluated on any."""
-    bases = [(each.row, each.base) for each in found]
-    made = robustness.brief_table(rows, bases)
+    made = robustness.brief_table(rows, found, margin)
     if made is None:
-        return []
+        return ""
     if max(map(len, text(made).splitlines())) > WIDTH:
-        made = robustness.brief_table(rows, bases, lambda name: folded(name, NAMES)) or made
-    return [text(made), wrapped(robustness.NOTE)]
+        body = [[each.text for each in row] for group in made.groups for row in group.rows]
+        body = [[folded(row[0], NAMES), *map(_broken, row[1:])] for row in body]
+        made = table(made.name, made.title, [*map(_broken, made.head)], body, made.notes)
+    return text(made)
 
 
-def _kinds(rows: Sequence[RowRuns]) -> str:
-    """The balanced error under each corruption; empty if no run was evaluated on any."""
-    made = robustness.kinds_table([("", row) for row in rows], "corruptions")
-    return text(made) if made is not None else ""
+def _broken(told: str) -> str:
+    """A text with a line break before what is in brackets."""
+    return re.sub(r" (?=[(\[])", "\n", told)
+
+
+def _more_on_corrupted(
+    rows: Sequence[RowRuns], found: Sequence[Finding], margin: float
+) -> list[str]:
+    """Differences, and the balanced error under each corruption; empty without evaluated runs."""
+    names = {row.name: row for row in robustness.narrowed(rows)}
+    pairs = [(each, names[each.row], names[each.base]) for each in found]
+    made = [
+        robustness.differences_table(pairs, margin, "corrupted-differences"),
+        robustness.kinds_table([("", row) for row in rows], "corruptions"),
+    ]
+    return [text(each) for each in made if each is not None]
 
 
 def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:

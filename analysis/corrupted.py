@@ -8,7 +8,7 @@ targets in predictions.npz, and "SET:version" of the images.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics, runs
-from analysis.metrics import Floats, Measure
+from analysis.metrics import Floats
 
 FILE = "corrupted.npz"
 KEY, FAILED = "corrupted", "corrupted_failed"
@@ -25,15 +25,6 @@ KEY, FAILED = "corrupted", "corrupted_failed"
 SETS = ("medmnist-c", "common")
 ATTACK = "fgsm"
 """An attack on the network itself, stored as one more corruption, and never in a mean over them."""
-SCORES = ("accuracy", "auc", "balanced_error")
-MEASURES = {
-    "corrupted_accuracy": Measure("accuracy, corrupted"),
-    "corrupted_auc": Measure("AUC, corrupted"),
-    "corrupted_balanced_error": Measure("balanced error, corrupted", lower=True),
-    "relative_balanced_error": Measure("relative balanced error", lower=True),
-    "attacked_accuracy": Measure("accuracy under attack"),
-}
-"""Metrics of a run on corrupted images: means over severities, then over corruptions."""
 
 
 def has(folder: Path, name: str, version: int) -> bool:
@@ -104,6 +95,15 @@ def table_of(result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     return runs.with_nan(result[KEY][name]["scores"]) if name else {}
 
 
+def lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Every score of every set: "SET:CORRUPTION:SEVERITY", the name of the score, and its value."""
+    for of, stored in runs.with_nan(result.get(KEY, {})).items():
+        for corruption, found in stored["scores"].items():
+            for name, values in found.items():
+                for severity, value in enumerate(values, start=1):
+                    yield f"{of}:{corruption}:{severity}", name, float(value)
+
+
 def mean(result: Mapping[str, Any], corruption: str, score: str) -> float:
     """A score under a corruption, over its severities; nan if the run has none."""
     found = table_of(result).get(corruption)
@@ -111,7 +111,7 @@ def mean(result: Mapping[str, Any], corruption: str, score: str) -> float:
 
 
 def value(result: Mapping[str, Any], name: str) -> float:
-    """A metric of ``MEASURES``; nan if the run was not evaluated on corrupted images."""
+    """A metric of ``ON_CORRUPTED``; nan if the run was not evaluated on corrupted images."""
     found = table_of(result)
     if name == "attacked_accuracy":
         return mean(result, ATTACK, "accuracy")
@@ -133,7 +133,7 @@ def item_values(
     arrays: Mapping[str, NDArray], result: Mapping[str, Any], clean: NDArray, targets: NDArray,
     name: str,
 ) -> Floats:  # fmt: skip
-    """(N,) values of the test images whose mean is a metric of ``MEASURES``.
+    """(N,) values of the test images whose mean is a metric of ``ON_CORRUPTED``.
 
     ``clean`` are the logits on clean images. An image's value is its mean over severities and
     corruptions, so that the images, not their corrupted copies, are what is sampled.

@@ -15,7 +15,7 @@ from analysis.blocks import Block, Column, bases
 from analysis.contents import hardly_learned
 from analysis.differences import Difference, RowRuns, difference
 from analysis.facts import NONE
-from analysis.metrics import MEASURES, SHOWN
+from analysis.metrics import MEASURES, TESTED
 from analysis.numbers import POINTS
 from analysis.question import Question
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
@@ -268,7 +268,7 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
         return Best("", frozenset(), frozenset())
     sign = -1 if MEASURES[metric].lower else 1
     top = max(means, key=lambda name: sign * float(np.mean(means[name])))
-    if metric not in SHOWN:
+    if metric not in TESTED:
         return Best(top, frozenset(), frozenset())
     others = [name for name in means if name != top]
     made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}

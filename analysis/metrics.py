@@ -55,12 +55,29 @@ MEASURES = {
     "sensitivity": Measure("sensitivity"),
     "specificity": Measure("specificity"),
     "mcc": Measure("MCC", percent=False),
+    "corrupted_accuracy": Measure("corrupted accuracy"),
+    "corrupted_auc": Measure("corrupted AUC"),
+    "corrupted_balanced_error": Measure("corrupted balanced error", lower=True),
+    "relative_balanced_error": Measure("relative balanced error", lower=True),
+    "attacked_accuracy": Measure("accuracy under attack"),
 }
-"""Metrics that are one number, as tables write them: those of ``evaluate``, then ``further``."""
+"""Metrics that are one number, as tables write them: those of ``evaluate``, then ``further``, then
+those on corrupted test images (``ON_CORRUPTED``)."""
 FURTHER = ("f1", "precision", "sensitivity", "specificity", "mcc")
 """Metrics that no run stores; they are computed from predictions when a table asks for them."""
 SHOWN = {name: MEASURES[name].name for name in ("accuracy", "auc")}
 """Metrics with a main table, and their names there; ``item_values`` gives the spread of each."""
+ON_CORRUPTED = (
+    "corrupted_accuracy",
+    "corrupted_auc",
+    "corrupted_balanced_error",
+    "relative_balanced_error",
+    "attacked_accuracy",
+)
+"""Metrics of a run on corrupted test images, last epoch: means over severities, then over
+corruptions. ``corrupted.value`` computes them, ``corrupted.item_values`` gives their spread."""
+TESTED = (*SHOWN, *ON_CORRUPTED)
+"""Metrics with a known spread, whose differences can be tested."""
 
 
 def probabilities(logits: ArrayLike, kind: str) -> Floats:

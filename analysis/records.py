@@ -113,9 +113,9 @@ class Record:
     def metric(self, name: str, split: str = "test", when: str = "last") -> float:
         """A metric of the stored result; nan where it is undefined or the epoch unavailable.
 
-        Those on corrupted images (``corrupted.MEASURES``) are of test and the last epoch.
+        Those on corrupted images (``metrics.ON_CORRUPTED``) are of test and the last epoch.
         """
-        if name in corrupted.MEASURES:
+        if name in metrics.ON_CORRUPTED:
             there = (split, when) == ("test", "last")
             return corrupted.value(self.result, name) if there else math.nan
         values = self.result["metrics"].get(when, {}).get(split, {})
@@ -183,7 +183,7 @@ class Record:
         if self.items is not None:
             return self.items.right.astype(float)
         logits = self.predictions[f"test_{when}_logits"]
-        if name in corrupted.MEASURES:
+        if name in metrics.ON_CORRUPTED:
             arrays, targets = self.arrays(corrupted.FILE), self.predictions["test_targets"]
             try:
                 return corrupted.item_values(arrays, self.result, logits, targets, name)
@@ -366,7 +366,10 @@ def frame(records: Sequence[Record]) -> DataFrame:
     """One line per metric of each run; a run without metrics has one line, with its reason.
 
     ``when`` is last or selected, ``split`` select or test, ``class`` the class of a recall and -1
-    for other metrics. Cost and versions are repeated in every line of their run.
+    for other metrics. Cost and versions are repeated in every line of their run. Of a run that was
+    evaluated on corrupted test images, ``corruptions`` names the set of the means over them
+    (``metrics.ON_CORRUPTED``), and further splits, such as "common:pixelate:3", are the test images
+    under one corruption at one severity.
     """
     import pandas as pd  # noqa: PLC0415 - takes half a second that a comparison does not need
 
@@ -409,6 +412,7 @@ def _cell(record: Record) -> dict[str, Any]:
         "code": runs.to_json(run.versions),
         "status": result["status"],
         "reason": result.get("reason", ""),
+        "corruptions": corrupted.set_of(result),
         "train_rows": rows.get("train", 0),
         "meta_rows": rows.get("meta", 0),
         "select_rows": rows.get("select", 0),
@@ -446,6 +450,10 @@ def _lines(record: Record) -> Iterator[tuple[str, str, str, int, float]]:
                 first = 0 if isinstance(value, list) else -1
                 for number, one in enumerate(each, start=first):
                     yield when, split, name, number, math.nan if one is None else float(one)
+    for name in metrics.ON_CORRUPTED if corrupted.set_of(record.result) else ():
+        yield "last", "test", name, -1, record.metric(name)
+    for split, name, value in corrupted.lines(record.result):
+        yield "last", split, name, -1, value
 
 
 TRAINING = runs.field_names(runs.Training)
@@ -467,23 +475,25 @@ def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
 
     Accuracy, AUC, nll and ECE are of the test split at the last epoch, as fractions and nats;
     seconds are charged. If labels were corrupted, three more columns say how well they were found;
-    if rows were attacked, seven more describe the attacks.
+    if rows were attacked, seven more describe the attacks; if test images were corrupted, six more
+    have the set of corruptions and the metrics on them, as fractions.
     """
     rows = [(name, list(records)) for name, records in rows]
     every = [each for _, records in rows for each in records if each.done]
     detection = DETECTION if any("detection" in each.result for each in every) else ()
     attack = ATTACK if any(not math.isnan(each.logged(ATTACK[0])) for each in every) else ()
+    robust = metrics.ON_CORRUPTED if any(corrupted.set_of(each.result) for each in every) else ()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["benchmark", "model", "protocol", "row", "seed", "id", "status", "reason", "epochs",
          "accuracy", "auc", "nll", "ece", "seconds_per_epoch", "passes_per_row",
-         *detection, *attack]
+         *detection, *attack, *(["corruptions", *robust] if robust else [])]
     )  # fmt: skip
     for name, records in rows:
         for record in records:
             run, cost = record.run, record.result.get("cost", {})
-            values = [""] * (6 + len(detection) + len(attack))
+            values = [""] * (6 + len(detection) + len(attack) + len(robust) + bool(robust))
             if record.done:
                 names = ("accuracy", "auc", "nll", "ece")
                 values = [f"{record.metric(each):.6g}" for each in names]
@@ -491,6 +501,9 @@ def to_csv(rows: Iterable[tuple[str, Iterable[Record]]]) -> str:
                 found = [record.detection(each) for each in detection]
                 found += [record.logged(each) for each in attack]
                 values += ["" if math.isnan(value) else f"{value:.6g}" for value in found]
+                scores = [record.metric(each) for each in robust]
+                values += [corrupted.set_of(record.result)] if robust else []
+                values += ["" if math.isnan(value) else f"{value:.6g}" for value in scores]
             ended = [record.result["status"], record.result.get("reason", "")]
             cell = [run.benchmark, run.model, run.protocol, name, run.seed, run.id]
             writer.writerow([*cell, *ended, run.training.epochs, *values])

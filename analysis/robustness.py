@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from analysis.blocks import Block
 from analysis.contents import difference_cells
-from analysis.corrupted import ATTACK, KEY, MEASURES, SETS, clean_error, mean, set_of, table_of
+from analysis.corrupted import ATTACK, KEY, SETS, clean_error, mean, set_of, table_of
 from analysis.differences import Difference, RowRuns, difference
-from analysis.numbers import MISSING, POINTS, estimated, mean_sd
+from analysis.findings import Finding, judged
+from analysis.metrics import MEASURES
+from analysis.numbers import MISSING, POINTS, count, estimated, mean_sd, p_value
 from analysis.records import Record
 from analysis.table import Table, table
 
@@ -26,8 +29,10 @@ SCORES = {
 }
 """Metrics of the tables, and their names there."""
 BRIEF = ("accuracy", "corrupted_accuracy", "corrupted_balanced_error", "attacked_accuracy")
-TESTED = ("corrupted_accuracy", "corrupted_balanced_error", "attacked_accuracy")
-"""Metrics whose differences a report shows."""
+JUDGED = "corrupted_accuracy"
+"""The metric of the verdicts: the only one with p-values, whose comparisons are one family."""
+FURTHER = ("corrupted_balanced_error", "attacked_accuracy")
+"""Metrics whose differences a report shows with their intervals alone."""
 CLEAN = "clean"
 
 
@@ -56,6 +61,15 @@ def narrowed(rows: Sequence[RowRuns]) -> list[RowRuns]:
     return [replace(row, records=tuple(map(only, row.records))) for row in rows]
 
 
+def of_block(block: Block) -> Block:
+    """The block with the runs on each data set narrowed."""
+    columns = [
+        replace(column, rows=dict(zip(column.rows, narrowed([*column.rows.values()]), strict=True)))
+        for column in block.columns
+    ]
+    return replace(block, columns=tuple(columns))
+
+
 def _by_column(rows: Sequence[tuple[str, RowRuns]]) -> list[tuple[str, RowRuns]]:
     """Rows of several data sets, those of each narrowed, in their order."""
     made: dict[str, list[RowRuns]] = {}
@@ -76,8 +90,8 @@ def sets_of(rows: Iterable[RowRuns]) -> list[str]:
 
 
 def compared(row: RowRuns, base: RowRuns, name: str) -> Difference | None:
-    """A difference of a metric of ``MEASURES``; None if they have no such runs in common, or not
-    the same corruptions."""
+    """A difference of a metric of ``ON_CORRUPTED``; None if they have no such runs in common, or
+    other corruptions."""
     row, base = narrowed([row, base])
     kinds = {tuple(table_of(each.result)) for one in (row, base) for each in evaluated(one)}
     same = len(kinds) == 1 and len(sets_of([row, base])) == 1
@@ -91,38 +105,68 @@ def score_cells(row: RowRuns, names: Iterable[str], digits: int) -> list[str]:
     return [str(len(runs)), *(mean_sd(each, digits) if each else MISSING for each in cells)]
 
 
-def brief_table(
-    rows: Sequence[RowRuns],
-    bases: Sequence[tuple[str, str]],
-    written: Callable[[str], str] = str,
-) -> Table | None:
+Pair = tuple[Finding, RowRuns, RowRuns]
+"""A comparison of clean accuracy, and the rows that it compares."""
+
+
+def on_corrupted(pairs: Sequence[Pair], margin: float) -> list[Finding | None]:
+    """The same comparisons of accuracy on corrupted images, tested as a family of their own; None
+    where the two rows have no such runs to compare."""
+    made = [
+        Finding(
+            each.row,
+            each.base,
+            each.column,
+            compared(row, base, JUDGED),
+            fallback=each.fallback,
+            hardly=each.hardly,
+            chosen=each.chosen,
+        )
+        for each, row, base in pairs
+    ]
+    return [each if each.difference is not None else None for each in judged(made, margin)]
+
+
+def brief_table(rows: Sequence[RowRuns], found: Sequence[Finding], margin: float) -> Table | None:
     """What ``augbench compare`` prints below its scores; None if no run was evaluated.
 
-    ``bases`` are rows and the rows that they are compared with; ``written`` folds their names.
+    ``found`` are the comparisons of clean accuracy.
     """
     rows = narrowed(rows)
     sets, named = sets_of(rows), {row.name: row for row in rows}
     if not sets:
         return None
-    against = {row: base for row, base in bases if row in named and base in named}
+    pairs = [(each, named[each.row], named[each.base]) for each in found]
+    judged_on = on_corrupted(pairs, margin)
+    against = {each.row: one for each, one in zip(found, judged_on, strict=True)}
     body = []
     for row in rows:
-        made = None
-        if row.name in against:
-            made = compared(row, named[against[row.name]], "corrupted_accuracy")
-        told = "" if row.name not in against else MISSING
-        if made is not None:
-            told = estimated(made.estimate, made.interval)
-        body.append([written(row.name), *score_cells(row, BRIEF, 1), told])
-    head = ["", "n", *(SCORES[name] for name in BRIEF), "difference [95 % CI]"]
+        made, told = against.get(row.name), ["", ""] if row.name not in against else [MISSING] * 2
+        if made is not None and made.difference is not None:
+            ends = estimated(made.difference.estimate, made.difference.interval)
+            told = [ends, made.told]
+        body.append([row.name, *score_cells(row, BRIEF, 1), *told])
+    head = ["", "n", *(SCORES[name] for name in BRIEF), "difference [95 % CI]", "verdict"]
     title = f"Corrupted test images ({', '.join(sets)}), last epoch, in per cent"
-    return table("corrupted", title, head, body)
+    return table("corrupted", title, head, body, [NOTE, *family_note(judged_on, margin)])
 
 
 NOTE = (
     "corrupted: accuracy; BE: balanced error; both are means over severities and corruptions; "
     "FGSM: accuracy under attack; difference: of corrupted accuracy. Limits: docs/corruptions.md."
 )
+
+
+def family_note(found: Sequence[Finding | None], margin: float) -> list[str]:
+    """What the verdicts are corrected over; empty if there is none."""
+    tested = sum(each is not None and not math.isnan(each.p) for each in found)
+    if not tested:
+        return []
+    return [
+        "p-values and verdicts: of corrupted accuracy alone, with Holm's correction over "
+        f"{count(tested, 'tested comparison')}, a family apart from that of clean accuracy; "
+        f"intervals are not corrected. Equivalent: within the margin of {margin:g} points."
+    ]
 
 
 def scores_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:
@@ -139,19 +183,23 @@ def scores_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None
     return table(name, title, ["", "data set", "n", *SCORES.values()], body) if body else None
 
 
-def differences_table(pairs: Sequence[tuple[str, RowRuns, RowRuns]], name: str) -> Table | None:
-    """Differences of each pair of rows on each data set, with both intervals; None if none."""
-    body = []
-    for column, row, base in pairs:
-        for metric in TESTED:
-            made = compared(row, base, metric)
-            if made is not None:
-                told = [f"{row.name} over {base.name}", column, MEASURES[metric].name]
-                body.append([*told, *difference_cells(made)])
+def differences_table(pairs: Sequence[Pair], margin: float, name: str) -> Table | None:
+    """Each comparison of clean accuracy on corrupted images: both intervals, and for corrupted
+    accuracy the test and its verdict; None if no two rows were evaluated."""
+    found, body = on_corrupted(pairs, margin), []
+    for each, (_, row, base) in zip(found, pairs, strict=True):
+        if each is None:
+            continue
+        made = {name: compared(row, base, name) for name in FURTHER}
+        for metric, one in {JUDGED: each.difference, **made}.items():
+            *told, detectable = difference_cells(one)
+            judged_so = (p_value(each.p), each.told) if metric == JUDGED else ("", "")
+            label = [f"{each.row} over {each.base}", each.column, MEASURES[metric].name]
+            body.append([*label, *told, judged_so[0], detectable, judged_so[1]])
     head = ["", "data set", "metric", "n", "difference, points", "training 95 % CI",
-            "population 95 % CI", "detectable"]  # fmt: skip
+            "population 95 % CI", "p (Holm)", "detectable", "verdict"]  # fmt: skip
     title = "Differences on corrupted test images, in points, paired by seed and image"
-    return table(name, title, head, body) if body else None
+    return table(name, title, head, body, family_note(found, margin)) if body else None
 
 
 def kinds_table(rows: Sequence[tuple[str, RowRuns]], name: str) -> Table | None:

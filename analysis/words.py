@@ -32,6 +32,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "sensitivity at 95 % specificity": "the highest sensitivity of a threshold with at least "
         "this specificity; only with two classes.",
         "NLL, Brier score": "negative log-likelihood, and squared error of the probabilities.",
+        "corrupted accuracy, corrupted AUC, corrupted balanced error, relative balanced error, "
+        "accuracy under attack": "of runs that were also evaluated on corrupted test images.",
         "ECE, ECE (equal mass)": "expected calibration error: how far confidence is from accuracy, "
         "in 15 bins of equal width or of equal size.",
     },
@@ -114,7 +116,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "FGSM": "accuracy under an attack of one step on the network itself, the mean over five "
         "strengths; it is in no mean over corruptions.",
         "metric": "the metric of a difference: accuracy or balanced error on corrupted images, or "
-        "accuracy under attack.",
+        "accuracy under attack. Only corrupted accuracy has p-values and verdicts; its comparisons "
+        "are those of clean accuracy, and Holm's correction counts them as a family of their own.",
     },
     "attacked-rows": {
         "selected": "share of the drawn rows that were attacked, warm-up included. Methods log "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import os
@@ -13,9 +15,22 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import comparison, corrupted, joined, metrics, packing, records, robustness, runs
+import augbench
+from analysis import (
+    comparison,
+    corrupted,
+    joined,
+    metrics,
+    packing,
+    records,
+    recordsfile,
+    robustness,
+    runs,
+)
 from analysis.differences import RowRuns, difference
+from analysis.findings import Finding
 from analysis.joined import Source
+from analysis.numbers import p_value
 from analysis.report import page
 from benchmarks.cli import main
 from benchmarks.data.names import parse_benchmark
@@ -139,7 +154,7 @@ class TestScores:
         assert values.shape == (50,)
         assert values.mean() == pytest.approx(expected, abs=1e-12)
 
-    @pytest.mark.parametrize("name", corrupted.MEASURES)
+    @pytest.mark.parametrize("name", metrics.ON_CORRUPTED)
     def test_items_average_to_the_metric(self, name: str, tmp_path: Path) -> None:
         (record,) = records.read([made(tmp_path, "none", 0)])
         assert record.item_values(name).mean() == pytest.approx(record.metric(name), abs=1e-9)
@@ -168,7 +183,7 @@ class TestScores:
 
     def test_a_run_without_them_has_none(self, tmp_path: Path) -> None:
         (record,) = records.read([make_run(tmp_path)])
-        assert all(np.isnan(record.metric(name)) for name in corrupted.MEASURES)
+        assert all(np.isnan(record.metric(name)) for name in metrics.ON_CORRUPTED)
 
 
 def made(root: Path, method: str, seed: int, skill: float = 1.0, of: str = "common") -> Path:
@@ -198,6 +213,10 @@ def rows_of(root: Path) -> list[RowRuns]:
     ]
 
 
+def row_of(root: Path, name: str, skill: float) -> RowRuns:
+    return RowRuns(name, "none", tuple(records.read(made(root, name, s, skill) for s in range(4))))
+
+
 class TestTables:
     def test_difference_is_the_paired_one_of_the_scores(self, tmp_path: Path) -> None:
         none, mixup = rows_of(tmp_path)
@@ -210,6 +229,46 @@ class TestTables:
         assert found.estimate == pytest.approx(np.mean(own))
         assert found.population is not None
         assert found == difference(mixup, none, "corrupted_accuracy")
+
+    def test_corrupted_accuracy_is_tested_over_rows_and_sets(self, tmp_path: Path) -> None:
+        """By hand: Holm over two rows on two data sets, and no p-value for another metric."""
+        pairs = []
+        for place, column in enumerate(("one", "other")):
+            none, mixup = rows_of(tmp_path / column)
+            cutmix = row_of(tmp_path / column, "cutmix", 1.02 + place)
+            for row in (mixup, cutmix):
+                made = difference(row, none, "accuracy")
+                pairs.append((Finding(row.name, "none", column, made, p=1.0), row, none))
+        variances = [
+            found.variances
+            for _, row, none in pairs
+            if (found := difference(row, none, "corrupted_accuracy")) and found.variances
+        ]
+        alone = [each.p_zero() for each in variances]
+        order = np.argsort(alone)
+        steps = np.maximum.accumulate([alone[p] * (4 - rank) for rank, p in enumerate(order)])
+        expected = np.minimum(steps[np.argsort(order)], 1)
+        assert (expected > alone).sum() >= 3
+        judged = [each for each in robustness.on_corrupted(pairs, 0.5) if each is not None]
+        assert [each.p for each in judged] == pytest.approx(expected)
+        assert {each.verdict for each in judged} >= {"better"}
+        table = robustness.differences_table(pairs, 0.5, "corrupted-differences")
+        assert table is not None
+        rows = [[cell.text for cell in row] for row in table.groups[0].rows]
+        place = table.head.index("p (Holm)")
+        for number, each in enumerate(judged):
+            own, *others = rows[3 * number : 3 * number + 3]
+            assert own[2] == "corrupted accuracy"
+            assert (own[place], own[-1]) == (p_value(each.p), each.told)
+            assert [(one[place], one[-1]) for one in others] == [("", "")] * 2
+        assert "over 4 tested comparisons, a family apart from that of clean" in table.notes[0]
+
+    def test_the_verdict_is_printed(self, tmp_path: Path) -> None:
+        text = comparison.as_text([*rows_of(tmp_path), row_of(tmp_path, "cutmix", 1.0)])
+        _, _, below = text.partition("Corrupted test images")
+        (line,) = [each for each in below.splitlines() if each.startswith("mixup")]
+        assert line.endswith(" better")
+        assert "2 tested comparisons" in below.replace("\n  ", " ")
 
     def test_printed_below_the_scores(self, tmp_path: Path) -> None:
         text = comparison.as_text(rows_of(tmp_path), verbose=True)
@@ -240,6 +299,79 @@ class TestTables:
             assert (out / "figures" / f"{name}.png").is_file()
 
 
+class TestRecords:
+    """Scores are where a user looks for those of clean images."""
+
+    def test_lines_have_the_means_and_each_severity(self, tmp_path: Path) -> None:
+        make_run(tmp_path, "none", 0)
+        made(tmp_path, "mixup", 0)
+        found, _ = records.scan(tmp_path)
+        frame = records.frame(found)
+        (record,) = [each for each in found if corrupted.set_of(each.result)]
+        assert dict(zip(frame["id"], frame["corruptions"], strict=True)) == {
+            each.run.id: "common" if each is record else "" for each in found
+        }
+        assert set(frame[frame["split"] == "common:pixelate:3"]["id"]) == {record.run.id}
+        part = frame[(frame["when"] == "last") & (frame["id"] == record.run.id)]
+        own = dict(zip(zip(part["split"], part["metric"], strict=True), part["value"], strict=True))
+        for name in metrics.ON_CORRUPTED:
+            assert own["test", name] == record.metric(name)
+        stored, targets = record.arrays(corrupted.FILE), record.predictions["test_targets"]
+        right = (stored["common:pixelate"][2].argmax(1) == targets).mean()
+        assert own["common:pixelate:3", "accuracy"] == pytest.approx(right)
+        assert {("common:fgsm:5", "auc"), ("common:gaussian_noise:1", "balanced_error")} <= {*own}
+
+    def test_records_files(self, tmp_path: Path) -> None:
+        make_run(tmp_path, "none", 0)
+        made(tmp_path, "mixup", 0)
+        found, _ = records.scan(tmp_path)
+        recordsfile.write(found, tmp_path / "records.parquet")
+        back = {each.run.id: each for each in recordsfile.read(tmp_path / "records.parquet")}
+        text = records.to_csv([(each.run.method, [each]) for each in found])
+        lines = {line["row"]: line for line in csv.DictReader(io.StringIO(text))}
+        for each in found:
+            line, robust = lines[each.run.method], corrupted.set_of(each.result)
+            assert line["corruptions"] == robust
+            for name in metrics.ON_CORRUPTED:
+                value = each.metric(name)
+                assert line[name] == (f"{value:.6g}" if robust else "")
+                np.testing.assert_equal(back[each.run.id].metric(name), value)
+
+    def test_a_table_shows_and_tests_them(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Runs on another set are not mixed with them."""
+        rows = rows_of(tmp_path)
+        made(tmp_path, "none", 4, skill=20.0, of="medmnist-c")
+        asked = ["--metrics", "accuracy,corrupted_accuracy,relative_balanced_error"]
+        assert main.run(["table", str(tmp_path), *asked]) == 0
+        out = capsys.readouterr().out
+        assert "corrupted accuracy ↑" in out and "relative balanced error ↓" in out
+        assert "Corruptions of the test images: digits: common." in out
+        assert "Not tested" not in out
+        (line,) = [each for each in out.splitlines() if each.startswith("none")]
+        mean = 100 * np.mean([each.metric("corrupted_accuracy") for each in rows[0].records])
+        assert f"  {mean:.2f} ± " in line and "(n = 4)" in line
+        numbers = augbench.table(tmp_path, metrics="corrupted_accuracy")
+        counts = dict(zip(numbers.index, numbers["digits", "corrupted_accuracy", "n"], strict=True))
+        assert counts == {"none": 4, "mixup": 4}
+
+    def test_a_report_has_a_table_of_them_with_its_direction(self, tmp_path: Path) -> None:
+        rows_of(tmp_path / "runs")
+        out = tmp_path / "report"
+        page.report(
+            page.Options(
+                root=tmp_path / "runs",
+                out=out,
+                formats=("csv",),
+                metrics=("corrupted_balanced_error", "ece"),
+            )
+        )
+        head = (out / "tables" / "corrupted_balanced_error.csv").read_text().splitlines()[0]
+        assert "digits, % ↓" in head
+        assert "digits ↓" in (out / "tables" / "ece.csv").read_text().splitlines()[0]
+
+
 def versioned(folder: Path, version: int) -> Path:
     result = json.loads((folder / "result.json").read_text())
     for each in result["corrupted"].values():
@@ -264,7 +396,7 @@ class TestOneSet:
         (one,) = robustness.narrowed([row])
         assert robustness.sets_of([one]) == ["common"]
         assert [each.run.seed for each in robustness.evaluated(one)] == [0, 1, 2]
-        table = robustness.brief_table([row], [])
+        table = robustness.brief_table([row], [], 0.5)
         assert table is not None and "(common)" in table.title
         mean = np.mean([100 * e.metric("corrupted_accuracy") for e in row.records[:3]])
         assert table.groups[0].rows[0][3].text.startswith(f"{mean:.1f}")

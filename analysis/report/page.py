@@ -366,7 +366,8 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
     names = tables.names_table(block, "names")
     first = [each for each in drawn if each.name == "differences"]
     costs = [each for each in drawn if each.name in OF_COSTS]
-    corrupted, robust = _corrupted(block, found), [e for e in drawn if e.name in OF_CORRUPTIONS]
+    corrupted = _corrupted(block, found, asked.margin)
+    robust = [e for e in drawn if e.name in OF_CORRUPTIONS]
     sections = [
         Section(
             tables=[*main, names] if names else main,
@@ -400,7 +401,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
     )
 
 
-def _corrupted(block: Block, found: Sequence[Finding]) -> list[Table]:
+def _corrupted(block: Block, found: Sequence[Finding], margin: float) -> list[Table]:
     """The tables of scores on corrupted test images; none if no run was evaluated on any."""
     rows = [
         (column.name, column.rows[entry.name])
@@ -408,16 +409,15 @@ def _corrupted(block: Block, found: Sequence[Finding]) -> list[Table]:
         for entry in block.entries
         if entry.name in column.rows
     ]
-    there = {column.name: column.rows for column in block.columns}
+    columns = {column.name: column for column in robustness.of_block(block).columns}
     pairs = [
-        (each.column, there[each.column][each.row], there[each.column][each.base])
+        (each, columns[each.column].row(each.row), columns[each.column].row(each.base))
         for each in found
-        if {each.row, each.base} <= there[each.column].keys()
     ]
     return _there(
         [
             robustness.scores_table(rows, "corrupted"),
-            robustness.differences_table(pairs, "corrupted-differences"),
+            robustness.differences_table(pairs, margin, "corrupted-differences"),
             robustness.kinds_table(rows, "corruptions"),
         ]
     )

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from analysis import robustness
 from analysis.blocks import Block, Column, Entry
 from analysis.contents import one_class
 from analysis.findings import Best, best, mean_ranks, scores
 from analysis.labels import legend
-from analysis.metrics import MEASURES, SHOWN
+from analysis.metrics import MEASURES, ON_CORRUPTED, TESTED
 from analysis.numbers import MISSING, count, counted, listed, mean_sd, number
 from analysis.report import published
 from analysis.report.tables import folds_note, patients_note, ratio
@@ -48,6 +49,12 @@ class Scores:
     metrics: Sequence[str]
     when: str
     """last, or selected"""
+
+    @classmethod
+    def of(cls, block: Block, metrics: Sequence[str], when: str) -> Scores:
+        """Of a block; with metrics on corrupted images, each data set on one set of corruptions."""
+        robust = bool(set(ON_CORRUPTED) & set(metrics))
+        return cls(robustness.of_block(block) if robust else block, metrics, when)
 
     @cached_property
     def places(self) -> list[Place]:
@@ -146,12 +153,12 @@ class Scores:
             )
             notes.append(
                 f"Bold (best): the {best_of} mean of a column{controls}"
-                f"{tested if set(SHOWN) & set(self.metrics) else ''}."
+                f"{tested if set(TESTED) & set(self.metrics) else ''}."
             )
             fewest = min(self.counts[name, told[name, metric].top] for name, metric in enough)
-            if fewest < FEW_SEEDS and set(SHOWN) & set(self.metrics):
+            if fewest < FEW_SEEDS and set(TESTED) & set(self.metrics):
                 notes.append(f"Few seeds: with fewer than {FEW_SEEDS}, italics are less reliable.")
-            untested = [MEASURES[each].name for each in self.metrics if each not in SHOWN]
+            untested = [MEASURES[each].name for each in self.metrics if each not in TESTED]
             if untested:
                 notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
         few = {key: top.top for key, top in told.items() if key not in enough}
@@ -182,6 +189,19 @@ class Scores:
             )
         return notes
 
+    def corruptions_note(self) -> list[str]:
+        """The set of corruptions of each data set; empty without a metric on corrupted images."""
+        if not set(ON_CORRUPTED) & set(self.metrics):
+            return []
+        told = [
+            f"{column.name}: {', '.join(robustness.sets_of(column.rows.values())) or 'none'}"
+            for column in self.block.columns
+        ]
+        return [
+            f"Corruptions of the test images: {'; '.join(told)}. Metrics on them are means over "
+            "severities and corruptions (docs/corruptions.md)."
+        ]
+
     def _of(self, metric: str) -> str:
         return f" ({MEASURES[metric].name})" if len(self.metrics) > 1 else ""
 
@@ -208,7 +228,8 @@ def _epoch(when: str) -> str:
 
 def main_table(block: Block, metric: str, name: str, with_published: bool, when: str) -> Table:
     """Methods by data sets: mean and standard deviation over seeds, in points, and the cost."""
-    made = Scores(block, [metric], when)
+    made, measure = Scores.of(block, [metric], when), MEASURES[metric]
+    block = made.block
 
     def lines(entries: Sequence[Entry]) -> Lines:
         # Rows without any result are shown for the last epoch only.
@@ -233,10 +254,12 @@ def main_table(block: Block, metric: str, name: str, with_published: bool, when:
             empty = TableCell("")
             shown = tuple((label, empty, *values, empty) for label, *values in body)
             groups.append(Group("Published numbers, not ours", shown))
-    head = ["", "n", *(f"{each.name}, % ↑" for each in block.columns), "cost ratio ↓"]
+    unit = ", %" if measure.percent else ""
+    arrow = "↓" if measure.lower else "↑"
+    head = ["", "n", *(f"{each.name}{unit} {arrow}" for each in block.columns), "cost ratio ↓"]
     return Table(
         name,
-        f"Test {MEASURES[metric].name}, %, mean ± standard deviation over n seeds; {_epoch(when)}",
+        f"Test {measure.name}{unit}, mean ± standard deviation over n seeds; {_epoch(when)}",
         tuple(head),
         tuple(groups),
         tuple(notes),
@@ -256,6 +279,7 @@ def _main_notes(made: Scores, metric: str) -> list[str]:
             "Detectable (smallest true difference from the best row of the column that one "
             f"comparison would find with 80 % power), in points: {', '.join(found)}."
         )
+    notes += made.corruptions_note()
     return [*notes, *folds_note(columns), *patients_note(columns)]
 
 
@@ -283,7 +307,8 @@ def paper_table(
     block: Block, metrics: Sequence[str], name: str, when: str, options: Options
 ) -> Table:
     """The rows and data sets of a block in their order, with the metrics for each data set."""
-    made = Scores(block, metrics, when)
+    made = Scores.of(block, metrics, when)
+    block = made.block
     arrows = {each: f"{'↓' if MEASURES[each].lower else '↑'}" for each in metrics}
     several = len(metrics) > 1
     head, above = [""], [""]
@@ -323,6 +348,7 @@ def paper_table(
             )
     if any(entry.control for entry in block.entries):
         notes.append(TRANSFER)
+    notes += made.corruptions_note()
     notes += [*folds_note(block.columns), *patients_note(block.columns)]
     if when == "last":
         notes += [
@@ -413,7 +439,7 @@ def frame(block: Block, metrics: Sequence[str], when: str) -> DataFrame:
     import pandas as pd  # noqa: PLC0415 - takes half a second
 
     columns: dict[tuple[str, str, str], list[float]] = {}
-    for column, metric in Scores(block, metrics, when).places:
+    for column, metric in Scores.of(block, metrics, when).places:
         own = [scores(column.rows[entry.name], metric, when) for entry in block.entries]
         key = column.name, metric
         columns[*key, "mean"] = [float(np.mean(v)) if v else math.nan for v in own]

@@ -354,7 +354,8 @@ class ReportCommand:
     published: bool = False
     """show published numbers next to ours"""
     metrics: Annotated[str, _default("accuracy,auc")] = ""
-    """more metrics, each with a table: f1,precision,sensitivity,specificity,mcc,auprc,nll,..."""
+    """more metrics, each with a table: f1,precision,sensitivity,specificity,mcc,auprc,nll,
+    corrupted_auc,..."""
     format: str = "html,md,tex,csv"
     """which of html, md, tex, csv, separated by commas"""
     recompute: bool = False
@@ -383,7 +384,8 @@ class TableCommand:
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or an unambiguous part of it; NAME=LABEL as for rows"""
     metrics: str = "accuracy,auc"
-    """metrics, separated by commas; f1, mcc, specificity, ece and others are not tested"""
+    """metrics, separated by commas; corrupted_accuracy and others on corrupted test images, and f1,
+    mcc, specificity, ece and others, which are not tested"""
     format: Annotated[
         Literal["text", "md", "tex", "csv", "html"] | None, _default("that of --out, else text")
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from analysis import corrupted, runs
+from analysis import corrupted, metrics, runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import metric, options_of, protocol_of, read_data, study_of
@@ -60,7 +60,7 @@ def carry_out(command: arguments.RunCommand) -> int:
     if not result["selection"]["offered"]:
         print(f"selected epoch: not available, {result['selection']['reason']}")
     if name := corrupted.set_of(result):
-        told = (metric(key, corrupted.value(result, key)) for key in corrupted.MEASURES)
+        told = (metric(key, corrupted.value(result, key)) for key in metrics.ON_CORRUPTED)
         print(f"last epoch, test under {name}: {', '.join(told)}")
     cost = result["cost"]
     print(
