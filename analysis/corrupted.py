@@ -39,6 +39,18 @@ def has(folder: Path, name: str, version: int) -> bool:
     return found.get("version") == version and FILE in result["files"]
 
 
+def failed(folder: Path, name: str) -> bool:
+    """Whether a run is done, but could not be evaluated on a set of corruptions."""
+    return bool(name) and name in (runs.read_result(folder) or {}).get(FAILED, {})
+
+
+def forget_failure(folder: Path, name: str) -> None:
+    """Let a finished run be evaluated again on a set on which it could not be."""
+    result = runs.read_result(folder)
+    if result is not None and result.get(FAILED, {}).pop(name, None):
+        runs.write_text(folder / "result.json", runs.to_json(result) + "\n")
+
+
 def stored(folder: Path, version: int) -> dict[str, NDArray]:
     """The logits of a finished evaluation, on the sets of this version; empty if unreadable."""
     result = runs.read_result(folder) or {}

@@ -36,6 +36,8 @@ from benchmarks.cli import main
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.streams import rows_from_tensors
 from benchmarks.studies import loading
+from benchmarks.studies.cells import CORRUPTIONS, Cell
+from benchmarks.studies.ledger import Ledger
 from benchmarks.training import corrupted as evaluation
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Silent
@@ -581,6 +583,38 @@ def test_a_run_that_cannot_be_evaluated_is_done(
     times = (folder / "timing.jsonl").stat().st_mtime_ns
     assert main.run(command) == 0
     assert (folder / "timing.jsonl").stat().st_mtime_ns == times, "it is not tried again"
+    retried = [*command, "--retry-failed"]
+    assert main.run(retried) == 0
+    assert (folder / "timing.jsonl").stat().st_mtime_ns > times
+    assert "no such thing" in result_of(tmp_path)[1]["corrupted_failed"]["common"]["reason"]
+    monkeypatch.undo()
+    assert main.run(retried) == 0
+    result = result_of(tmp_path)[1]
+    assert "common" in result["corrupted"] and not result.get("corrupted_failed")
+
+
+def test_a_failed_evaluation_is_retried_once_by_a_command(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "none", 0)
+    stored = json.loads((folder / "result.json").read_text())
+    text = runs.to_json(stored | {corrupted.FAILED: {"common": {"version": VERSION, "reason": ""}}})
+    (folder / "result.json").write_text(text)
+    run, recorded = runs.read_run(folder)
+
+    def cell(corruptions: str) -> Cell:
+        return Cell(run, DIGITS, {**recorded, CORRUPTIONS: corruptions})
+
+    asked, other = cell("common"), cell("")
+    assert not Ledger(tmp_path, 0).to_do(asked)
+    ledger = Ledger(tmp_path, 0, retry_failed=True)
+    assert ledger.to_do(asked) and not ledger.to_do(other), "as a dry run says"
+    ledger.begin([other])
+    assert not Ledger(tmp_path, 0).to_do(asked)
+    ledger = Ledger(tmp_path, 0, retry_failed=True)
+    ledger.begin([asked])
+    assert ledger.to_do(asked)
+    (folder / "result.json").write_text(text)  # it fails again
+    ledger.begin([asked])
+    assert not ledger.to_do(asked)
 
 
 def test_a_later_evaluation_builds_what_the_method_needed(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class Place:
     checkpoint_every: int = 1
     """epochs between checkpoints"""
     retry_failed: bool = False
-    """run failed runs again"""
+    """run failed runs and failed evaluations on corrupted images again"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -195,7 +195,7 @@ class SweepCommand:
     data: Annotated[Path | None, DATA] = None
     """data folder"""
     retry_failed: bool = False
-    """run failed runs again"""
+    """run failed runs and failed evaluations on corrupted images again"""
     verbose: bool = False
     """also show calibration, both intervals, detectable differences and more of the cost"""
     debug: bool = False

@@ -34,6 +34,7 @@ def carry_out(command: arguments.RunCommand) -> int:
     (cell,) = experiments[0].cells([row])
     root = command.out.expanduser().absolute()
     ledger = Ledger(root, study.retries, command.retry_failed, command.save_model)
+    ledger.begin([cell])
     status = ledger.status(cell)
     if ledger.to_do(cell, status):
         read_data([cell], ledger, options)

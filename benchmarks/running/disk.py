@@ -325,7 +325,8 @@ def _on_corrupted(
             reason = str(error) if isinstance(error, NotApplicable) else first_line(error)
             result.setdefault(FAILED, {})[name] = {"version": VERSION, "reason": reason}
             progress.note(
-                f"{run.row}, seed {run.seed}: not evaluated under {name}, but done: {reason}"
+                f"{run.row}, seed {run.seed}: not evaluated under {name}, but done: {reason} "
+                "(--retry-failed tries it again)"
             )
     if asked:
         result["cost"]["corrupted_seconds"] = time.perf_counter() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from analysis import corrupted, runs
@@ -83,7 +84,11 @@ class Ledger:
         """Whether to start the run; a failed one only if it has tries left."""
         status = status or self.status(cell)
         if status.state != "failed":
-            return unfinished(status, self.folder(cell), self._save_model, cell.corruptions)
+            folder = self.folder(cell)
+            again = self._retry_failed and cell.run.id not in self._forgiven
+            if again and corrupted.failed(folder, cell.corruptions):
+                return True
+            return unfinished(status, folder, self._save_model, cell.corruptions)
         forgiven = cell.run.id not in self._forgiven or not self.failures(cell)
         return (self._retry_failed and forgiven) or self.tries_left(cell)
 
@@ -92,9 +97,14 @@ class Ledger:
         return max(1, len(self.failures(cell))) <= self.retries
 
     def begin(self, wanted: Sequence[Cell]) -> None:
-        """With --retry-failed, forget the failures before this command."""
+        """With --retry-failed, forget the failures before this command, also those of evaluations
+        on corrupted images."""
         for cell in wanted if self._retry_failed else ():
             if cell.run.id not in self._forgiven:
+                folder = self.folder(cell)
                 if self.status(cell).state == "failed":
-                    (self.folder(cell) / FAILURES).unlink(missing_ok=True)
+                    (folder / FAILURES).unlink(missing_ok=True)
+                elif corrupted.failed(folder, cell.corruptions):
+                    with suppress(runs.Held), runs.locked(folder):  # else it is being worked on
+                        corrupted.forget_failure(folder, cell.corruptions)
                 self._forgiven.add(cell.run.id)
