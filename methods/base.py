@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm", "tail", "frozen_trunk"})
+NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm", "stages", "frozen_trunk"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -210,8 +210,8 @@ class Method(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "meta", "features", "image", "auxiliary_norm", "tail" (the last stages run alone) and
-    "frozen_trunk" (only the head is trained)."""
+    """Of "meta", "image", "features" (stages and head of the network), "stages" (more than the last
+    of them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
     space: ClassVar[Mapping[str, Any]] = {}
     """Search space of the hyper-parameters."""
     source: ClassVar[str] = ""
@@ -271,6 +271,13 @@ class Method(nn.Module, ABC):
     def supports(self, task: Task, spec: Spec) -> str:
         """The reason why the method cannot be used here, or an empty string."""
         return self.upstream.supports(task, spec) if self.upstream is not None else ""
+
+    def fits(self, model: nn.Module) -> str:
+        """The reason why the method cannot be used on this network, or an empty string.
+
+        The network has what ``requires`` names.
+        """
+        return self.upstream.fits(model) if self.upstream is not None else ""
 
     def setup(self, ctx: Context) -> None:
         """Allocate state that depends on the data; called once, before the first epoch."""
@@ -405,6 +412,10 @@ class Chain(Method):
     def supports(self, task: Task, spec: Spec) -> str:
         """The first reason from any link."""
         return next(filter(None, (link.supports(task, spec) for link in self._each())), "")
+
+    def fits(self, model: nn.Module) -> str:
+        """The first reason from any link."""
+        return next(filter(None, (link.fits(model) for link in self._each())), "")
 
     def setup(self, ctx: Context) -> None:
         """Set up every link."""

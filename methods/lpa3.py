@@ -275,7 +275,7 @@ class Lpa3(Method):
 
     source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
     version = 2
-    needs = frozenset({"features", "image"})
+    needs = frozenset({"features", "stages", "image"})
     controls = ("norm_noise(upstream={self})",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},

@@ -194,20 +194,26 @@ def refine_pairs(
     return Pairs(*parts)
 
 
+def unsuited(model: Model, stages: int) -> str:
+    """The reason why the last ``stages`` stages cannot be run alone, or an empty string."""
+    count = len(model.pieces())
+    if not stages or stages < count:
+        return ""
+    if count:
+        return f"stages: expected fewer than the {count} of the network, got {stages}"
+    return f"stages: expected 0, got {stages}: those of the network are not chains of modules"
+
+
 class Tail(nn.Module):
     """The end of a network: its last ``stages`` stages and the head, applied to stage outputs."""
 
     def __init__(self, model: Model, stages: int) -> None:
         super().__init__()
         self.model = model
-        listed = model.pieces()
-        if stages and not listed:
-            raise TypeError("stages: the network's stages cannot be run alone")
-        if stages and stages >= len(listed):
-            raise ValueError(
-                f"stages: expected fewer than the network's {len(listed)} stages, got {stages}"
-            )
-        self._first = len(listed) - stages
+        reason = unsuited(model, stages)
+        if reason:
+            raise ValueError(reason)
+        self._first = len(model.pieces()) - stages
         self._stages = stages
 
     def own(self) -> list[str]:
@@ -346,11 +352,8 @@ class Saflex(Method):
         yield f"head_refit(upstream={frozen})"
 
     def requires(self) -> frozenset[str]:
-        """Meta rows; with ``stages`` a network whose stages are accessible, or can be run alone."""
-        found = super().requires()
-        if self.stages is not None:
-            found |= {"features", "tail"} if self.stages else {"features"}
-        return found
+        """Meta rows; with ``stages`` a network whose stages are accessible."""
+        return super().requires() | ({"features"} if self.stages is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream except one with its own loss, or one that returns logits."""
@@ -359,6 +362,14 @@ class Saflex(Method):
         if self.upstream is not None and self.upstream.hands_logits:
             return "the upstream has already run this step's forward pass (it returns logits)"
         return super().supports(task, spec)
+
+    def fits(self, model: nn.Module) -> str:
+        """With ``stages`` a network that has more of them, each a chain of modules."""
+        if self.stages and isinstance(model, Model):
+            reason = unsuited(model, self.stages)
+            if reason:
+                return f"{reason}; stages=0 uses the head alone"
+        return super().fits(model)
 
     def setup(self, ctx: Context) -> None:
         """Allocate the running means of each row."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +135,17 @@ class Twice(nn.Module):
         return self.out(self.out(self.first(x.flatten(1))))
 
 
+class Reading(nn.Module):
+    """Its forward pass reads the weights of its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3 * 28 * 28, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x.flatten(1).to(self.out.weight.dtype))
+
+
 class TestStages:
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("name", NARROW)
@@ -216,7 +229,85 @@ class TestStages:
         with torch.no_grad():
             assert [tuple(each.shape[1:]) for each in made.features(images(of))] == [(4,)]
 
-    @pytest.mark.parametrize("kind", [Softmaxed, Twice])
+    def test_channels_of_a_line_are_no_tokens(self) -> None:
+        class Line(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = nn.Conv1d(84, 6, 1), nn.Conv1d(6, 7, 3, 2)
+                self.norm, self.out = nn.BatchNorm1d(7), nn.Linear(7, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.norm(self.two(F.relu(self.one(x.flatten(1, 2)))))
+                return self.out(x.mean(dim=2))
+
+        made, of = wrapped(Line(), spec()), spec()
+        assert made is not None
+        with torch.no_grad():
+            shapes = [tuple(each.shape[1:]) for each in made.features(images(of))]
+        assert shapes == [(6, 28), (7,)]
+
+    def test_tokens_are_told_by_their_layers(self) -> None:
+        class Tokens(nn.Module):
+            def __init__(self, first: bool) -> None:
+                super().__init__()
+                self.patch, self.first = nn.Conv2d(3, 6, 7, 7), first
+                self.mix, self.deep, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.patch(x).flatten(2).transpose(1, 2)
+                if self.first:  # (N, B, D), as in torch's transformers
+                    x = self.deep(self.mix(x.transpose(0, 1))[::2])
+                    return self.out(x.mean(dim=0))
+                return self.out(self.deep(self.mix(x)[:, ::2]).mean(dim=1))
+
+        of = spec()
+        for first, wanted in ((False, [(6, 4, 4), (6, 16), (6,)]), (True, [(6,)])):
+            made = wrapped(Tokens(first), of)
+            assert made is not None
+            with torch.no_grad():
+                assert [tuple(each.shape[1:]) for each in made.features(images(of))] == wanted
+
+    def test_a_stage_that_returns_several_tensors(self) -> None:
+        class Pair(nn.Module):
+            def __init__(self, inputs: int, outputs: int) -> None:
+                super().__init__()
+                self.conv, self.aside = nn.Conv2d(inputs, outputs, 2, 2), nn.Linear(1, 1)
+
+            def forward(self, x: Tensor) -> tuple[int, Tensor, Tensor]:
+                x = self.conv(x)
+                return x.shape[-1], x + 1, self.aside(x.new_ones(7, 1))
+
+        class Pairs(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two, self.three = Pair(3, 4), Pair(4, 5), Pair(5, 6)
+                self.out = nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                for pair in (self.one, self.two, self.three):
+                    _, x, _ = pair(x)
+                return self.out(x.mean(dim=(2, 3)))
+
+        of, x = spec(), images(spec())
+        for stages in (None, [("one", 4), ("two", 5), ("three", 6)]):
+            made = staged(nn.Identity(), Pairs(), of.shape, 5, stages)
+            assert made is not None and not made.pieces()
+            with torch.no_grad():
+                features = made.features(x)
+                assert [tuple(e.shape[1:]) for e in features] == [(4, 14, 14), (5, 7, 7), (6,)]
+                inner = cast("Pairs", made.trunk.get_submodule("network"))
+                assert torch.equal(features[0], inner.one(x)[1])
+
+    def test_stages_that_are_listed_but_not_called_are_looked_for(self) -> None:
+        of, listed = spec(), [("", 4), ("gone", 4), ("blocks", 4), ("out", 5)]
+        found = [
+            staged(nn.Identity(), Functional(), of.shape, 5, stages) for stages in (None, listed)
+        ]
+        with torch.no_grad():
+            shapes = [[each.shape for each in made.features(images(of))] for made in found if made]
+        assert shapes[0] == shapes[1] and len(shapes[0]) == 3
+
+    @pytest.mark.parametrize("kind", [Softmaxed, Twice, Reading])
     def test_without_a_linear_output_the_network_stays(self, kind: type[nn.Module]) -> None:
         network = kind()
         names = list(network.state_dict())
@@ -314,9 +405,40 @@ class TestMethodsOnThem:
         assert np.isfinite(found.predictions["test_last_logits"]).all()
 
     def test_recomputing_the_last_stages_is_refused_where_they_are_no_chain(self) -> None:
-        with pytest.raises(NotApplicable, match="recomputes the last stages"):
+        with pytest.raises(NotApplicable, match=r"not chains of modules; stages=0 uses the head"):
             fitted("saflex(stages=1)", make=mine())
         assert fitted("saflex(stages=1)").result["cost"]["passes_per_row"] > 2
+
+    @pytest.mark.parametrize(
+        ("method", "words"),
+        [
+            ("saflex(preset=fast)", "stages: expected fewer than the 1 of the network, got 1; st"),
+            ("saflex(upstream=probe, stages=1)", "stages=0 uses the head alone"),
+            ("lpa3", "only that of the last one was found in small_cnn"),
+            ("norm_noise(upstream=lpa3(upstream=probe))", "compares the outputs of several stages"),
+        ],
+    )
+    def test_a_single_stage_is_refused_where_more_are_needed(self, method: str, words: str) -> None:
+        def one(of: Spec) -> nn.Module:
+            made = staged(nn.Identity(), InPlace(), of.shape, 5)
+            assert made is not None
+            made.head = nn.Linear(4, of.classes)
+            return frozen_trunk(made) if "probe" in method else made
+
+        with pytest.raises(NotApplicable, match=re.escape(words)):
+            fitted(method, make=one)
+        if method == "lpa3":
+            assert np.isfinite(fitted("isda", make=one).predictions["test_last_logits"]).all()
+
+    def test_a_network_that_reads_its_head_runs_and_is_not_wrapped(self) -> None:
+        def reading(of: Spec) -> nn.Module:
+            network = Reading()
+            network.out = nn.Linear(math.prod(of.shape), of.classes)
+            return staged(nn.Identity(), network, of.shape, of.classes) or network
+
+        assert np.isfinite(fitted("none", make=reading).predictions["test_last_logits"]).all()
+        with pytest.raises(NotApplicable, match="or it uses the weights of that layer elsewhere"):
+            fitted("isda", make=reading)
 
     def test_passes_are_counted_once(self) -> None:
         assert fitted("none", make=mine()).result["cost"]["passes_per_row"] == 2
@@ -637,6 +759,20 @@ class TestTimm:
             features = made.features(x)
             assert [tuple(each.shape[1:]) for each in features] == [(192, 5)] * 3 + [(192,)]
             assert torch.equal(Tail(made, tail)(features), made(x))
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [
+            ("pit_ti_224", [(64, 3, 3), (128, 2, 2), (256,)]),
+            ("mvitv2_tiny", [(96, 64), (192, 16), (384, 4), (768,)]),
+        ],
+    )
+    def test_stages_that_return_several_tensors(
+        self, name: str, wanted: list[tuple[int, ...]]
+    ) -> None:
+        made = cast("Model", seeded(f"timm:{name}", spec(32)))
+        with torch.no_grad():
+            assert [tuple(e.shape[1:]) for e in made.features(images(spec(32)))] == wanted
 
     def test_learned_methods_run(self) -> None:
         for method in ("lpa3(preset=code, warmup=0)", "saflex(preset=fast)", "probe"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from benchmarks.data.carving import NotApplicable
 from benchmarks.data.splits import Splits
 from benchmarks.training.errors import TrainingFailed
+from benchmarks.training.hooked import NO_HEAD, embedding_alone
 from benchmarks.training.tasks import task_of
 from methods.base import Batch, Method, Model, Spec
 from methods.branches import has_branches
@@ -25,12 +26,12 @@ def check_fits(
     if "features" in needs and not isinstance(network, Model):
         raise NotApplicable(
             f"{name} needs the stages and the linear head of the network, and none were found in "
-            f"{model_name}: its output is not that of an nn.Linear"
+            f"{model_name}: {NO_HEAD}"
         )
-    if "tail" in needs and isinstance(network, Model) and not network.pieces():
+    if "stages" in needs and embedding_alone(network):
         raise NotApplicable(
-            f"{name} recomputes the last stages of the network, which those of {model_name} do "
-            "not allow, because they are not chains of modules: set stages=0, or leave it out"
+            f"{name} compares the outputs of several stages of the network, and only that of the "
+            f"last one was found in {model_name}: use another network, such as resnet18"
         )
     if "auxiliary_norm" in needs and not has_branches(network):
         raise NotApplicable(
@@ -42,6 +43,9 @@ def check_fits(
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)
+    reason = method.fits(network)
+    if reason:
+        raise NotApplicable(f"{name} on {model_name}: {reason}")
     if len(splits.train) < 2:
         raise NotApplicable(f"{len(splits.train)} training rows; at least 2 are needed")
 

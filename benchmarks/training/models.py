@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.training import borrowed, weights
-from benchmarks.training.hooked import staged
+from benchmarks.training.hooked import NO_HEAD, staged
 from benchmarks.training.networks import MODELS
 from methods import own
 from methods.base import Model, Spec
@@ -212,8 +212,7 @@ def _built(call: Call, spec: Spec, needs: Set[str]) -> nn.Module:
         model = _built(inner, spec, needs | {"features"})
         if not isinstance(model, Model):
             raise NamingError(
-                f"model {text!r}: no head to train was found in {render(inner)}: its output is not "
-                "that of an nn.Linear"
+                f"model {text!r}: no head to train was found in {render(inner)}: {NO_HEAD}"
             )
         return frozen_trunk(model)
     if call.name.startswith(OWN):
