@@ -1418,7 +1418,7 @@ class TestStages:
 
     @pytest.mark.parametrize("stages", [3, 4])
     def test_the_whole_network_is_refused(self, stages: int) -> None:
-        with pytest.raises(ValueError, match=f"fewer than the network's 3 stages, got {stages}"):
+        with pytest.raises(ValueError, match=f"fewer than the 3 of the network, got {stages}"):
             Desk(saflex(f"saflex(stages={stages})"), network())
 
     def test_they_need_a_network_that_can_be_opened(self) -> None:
