@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
 import methods
@@ -28,6 +28,12 @@ NO_TASK: Any = None
 SPEC = Spec(rows=10, classes=3, shape=(1, 8, 8))
 EXACT = {*OPERATIONS} - {"gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur"}
 """The others may differ by one level, where a value is at the edge of rounding."""
+
+
+RECORDED = (
+    "only tests/medmnistc.npz is compared, which python -m tests.record_medmnistc made with "
+    "medmnistc 0.1.0 from test images of MedMNIST and a photo of scikit-learn"
+)
 
 
 @cache
@@ -100,7 +106,7 @@ def test_every_operation_of_the_registry_is_in_the_record() -> None:
 def test_the_record_is_what_the_package_makes() -> None:
     for name in ("medmnistc", "cv2", "wand"):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed, so only its record is compared")
+            pytest.skip(f"{name} is not installed: {RECORDED}")
     made = record.recorded()
     assert made.keys() == stored().keys()
     assert all(np.array_equal(made[key], stored()[key]) for key in made)
@@ -108,7 +114,7 @@ def test_the_record_is_what_the_package_makes() -> None:
 
 def test_registry_is_the_package_s() -> None:
     if importlib.util.find_spec("medmnistc") is None:
-        pytest.skip("medmnistc is not installed")
+        pytest.skip(f"medmnistc is not installed: {RECORDED}")
     package = record.medmnistc()
     left_out = {"stain_deposit", "bubble", "characters"}
     assert {*package.CORRUPTIONS_DS} == {*REGISTRY} - {COMMON}
@@ -173,6 +179,27 @@ def test_motion_per_row() -> None:
         part = slice(row, row + 1)
         alone = corruptions.motion_blur(levels[part], settings[part], angle[part])
         assert torch.equal(together[part], alone)
+
+
+@pytest.mark.parametrize("edge", [9, 28, 61])
+def test_defocus_is_the_sum_over_its_taps(edge: int) -> None:
+    """Of every setting of the registry; constant areas too, where rounding down is delicate."""
+    known = {each for of in REGISTRY.values() for each in of.get("defocus_blur", ())}
+    settings = torch.tensor(sorted(known), dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    levels = torch.randint(256, (len(settings), 3, edge, edge), generator=rng).double()
+    levels[..., : edge // 3, :], levels[..., : edge // 3] = 255, 0
+    made = corruptions.defocus_blur(levels, settings)
+    for row, (radius, sigma) in enumerate(settings.numpy()):
+        steps = np.arange(-corruptions.DISK, corruptions.DISK + 1)
+        disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(float)
+        weights = np.exp(-0.5 * np.array([-1, 0, 1]) ** 2 / sigma**2)
+        weights /= weights.sum()
+        kernel = ndimage.correlate1d(disk / disk.sum(), weights, 0, mode="mirror")
+        kernel = ndimage.correlate1d(kernel, weights, 1, mode="mirror").astype(np.float32)
+        for channel, image in zip(made[row].numpy(), levels[row].numpy() / 255, strict=True):
+            expected = ndimage.correlate(image, kernel.astype(float), mode="mirror")
+            assert np.array_equal(channel, np.floor(255 * expected.clip(0, 1)))
 
 
 @pytest.mark.parametrize("name", [each.__name__ for each in NOISES])
