@@ -704,6 +704,20 @@ def test_shipped_studies_fit_the_constructors(
     assert told <= {len(experiment.rows) for experiment in plan.experiments}
 
 
+def test_every_method_on_corrupted_images_has_its_first_control(tmp_path: Path) -> None:
+    """In the whole study and in the tier fair, whose rows have the same labels."""
+    (path,) = [each for each in SHIPPED if each.stem == "medmnist_corruptions"]
+    for tier in ("full", "fair"):
+        for experiment in Plan(loading.load(path, [], tier), tmp_path).experiments:
+            rows = {row.name for row in experiment.rows}
+            assert tier == "full" or len(rows) == 11
+            for row in experiment.rows:
+                controls = methods.controls_of(row.method)[:1]
+                assert {*controls} <= rows
+                upstream = cells.upstream_of(row.method)
+                assert not row.needs_meta or f"{upstream}@train" in rows
+
+
 def test_studies_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",
