@@ -447,17 +447,15 @@ def test_sets_are_listed_and_removed(tmp_path: Path) -> None:
     assert list(sets(root)) == []
     _, b = both(tmp_path, "npz", npz(tmp_path / "own.npz"))
     (root / "cache" / "own.npz.md5.json").write_text("{}")
-    old = root / "cache" / "older-12345678"
+    old = root / "cache" / "killed-12345678"
     old.mkdir()
-    (old / "train_images.npy").write_bytes(bytes(10))
+    (old / ondisk.MARK).touch()
+    (old / "train_images.raw").write_bytes(bytes(10))
     one, other = sets(root)
     size = sum(each.nbytes for each in b.images) + 4 * sum(map(len, b.images))
     assert other.name.startswith("own-") and other.source == str(tmp_path / "own.npz")
-    assert size < other.size < size + 1000 and (one.name, one.size, one.source) == (
-        old.name,
-        10,
-        "",
-    )
+    assert size < other.size < size + 1000
+    assert (one.name, one.size, one.source) == (old.name, 10, "")
     for name in ("..", "own.npz.md5.json", "none", ""):
         with pytest.raises(DataError, match="has no streamed set"):
             remove(root, name)
@@ -465,6 +463,43 @@ def test_sets_are_listed_and_removed(tmp_path: Path) -> None:
         remove(root, old.name)
     assert remove(root, old.name) == 10 and remove(root, other.name) == other.size
     assert list(sets(root)) == [] and len(b.train_x[:]) == 60  # open files can still be read
+
+
+def test_what_another_program_wrote_is_not_ours(tmp_path: Path) -> None:
+    """Its folders, and its files in a folder of ours."""
+    root = tmp_path / "root"
+    both(tmp_path, "npz", npz(tmp_path / "own.npz"))
+    (own,) = sets(root)
+    theirs = [root / "cache" / name for name in ("theirs", "about", "empty")]
+    for each in theirs:
+        each.mkdir()
+    (theirs[0] / "weights.raw").write_bytes(bytes(10))
+    (theirs[1] / "about.json").write_text('{"source": "elsewhere"}')
+    note = root / "cache" / own.name / "notes" / "mine.txt"
+    note.parent.mkdir()
+    note.write_text("words")
+    assert list(sets(root)) == [own]
+    for each in theirs:
+        with pytest.raises(DataError, match=f"no streamed set '{each.name}'; it has {own.name}"):
+            remove(root, each.name)
+    assert remove(root, own.name) == own.size and list(sets(root)) == []
+    assert note.read_text() == "words" and (theirs[0] / "weights.raw").is_file()
+    assert [path.name for path in note.parent.parent.iterdir()] == ["notes"]
+
+
+def test_a_set_of_several_spellings_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file = folder(tmp_path / "set", 12), npz(tmp_path / "own.npz")
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "link.npz").symlink_to(file)
+    root = tmp_path / "root"
+    monkeypatch.chdir(path)
+    for spelled in (str(path), ".", "../set", "../link", "../set/cat/.."):
+        load("folder", path=spelled, size=9, root=root, memory_gib=0)
+    for spelled in (str(file), "../own.npz", "../link.npz"):
+        load("npz", path=spelled, root=root, memory_gib=0)
+    assert [each.source for each in sets(root)] == [str(file), str(path)]
 
 
 @pytest.mark.parametrize("bad", ["order", "cut"])

@@ -141,7 +141,7 @@ def _in_memory(root: Path, files: Sequence[File], size: int) -> _Images:
 
 def _on_disk(path: Path, files: Sequence[File], size: int, root: Path) -> _Images:
     """The images in a file of rows, made unless there is one of these very files."""
-    folder = ondisk.folder_of(root, f"{path.name}-{size}", _key(path, files, size))
+    folder = ondisk.folder_of(root, f"{path.resolve().name}-{size}", _key(path, files, size))
 
     def make() -> dict[str, Any]:
         found = _Images()

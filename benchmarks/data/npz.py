@@ -141,7 +141,7 @@ def _on_disk(
     """Images of an npz as rows in files, made if they are missing; notes, and where they are."""
     wanted = " ".join([md5, *keys])  # predictions and training take other arrays of one file
     key = hashlib.md5(wanted.encode(), usedforsecurity=False).hexdigest()
-    folder = ondisk.folder_of(root, path.stem, key)
+    folder = ondisk.folder_of(root, path.resolve().stem, key)
 
     def make() -> dict[str, Any]:
         headers = {key: _header(archive, key, path) for key in keys}

@@ -1,7 +1,8 @@
 """Images that do not fit in memory: decoded once into a file, and read from it row by row.
 
 A set is a folder of ``<data folder>/cache``: per array a file of its rows, each (C, H, W), one of
-their CRC-32, and about.json, which is written last: without it the set is not complete.
+their CRC-32, and about.json, which is written last: without it the set is not complete. A file
+"made-by-augbench" is written first: a folder without one of the two is not listed or removed.
 
 Rows are read with ``pread``, not mapped into memory: what was read does not stay in the process,
 and a file that is cut short is an error instead of a signal.
@@ -30,6 +31,7 @@ from benchmarks.data.download import DataError
 FORMAT = 1
 """Raised when the files of a set, or what is written into them, change."""
 ABOUT = "about.json"
+MARK = "made-by-augbench"
 GIB = 1 << 30
 BLOCK = 64 << 20
 """Bytes that are read together where all rows are looked at."""
@@ -251,7 +253,8 @@ def kept(
             if found is not None:
                 return found
             try:
-                about = {"format": FORMAT, "source": str(source), **make()}
+                runs.write_text(folder / MARK, f"{source.resolve()}\n")
+                about = {"format": FORMAT, "source": str(source.resolve()), **make()}
                 runs.write_text(folder / ABOUT, json.dumps(about))
             except BaseException:
                 _empty(folder)
@@ -291,8 +294,8 @@ def gib(size: int) -> str:
 def _opened(folder: Path) -> tuple[dict[str, Any], dict[str, OnDisk]] | None:
     """A set as it lies on disk; None if it is not complete, or of another version."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
+        about = _about(folder)
+        if about is None or about["format"] != FORMAT:
             return None
         arrays = {}
         for key, array in about["arrays"].items():
@@ -311,10 +314,24 @@ def _opened(folder: Path) -> tuple[dict[str, Any], dict[str, OnDisk]] | None:
     return about, arrays
 
 
+def _about(folder: Path) -> dict[str, Any] | None:
+    """What about.json says; None if there is none, or another program's."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return about if {"format", "source", "arrays"} <= about.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a set, the mark last; other files in its folder are not ours."""
+    names = ("*.raw", "*.crc", ABOUT, f".{ABOUT}*.part", f".{MARK}*.part", MARK)
+    return [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
+
+
 def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != "lock":
-            path.unlink(missing_ok=True)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
 
 
 class Set(NamedTuple):
@@ -333,14 +350,12 @@ def sets(root: Path) -> Iterator[Set]:
     """The sets in the cache of a data folder, complete or not, by name."""
     cache = root / "cache"
     for folder in sorted(cache.iterdir()) if cache.is_dir() else ():
-        if folder.is_dir() and not folder.is_symlink():
-            files = [path for path in folder.iterdir() if path.name != "lock"]
-            if not files and not runs.holder_of(folder):
-                continue
-            source = ""
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                source = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["source"]
-            size = sum(path.stat().st_size for path in files)
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        about = _about(folder)
+        if about is not None or (folder / MARK).is_file():
+            size = sum(path.stat().st_size for path in _files(folder))
+            source = "" if about is None else about["source"]
             yield Set(folder.name, size, source, runs.holder_of(folder))
 
 
