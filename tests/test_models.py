@@ -183,12 +183,12 @@ class TestStructure:
             assert torch.allclose(model(2 * x - 1), expected, atol=1e-6)
             assert not torch.allclose(model(x), expected, atol=1e-3)
 
-    def test_normalisation_is_by_channel_and_not_saved(self) -> None:
+    def test_normalisation_is_by_channel_and_saved(self) -> None:
         layer = Normalize((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
         x = torch.rand(2, 3, 4, 5)
         for channel, (mean, std) in enumerate([(0.1, 1.0), (0.2, 2.0), (0.3, 4.0)]):
             assert torch.allclose(layer(x)[:, channel], (x[:, channel] - mean) / std)
-        assert not layer.state_dict()
+        assert layer.state_dict().keys() == {"mean", "std"}
 
     @pytest.mark.parametrize("name", MODELS)
     def test_celu_replaces_every_relu(self, name: str) -> None:

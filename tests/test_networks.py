@@ -27,6 +27,7 @@ from benchmarks.training import hooked, models, weights
 from benchmarks.training.hooked import HookedModel, staged
 from benchmarks.training.imagenet import MEAN, STD
 from benchmarks.training.models import VERSION, build, canonical, own_names, version_of
+from benchmarks.training.saved import network_of
 from benchmarks.training.trainer import Fitted, fit
 from methods.base import NEEDS, Model, Spec
 from methods.branches import has_branches
@@ -595,6 +596,8 @@ def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our ResNet's weights under torchvision's names."""
     found = {}
     for name, each in state.items():
+        if "normalize" in name:
+            continue
         parts = name.replace("trunk.", "").split(".")
         if parts[0] == "stem":
             parts[:2] = ["conv1" if parts[1] == "0" else "bn1"]
@@ -634,10 +637,64 @@ class TestWeights:
         with torch.no_grad():
             got, wanted = made.eval()(x), donor.eval()(given)
         assert torch.allclose(got, wanted, atol=1e-5)
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(made.state_dict().values(), donor.state_dict().values(), strict=True)
+        both = [
+            torchvision_names(each.state_dict()) for each in (made, donor)
+        ]  # not how they scale
+        assert all(torch.equal(both[0][name], both[1][name]) for name in both[1])
+
+    def test_a_saved_network_has_its_normalisation(self, tmp_path: Path) -> None:
+        of, x = spec(64), images(spec(64))
+        start = self.file(tmp_path, torchvision_names(seeded(self.NAME, of).state_dict()))
+        donor = self.loaded(start, of).eval()
+        state = donor.state_dict()
+        made = self.loaded(self.file(tmp_path, state, "model.pt"), of).eval()
+        with torch.no_grad():
+            assert torch.equal(made(x), donor(x))
+        older = {n: each for n, each in state.items() if "normalize" not in n}
+        made = self.loaded(self.file(tmp_path, older, "older.pt"), of).eval()
+        assert torch.equal(made.get_buffer("trunk.normalize.mean"), torch.full((3, 1, 1), 0.5))
+        made.load_state_dict(older)  # as a checkpoint
+
+    @pytest.mark.parametrize("needs", ["frozen_trunk", "auxiliary_norm", "both"])
+    def test_a_network_that_a_method_changed_gives_a_plain_one(
+        self, needs: str, tmp_path: Path
+    ) -> None:
+        of, x = spec(64), images(spec(64))
+        both = frozenset({"frozen_trunk", "auxiliary_norm"})
+        donor = seeded(self.NAME, of, both if needs == "both" else frozenset({needs}))
+        if "auxiliary" in needs or needs == "both":
+            for name in (n for n in donor.state_dict() if ".auxiliary." in n):
+                donor.state_dict()[name].add_(1)
+        made = self.loaded(self.file(tmp_path, donor.state_dict()), of).eval()
+        with torch.no_grad():
+            assert torch.equal(made(x), donor.eval()(x))
+
+    @pytest.mark.parametrize("method", ["none", "probe"])
+    def test_a_saved_network_needs_no_file_that_it_started_from(
+        self, method: str, tmp_path: Path
+    ) -> None:
+        of = splits(Case(3), False).spec
+        start = self.file(tmp_path, torchvision_names(seeded(self.NAME, of).state_dict()))
+        word = f"resnet18(width=0.125, weights='{start}')"
+        found = fitted(method, word=word)
+        folder, run = tmp_path, run_of(method, word)
+        torch.save(found.model.state_dict(), folder / "model.pt")
+        Path(start).unlink()
+        made = network_of(folder, run, found.result, of, torch.device("cpu")).eval()
+        with torch.no_grad():
+            assert torch.equal(made(images(of)), found.model.eval()(images(of)))
+        older = {n: e for n, e in found.model.state_dict().items() if "normalize" not in n}
+        torch.save(older, folder / "model.pt")
+        with pytest.raises(NamingError, match="no file"):
+            network_of(folder, run, found.result, of, torch.device("cpu"))
+
+    def test_a_model_without_the_weights_that_it_starts_from(self) -> None:
+        assert models.bare("resnet18(weights=imagenet, width=1.0)") == "resnet18(width=1.0)"
+        word = "timm:resnet10t(drop_rate=0.1, pretrained=true)"
+        assert models.bare(f"probe(backbone={word})") == (
+            "probe(backbone=timm:resnet10t(drop_rate=0.1))"
         )
+        assert models.bare("py:mine:net") == "py:mine:net"
 
     def test_a_head_of_other_classes_is_left_out(self, tmp_path: Path) -> None:
         donor = seeded(self.NAME, spec(64, classes=9))
@@ -798,6 +855,26 @@ class TestTimm:
         safe.save_file(theirs.state_dict(), tmp_path / "w.safetensors")
         read = weights.read(str(tmp_path / "w.safetensors"))
         assert all(torch.equal(each, theirs.state_dict()[n]) for n, each in read.items())
+
+    @pytest.mark.parametrize("kind", ["plain", "probe", "norms", "two heads", "bare"])
+    def test_a_saved_network_of_any_kind_is_weights(self, kind: str, tmp_path: Path) -> None:
+        of, file = spec(32, classes=2), tmp_path / "model.pt"
+        name = "resnet10t" if kind != "two heads" else "deit_tiny_distilled_patch16_224(depth=1)"
+        needs = {"probe": {"frozen_trunk"}, "norms": {"auxiliary_norm"}}.get(kind, set())
+        donor = seeded(f"timm:{name}", of, frozenset(needs))
+        for each in (n for n, _ in donor.named_buffers() if n.endswith("prepare.normalize.mean")):
+            donor.get_buffer(each).fill_(0.25)
+        state = donor.state_dict()
+        if kind == "bare":
+            state = {n: each for n, each in state.items() if "normalize" not in n}
+        torch.save(state, file)
+        head = name.removesuffix(")") + (", " if "(" in name else "(")
+        made = build(f"timm:{head}weights='{file}')", of).eval()
+        (mean,) = (each for n, each in made.named_buffers() if n.endswith("normalize.mean"))
+        assert bool((mean == 0.25).all()) is (kind != "bare")
+        with torch.no_grad():
+            same = torch.equal(made(images(of)), donor.eval()(images(of)))
+        assert same is (kind != "bare")
 
     @pytest.mark.parametrize(
         ("text", "words"),

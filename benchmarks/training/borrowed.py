@@ -24,8 +24,8 @@ REFUSED = frozenset(
      "cache_dir", "num_classes", "in_chans", "features_only")
 )  # fmt: skip
 """Arguments of timm that a run's id would not know, or that augbench sets."""
-INSIDE = "trunk.network."
-"""Where a HookedModel has the network; so its saved weights start."""
+OUTSIDE = ("trunk.", "")
+"""Where a HookedModel and a Prepared have the network and what prepares its inputs."""
 
 
 class Prepare(nn.Module):
@@ -59,7 +59,8 @@ def timm_network(
 
     Grey images are repeated to three channels. The normalisation is timm's for this name, or
     MedMNIST's own where it has none or the images have other channels. ``weights`` is a file in
-    timm's layout, or one that ``--save-model`` wrote; ``pretrained`` takes timm's from its cache.
+    timm's layout, or one that ``--save-model`` wrote, whose normalisation it then has;
+    ``pretrained`` takes timm's from its cache.
     A new head on given weights starts as any ``nn.Linear`` does: timm's own start depends on the
     number of classes in some networks, and makes logits of 20 for two. ``enlarge``: images are
     enlarged to so many pixels inside the network (bilinear). ``others`` are arguments of
@@ -109,8 +110,10 @@ def timm_network(
         raise ValueError(f"timm: {str(error).partition(chr(10))[0]}") from error
     head = _name_of(network, network.get_classifier())
     whole = not pretrained or config.get("num_classes") == spec.classes
+    saved: dict[str, Tensor] = {}
     if weights != "none":
-        whole = files.copy_into(network, _unwrapped(files.read(weights), head), head, weights)
+        given, saved = _unwrapped(files.plain(files.read(weights)), head)
+        whole = files.copy_into(network, given, head, weights)
     if not whole:
         last = network.get_submodule(head)
         if isinstance(last, nn.Linear):
@@ -119,6 +122,7 @@ def timm_network(
         add_branch(network)
     mean, std = (tuple(config.get(name) or ()) for name in ("mean", "std"))
     normalize = Normalize(mean, std) if len(mean) == len(std) == takes else half(takes)
+    normalize.load_state_dict(saved)
     prepare = Prepare(channels == 1, enlarge if enlarge != size else 0, normalize)
     try:
         made = staged(prepare, network, spec.shape, spec.classes, _stages(network))
@@ -180,16 +184,22 @@ def _name_of(network: nn.Module, module: object) -> str:
     return next((name for name, each in network.named_modules() if each is module), "")
 
 
-def _unwrapped(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """Weights by timm's own names, from a file of --save-model too."""
-    if not any(name.startswith(INSIDE) for name in state):
-        return dict(state)
-    own = {f"{head}.{name.removeprefix('head.')}": state[name] for name in state if name[0] == "h"}
-    return own | {
-        name.removeprefix(INSIDE): tensor
-        for name, tensor in state.items()
-        if name.startswith(INSIDE)
-    }
+def _unwrapped(
+    state: Mapping[str, Tensor], head: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights by timm's own names and the normalisation, from a file of --save-model too."""
+    for outer in OUTSIDE:
+        inside, before = f"{outer}network.", f"{outer}prepare.normalize."
+        known = (inside, before, "head.") if outer else (inside, before)
+        if not all(name.startswith(known) for name in state):
+            continue
+        own, found = (
+            {n.removeprefix(start): tensor for n, tensor in state.items() if n.startswith(start)}
+            for start in (inside, before)
+        )
+        last = {f"{head}.{n.removeprefix('head.')}": t for n, t in state.items() if n[0] == "h"}
+        return own | last, found
+    return dict(state), {}
 
 
 def _stages(network: nn.Module) -> list[tuple[str, int]] | None:

@@ -34,6 +34,8 @@ VERSION = 1
 """Increased whenever a network's results change; part of a run's id."""
 NEEDS = frozenset({"auxiliary_norm", "features", "frozen_trunk"})
 """Needs of a method for which ``build`` changes the network."""
+STARTS = frozenset({"weights", "pretrained"})
+"""Arguments that say from which weights a network starts."""
 PROBE = "probe"
 KNOWN = (*MODELS, PROBE, f"{TIMM}NAME", f"{OWN}MODULE:NAME")
 
@@ -92,6 +94,11 @@ def version_of(text: str) -> int:
     return int(digest[:12], 16)
 
 
+def bare(text: str) -> str:
+    """The model without the weights that it starts from, for weights that replace them all."""
+    return text if text.startswith(OWN) else render(_bare(_call(text)))
+
+
 def check_files(text: str, version: int) -> None:
     """Refuse weights that are not those that the version of a run was made from.
 
@@ -101,7 +108,7 @@ def check_files(text: str, version: int) -> None:
     if text.startswith(OWN):
         return
     given = {name for each in _calls(_call(text)) for name, _ in each.arguments}
-    if not given & {"weights", "pretrained"}:
+    if not given & STARTS:
         return
     if version_of(text) != version:
         raise NamingError(
@@ -123,6 +130,12 @@ def takes_width(text: str) -> bool:
         return False
     factory = MODELS.get(_call(text).name)
     return factory is not None and "width" in parameters(factory)
+
+
+def _bare(call: Call) -> Call:
+    if call.name == PROBE:
+        return call_of(PROBE, {"backbone": _bare(_backbone(call))})
+    return Call(call.name, tuple(each for each in call.arguments if each[0] not in STARTS))
 
 
 def _call(text: str) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,30 @@ from methods.base import Model, Spec
 from methods.branches import on_branch
 
 Activation = Literal["relu", "celu"]
+NORMALISATION = ("mean", "std")
+"""Buffers of ``Normalize``."""
 
 
 class Normalize(nn.Module):
-    """Shift and scale images from [0, 1]: (x - mean) / std, channel by channel."""
+    """Shift and scale images from [0, 1]: (x - mean) / std, channel by channel.
+
+    Both are saved with the weights. Weights that were saved without them leave them as they are.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *others: Any, **more: Any
+    ) -> None:
+        for name in NORMALISATION:
+            state_dict.setdefault(prefix + name, self.get_buffer(name))
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
@@ -214,7 +226,7 @@ def _resnet(
         load_imagenet(trunk.stem, trunk.stages, "resnet18" if block is BasicBlock else "resnet50")
         trunk.normalize = Normalize(MEAN, STD)
     elif weights != "none":
-        given = files.read(weights)
+        given = files.plain(files.read(weights))
         translated = from_torchvision(given)
         files.copy_into(model, translated or given, "head", weights)
         if translated and channels == 3:
@@ -232,7 +244,8 @@ def resnet18(
     """ResNet-18; 3x3 stem below 64 pixels, ImageNet's stem at 64 and above.
 
     ``weights``: ``imagenet`` fetches torchvision's; a file is in torchvision's layout, whose
-    normalisation it then has, or in that of ``--save-model``. A head of other classes is left out.
+    normalisation it then has, or in that of ``--save-model``, with its own. A head of other classes
+    is left out.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385; the small stem as in MedMNIST's experiments.
     """

@@ -19,13 +19,20 @@ def network_of(
 ) -> nn.Module:
     """The network of a finished run, built as its method needed it, with its weights.
 
+    The weights that it started from are read only where an older run did not save how it normalises
+    images, as that may depend on them.
+
     Raises:
         RuntimeError: the weights do not fit, because the network's code has changed.
         OSError: they cannot be read.
+        NamingError: those that it started from are needed, and are not there.
     """
+    saved = torch.load(folder / MODEL, map_location=device, weights_only=True)
+    whole = any(name.endswith("normalize.mean") for name in saved)
+    model = models.bare(run.model) if whole else run.model
     aside = {"auxiliary_norm"} if result.get("auxiliary_norm") else set()  # of an older run
-    network = models.build(run.model, spec, set(result.get("network_needs", aside))).to(device)
+    network = models.build(model, spec, set(result.get("network_needs", aside))).to(device)
     if run.training.channels_last:  # another memory format rounds differently
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.load_state_dict(torch.load(folder / MODEL, map_location=device, weights_only=True))
+    network.load_state_dict(saved)
     return network

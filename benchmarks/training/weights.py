@@ -15,6 +15,12 @@ from torch import Tensor, nn
 
 SHOWN = 3
 """Tensors that an error names."""
+FROZEN = "trunk.backbone."
+"""Where a network with a frozen trunk has the rest of itself."""
+FIRST, SECOND = ".main.", ".auxiliary."
+"""Where a ``BranchedNorm`` has its norms."""
+OPTIONAL = ("num_batches_tracked", "normalize.mean", "normalize.std")
+"""Ends of names that a file may lack."""
 INSIDE = ("state_dict", "model")
 """Under which names a checkpoint may hold the weights beside other things."""
 
@@ -83,6 +89,18 @@ def _tensors(found: Any, file: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as a network has them that no method changed, from a saved one of a frozen trunk or
+    of two sets of norms; of these it is the first, with which predictions are made."""
+    second = {name for name in state if SECOND in name and name.replace(SECOND, FIRST) in state}
+    first = {name.replace(SECOND, FIRST) for name in second}
+    return {
+        (name.replace(FIRST, ".") if name in first else name).replace(FROZEN, "", 1): tensor
+        for name, tensor in state.items()
+        if name not in second
+    }
+
+
 def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: str) -> bool:
     """Copy weights by name; ``head`` is left as it is if the file's has another shape, or none.
 
@@ -98,8 +116,7 @@ def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: 
         for name in of_head:
             own.pop(name)
             given.pop(name, None)
-    counters = [name for name in own if name.endswith("num_batches_tracked")]
-    missing = [name for name in own if name not in given and name not in counters]
+    missing = [name for name in own if name not in given and not name.endswith(OPTIONAL)]
     unknown = [name for name in given if name not in own]
     shapes = [
         f"{name} is {_shape(given[name])} instead of {_shape(own[name])}"
