@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import methods
-from analysis.runs import Run, Training
+from analysis.runs import Run, Training, folder_of, status_of
 from benchmarks.contract import CASES, Case, splits
 from benchmarks.data.carving import NotApplicable
-from benchmarks.studies.cells import model_name
+from benchmarks.data.names import parse_benchmark
+from benchmarks.running.disk import Options, execute
+from benchmarks.running.worker import work
+from benchmarks.studies.cells import Cell, model_name
 from benchmarks.studies.plan import check_model
+from benchmarks.studies.rounds import Job
 from benchmarks.training import hooked, models, weights
 from benchmarks.training.hooked import HookedModel, staged
 from benchmarks.training.imagenet import MEAN, STD
@@ -764,10 +768,20 @@ class TestWeights:
         assert version_of(words[0].replace(file, str(moved))) != first
         models.check_files(words[0], first)
         models.check_files("resnet18", first)
-        word = words[0].replace(file, str(moved))
-        run = replace(run_of("none", word), versions={"model": first})
+
+    def test_weights_that_changed_are_refused_and_nothing_is_recorded(self, tmp_path: Path) -> None:
+        state = seeded(self.NAME, spec(64)).state_dict()
+        word = f"resnet18(width=0.125, weights='{self.file(tmp_path, state)}')"
+        run = replace(run_of("none", word), versions={"model": version_of(word)})
+        cell, told = Cell(run, parse_benchmark("digits"), {}), []
+        torch.save({name: each + 1 for name, each in state.items()}, tmp_path / "w.pt")
         with pytest.raises(NamingError, match="not those that the run was planned with"):
-            fit(run, splits(Case(3), False), methods.build("none"))
+            execute(run, {}, tmp_path / "runs", Options(), cell.benchmark)
+        work(Job((cell,)), [run.id], [], tmp_path / "runs", Options(), lambda: False, told.append)
+        (problem,) = told
+        assert "start the command again" in problem["problem"]
+        assert status_of(folder_of(tmp_path / "runs", run)).state == "new"
+        assert not [*(tmp_path / "runs").rglob("*.json")]
 
 
 @has_timm
@@ -835,6 +849,8 @@ class TestTimm:
         for method in ("lpa3(preset=code, warmup=0)", "saflex(preset=fast)", "probe"):
             found = fitted(method, word="timm:resnet10t")
             assert np.isfinite(found.predictions["test_last_logits"]).all()
+        assert found.result["versions"]["timm"] == self.timm().__version__
+        assert "timm" not in fitted("none").result["versions"]
 
     def test_a_file_and_a_run_of_ours(self, tmp_path: Path) -> None:
         of, file = spec(32, classes=2), tmp_path / "w.pt"

@@ -27,7 +27,7 @@ from benchmarks.studies.ledger import (
     only_corruptions,
     unfinished,
 )
-from benchmarks.training import corrupted
+from benchmarks.training import corrupted, models
 from benchmarks.training.checkpoint import write_lines
 from benchmarks.training.errors import (
     Interrupted,
@@ -82,6 +82,8 @@ def execute(
         Interrupted: SIGINT, SIGTERM or ``stop``; the same call resumes from the checkpoint.
         DataError: the data are unavailable; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
+        NamingError: the network's weights are not those that the run was planned with; nothing is
+            recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
         NoMemory: it shares a GPU whose memory did not suffice; the same call resumes it.
     """
@@ -100,6 +102,8 @@ def execute(
             return status
         if only_corruptions(status, folder, options.save_model):
             return _corrupt(run, folder, options, benchmark, asked, progress, stop)
+        if "model" in run.versions:
+            models.check_files(run.model, run.versions["model"])
         # A run that is trained again keeps the sets that it had been evaluated on.
         ended = runs.read_result(folder) if status.state == "done" else None
         known: list[str] = [] if ended is None else list(ended.get(KEY, {}))

@@ -20,6 +20,7 @@ from benchmarks.training import machine
 from benchmarks.training.errors import Interrupted, NoMemory
 from benchmarks.training.progress import Silent
 from methods import own
+from methods.naming import NamingError
 
 REPORT_SECONDS = 1.0
 """Between two reports of a run: each may wait for the driver."""
@@ -70,7 +71,7 @@ def work(
                     report({"epoch": until, "rung": until, "score": score})
     except DataError as error:
         report({"no_data": str(error)})
-    except OSError as error:
+    except (NamingError, OSError) as error:
         report({"problem": said(error)})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Set
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 from torch import nn
@@ -122,6 +123,13 @@ def own_names(text: str) -> list[str]:
     if text.startswith(OWN):
         return [text]
     return [each.name for each in _calls(_call(text)) if each.name.startswith(OWN)]
+
+
+def packages(text: str) -> dict[str, str]:
+    """Versions of the packages, beside those of every run, that a network is from."""
+    if text.startswith(OWN) or not any(c.name.startswith(TIMM) for c in _calls(_call(text))):
+        return {}
+    return {"timm": metadata.version("timm")}
 
 
 def takes_width(text: str) -> bool:

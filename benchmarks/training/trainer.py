@@ -115,7 +115,8 @@ def fit(
         ctx.counter.close()
         result["resumed"] = state.resumed
         result["device"] = describe_device(device)
-        result["versions"] = installed_versions()
+        named = models.packages(run.model) if model is None else {}
+        result["versions"] = installed_versions() | named
         result["auxiliary_norm"] = has_branches(network)
         result["network_needs"] = sorted(models.NEEDS & method.requires())
         result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
@@ -143,8 +144,6 @@ def _network(
     """The network, initialised from the run's seed, on the training device."""
     seed_global(device, run.seed, "init")
     if model is None:
-        if "model" in run.versions:
-            models.check_files(run.model, run.versions["model"])
         made = models.build(run.model, splits.spec, method.requires())
     else:
         made = model(splits.spec)
