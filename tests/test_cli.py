@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import methods
 from analysis import records, runs
@@ -777,6 +778,34 @@ def test_predict_takes_images_without_labels(
     assert capsys.readouterr().out == f"7 rows predicted: {out}\n"
 
 
+def test_predict_takes_a_folder_of_images(tmp_path: Path) -> None:
+    for place, image in enumerate(np.random.default_rng(0).integers(0, 256, (36, 9, 12), np.uint8)):
+        split, name = ("train", "test")[place % 3 == 2], "abc"[place % 4 % 3]
+        (tmp_path / "set" / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "set" / split / name / f"{place}.png")
+    data = f"folder:{tmp_path / 'set'}(size=12)"
+    given = ["--model", "small_cnn", "--width", "0.25", "--epochs", "1", "--batch-size", "8"]
+    out = tmp_path / "runs"
+    assert main.run(["run", "--benchmark", data, *given, "--out", str(out), "--save-model"]) == 0
+    (folder,) = runs.folders(out)
+    table, stored = tmp_path / "p.csv", tmp_path / "p.npz"
+    for file, size in ((table, ""), (stored, "(size=12)")):
+        images = f"folder:{tmp_path / 'set' / 'test'}{size}"
+        assert main.run(["predict", str(folder), "--data", images, "--out", str(file)]) == 0
+    logits = runs.read_arrays(folder / "predictions.npz")["test_last_logits"]
+    with np.load(stored) as content:
+        np.testing.assert_array_equal(content["logits"], logits)
+        files = content["files"].tolist()
+    lines = table.read_text().splitlines()
+    assert lines[0] == "file,a,b,c" and [line.split(",")[0] for line in lines[1:]] == files
+    assert sorted(files) == files and files[0] == "a/11.png"
+
+
+def test_data_is_the_folder_for_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = refused(capsys, ["compare", "--data", "folder:scans"])
+    assert code == 2 and "--benchmark 'folder:scans'" in text
+
+
 @pytest.mark.parametrize(
     ("made", "code", "parts"),
     [
@@ -785,7 +814,7 @@ def test_predict_takes_images_without_labels(
         ({"images": IMAGES, "labels": LABELS + 9}, 1, ("labels do not fit", "0 to 3")),
         ({"images": IMAGES, "labels": LABELS[:5]}, 1, ("80 images and 5 labels",)),
         ({"pictures": IMAGES}, 1, ("has the keys pictures", "expected images")),
-        (None, 2, ("data: expected npz:FILE, got 'folder:",)),
+        (None, 1, ("is not a folder: expected one of images",)),
     ],
 )
 def test_predict_refuses_what_does_not_fit(

@@ -29,9 +29,9 @@ class Setting:
     """What a run trains on, and how."""
 
     benchmark: str = "digits"
-    """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE or folder:DIR"""
+    """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE or folder:DIR(size=224)"""
     model: str = "resnet18"
-    """a network such as resnet18(width=0.25), or py:package.module:factory"""
+    """a network such as resnet18(width=0.25), timm:NAME or py:package.module:factory"""
     width: Annotated[float | None, _default("the model's, 1")] = None
     """multiplies the network's channels"""
     preset: str = "medmnist"
@@ -215,7 +215,7 @@ class ListCommand:
 
 @dataclass(kw_only=True)
 class PredictCommand:
-    """Predict a file's images with the network of a run made with --save-model.
+    """Predict the images of a file or folder with the network of a run made with --save-model.
 
     Example: augbench predict runs/0123456789abcdef --data npz:scans.npz --out scans.csv
     """
@@ -223,9 +223,10 @@ class PredictCommand:
     run: Positional[Path]
     """run directory"""
     data: str
-    """npz:FILE with images (and labels), or with MedMNIST's keys (the test split is used)"""
+    """npz:FILE with images (and labels), or with MedMNIST's keys (the test split is used); or
+    folder:DIR, all images below it, resized as for training"""
     out: Path = Path("predictions.csv")
-    """.csv (row, probability of each class) or .npz (probabilities, logits)"""
+    """.csv (row or file, probability of each class) or .npz (probabilities, logits, files)"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU if there is one"""
     debug: bool = False

@@ -62,7 +62,16 @@ def options_of(command: Any) -> Options:
 
 
 def root_of(given: Path | None) -> Path:
-    """The data folder, by default that of AUGBENCH_DATA."""
+    """The data folder, by default that of AUGBENCH_DATA.
+
+    Raises:
+        UsageError: it is the name of a benchmark.
+    """
+    if given is not None and str(given).startswith(("folder:", "npz:")):
+        raise UsageError(
+            f"data: expected the folder for data sets, got {str(given)!r}: your own images are a "
+            f"benchmark, --benchmark {str(given)!r}"
+        )
     return (given or sources.default_root()).expanduser().absolute()
 
 

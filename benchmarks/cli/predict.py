@@ -1,9 +1,10 @@
-"""``augbench predict``: predicts the images of a file with a saved network."""
+"""``augbench predict``: predicts the images of a file or folder with a saved network."""
 
 from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from benchmarks.cli.common import (
     metric,
     root_of,
 )
-from benchmarks.data import npz, streams
+from benchmarks.data import folders, npz, streams
 from benchmarks.data.download import DataError
 from benchmarks.data.names import (
     Benchmark,
     parse_benchmark,
 )
+from benchmarks.running import disk
 from benchmarks.training import evaluation
 from benchmarks.training.saved import network_of
 from methods.base import Spec
@@ -40,14 +42,19 @@ def carry_out(command: arguments.PredictCommand) -> int:
         raise UsageError(
             f"run: {folder} has no saved network; run it again with augbench run --save-model ..."
         )
+    shape = tuple(result["data"]["shape"])
     asked = parse_benchmark(command.data)
-    if asked != Benchmark(name="npz", path=asked.path):
-        raise UsageError(f"data: expected npz:FILE, got {command.data!r}")
+    of_folder = Benchmark(name="folder", path=asked.path)
+    if asked not in (of_folder, replace(of_folder, size=shape[1]), replace(of_folder, name="npz")):
+        raise UsageError(f"data: expected npz:FILE or folder:DIR, got {command.data!r}")
     if command.out.suffix not in (".csv", ".npz"):
         raise UsageError(f"out: expected a name ending in .csv or .npz, got {command.out}")
-    images, labels = npz.images_only(Path(asked.path), root_of(None))
+    path, names, labels = Path(asked.path).expanduser(), None, None
+    if asked.name == "npz":
+        images, labels = npz.images_only(path, root_of(None))
+    else:
+        images, names = folders.images_only(path, shape[1], root_of(None))
     classes = tuple(result["data"]["classes"])
-    shape = tuple(result["data"]["shape"])
     rows = streams.rows_of(images, shape, len(classes), torch.device(device_of(command.device)))
     spec = Spec(rows=len(rows), classes=len(classes), shape=shape)
     network = network_of(folder, run, result, spec, rows.y.device)
@@ -60,15 +67,18 @@ def carry_out(command: arguments.PredictCommand) -> int:
         raise DataError(f"{command.data}: the labels do not fit the network: {error}") from error
     command.out.parent.mkdir(parents=True, exist_ok=True)
     if command.out.suffix == ".npz":
-        runs.write_atomically(
-            command.out,
-            lambda file: np.savez_compressed(file, probabilities=probabilities, logits=logits),
+        arrays = {"probabilities": probabilities, "logits": logits}
+        disk.write_arrays(
+            command.out, arrays | ({} if names is None else {"files": np.array(names)})
         )
     else:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(["row", *classes])
-        writer.writerows([number, *row] for number, row in enumerate(probabilities.tolist()))
+        writer.writerow(["row" if names is None else "file", *classes])
+        named = range(len(logits)) if names is None else names
+        writer.writerows(
+            [name, *row] for name, row in zip(named, probabilities.tolist(), strict=True)
+        )
         runs.write_text(command.out, text.getvalue())
     print(f"{len(logits)} rows predicted: {command.out}")
     if scores:

@@ -78,15 +78,7 @@ def read(
     ]
     walk.raise_dangling()
     walk.tell_beside(parts, below, top)
-    need = len(files) * 3 * size**2
-    if need > memory_gib * GIB:
-        images = _on_disk(path, files, size, root)
-        walk.notes.append(
-            f"images streamed from {images.folder}: up to {need / GIB:.2g} GiB exceed the memory "
-            f"budget of {memory_gib:g} GiB"
-        )
-    else:
-        images = _in_memory(path, files, size)
+    images = _images_of(walk, files, size, root, memory_gib)
     _refuse_empty_splits(path, parts, images.files)
     _refuse_unknown_range(path, images.deep)
     walk.tell(images.texts, "text files among the images are left out")
@@ -107,6 +99,25 @@ def read(
         checksum=_checksum(path, images, names),
         notes=tuple(walk.notes),
     )
+
+
+def images_only(
+    path: Path, size: int, root: Path, memory_gib: float = 4.0
+) -> tuple[Pixels, list[str]]:
+    """The images at any depth below a folder, read as in `read`, and their paths from there.
+
+    Raises DataError if there are none, or one cannot be read.
+    """
+    if not path.is_dir():
+        raise DataError(f"{shown(path)} is not a folder: expected one of images.")
+    walk = Walk(path)
+    files = [File("", file, "", 0) for file in sorted(walk.files_below(""))]
+    walk.raise_dangling()
+    images = _images_of(walk, files, size, root, memory_gib)
+    if not images.files:
+        raise DataError(f"{shown(path)} contains no image.")
+    _refuse_unknown_range(path, images.deep)
+    return images.x, [shown(file.name) for file in images.files]
 
 
 @dataclass
@@ -130,6 +141,21 @@ class _Images:
     """where images on disk are"""
     checksums: dict[str, str] = field(default_factory=dict)
     """of images on disk, by the MD5 of their groups"""
+
+
+def _images_of(
+    walk: Walk, files: Sequence[File], size: int, root: Path, memory_gib: float
+) -> _Images:
+    """In memory, or on disk if they may exceed the budget, which is noted."""
+    need = len(files) * 3 * size**2
+    if need <= memory_gib * GIB:
+        return _in_memory(walk.root, files, size)
+    images = _on_disk(walk.root, files, size, root)
+    walk.notes.append(
+        f"images streamed from {images.folder}: up to {need / GIB:.2g} GiB exceed the memory "
+        f"budget of {memory_gib:g} GiB"
+    )
+    return images
 
 
 def _in_memory(root: Path, files: Sequence[File], size: int) -> _Images:

@@ -72,7 +72,7 @@ class File:
     @property
     def name(self) -> str:
         """Its path from the folder of the data."""
-        return f"{self.folder}/{self.inside}"
+        return _joined(self.folder, self.inside)
 
 
 @dataclass

@@ -344,7 +344,7 @@ def _write_corrupted(
     if not robust:
         (folder / FILE).unlink(missing_ok=True)  # of a network that is replaced
         return
-    _write_arrays(folder / FILE, robust)
+    write_arrays(folder / FILE, robust)
     targets = labels_of(splits.test, splits.kind)
     names = {key.partition(":")[0] for key in robust}
     result[KEY] = {
@@ -364,19 +364,20 @@ def _write(
     options: Options,
 ) -> None:
     write_lines(folder, fitted.state)
-    _write_arrays(folder / "predictions.npz", fitted.predictions)
+    write_arrays(folder / "predictions.npz", fitted.predictions)
     if learned:
-        _write_arrays(folder / "learned.npz", learned)
+        write_arrays(folder / "learned.npz", learned)
     if fitted.samples:
-        _write_arrays(folder / "samples.npz", fitted.samples)
+        write_arrays(folder / "samples.npz", fitted.samples)
     if splits.corrupted is not None:
-        _write_arrays(folder / "corruption.npz", splits.corrupted)
+        write_arrays(folder / "corruption.npz", splits.corrupted)
     if options.save_model:
         weights = fitted.model.state_dict()
         runs.write_atomically(folder / MODEL, lambda file: torch.save(weights, file))
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replace the npz file atomically."""
     # numpy's stub takes any keyword for allow_pickle; the arrays are numbers, so nothing is pickled
     save: Callable[..., None] = np.savez_compressed
     runs.write_atomically(path, lambda file: save(file, **arrays))
