@@ -12,7 +12,7 @@ import pytest
 
 import methods
 from benchmarks.running.together import NotMeasured, Trainer
-from benchmarks.speed import gpu, loop
+from benchmarks.speed import gpu, loop, streaming
 from benchmarks.speed import methods as costs
 
 
@@ -132,3 +132,17 @@ def test_a_card_is_measured_in_its_own_precision(monkeypatch: pytest.MonkeyPatch
         trainer = Trainer("cpu")
         trainer.prepare(partial(gpu.Plain if plain else gpu.Harness, replace(setting, **small)))
         assert trainer.measure(0.0, 0.0).images_per_second > 0
+
+
+def test_the_memory_of_streaming_is_that_of_listing_decoding_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = streaming.Arguments(images=60, edge=16, size=24, batch_size=16, memory=True)
+    for split in ("train", "test"):
+        streaming.images(tmp_path / "set" / split, arguments.images, arguments.edge)
+    streaming.trained(arguments, tmp_path)
+    shown = capsys.readouterr().out
+    (peak,) = [line for line in shown.splitlines() if line.startswith("peak resident")]
+    start, decoded, trained = (float(each.replace(",", "")) for each in peak.split()[2:])
+    assert 0 < start <= decoded <= trained
+    assert "listed and decoded" in shown and "60 JPEGs of 16 pixels, used at 24" in shown

@@ -2,18 +2,19 @@
 
 Epochs over a folder of JPEGs: streamed from the file into which they were decoded once, from
 memory, and by torchvision's ImageFolder with a DataLoader, each to batches (B, 3, H, W) of float32.
-With ``--memory ROWS`` instead the memory of a process that trains on so many synthetic images.
+With ``--memory`` instead the memory of a process that lists and decodes the folder and trains.
 """
 
 from __future__ import annotations
 
-import shutil
+import multiprocessing
+import os
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,11 @@ from torch.nn import functional as F
 import methods
 from analysis.runs import Run, Training
 from benchmarks.data import decoders, ondisk
-from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
-from benchmarks.data.ondisk import OnDisk
 from benchmarks.data.sources import load
-from benchmarks.data.splits import Protocol, make_splits
+from benchmarks.data.splits import Protocol, Splits, make_splits
 from benchmarks.data.streams import Rows, training_order
-from benchmarks.training.machine import describe_device
+from benchmarks.speed import loop
 from benchmarks.training.trainer import fit
 from methods.base import Spec
 from methods.own import import_torchvision
@@ -57,14 +56,12 @@ class Arguments:
     """rows per batch"""
     workers: tuple[int, ...] = (1, 2)
     """of torchvision's loader, in turn"""
-    rounds: int = 3
-    """each an epoch of every row of the table"""
+    repeats: int = 3
+    """rounds, each an epoch of every row of the table"""
     place: Path | None = None
     """folder for the files, on the disk that is to be measured; default: a temporary one"""
-    memory: int = 0
-    """rows of the set whose memory is measured"""
-    measured: bool = False
-    """as the process that is measured"""
+    memory: bool = False
+    """measure memory, not time"""
 
 
 def images(place: Path, count: int, edge: int) -> None:
@@ -78,6 +75,13 @@ def images(place: Path, count: int, edge: int) -> None:
         path = place / str(number % CLASSES) / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, quality=90)
+
+
+def read(place: Path, size: int, memory_gib: float) -> Splits:
+    """The folder's images, decoded once into a file if they exceed the budget."""
+    arrays = load("folder", path=str(place / "set"), size=size, root=place, memory_gib=memory_gib)
+    benchmark, device = Benchmark(name="folder"), torch.device("cpu")
+    return make_splits(arrays, benchmark, Protocol(), needs_meta=False, seed=0, device=device)
 
 
 def seconds(epoch: Callable[[], Iterable[Tensor]], rows: int) -> float:
@@ -116,32 +120,14 @@ def torchvisions(place: Path, arguments: Arguments, workers: int) -> Iterable[An
 
 def compare(arguments: Arguments, place: Path) -> None:
     """Print images per second of each, and the ratio to each of torchvision's loaders."""
-    folder = place / "set"
-    images(folder / "train", arguments.images, arguments.edge)
-    images(folder / "test", CLASSES, arguments.edge)  # splits of its own: one row a class is test
-
-    def read(memory_gib: float) -> Arrays:
-        given: dict[str, Any] = {"path": str(folder), "size": arguments.size}
-        return load("folder", **given, root=place, memory_gib=memory_gib)
-
     start = time.perf_counter()
-    on_disk = read(0)
+    on_disk = read(place, arguments.size, 0).train
     once = time.perf_counter() - start
     start = time.perf_counter()
-    read(0)
+    read(place, arguments.size, 0)
     again = time.perf_counter() - start
-    rows = {
-        name: make_splits(
-            arrays,
-            Benchmark(name="folder"),
-            Protocol(),
-            needs_meta=False,
-            seed=0,
-            device=torch.device("cpu"),
-        ).train
-        for name, arrays in (("streamed", on_disk), ("in memory", read(1024)))
-    }
-    count = len(rows["streamed"])
+    rows = {"streamed": on_disk, "in memory": read(place, arguments.size, 1024).train}
+    count = len(on_disk)
     for batches in zip(*(ours(each, 64, 0) for each in rows.values()), strict=True):
         assert torch.equal(*batches), "streamed rows differ from those in memory"
     epochs: dict[str, tuple[Callable[[int], Iterable[Tensor]], int]] = {
@@ -149,41 +135,40 @@ def compare(arguments: Arguments, place: Path) -> None:
         for name, each in rows.items()
     }
     for workers in arguments.workers:
-        loader = torchvisions(folder / "train", arguments, workers)
+        loader = torchvisions(place / "set" / "train", arguments, workers)
         name = f"torchvision, {workers} worker{'s' * (workers != 1)}"
         epochs[name] = (lambda _, loader=loader: (x for x, _ in loader), arguments.images)
     rates: dict[str, list[float]] = {name: [] for name in epochs}
-    for number in range(arguments.rounds + 1):
+    for number in range(arguments.repeats + 1):
         for name, (epoch, size) in epochs.items():
             rate = size / seconds(lambda epoch=epoch, number=number: epoch(number), size)
             if number:  # the first starts the workers
                 rates[name].append(rate)
     theirs = [name for name in rates if name.startswith("torchvision")]
     body = [
-        [name, f"{statistics.median(found):,.0f}", *(_ratio(found, rates[one]) for one in theirs)]
+        [name, f"{statistics.median(found):,.0f}"]
+        + [" (".join(loop.spread(loop.ratios(found, rates[one]))) + ")" for one in theirs]
         for name, found in rates.items()
     ]
-    print(_head(f"{arguments.images} JPEGs of {arguments.edge} pixels, used at {arguments.size}"))
+    print(_head(arguments, arguments.repeats))
     headers = ["", "images/s", *(f"ratio to {name}" for name in theirs)]
     columns = ("left", *["right"] * (len(headers) - 1))
     print(tabulate(body, headers=headers, colalign=columns, disable_numparse=True))
-    processes = min(decoders.MOST, decoders.cores())
     print(
-        f"decoded once, {processes} processes: {once:.1f} s, {arguments.images / once:,.0f} "
+        f"decoded once, {_processes()} processes: {once:.1f} s, {arguments.images / once:,.0f} "
         f"images/s; the start of a later run: {again:.2f} s"
     )
-    print(f"Streamed: one reading thread. Medians of {arguments.rounds} rounds, ranges of ratios.")
+    print("Streamed: one reading thread. Medians of the rounds, ranges of ratios.")
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> str:
-    found = [one / other for one, other in zip(ours, theirs, strict=True)]
-    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+def _processes() -> int:
+    return min(decoders.MOST, decoders.cores())
 
 
-def _head(what: str) -> str:
+def _head(arguments: Arguments, repeats: int) -> str:
     return (
-        f"{time.strftime('%Y-%m-%d')}, {what}, {torch.get_num_threads()} thread(s), "
-        f"{describe_device(torch.device('cpu'))['name']}, torch {torch.__version__}"
+        f"{time.strftime('%Y-%m-%d')}, {arguments.images} JPEGs of {arguments.edge} pixels, used "
+        f"at {arguments.size}, {loop.described('cpu', 1, repeats)}"
     )
 
 
@@ -199,94 +184,78 @@ class Tiny(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 7).flatten(1))
 
 
-def write(place: Path, rows: int, size: int) -> OnDisk:
-    """A set of synthetic images."""
-    folder = ondisk.folder_of(place, "synthetic", f"{rows}x{size:08}")
-
-    def make() -> dict[str, Any]:
-        ondisk.refuse_full(folder, rows * 3 * size**2, Path("the synthetic set"))
-        generator = np.random.default_rng(0)
-        writer = ondisk.Writer(folder, "images", (size, size, 3), np.uint8)
-        left = rows
-        while left:
-            writer.add(generator.integers(0, 256, (min(left, 100), size, size, 3), np.uint8))
-            left -= min(left, 100)
-        return {"arrays": {"images": writer.end()}}
-
-    return ondisk.kept(folder, Path("synthetic"), make)[1]["images"]
-
-
 def trained(arguments: Arguments, place: Path) -> None:
-    """Train one epoch on 80 % of the rows, evaluate on the others, print this process's memory."""
-    x = write(place, arguments.memory, arguments.size)
-    before = _memory()
-    labels = np.arange(len(x)) % CLASSES
-    parts = np.split(np.arange(len(x)), [8 * len(x) // 10, 9 * len(x) // 10])
-    pieces: dict[str, Any] = {
-        f"{split}_{letter}": array
-        for split, part in zip(("train", "val", "test"), parts, strict=True)
-        for letter, array in (("x", x.at(part)), ("y", labels[part]))
-    }
-    arrays = Arrays(
-        name="synthetic",
-        kind="multi-class",
-        classes=tuple(map(str, range(CLASSES))),
-        **pieces,
-        checksum="",
-        verified=True,
-        caveats=(),
-        source="",
-        notes=(),
-    )
-    splits = make_splits(
-        arrays,
-        Benchmark(name="synthetic"),
-        Protocol(),
-        needs_meta=False,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    """Read the folder, train one epoch, evaluate; print the memory of this process after each."""
+    torch.set_num_threads(1)
+    told = {"at the start": _memory()}
+    start = time.perf_counter()
+    with _watched() as decoding:
+        splits = read(place, arguments.size, 0)
+    reading = time.perf_counter() - start
+    told["listed and decoded"] = _memory()
     training = Training(epochs=1, batch_size=arguments.batch_size)
-    run = Run(benchmark="synthetic", data="", model="own", method="none", training=training)
+    run = Run(benchmark="folder", data="", model="own", method="none", training=training)
     start = time.perf_counter()
     fit(run, splits, methods.build("none"), model=Tiny)
     taken = time.perf_counter() - start
-    size = len(x) * 3 * arguments.size**2 / ondisk.GIB
-    print(_head(f"{len(x)} images of {arguments.size} pixels ({size:.1f} GiB)"))
-    now = _memory()
-    body = [[name, f"{before[name]:,.0f}", f"{now[name]:,.0f}"] for name in now]
-    print(tabulate(body, headers=["MiB", "before", "after one epoch"], disable_numparse=True))
-    print(f"{taken:.0f} s for {len(x)} rows trained on or evaluated (a network of one layer)")
+    told["trained on"] = _memory()
+    print(_head(arguments, 1))
+    body = [[name, *(f"{each[name]:,.0f}" for each in told.values())] for name in _memory()]
+    print(tabulate(body, headers=["MiB", *told], disable_numparse=True))
+    print(
+        f"{arguments.images * 3 * arguments.size**2 / ondisk.GIB:.1f} GiB decoded in {reading:.0f} "
+        f"s, trained on in {taken:.0f} s (a network of one layer); {len(decoding)} processes that "
+        f"decode: {max(decoding.values(), default=0):.0f} MiB each"
+    )
 
 
-def _memory() -> dict[str, float]:
-    """MiB of this process (Linux)."""
+def _memory(process: str = "self") -> dict[str, float]:
+    """MiB of a process (Linux)."""
     names = {"VmHWM": "peak resident", "RssAnon": "anonymous now", "RssFile": "of files now"}
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     found = {line.split(":")[0]: line.split() for line in lines}
     return {text: int(found[name][1]) / 1024 for name, text in names.items()}
 
 
-def main() -> None:
-    """Print a table."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    torch.set_num_threads(1)
-    place = Path(tempfile.mkdtemp(prefix="streaming-", dir=arguments.place))
-    if arguments.measured:
-        assert arguments.place is not None
-        place.rmdir()
-        trained(arguments, arguments.place)
-        return
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Peak MiB of each process that this one starts, looked at ten times a second."""
+    found: dict[str, float] = {}
+    over = threading.Event()
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+
+    def look() -> None:
+        while not over.wait(0.1):
+            for process in listed.read_text(encoding="utf-8").split():
+                with suppress(OSError, KeyError):  # it has ended
+                    found[process] = _memory(process)["peak resident"]
+
+    thread = threading.Thread(target=look)
+    thread.start()
     try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Print a table."""
+    arguments = tyro.cli(Arguments, description=__doc__, args=given)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="streaming-", dir=arguments.place) as folder:
+        place = Path(folder)
+        images(place / "set" / "train", arguments.images, arguments.edge)
+        images(place / "set" / "test", CLASSES, arguments.edge)  # one row a class
         if not arguments.memory:
             compare(arguments, place)
             return
-        write(place, arguments.memory, arguments.size)
         # In a process of its own, so that writing does not count.
-        again = [sys.executable, "-m", "benchmarks.speed.streaming", *sys.argv[1:]]
-        subprocess.run([*again, "--measured", "--place", str(place)], check=True)
-    finally:
-        shutil.rmtree(place)
+        own = multiprocessing.get_context("spawn").Process(target=trained, args=(arguments, place))
+        own.start()
+        own.join()
+        if own.exitcode:
+            raise SystemExit(own.exitcode)
 
 
 if __name__ == "__main__":
