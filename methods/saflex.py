@@ -201,7 +201,10 @@ def unsuited(model: Model, stages: int) -> str:
         return ""
     if count:
         return f"stages: expected fewer than the {count} of the network, got {stages}"
-    return f"stages: expected 0, got {stages}: those of the network are not chains of modules"
+    return (
+        f"stages: expected 0, got {stages}, because the stages of the network are not chains of "
+        "modules that run alone"
+    )
 
 
 class Tail(nn.Module):
@@ -368,7 +371,7 @@ class Saflex(Method):
         if self.stages and isinstance(model, Model):
             reason = unsuited(model, self.stages)
             if reason:
-                return f"{reason}; stages=0 uses the head alone"
+                return f"{reason}: set stages=0, which uses the head alone, or leave it out"
         return super().fits(model)
 
     def setup(self, ctx: Context) -> None:

@@ -410,15 +410,15 @@ class TestMethodsOnThem:
         assert np.isfinite(found.predictions["test_last_logits"]).all()
 
     def test_recomputing_the_last_stages_is_refused_where_they_are_no_chain(self) -> None:
-        with pytest.raises(NotApplicable, match=r"not chains of modules; stages=0 uses the head"):
+        with pytest.raises(NotApplicable, match=r"not chains of modules that run alone: set"):
             fitted("saflex(stages=1)", make=mine())
         assert fitted("saflex(stages=1)").result["cost"]["passes_per_row"] > 2
 
     @pytest.mark.parametrize(
         ("method", "words"),
         [
-            ("saflex(preset=fast)", "stages: expected fewer than the 1 of the network, got 1; st"),
-            ("saflex(upstream=probe, stages=1)", "stages=0 uses the head alone"),
+            ("saflex(preset=fast)", "stages: expected fewer than the 1 of the network, got 1: s"),
+            ("saflex(upstream=probe, stages=1)", "set stages=0, which uses the head alone"),
             ("lpa3", "only that of the last one was found in small_cnn"),
             ("norm_noise(upstream=lpa3(upstream=probe))", "compares the outputs of several stages"),
         ],

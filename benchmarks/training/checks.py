@@ -45,7 +45,7 @@ def check_fits(
         raise NotApplicable(reason)
     reason = method.fits(network)
     if reason:
-        raise NotApplicable(f"{name} on {model_name}: {reason}")
+        raise NotApplicable(f"{model_name}: {reason}")
     if len(splits.train) < 2:
         raise NotApplicable(f"{len(splits.train)} training rows; at least 2 are needed")
 
