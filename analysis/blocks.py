@@ -67,11 +67,11 @@ class Column:
     def row(self, name: str) -> RowRuns:
         """The runs of a row; of several joined by "or", those of the best on the select split.
 
-        The best has the highest mean select AUC at the last epoch, of equal ones the first.
+        The best has the highest mean select score (AUC) at the last epoch, of equal ones the first.
         """
         if name in self.rows or OR not in name:
             return self.rows[name]
-        return max((self.rows[each] for each in name.split(OR)), key=_select_auc)
+        return max((self.rows[each] for each in name.split(OR)), key=_on_select)
 
     def forget(self) -> None:
         """Free the memory of predictions."""
@@ -190,8 +190,8 @@ class Block:
         return Block(self.setting, entries, tuple(made))
 
 
-def _select_auc(row: RowRuns) -> float:
-    values = [each.metric("auc", "select") for each in row.by_seed().values()]
+def _on_select(row: RowRuns) -> float:
+    values = [each.metric(each.selecting[0], "select") for each in row.by_seed().values()]
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else -math.inf
 

@@ -95,7 +95,7 @@ def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
         f"{training.optimizer} {training.learning_rate:g}, batch {training.batch_size}, "
         f"{training.schedule}, {training.epochs} epochs ({_preset(record)})"
     )
-    epoch = "last epoch" if when == "last" else "best epoch by select AUC"
+    epoch = "last epoch" if when == "last" else "best epoch on select"
     protocol = run.protocol
     cut = [r.run for r in done if r.result["data"]["rows"].get("meta") or r.run.control != "all"]
     if protocol == "equal" and cut:
@@ -192,7 +192,7 @@ def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str) -> str
         body.append([row.name, str(len(records)), *scores, *_judged(against.get(row.name)), ratio])
     head = ["", "n", *(f"{name}, %" for name in SHOWN.values()), "difference [95 % CI]",
             "verdict", "cost"]  # fmt: skip
-    which = "last epoch" if when == "last" else "best epoch by select AUC"
+    which = "last epoch" if when == "last" else "best epoch on select"
     title = f"Test scores, {which}: mean ± standard deviation over n seeds"
     return _fitting(title, head, body)
 
@@ -311,19 +311,21 @@ def _more(rows: Sequence[RowRuns], when: str) -> str:
             [
                 row.name,
                 mean_sd([each.metric("ece", when=when) for each in records], 3),
-                _select_auc(records, when),
+                _selecting(records, when),
                 cost(row, "seconds_per_epoch", 2),
                 cost(row, "passes_per_row", 2),
             ]
         )
-    head = ["", "test ECE ↓", "select AUC, % ↑", "s/epoch ↓", "passes/row"]
+    names = {each.selecting[1] for row in rows for each in row.records if each.done}
+    chosen = f"select {' or '.join(sorted(names))}, % ↑"
+    head = ["", "test ECE ↓", chosen, "s/epoch ↓", "passes/row"]
     return text(table("more", "Calibration, selection and cost", head, body))
 
 
-def _select_auc(records: Sequence[Record], when: str) -> str:
+def _selecting(records: Sequence[Record], when: str) -> str:
     if any(r.result["data"].get("select_trained") for r in records):
         return "trained on it"
-    return mean_sd([POINTS * r.metric("auc", "select", when) for r in records], 2)
+    return mean_sd([POINTS * r.metric(r.selecting[0], "select", when) for r in records], 2)
 
 
 def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str, when: str) -> str:

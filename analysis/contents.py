@@ -11,6 +11,7 @@ from analysis.differences import Difference, RowRuns
 from analysis.numbers import MISSING, POINTS, bounds, mean_sd, median, number, signed
 from analysis.records import ATTACK, DETECTION, Record
 from analysis.runs import with_nan
+from analysis.tasks import task_named
 
 DETECTED = ("n", "AUC by weight ↑", "corrected, % ↑", "spoiled, % ↓")
 ATTACKS = ("n", "selected, %", "margin kept, %", "prediction kept, %", "unmoved, %", "harder, %",
@@ -128,7 +129,7 @@ def _predicts_one_class(record: Record) -> bool:
     """True if the recall of one class is 1 and that of all others 0, with several in the test."""
     known = with_nan(record.result["metrics"]["last"]["test"]["recall"])
     recalls = sorted(each for each in known if not math.isnan(each))
-    single = record.result["data"]["kind"] != "multi-label" and len(recalls) > 1
+    single = task_named(record.kind).exclusive and len(recalls) > 1
     return single and recalls == [0] * (len(recalls) - 1) + [1]
 
 

@@ -166,22 +166,5 @@ def item_values(
 
 def _items(logits: NDArray, targets: NDArray, kind: str, name: str) -> Floats:
     if name.endswith("error"):
-        return 1 - balanced_values(logits, targets, kind)
+        return 1 - metrics.item_values(logits, targets, kind, "balanced_accuracy")
     return metrics.item_values(logits, targets, kind, name.rpartition("_")[2])
-
-
-def balanced_values(logits: NDArray, targets: NDArray, kind: str) -> Floats:
-    """(N,) values whose mean is the balanced accuracy: rows weighted by their class.
-
-    Of K classes with rows, n_k of N in class k, a row of class k that is predicted correctly
-    counts N / (K n_k). Multi-label: the mean over labels, each with two classes.
-    """
-    if kind != "multi-label":
-        right = metrics.item_values(logits, targets, kind, "accuracy")
-        counts = np.bincount(targets)
-        return right * len(targets) / ((counts > 0).sum() * counts[targets])
-    right = (metrics.probabilities(logits, kind) > 0.5) == (targets == 1)
-    positive = (targets == 1).sum(axis=0)
-    own = np.where(targets == 1, positive, len(targets) - positive)
-    classes = (positive > 0).astype(int) + (positive < len(targets))
-    return (right * len(targets) / (classes * own)).mean(axis=1)

@@ -1,8 +1,9 @@
 """Metrics of a classifier from its logits and targets: accuracy, ranking, likelihood, calibration.
 
-Logits are (N, K) and computed in float64. Targets are int labels (N,) in [0, K), for
-"multi-label" 0 or 1 (N, K). Accuracy and AUC are those of ``medmnist.evaluator`` given
-``probabilities(logits, kind)``. A ranking metric is nan if a class has no row or every row.
+Logits are (N, K) and computed in float64. Targets are as the task stores them (``analysis.tasks``):
+int labels (N,) in [0, K), or 0 and 1 (N, K) for several labels per row. Accuracy and AUC are those
+of ``medmnist.evaluator`` given ``probabilities(logits, kind)``. A ranking metric is nan if a class
+has no row or every row.
 
 Rankings use the probabilities, so rows are tied if their float64 probabilities are equal: beyond
 log-odds of about 36.7 every probability is 1.
@@ -10,18 +11,15 @@ log-odds of about 36.7 every probability is 1.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-KINDS = ("multi-class", "binary-class", "ordinal-regression", "multi-label")
-BINS = 15
+from analysis import measures
+from analysis.measures import Bools, Floats
+from analysis.tasks import Scoring, task_named
 
 
 class Measure(NamedTuple):
@@ -78,6 +76,14 @@ ON_CORRUPTED = (
 corruptions. ``corrupted.value`` computes them, ``corrupted.item_values`` gives their spread."""
 TESTED = (*SHOWN, *ON_CORRUPTED)
 """Metrics with a known spread, whose differences can be tested."""
+ITEMS = (*SHOWN, "balanced_accuracy")
+"""Metrics that are means over rows, with the values of ``item_values``."""
+
+
+def selecting(kind: str) -> tuple[str, str]:
+    """The metric on the select split by which epochs and settings are chosen, and its name."""
+    name = task_named(kind).selects
+    return name, MEASURES[name].name
 
 
 def probabilities(logits: ArrayLike, kind: str) -> Floats:
@@ -86,7 +92,26 @@ def probabilities(logits: ArrayLike, kind: str) -> Floats:
     Raises:
         ValueError: unknown kind, a wrong shape, no row, or logits that are not finite.
     """
-    return _probabilities(_checked_logits(logits, kind), kind)
+    task = task_named(kind)
+    return task.probabilities(_checked_logits(logits, task))
+
+
+class _Scored(NamedTuple):
+    """Predictions of a task, checked, in float64."""
+
+    task: Scoring
+    z: Floats
+    truth: Bools
+    p: Floats
+    predicted: Bools
+
+
+def _scored(logits: ArrayLike, targets: ArrayLike, kind: str) -> _Scored:
+    task = task_named(kind)
+    z = _checked_logits(logits, task)
+    truth = task.truth(targets, *z.shape)
+    p = task.probabilities(z)
+    return _Scored(task, z, truth, p, task.predicted(p))
 
 
 def evaluate(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float | list[float]]:
@@ -121,52 +146,42 @@ def evaluate(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, floa
         ValueError: unknown kind, a wrong shape, no row, logits that are not finite, or targets out
             of range.
     """
-    z, truth = _checked(logits, targets, kind)
-    p = _probabilities(z, kind)
-    predicted = _predicted(p, kind)
-    right = _right(predicted, truth, kind)
-    recall = _recall(predicted, truth)
-    if kind == "multi-label":
-        balanced = float(np.nanmean([recall, _recall(~predicted, ~truth)], axis=0).mean())
-        top = np.maximum(p, 1 - p)
-        squared_error = ((p - truth) ** 2).mean()
-        tops_and_rights = list(zip(top.T, (predicted == truth).T, strict=True))
-    else:
-        balanced = float(np.nanmean(recall))
-        squared_error = ((p - truth) ** 2).sum(axis=1).mean()
-        tops_and_rights = [(p.max(axis=1), right)]
-    scores, positive = _rankings(p, truth, kind)
-    result: dict[str, float | list[float]] = {
-        "accuracy": float(right.mean()),
-        "balanced_accuracy": balanced,
-        "auc": _auc(scores, positive),
-        "auprc": _average_precision(scores, positive),
-        "nll": _nll(z, truth, kind),
-        "brier": float(squared_error),
-        "ece": float(np.mean([_ece(t, r, _equal_width(t)) for t, r in tops_and_rights])),
-        "ece_equal_mass": float(np.mean([_ece(t, r, _equal_mass(t)) for t, r in tops_and_rights])),
-        "recall": recall.tolist(),
+    task, z, truth, p, predicted = _scored(logits, targets, kind)
+    confidence = task.confidence(p, predicted, truth)
+    scores, positive = task.rankings(p, truth)
+
+    def calibration(bins: Callable[[Floats], NDArray[np.intp]]) -> float:
+        each = [measures.calibration_error(top, right, bins(top)) for top, right in confidence]
+        return float(np.mean(each))
+
+    return {
+        "accuracy": float(task.right(predicted, truth).mean()),
+        "balanced_accuracy": task.balanced(predicted, truth),
+        "auc": measures.auc(scores, positive),
+        "auprc": measures.average_precision(scores, positive),
+        "nll": task.nll(z, truth),
+        "brier": task.brier(p, truth),
+        "ece": calibration(measures.equal_width),
+        "ece_equal_mass": calibration(measures.equal_mass),
+        "recall": measures.recalls(predicted, truth).tolist(),
+        **task.own(p, predicted, truth),
     }
-    if kind == "binary-class":
-        result["sensitivity_at_95_specificity"] = _sensitivity(scores[:, 0], positive[:, 0])
-    if kind == "ordinal-regression":
-        result["quadratic_kappa"] = _quadratic_kappa(predicted.argmax(1), truth.argmax(1))
-    return result
 
 
 def quick(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
-    """The auc, accuracy and nll of ``evaluate``, cheap enough for every epoch.
+    """The auc, accuracy and nll of ``evaluate``, and the metric that selects; cheap enough for
+    every epoch.
 
     Raises:
         ValueError: as ``evaluate``.
     """
-    z, truth = _checked(logits, targets, kind)
-    p = _probabilities(z, kind)
-    return {
-        "auc": _auc(*_rankings(p, truth, kind)),
-        "accuracy": float(_right(_predicted(p, kind), truth, kind).mean()),
-        "nll": _nll(z, truth, kind),
+    task, z, truth, p, predicted = _scored(logits, targets, kind)
+    found = {
+        "auc": measures.auc(*task.rankings(p, truth)),
+        "accuracy": float(task.right(predicted, truth).mean()),
+        "nll": task.nll(z, truth),
     }
+    return found if task.selects in found else found | task.own(p, predicted, truth)
 
 
 def further(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float]:
@@ -184,15 +199,11 @@ def further(logits: ArrayLike, targets: ArrayLike, kind: str) -> dict[str, float
     """
     from sklearn import metrics as scored  # noqa: PLC0415 - takes a second that few tables need
 
-    z, truth = _checked(logits, targets, kind)
-    predicted = _predicted(_probabilities(z, kind), kind)
-    counts = scored.multilabel_confusion_matrix(truth, predicted).astype(float)
-    counts = counts[1:] if kind == "binary-class" else counts
+    task, _, truth, _, predicted = _scored(logits, targets, kind)
+    counts = task.asked(scored.multilabel_confusion_matrix(truth, predicted).astype(float))
     (rejected, false), (missed, hit) = np.moveaxis(counts, 0, 2)
     known = hit + missed + false > 0
-    pairs = [(truth.argmax(axis=1), predicted.argmax(axis=1))]
-    if kind == "multi-label":
-        pairs = list(zip(truth.T, predicted.T, strict=True))
+    pairs = task.pairs(predicted, truth)
 
     def mean(part: Floats, whole: Floats, counting: Bools) -> float:
         share = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
@@ -211,6 +222,8 @@ def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -
     """Values (N,), one per row, whose mean is the metric and whose spread gives its variance.
 
     * accuracy: 1 if the row is predicted correctly, else 0; multi-label: mean over labels.
+    * balanced_accuracy: of K classes with rows, n_k of N in class k, a correct row of class k
+      counts N / (K n_k); multi-label: the mean over labels, each with two classes.
     * auc: with m positive and n negative rows, A + (N / m) (V10 - A) for a positive row and
       A + (N / n) (V01 - A) for a negative one, where V10 and V01 are the structural components:
       the share of negatives below the positive row, of positives above the negative row, ties 1/2.
@@ -226,15 +239,15 @@ def item_values(logits: ArrayLike, targets: ArrayLike, kind: str, metric: str) -
 
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988.
     """
-    if metric not in SHOWN:
-        raise ValueError(f"metric {metric!r}: expected one of {', '.join(SHOWN)}")
-    z, truth = _checked(logits, targets, kind)
-    p = _probabilities(z, kind)
+    if metric not in ITEMS:
+        raise ValueError(f"metric {metric!r}: expected one of {', '.join(ITEMS)}")
+    task, _, truth, p, predicted = _scored(logits, targets, kind)
     if metric == "accuracy":
-        return _right(_predicted(p, kind), truth, kind)
-    scores, positive = _rankings(p, truth, kind)
-    columns = zip(scores.T, positive.T, strict=True)
-    return np.mean([_auc_values(score, of_class) for score, of_class in columns], axis=0)
+        return task.right(predicted, truth)
+    if metric == "balanced_accuracy":
+        return task.balanced_values(predicted, truth)
+    columns = zip(*(each.T for each in task.rankings(p, truth)), strict=True)
+    return np.mean([measures.auc_values(score, of_class) for score, of_class in columns], axis=0)
 
 
 def detection(
@@ -253,7 +266,9 @@ def detection(
     wrong = (given != clean)[seen]
     found: dict[str, float] = {}
     if "weight" in learned:
-        found["weight_auc"] = _auc(-learned["weight"][seen, None].astype(float), wrong[:, None])
+        found["weight_auc"] = measures.auc(
+            -learned["weight"][seen, None].astype(float), wrong[:, None]
+        )
     if "label" in learned:
         right = learned["label"][seen].argmax(axis=1) == clean[seen]
         found["corrected"] = float(right[wrong].mean()) if wrong.any() else float("nan")
@@ -261,148 +276,17 @@ def detection(
     return found
 
 
-def _checked_logits(logits: ArrayLike, kind: str) -> Floats:
-    if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}{hint}")
+def _checked_logits(logits: ArrayLike, task: Scoring) -> Floats:
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2:
         raise ValueError(f"logits have shape {z.shape}, expected (N, K)")
     if len(z) == 0:
         raise ValueError("logits have no rows, expected at least one")
-    classes = z.shape[1]
-    if kind == "binary-class" and classes != 2:
-        raise ValueError(f"logits have {classes} columns, expected 2 for binary-class")
-    if classes < (1 if kind == "multi-label" else 2):
-        raise ValueError(f"logits have {classes} columns, too few for {kind}")
+    classes, (least, most) = z.shape[1], task.columns
+    if classes > most:
+        raise ValueError(f"logits have {classes} columns, expected {most} for {task.name}")
+    if classes < least:
+        raise ValueError(f"logits have {classes} columns, too few for {task.name}")
     if bad := int((~np.isfinite(z)).sum()):
         raise ValueError(f"{bad} of {z.size} logits are not finite")
     return z
-
-
-def _checked(logits: ArrayLike, targets: ArrayLike, kind: str) -> tuple[Floats, Bools]:
-    """Logits (N, K) in float64, and targets (N, K): one True per row, or one for each label."""
-    z = _checked_logits(logits, kind)
-    y = np.asarray(targets)
-    expected = z.shape if kind == "multi-label" else z.shape[:1]
-    if y.shape != expected:
-        raise ValueError(f"targets have shape {y.shape}, expected {expected} for {kind}")
-    top = 1 if kind == "multi-label" else z.shape[1] - 1
-    if bad := int((~((y >= 0) & (y <= top) & (y == np.floor(y)))).sum()):
-        raise ValueError(f"{bad} of {y.size} targets are not integers from 0 to {top}")
-    return z, y == 1 if kind == "multi-label" else y[:, None] == np.arange(z.shape[1])
-
-
-def _probabilities(z: Floats, kind: str) -> Floats:
-    if kind == "multi-label":
-        small = np.exp(-np.abs(z))
-        return np.where(z >= 0, 1.0, small) / (1 + small)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def _predicted(p: Floats, kind: str) -> Bools:
-    if kind == "multi-label":
-        return p > 0.5
-    label = p[:, 1] > 0.5 if kind == "binary-class" else p.argmax(axis=1)
-    return label[:, None] == np.arange(p.shape[1])
-
-
-def _right(predicted: Bools, truth: Bools, kind: str) -> Floats:
-    if kind == "multi-label":
-        return np.asarray((predicted == truth).mean(axis=1), dtype=np.float64)
-    return np.asarray((predicted & truth).any(axis=1), dtype=np.float64)
-
-
-def _recall(predicted: Bools, truth: Bools) -> Floats:
-    rows = truth.sum(axis=0)
-    return np.divide(
-        (predicted & truth).sum(axis=0), rows, out=np.full(len(rows), np.nan), where=rows > 0
-    )
-
-
-def _nll(z: Floats, truth: Bools, kind: str) -> float:
-    if kind == "multi-label":
-        return float(np.logaddexp(0, np.where(truth, -z, z)).mean())
-    shifted = z - z.max(axis=1, keepdims=True)
-    rest = np.exp(shifted)
-    # log1p of the others, not log of the sum: the sum rounds to 1 where the top probability does
-    rest[np.arange(len(z)), z.argmax(axis=1)] = 0
-    return float((np.log1p(rest.sum(axis=1)) - shifted[truth]).mean())
-
-
-def _rankings(p: Floats, truth: Bools, kind: str) -> tuple[Floats, Bools]:
-    """The columns (N, C) of scores and positives over which ranking metrics are averaged."""
-    return (p[:, -1:], truth[:, -1:]) if kind == "binary-class" else (p, truth)
-
-
-def _wins(score: Floats, positive: Bools) -> NDArray[np.int64]:
-    """For each positive row twice the negatives below it plus those tied with it."""
-    # Sorted queries use the cache well: a third of the time at 23,000 rows.
-    negatives, queries = np.sort(score[~positive]), score[positive]
-    order = np.argsort(queries)
-    wins = np.empty(len(queries), dtype=np.int64)
-    queries = queries[order]
-    wins[order] = np.searchsorted(negatives, queries) + np.searchsorted(negatives, queries, "right")
-    return wins
-
-
-def _auc(scores: Floats, positive: Bools) -> float:
-    values = []
-    for score, of_class in zip(scores.T, positive.T, strict=True):
-        m, n = int(of_class.sum()), int((~of_class).sum())
-        values.append(int(_wins(score, of_class).sum()) / (2 * m * n) if m and n else np.nan)
-    return float(np.mean(values))
-
-
-def _auc_values(score: Floats, positive: Bools) -> Floats:
-    rows, m, n = len(score), int(positive.sum()), int((~positive).sum())
-    if not (m and n):
-        return np.full(rows, np.nan)
-    wins = _wins(score, positive)
-    auc = int(wins.sum()) / (2 * m * n)
-    values = np.empty(rows)
-    values[positive] = auc + rows / m * (wins / (2 * n) - auc)
-    values[~positive] = auc + rows / n * (_wins(-score, ~positive) / (2 * m) - auc)
-    return values
-
-
-def _average_precision(scores: Floats, positive: Bools) -> float:
-    """Mean over classes of the mean, over positive rows, of the precision at the row's score."""
-    values = []
-    for score, of_class in zip(scores.T, positive.T, strict=True):
-        if of_class.all() or not of_class.any():
-            return float("nan")
-        own = np.sort(score[of_class])
-        true = len(own) - np.searchsorted(own, own)
-        every = len(score) - np.searchsorted(np.sort(score), own)
-        values.append((true / every).mean())
-    return float(np.mean(values))
-
-
-def _equal_width(top: Floats) -> NDArray[np.intp]:
-    return np.searchsorted(np.linspace(0, 1, BINS + 1), top) - 1
-
-
-def _equal_mass(top: Floats) -> NDArray[np.intp]:
-    return np.searchsorted(np.sort(top), top) * BINS // len(top)
-
-
-def _ece(top: Floats, right: NDArray, bins: NDArray[np.intp]) -> float:
-    return float(np.abs(np.bincount(bins, weights=right - top)).sum() / len(top))
-
-
-def _sensitivity(score: Floats, positive: Bools) -> float:
-    if positive.all() or not positive.any():
-        return float("nan")
-    negatives = np.sort(score[~positive])
-    kept = -(-95 * len(negatives) // 100)  # 0.95 n rounded up, free of rounding errors
-    return float((score[positive] > negatives[kept - 1]).mean())
-
-
-def _quadratic_kappa(predicted: NDArray[np.intp], label: NDArray[np.intp]) -> float:
-    # the mean of (i - j)^2 over all pairs of a prediction and a label of independent rows
-    expected = predicted.var() + label.var() + (predicted.mean() - label.mean()) ** 2
-    observed = ((predicted - label) ** 2).mean()
-    return float(1 - observed / expected) if expected > 0 else float("nan")

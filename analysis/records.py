@@ -218,6 +218,11 @@ class Record:
         """The kind of task, as MedMNIST calls it."""
         return self.result["data"]["kind"]
 
+    @property
+    def selecting(self) -> tuple[str, str]:
+        """The metric on the select split by which epochs are chosen, and its name."""
+        return metrics.selecting(self.kind)
+
 
 def read(folders: Iterable[Path]) -> list[Record]:
     """The records of these run directories; runs that have not ended are left out."""

@@ -20,6 +20,7 @@ from analysis import records, runs
 from analysis.metrics import FURTHER
 from analysis.records import Items, Record
 from analysis.runs import Run, Training
+from analysis.tasks import task_named
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,7 +81,7 @@ def _with_further(record: Record) -> dict[str, Any]:
 
 def _items(record: Record) -> Items | None:
     """None for runs without metrics, and for several labels per row."""
-    if not record.done or record.kind == "multi-label" or record.filed:
+    if not record.done or not task_named(record.kind).exclusive or record.filed:
         return record.items
     right, targets = record.item_values("accuracy") > 0, record.targets
     return Items(right, targets, record.groups)

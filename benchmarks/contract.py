@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.numbers import count
 from analysis.runs import Run, Training
+from analysis.tasks import task_named
 from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
 from benchmarks.data.streams import Rows, rows_from_tensors, shape_of
@@ -104,10 +105,9 @@ def splits(case: Case, meta: bool) -> Splits:
     labels = torch.arange(count) % CLASSES
     bright = torch.rand(count, case.channels, 8, 8, generator=rng) * 0.5
     bright[torch.arange(count), :, labels, :] += 0.4
-    if case.kind == "multi-label":
+    y = torch.nn.functional.one_hot(labels, CLASSES).float()
+    if not task_named(case.kind).exclusive:
         y = (torch.rand(count, CLASSES, generator=rng) < 0.5).float()
-    else:
-        y = torch.nn.functional.one_hot(labels, CLASSES).float()
     places = [0, ROWS, ROWS + META_ROWS, 2 * ROWS + META_ROWS, count]
     bright, y = bright.to(case.device), y.to(case.device)
     parts = [rows_from_tensors(bright[a:b], y[a:b]) for a, b in pairwise(places)]
@@ -188,7 +188,7 @@ def ranges(ready: Bench) -> None:
         assert float(out.w.min()) >= 0, f"a weight is {float(out.w.min())}, expected 0 or more"
         low, high = float(out.y.min()), float(out.y.max())
         assert low >= -1e-6 and high <= 1 + 1e-6, f"y is in [{low}, {high}], expected [0, 1]"
-        if ready.case.kind != "multi-label":
+        if task_named(ready.case.kind).exclusive:
             error = float((out.y.sum(dim=1) - 1).abs().max())
             assert error < 1e-5, f"the sums of the rows of y differ from 1 by up to {error}"
 

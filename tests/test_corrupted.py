@@ -152,7 +152,7 @@ class TestScores:
             targets = (rng.random((50, classes)) < 0.3).astype(np.uint8)
             targets[:, 0] = 0  # a label that no row has
         expected = metrics.evaluate(logits, targets, kind)["balanced_accuracy"]
-        values = corrupted.balanced_values(logits, targets, kind)
+        values = metrics.item_values(logits, targets, kind, "balanced_accuracy")
         assert values.shape == (50,)
         assert values.mean() == pytest.approx(expected, abs=1e-12)
 

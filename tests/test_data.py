@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from analysis.tasks import TASKS
 from benchmarks.data.carving import NotApplicable, carve
 from benchmarks.data.catalogue import CATALOGUE, Kind
 from benchmarks.data.dataset import Arrays
@@ -31,7 +32,7 @@ from benchmarks.data.seeding import (
     seed_of,
 )
 from benchmarks.data.splits import Control, Protocol, Splits, make_splits
-from benchmarks.data.streams import Rows, RowStream, chunks, permutation, strata_of, training_order
+from benchmarks.data.streams import Rows, RowStream, chunks, permutation, training_order
 from benchmarks.training.tasks import MultiClass, MultiLabel, task_of
 from methods.naming import NamingError
 
@@ -303,14 +304,14 @@ class TestCarve:
 
 class TestStrata:
     def test_one_label_is_its_own(self) -> None:
-        assert strata_of(np.array([2, 0, 1]), 3).tolist() == [2, 0, 1]
+        assert TASKS["multi-class"].strata(np.array([2, 0, 1]), 3).tolist() == [2, 0, 1]
 
     def test_several_labels_by_brute_force(self) -> None:
         rng = np.random.default_rng(0)
         y = (rng.random((200, 4)) < [0.5, 0.05, 0.3, 0.1]).astype(np.uint8)
         counts = y.sum(0)
         assert len(set(counts)) == 4
-        for row, stratum in zip(y, strata_of(y, 4), strict=True):
+        for row, stratum in zip(y, TASKS["multi-label"].strata(y, 4), strict=True):
             present = np.flatnonzero(row)
             assert stratum == (min(present, key=lambda k: counts[k]) if len(present) else 4)
 
@@ -864,7 +865,8 @@ class TestRowStream:
     def test_stratified_by_the_rarest_of_several_labels(self) -> None:
         y = torch.zeros(40, 3)
         y[:20, 0], y[:10, 1], y[:5, 2] = 1, 1, 1
-        found = RowStream(Rows(torch.rand(40, 1, 2, 2), torch.arange(40), y, 1), 0, "meta")
+        rows = Rows(torch.rand(40, 1, 2, 2), torch.arange(40), y, 1)
+        found = RowStream(rows, 0, "meta", kind="multi-label")
         index = found.draw(8, stratified=True).index
         strata = np.digitize(index.numpy(), [5, 10, 20])
         assert np.bincount(strata).tolist() == [1, 1, 2, 4]

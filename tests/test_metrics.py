@@ -10,13 +10,14 @@ import pytest
 
 from analysis import metrics
 from analysis.metrics import (
-    KINDS,
     evaluate,
     item_values,
     probabilities,
     quick,
 )
+from analysis.tasks import TASKS
 
+KINDS = tuple(TASKS)
 CLASSES = {"multi-class": 5, "binary-class": 2, "ordinal-regression": 4, "multi-label": 6}
 OFFICIAL = {kind: kind for kind in KINDS} | {"multi-label": "multi-label, binary-class"}
 

@@ -275,7 +275,7 @@ def test_nothing_done_is_said() -> None:
 
 def test_selected_epoch_where_it_is_not_offered() -> None:
     text = as_text([row("none", 4, 0.5), row("mixup", 4, 1.5)], "selected")
-    assert "best epoch by select AUC" in text and "n/a" in text
+    assert "best epoch on select" in text and "n/a" in text
 
 
 def test_what_became_of_attacked_rows_is_told_of_the_rows_that_attack() -> None:

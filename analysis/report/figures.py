@@ -42,6 +42,7 @@ from analysis.report.plots import (
 )
 from analysis.report.tables import folds_note, patients_note, variants
 from analysis.stats import INFERENCE_SEEDS, Interval
+from analysis.tasks import task_named
 from methods.naming import call_of, render
 
 LONG = 12
@@ -332,34 +333,36 @@ def _learning(drawing: _Drawing, paths: Paths) -> Told:
             kept = [each for each in paths_of_seeds if each is not None]
             if not kept:
                 continue
-            epochs = min(len(auc) for auc, _ in kept)
-            auc = np.array([each[:epochs] for each, _ in kept])
+            epochs = min(len(values) for values, _ in kept)
+            values = np.array([each[:epochs] for each, _ in kept])
             seconds = np.array([each[:epochs] for _, each in kept]).mean(axis=0)
-            middle = auc.mean(axis=0)
-            sd = auc.std(axis=0, ddof=1) if len(auc) > 1 else np.zeros(epochs)
+            middle = values.mean(axis=0)
+            sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(epochs)
             low, high = (middle - sd).tolist(), np.minimum(middle + sd, 1).tolist()
             by_epoch.append(Curve(name, list(range(1, epochs + 1)), middle.tolist(), low, high))
             by_time.append(Curve(name, seconds.tolist(), middle.tolist(), low, high))
         if by_epoch:
-            panels.append(Panel(column.name, "epoch", "select AUC", by_epoch))
-            panels.append(Panel(column.name, "charged seconds", "select AUC", by_time))
+            chosen = f"select {column.done[0].selecting[1]}"
+            panels.append(Panel(column.name, "epoch", chosen, by_epoch))
+            panels.append(Panel(column.name, "charged seconds", chosen, by_time))
     if not panels:
         return None
     plots.curves(panels, names, paths)
     return "Learning curves", (
-        "AUC on the select split after each epoch, against epochs and against charged time; band: "
+        "Select split after each epoch, against epochs and against charged time; band: "
         f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
     )
 
 
 def _path(record: Record) -> tuple[list[float], list[float]] | None:
-    """Select AUC and charged seconds up to each epoch; None if undefined."""
+    """The metric that selects and charged seconds up to each epoch; None if undefined."""
     times = record.lines_of("timing.jsonl")
-    auc = [float(line["select"]["auc"]) for line in record.lines if "select" in line]
+    name = record.selecting[0]
+    values = [float(line["select"][name]) for line in record.lines if "select" in line]
     seconds = np.cumsum([line["charged_seconds"] for line in times]).tolist()
-    if not auc or len(auc) != len(seconds) or any(map(math.isnan, auc)):
+    if not values or len(values) != len(seconds) or any(map(math.isnan, values)):
         return None
-    return auc, seconds
+    return values, seconds
 
 
 def _ranks(drawing: _Drawing, paths: Paths) -> Told:
@@ -414,7 +417,7 @@ def _calibration(drawing: _Drawing, paths: Paths) -> Told:
     names, note = drawing.short([entry.name for entry in entries])
     panels = []
     for column in drawing.columns:
-        if column.done[0].kind == "multi-label":
+        if not task_named(column.done[0].kind).exclusive:
             continue
         made = []
         for entry, name in zip(entries, names, strict=True):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from analysis.report import plots
 from analysis.report.plots import Cloud
+from analysis.tasks import task_named
 from benchmarks.cli.arguments import UsageError
 from benchmarks.data.splits import NotApplicable, Splits
-from benchmarks.data.streams import Rows, strata_of
-from benchmarks.training.evaluation import labels_of
+from benchmarks.data.streams import Rows
+from benchmarks.training.evaluation import labels_of, strata_of
 from methods.base import Model
 
 MOST_ROWS = 1000
@@ -47,7 +48,7 @@ def check(by: str, model: nn.Module, splits: Splits) -> None:
         NotApplicable: labels are several, or the network has no stages or head that are found.
         UsageError: torchcam is not installed.
     """
-    if splits.kind == "multi-label":
+    if not task_named(splits.kind).exclusive:
         raise NotApplicable(f"by {by}: images with several labels have no one class")
     if by == "embedding":
         _whole(model, by)
@@ -165,7 +166,7 @@ def draw_embedding(
     ).fit_transform(features)
     train, select = np.split(places, [len(chosen[0])])
     of_train, of_select = (
-        strata_of(labels_of(rows, splits.kind), len(splits.classes))[index]
+        strata_of(rows, splits)[index]
         for rows, index in zip((splits.train, splits.select), chosen, strict=True)
     )
     right = parts[1][1] == of_select

@@ -16,8 +16,7 @@ from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import root_of
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.splits import Protocol, arrays_of, make_splits
-from benchmarks.data.streams import strata_of
-from benchmarks.training.evaluation import labels_of
+from benchmarks.training.evaluation import strata_of
 from methods import own
 from methods.autoaugment import written
 from methods.base import Chain, Method
@@ -133,7 +132,7 @@ def _groups(
         device=torch.device("cpu"),
         control=run.control,
     )
-    labels = strata_of(labels_of(splits.train, splits.kind), classes)
+    labels = strata_of(splits.train, splits)
     groups = [np.flatnonzero(labels == number) for number in range(classes)]
     return [rows if len(rows) else everything for rows in groups]
 

@@ -21,19 +21,20 @@ from analysis.report.plots import (
     sample_bands,
 )
 from analysis.runs import Run, Training
+from analysis.tasks import task_named
 from benchmarks.cli import arguments, inside
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import FIGURES, root_of
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
-from benchmarks.data.streams import chunks, rows_from_tensors, strata_of
+from benchmarks.data.streams import chunks, rows_from_tensors
 from benchmarks.running import firstlook
 from benchmarks.running.codes import FAILURE, INTERRUPTED
 from benchmarks.training import errors, models, progress
 from benchmarks.training.checks import check_batch, check_fits
 from benchmarks.training.context import TrainingContext
-from benchmarks.training.evaluation import labels_of
+from benchmarks.training.evaluation import strata_of
 from benchmarks.training.progress import Progress, Silent
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
@@ -153,7 +154,7 @@ def show(
         if by == "embedding":
             inside.draw_embedding(network, splits, method.learned(), short, seed, title, path)
             return
-        strata = strata_of(labels_of(splits.select, splits.kind), len(splits.classes))
+        strata = strata_of(splits.select, splits)
         inside.draw_cam(network, splits, _in_turn(strata, rows, seed), short, title, path)
         return
     ctx = TrainingContext.of_splits(network, optimizer, task, splits, epochs=epochs + 1, seed=seed)
@@ -255,7 +256,7 @@ def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None
             "by class: it learns no probability or magnitude of operations; --by rows draws the "
             "augmented images"
         )
-    labels = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
+    labels = strata_of(splits.train, splits)
     groups = [("all rows", np.arange(len(labels)))]
     if len(learned[found[0]]) == len(labels):
         members = [(name, np.flatnonzero(labels == k)) for k, name in enumerate(splits.classes)]
@@ -305,8 +306,7 @@ def _draw_added(
             f"it adds no row in epoch {ctx.epoch + 1}: give --epochs its warm-up, or set warmup=0 "
             "(and ratio above 0)"
         )
-    labels = labels_of(rows_from_tensors(added.x, added.y), splits.kind)
-    chosen = _in_turn(strata_of(labels, len(splits.classes)), rows, seed)
+    chosen = _in_turn(strata_of(rows_from_tensors(added.x, added.y), splits), rows, seed)
     origin, x, y = (each[chosen].detach() for each in added)
     with ctx.uncharged(), torch.no_grad():
         ctx.model.eval()
@@ -467,7 +467,7 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
         chosen.append((heading, order[: min(draws, changed)]))
     else:
         notes.append("no label changed")
-    several = kind == "multi-label"
+    several = not task_named(kind).exclusive
     bands = [
         Band(
             heading,
@@ -496,8 +496,7 @@ def _told(pool: _Pool, row: int, classes: tuple[str, ...], several: bool) -> str
 
 def _of_each_class(splits: Splits, rows: int, seed: int) -> Tensor:
     """Rows of the training split, class by class in turn; distinct, as many as there are."""
-    strata = strata_of(labels_of(splits.train, splits.kind), len(splits.classes))
-    return _in_turn(strata, rows, seed)
+    return _in_turn(strata_of(splits.train, splits), rows, seed)
 
 
 def _in_turn(strata: np.ndarray, rows: int, seed: int) -> Tensor:

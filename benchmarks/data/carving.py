@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from analysis import numbers
+from analysis.tasks import task_named
 from benchmarks.data.catalogue import PREVALENCE
 from benchmarks.data.cutting import grouped_split
 from benchmarks.data.dataset import Arrays, about_splits
 from benchmarks.data.ondisk import GIB, OnDisk, Pixels, joined, taken
 from benchmarks.data.seeding import seed_of
-from benchmarks.data.streams import strata_of
 
 MIN_META_ROWS = 5
 """The fewest rows of each class in the meta split, and left to train on."""
@@ -143,7 +143,7 @@ def cross_validated(
     """
     x = _all_images(arrays)
     y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
-    strata = strata_of(y, len(arrays.classes))
+    strata = task_named(arrays.kind).strata(y, len(arrays.classes))
     groups = None if arrays.groups is None else np.concatenate(arrays.groups)
     test = stratified_folds(strata, folds, seed // folds, "folds", groups)[seed % folds]
     rest = np.setdiff1d(np.arange(len(y)), test)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.tasks import task_named
 from benchmarks.data.archives import load_digits, read_cifar, read_svhn
 from benchmarks.data.catalogue import CATALOGUE, Entry, File
 from benchmarks.data.cutting import stratified_split
@@ -301,8 +302,7 @@ def _against_entry(
             f"{path}: images have the shape {arrays.train_x.shape[1:]}, expected {shape} for "
             f"{entry.name}."
         )
-    multi = entry.kind == "multi-label"
-    if (arrays.train_y.ndim == 2) != multi:
+    if (arrays.train_y.ndim == 1) != task_named(entry.kind).exclusive:
         raise DataError(f"{path}: labels have the wrong shape for {entry.name} ({entry.kind}).")
     got = tuple(len(raw.arrays.get(f"{s}_labels", ())) for s in SPLITS)
     if got == entry.counts:

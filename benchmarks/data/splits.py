@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.tasks import task_named
 from benchmarks.data import dataset, sources
 from benchmarks.data.carving import (
     NotApplicable,
@@ -23,7 +24,7 @@ from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
 from benchmarks.data.seeding import seed_of
-from benchmarks.data.streams import Rows, as_stored, shape_of, strata_of, targets_of
+from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
 from methods.base import Spec
 
 Control = Literal["all", "train", "train+meta", "meta"]
@@ -239,15 +240,15 @@ def _pool(
     arrays: Arrays, benchmark: Benchmark, protocol: Protocol, seed: int, uses_meta: bool
 ) -> _Pool:
     """The labelled rows of a seed, cut and corrupted."""
-    classes = len(arrays.classes)
+    classes, task = len(arrays.classes), task_named(arrays.kind)
     kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     groups = None if arrays.train_groups is None else arrays.train_groups[kept]
-    if benchmark.corrupts and labels.ndim > 1:
+    if benchmark.corrupts and not task.exclusive:
         raise NotApplicable("label noise and imbalance are not defined for multi-label data")
     if benchmark.corrupts and protocol.crossfit > 1:
         raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
-    strata = strata_of(labels, classes)
+    strata = task.strata(labels, classes)
     train, meta = np.arange(len(kept)), np.empty(0, np.int64)
     if protocol.name == "equal" and protocol.crossfit == 1:
         train, meta, reason = carve(strata, protocol.meta_fraction, seed, groups=groups)
@@ -323,7 +324,7 @@ def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:
     """Training rows that are used, in their order; the same for every run, but for folds."""
     if not rows_per_class:
         return np.arange(len(arrays.train_y))
-    if arrays.train_y.ndim > 1:
+    if not task_named(arrays.kind).exclusive:
         raise NotApplicable("rows_per_class is not defined for multi-label data")
     rng = np.random.default_rng(seed_of(0, "rows per class"))
     counts = np.bincount(arrays.train_y, minlength=len(arrays.classes))

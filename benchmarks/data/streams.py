@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.tasks import task_named
 from benchmarks.data.download import DataError
 from benchmarks.data.ondisk import OnDisk, Pixels
 from benchmarks.data.seeding import generator
@@ -98,17 +99,6 @@ def part_of(rows: Rows, index: Tensor) -> Rows:
     return replace(rows, where=rows.where[index.to(rows.where.device)], y=rows.y[index])
 
 
-def strata_of(labels: np.ndarray, classes: int) -> np.ndarray:
-    """(N,) int: the class; for MultiLabel the rarest label that a row has, K for none."""
-    if labels.ndim == 1:
-        return labels
-    order = np.argsort(labels.sum(axis=0), kind="stable")
-    strata = np.full(len(labels), classes)
-    for label in order[::-1]:
-        strata[labels[:, label] > 0] = label
-    return strata
-
-
 def tensor_of(images: np.ndarray, device: torch.device) -> Tensor:
     """(N, H, W[, C]) to (N, C, H, W); a user's own memory-mapped array stays where it is."""
     if isinstance(images, np.memmap):
@@ -175,8 +165,15 @@ class RowStream:
     epoch, the step and the call; the loop sets it, so there is no state to save.
     """
 
-    def __init__(self, rows: Rows, seed: int, name: str, in_training: bool = True) -> None:
-        self._rows, self._seed, self._name = rows, seed, name
+    def __init__(
+        self,
+        rows: Rows,
+        seed: int,
+        name: str,
+        in_training: bool = True,
+        kind: str = "multi-class",
+    ) -> None:
+        self._rows, self._seed, self._name, self._task = rows, seed, name, task_named(kind)
         self._in_training = in_training
         self._place: tuple[int | str, ...] = ()
         self._draws = 0
@@ -263,7 +260,9 @@ class RowStream:
         Shares are rounded by largest remainders.
         """
         if self._strata is None:
-            self._strata = torch.from_numpy(_strata_of_targets(self._rows.y))  # once a run
+            labels = self._task.labels(self._rows.y.cpu().numpy())
+            found = self._task.strata(labels, self._rows.y.shape[1])
+            self._strata = torch.from_numpy(found)  # once a run
         strata = self._strata[order]
         share = torch.bincount(strata).double() * n / len(order)
         counts = share.floor().long()
@@ -273,12 +272,6 @@ class RowStream:
         for stratum, count in enumerate(counts.tolist()):
             taken[(strata == stratum).nonzero().flatten()[:count]] = True
         return order[taken]
-
-
-def _strata_of_targets(targets: Tensor) -> np.ndarray:
-    values = targets.cpu().numpy()
-    single = bool(np.all(values.sum(axis=1) == 1) and np.all((values == 0) | (values == 1)))
-    return strata_of(values.argmax(axis=1) if single else values > 0.5, values.shape[1])
 
 
 def permutation(rows: int, *parts: int | str) -> Tensor:

@@ -17,6 +17,7 @@ import methods
 from analysis import metrics, runs
 from analysis.corrupted import FAILED, FILE, KEY, has, scores, stored
 from analysis.runs import MODEL, Run, Status
+from analysis.tasks import task_named
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
@@ -208,7 +209,7 @@ def _attempt(
     )
     _write(folder, fitted, learned, splits, options)
     _write_corrupted(folder, result, robust, splits)
-    if splits.corrupted is not None and splits.kind != "multi-label" and learned:
+    if splits.corrupted is not None and task_named(splits.kind).exclusive and learned:
         given = labels_of(splits.train, splits.kind)
         clean = given.copy()
         clean[splits.corrupted["rows"]] = splits.corrupted["before"]

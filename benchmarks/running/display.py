@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import methods
+from analysis import metrics
 from analysis.runs import Status
 from benchmarks.running.problems import Problem
 from benchmarks.studies import costs
@@ -77,7 +78,8 @@ class Display:
             self._costs.saw(cell.run, result)
             cost, scores = result["cost"], result["metrics"]["last"]["select"]
             seconds = cost["charged_seconds"] + cost["evaluation_seconds"]
-            text = f"{seconds:.1f} s, select AUC {_number(scores.get('auc'))}"
+            name, shown = metrics.selecting(result["data"]["kind"])
+            text = f"{seconds:.1f} s, select {shown} {_number(scores.get(name))}"
         number = sum(self._ended.values())
         mark = ", " if state == "done" else ": "
         line = f"[{number}/{self._count}] {label(cell)}: {state}{mark if text else ''}{text}"

@@ -11,10 +11,10 @@ from typing import Any
 
 from analysis import runs
 from analysis.studyfile import StudyError
+from analysis.tasks import task_named
 from benchmarks.data import splits
 from benchmarks.data.catalogue import CATALOGUE
 from benchmarks.data.sources import locate
-from benchmarks.data.streams import strata_of
 from benchmarks.studies import cells, search
 from benchmarks.studies.cells import Cell, Row
 from benchmarks.studies.plan import Experiment, Plan
@@ -135,11 +135,8 @@ def check_search(plan: Plan, tune: Tune, fetch: bool = True) -> None:
             experiment.benchmark, plan.data_root, study.allow_unverified, study.memory_gib
         )
         labels, classes = arrays.val_y, len(arrays.classes)
-        strata = strata_of(labels, classes)
-        counts = [int((strata == k).sum()) for k in range(classes)]
-        if labels.ndim > 1:
-            counts = [int(count) for count in labels.sum(axis=0)]
-        reason = search.refused(len(labels), min(counts), experiment.protocol.name, tune)
+        counts = task_named(arrays.kind).counts(labels, classes)
+        reason = search.refused(len(labels), int(counts.min()), experiment.protocol.name, tune)
         if reason:
             raise StudyError(f"tune: {experiment.name}: {reason}")
 

@@ -25,7 +25,7 @@ class State:
     epoch: int = 0
     metric_lines: list[str] = field(default_factory=list)
     timing_lines: list[str] = field(default_factory=list)
-    best_auc: float = -math.inf
+    best_score: float = -math.inf
     best_epoch: int = 0
     best_model: dict[str, Tensor] | None = None
     resumed: int = 0
@@ -66,12 +66,12 @@ def restore(
         return State()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        state = State(**content["state"])  # fails for one of another version of augbench
     except OSError as error:
         raise runs.StorageError(error.errno, error.strerror, str(path)) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         progress.note(f"{path} cannot be read ({first_line(error)}); the run starts over")
         return State()
-    state = State(**content["state"])
     ctx.model.load_state_dict(content["model"])
     ctx.optimizer.load_state_dict(content["optimizer"])
     method.load_state_dict(content["method"])

@@ -16,7 +16,7 @@ from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, RowStream, rows_from_tensors
 from benchmarks.training.charging import Clock, PassCounter
 from benchmarks.training.precision import Arithmetic, Precision
-from benchmarks.training.tasks import MultiClass, MultiLabel
+from benchmarks.training.tasks import task_of
 from methods.base import Batch, Spec, Task
 from methods.functional import buffers_kept
 
@@ -71,13 +71,13 @@ class TrainingContext:
         meta = None
         if splits.meta is not None:
             # With crossfit the meta rows of an epoch are rows of the training split.
-            meta = RowStream(splits.meta, seed, "meta", in_training=bool(splits.folds))
+            meta = RowStream(splits.meta, seed, "meta", bool(splits.folds), splits.kind)
         return cls(
             model,
             optimizer,
             task,
             splits.spec,
-            RowStream(splits.train, seed, "train"),
+            RowStream(splits.train, seed, "train", True, splits.kind),
             meta,
             epochs=epochs,
             batch_size=training.batch_size,
@@ -223,15 +223,17 @@ def own_loop(
         ValueError: a loader is empty.
     """
     device = next(model.parameters()).device
+    kind = "multi-label" if multi_label else "multi-class"
     rows, batch_size = _rows(train, classes, device)
+    held = None if meta is None else _rows(meta, classes, device)[0]
     spec = Spec(rows=len(rows), classes=classes, shape=tuple(rows.x.shape[1:]))
     ctx = OwnLoop(
         model,
         optimizer,
-        MultiLabel() if multi_label else MultiClass(),
+        task_of(kind),
         spec,
-        RowStream(rows, seed, "train"),
-        None if meta is None else RowStream(_rows(meta, classes, device)[0], seed, "meta", False),
+        RowStream(rows, seed, "train", True, kind),
+        held and RowStream(held, seed, "meta", False, kind),
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,

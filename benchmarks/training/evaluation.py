@@ -13,6 +13,7 @@ from torch import nn
 
 from analysis import metrics
 from analysis.runs import Run
+from analysis.tasks import task_named
 from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, shape_of
 from benchmarks.training.checkpoint import State
@@ -32,12 +33,9 @@ def quick_scores(model: nn.Module, rows: Rows, kind: str) -> dict[str, float]:
 
 
 def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
-    """Whether the best epoch by select AUC is offered as a secondary result, else why not."""
+    """Whether the best epoch on the select split is offered as a secondary result, else why not."""
     labels = labels_of(splits.select, splits.kind)
-    if labels.ndim == 1:
-        rarest = int(np.bincount(labels, minlength=len(splits.classes)).min())
-    else:
-        rarest = int(labels.sum(axis=0).min())
+    rarest = int(task_named(splits.kind).counts(labels, len(splits.classes)).min())
     if splits.select_trained:
         return False, "rows of the select split were used for training"
     if len(labels) < MIN_SELECT_ROWS or rarest < MIN_SELECT_CLASS:
@@ -72,6 +70,7 @@ def judge(
             predictions[f"{split}_{when}_logits"] = logits
             targets = predictions[f"{split}_targets"]
             scores[when][split] = metrics.evaluate(logits, targets, splits.kind)
+    shown = metrics.selecting(splits.kind)[1]
     lines = [json.loads(line) for line in state.metric_lines]
     timing = [json.loads(line) for line in state.timing_lines]
     result = {
@@ -80,7 +79,7 @@ def judge(
             "offered": offered,
             "reason": reason,
             "epoch": state.best_epoch if offered else None,
-            "rule": "best select AUC, ties to the earliest epoch",
+            "rule": f"best select {shown}, ties to the earliest epoch",
         },
         "cost": _cost(lines, timing),
     }
@@ -116,10 +115,14 @@ def _cost(lines: list[dict[str, Any]], timing: list[dict[str, Any]]) -> dict[str
 
 
 def labels_of(rows: Rows, kind: str) -> np.ndarray:
-    """int64 (N,) classes, or uint8 (N, K) for MultiLabel."""
-    if kind == "multi-label":
-        return rows.y.cpu().numpy().astype(np.uint8)
-    return rows.y.argmax(dim=1).cpu().numpy()
+    """The labels of rows as their task stores them."""
+    return task_named(kind).labels(rows.y.cpu().numpy())
+
+
+def strata_of(rows: Rows, splits: Splits) -> np.ndarray:
+    """(N,) int: the group of each row in a stratified draw, below K, or K for none."""
+    task = task_named(splits.kind)
+    return task.strata(labels_of(rows, splits.kind), len(splits.classes))
 
 
 def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:

@@ -16,8 +16,13 @@ class Gone(RuntimeError):
 class Progress(Protocol):
     """What the trainer calls while it works."""
 
-    def begin(self, name: str, epochs: int, done: int, images: int) -> None:
-        """A run of ``epochs`` epochs of ``images`` rows begins; ``done`` epochs are done."""
+    def begin(
+        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+    ) -> None:
+        """A run of ``epochs`` epochs of ``images`` rows begins; ``done`` epochs are done.
+
+        ``selecting``: the metric on the select split to be shown, and its name.
+        """
         ...
 
     def advance(self, images: int, loss: float) -> None:
@@ -40,7 +45,9 @@ class Progress(Protocol):
 class Silent:
     """No output."""
 
-    def begin(self, name: str, epochs: int, done: int, images: int) -> None:
+    def begin(
+        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+    ) -> None:
         """Nothing."""
 
     def advance(self, images: int, loss: float) -> None:
@@ -63,11 +70,13 @@ class Bar:
         from tqdm import tqdm  # noqa: PLC0415 - a run without a terminal does not need it
 
         self._tqdm, self._bar = tqdm, None
-        self._epochs, self._epoch, self._metric = 0, 0, ""
+        self._epochs, self._epoch, self._metric, self._selecting = 0, 0, "", ("", "")
 
-    def begin(self, name: str, epochs: int, done: int, images: int) -> None:
+    def begin(
+        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+    ) -> None:
         """Open the bar at the current epoch."""
-        self._epochs, self._epoch, self._metric = epochs, done, ""
+        self._epochs, self._epoch, self._metric, self._selecting = epochs, done, "", selecting
         with _unheard():
             self._bar = self._tqdm(
                 total=epochs * images,
@@ -92,7 +101,7 @@ class Bar:
     def epoch(self, number: int, line: dict[str, Any]) -> None:
         """Show the select metric."""
         self._epoch = number
-        self._metric = f", select AUC {_number(line['select']['auc'])}"
+        self._metric = f", {_selected(line, self._selecting)}"
 
     def note(self, text: str) -> None:
         """Print above the bar."""
@@ -113,10 +122,14 @@ class Lines:
         self._seconds, self._name, self._epochs = seconds, "", 0
         self._start = self._last = time.monotonic()
         self._images = self._first = 0
+        self._selecting = ("", "")
 
-    def begin(self, name: str, epochs: int, done: int, images: int) -> None:
+    def begin(
+        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+    ) -> None:
         """Remember the run."""
         self._name, self._epochs, self._first, self._images = name, epochs, done, 0
+        self._selecting = selecting
         self._start = self._last = time.monotonic()
 
     def advance(self, images: int, loss: float) -> None:
@@ -133,7 +146,7 @@ class Lines:
         left = spent / max(1, number - self._first) * (self._epochs - number)
         self.note(
             f"{self._name}: epoch {number}/{self._epochs}, loss {line['train_loss']:.4f}, "
-            f"select AUC {_number(line['select']['auc'])}, {self._images / spent:,.0f} img/s, "
+            f"{_selected(line, self._selecting)}, {self._images / spent:,.0f} img/s, "
             f"{left:,.0f} s left"
         )
 
@@ -154,6 +167,11 @@ def say(text: str) -> None:
 def _unheard() -> AbstractContextManager[None]:
     """Keeps a run alive if nothing reads its output, or if the disk of a log is full."""
     return suppress(OSError)
+
+
+def _selected(line: dict[str, Any], selecting: tuple[str, str]) -> str:
+    name, shown = selecting
+    return f"select {shown} {_number(line['select'][name])}"
 
 
 def _number(value: float | None) -> str:

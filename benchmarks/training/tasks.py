@@ -1,10 +1,15 @@
-"""Losses and labels for each kind of task."""
+"""Losses and labels for each kind of task: the half of a task that needs torch.
+
+``analysis/tasks.py`` has the other half, metrics and stored labels, under the same name.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from methods.base import Task
 
 
 class MultiClass:
@@ -31,6 +36,14 @@ class MultiLabel:
         return torch.sigmoid(scores / temperature)
 
 
-def task_of(kind: str) -> MultiClass | MultiLabel:
-    """The task of a MedMNIST task word such as "binary-class" or "multi-label"."""
-    return MultiLabel() if kind == "multi-label" else MultiClass()
+TASKS: dict[str, Task] = {
+    "multi-class": MultiClass(),
+    "binary-class": MultiClass(),
+    "ordinal-regression": MultiClass(),
+    "multi-label": MultiLabel(),
+}
+
+
+def task_of(kind: str) -> Task:
+    """The torch half of a task, by the name that data sets give it."""
+    return TASKS[kind]

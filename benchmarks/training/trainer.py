@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis import runs
+from analysis import metrics, runs
 from analysis.runs import Run
 from benchmarks.data.seeding import seed_global
 from benchmarks.data.splits import Splits
@@ -207,7 +207,8 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
     state = _set_up(job)
     offered, _ = selection_offered(job.splits, job.method)
     epochs, pool = run.training.epochs, job.splits.pool
-    job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool)
+    selecting = metrics.selecting(job.splits.kind)
+    job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool, selecting)
     held: dict[str, Any] | None = None
     samples: dict[str, np.ndarray] = {}
     for number in range(state.epoch, epochs):
@@ -399,9 +400,9 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
         "memory_mib": peak_memory(ctx.device),
     }
     state.timing_lines.append(runs.to_json(timing))
-    auc = scores["select"]["auc"]
-    if offered and auc > state.best_auc:
-        state.best_auc, state.best_epoch = auc, state.epoch
+    score = scores["select"][metrics.selecting(job.splits.kind)[0]]
+    if offered and score > state.best_score:
+        state.best_score, state.best_epoch = score, state.epoch
         state.best_model = cpu_copy(ctx.model.state_dict())
 
 
