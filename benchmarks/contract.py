@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.numbers import count
 from analysis.runs import Run, Training
 from analysis.tasks import task_named
+from benchmarks.data.ondisk import OnDisk
 from benchmarks.data.seeding import generator
 from benchmarks.data.splits import NotApplicable, Splits
 from benchmarks.data.streams import Rows, rows_from_tensors, shape_of
@@ -39,7 +41,8 @@ from benchmarks.training.errors import TrainingFailed, first_line
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, train_step
-from methods.base import Batch, Method
+from methods.base import Batch, Input, Method, Model, Spec
+from methods.functional import each_input, inputs_at
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8
 META = torch.device("meta")
@@ -48,18 +51,32 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Case:
-    """The data of a check: channels of the images, kind of task, and device."""
+    """The data of a check: channels of the images or columns, kind of task, device and inputs."""
 
     channels: int
     kind: str = "multi-class"
     device: str = "cpu"
+    inputs: Literal["image", "vector", "table", "pair"] = "image"
+    """``table``: a vector of which half of the columns are categories; ``pair``: an image and a
+    text"""
 
     def __str__(self) -> str:
         place = "" if self.device == "cpu" else f", {self.device}"
-        return f"{count(self.channels, 'channel')}, {self.kind}{place}"
+        of = "channel" if self.inputs in ("image", "pair") else "column"
+        shown = "" if self.inputs == "image" else f"{self.inputs}, "
+        return f"{shown}{count(self.channels, of)}, {self.kind}{place}"
 
 
-CASES = (Case(1), Case(3), Case(1, "multi-label"))
+CASES = (
+    Case(1),
+    Case(3),
+    Case(1, "multi-label"),
+    Case(6, inputs="vector"),
+    Case(6, inputs="table"),
+    Case(1, inputs="pair"),
+)
+LEVELS, WORDS, LENGTH = 4, 9, 5
+"""Values of a category; different words, and words of a text."""
 
 
 class Skipped(Exception):
@@ -109,8 +126,8 @@ def splits(case: Case, meta: bool) -> Splits:
     if not task_named(case.kind).exclusive:
         y = (torch.rand(count, CLASSES, generator=rng) < 0.5).float()
     places = [0, ROWS, ROWS + META_ROWS, 2 * ROWS + META_ROWS, count]
-    bright, y = bright.to(case.device), y.to(case.device)
-    parts = [rows_from_tensors(bright[a:b], y[a:b]) for a, b in pairwise(places)]
+    x, y = _inputs(case, bright, labels), y.to(case.device)
+    parts = [rows_from_tensors(inputs_at(x, slice(a, b)), y[a:b]) for a, b in pairwise(places)]
     return Splits(
         train=parts[0],
         meta=parts[1] if meta else None,
@@ -119,7 +136,67 @@ def splits(case: Case, meta: bool) -> Splits:
         kind=case.kind,
         classes=tuple("abc"),
         pool=ROWS,
+        inputs=_described(case),
     )
+
+
+def _inputs(case: Case, bright: Tensor, labels: Tensor) -> Tensor:
+    """What the rows of a case are, from images (N, C, 8, 8) in which row k tells class k."""
+    device = case.device
+    if case.inputs == "image":
+        return bright.to(device)
+    if case.inputs == "pair":
+        words = (torch.arange(LENGTH) + labels[:, None]) % WORDS
+        return cast("Tensor", (bright.to(device), words.to(device)))
+    numbers = 2 * bright[:, :, 0].mean(dim=2) - 1 + labels[:, None] * 0.5
+    if case.inputs == "table":
+        coded = (labels[:, None] + torch.arange(case.channels)) % LEVELS
+        numbers = torch.where(torch.tensor(_levels(case)) > 0, coded.float(), numbers)
+    return numbers.to(device)
+
+
+def _levels(case: Case) -> tuple[int, ...]:
+    return tuple(LEVELS * (place % 2) for place in range(case.channels))
+
+
+def _described(case: Case) -> tuple[Input, ...]:
+    image = Input("image", (case.channels, 8, 8), 0.0, 1.0)
+    if case.inputs in ("image", "pair"):
+        words = Input("tokens", (LENGTH,), 0, WORDS - 1)
+        return (image, words) if case.inputs == "pair" else (image,)
+    levels = _levels(case) if case.inputs == "table" else ()
+    return (Input("vector", (case.channels,), -math.inf, math.inf, levels),)
+
+
+class PairNetwork(Model):
+    """A small network for images and texts: each as a vector, side by side."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.trunk = _PairTrunk(spec.shape[0])
+        self.head = nn.Linear(16, spec.classes)
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """(B, 16)"""
+        return features[-1].flatten(1)
+
+
+class _PairTrunk(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.image, self.words = nn.Linear(channels * 64, 8), nn.Embedding(WORDS, 8)
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> list[Tensor]:
+        image, words = x
+        both = [self.image(image.flatten(1)), self.words(words).mean(dim=1)]
+        return [torch.cat(both, dim=1).tanh()]
+
+
+def network_for(case: Case) -> str | Callable[[Spec], nn.Module]:
+    """A small network for the inputs of a case: its name, or what makes it."""
+    if case.inputs == "pair":
+        return PairNetwork
+    return "small_cnn(width=0.25)" if case.inputs == "image" else "mlp(width=0.0625)"
 
 
 def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
@@ -130,13 +207,13 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
     """
     method = make()
     made = splits(case, "meta" in method.requires())
-    return set_up(method, made, "small_cnn(width=0.25)", case, epochs)
+    return set_up(method, made, network_for(case), case, epochs)
 
 
 def set_up(
     method: Method,
     made: Splits,
-    model: str,
+    model: str | Callable[[Spec], nn.Module],
     case: Case,
     epochs: int = 4,
     context: type[TrainingContext] = TrainingContext,
@@ -149,10 +226,14 @@ def set_up(
     task = task_of(made.kind)
     torch.manual_seed(0)
     device = made.train.y.device
-    network = models.build(model, made.spec, method.requires()).to(device)
+    if isinstance(model, str):
+        network, name = models.build(model, made.spec, method.requires()), model
+    else:
+        network, name = models.fitted(model(made.spec), method.requires()), "the network"
+    network.to(device)
     method.to(device)
     try:
-        check_fits("the method", method, made, network, model)
+        check_fits("the method", method, made, network, name)
     except NotApplicable as reason:
         raise Skipped(str(reason)) from reason
     ctx = context.of_splits(
@@ -180,17 +261,37 @@ def ranges(ready: Bench) -> None:
     """Inputs are in [0, 1], targets valid, weights not negative, and all values finite."""
     for step in range(4):
         out = ready.augment(ready.batch(step=step), step=step)
-        for name in ("x", "y", "w"):
-            tensor = getattr(out, name)
+        for name, tensor in _tensors(out).items():
             assert bool(torch.isfinite(tensor).all()), f"{name} is not finite"
-        low, high = float(out.x.min()), float(out.x.max())
-        assert low >= -1e-6 and high <= 1 + 1e-6, f"x is in [{low}, {high}], expected [0, 1]"
+        for x, of in zip(each_input(out.x), ready.ctx.spec.inputs, strict=True):
+            low, high = float(x.min()), float(x.max())
+            assert low >= of.low - 1e-6 and high <= of.high + 1e-6, (
+                f"x is in [{low}, {high}], expected [{of.low:g}, {of.high:g}]"
+            )
+            _check_codes(x, of)
         assert float(out.w.min()) >= 0, f"a weight is {float(out.w.min())}, expected 0 or more"
         low, high = float(out.y.min()), float(out.y.max())
         assert low >= -1e-6 and high <= 1 + 1e-6, f"y is in [{low}, {high}], expected [0, 1]"
         if task_named(ready.case.kind).exclusive:
             error = float((out.y.sum(dim=1) - 1).abs().max())
             assert error < 1e-5, f"the sums of the rows of y differ from 1 by up to {error}"
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch, without logits, by name."""
+    inputs = each_input(batch.x)
+    names = ["x"] if len(inputs) == 1 else [f"x[{place}]" for place in range(len(inputs))]
+    given = dict(zip(names, inputs, strict=True))
+    return {**given, "y": batch.y, "w": batch.w, "index": batch.index}
+
+
+def _check_codes(x: Tensor, of: Input) -> None:
+    for place, levels in enumerate(of.categories):
+        codes = x[:, place]
+        known = (codes == codes.round()) & (codes >= 0) & (codes < levels)
+        assert not levels or bool(known.all()), (
+            f"column {place} of x has {codes[~known].tolist()}, expected codes below {levels}"
+        )
 
 
 def weights(ready: Bench) -> None:
@@ -207,12 +308,10 @@ def weights(ready: Bench) -> None:
 def mutation(ready: Bench) -> None:
     """``augment`` does not change its input in place."""
     batch = ready.batch()
-    before = [part.clone() for part in (batch.x, batch.y, batch.w, batch.index)]
+    before = {name: each.clone() for name, each in _tensors(batch).items()}
     ready.augment(batch)
-    for name, part, old in zip(
-        ["x", "y", "w", "index"], (batch.x, batch.y, batch.w, batch.index), before, strict=True
-    ):
-        assert torch.equal(part, old), f"augment changed {name} of its input in place"
+    for name, each in _tensors(batch).items():
+        assert torch.equal(each, before[name]), f"augment changed {name} of its input in place"
 
 
 def model_untouched(ready: Bench) -> None:
@@ -226,7 +325,7 @@ def model_untouched(ready: Bench) -> None:
     modes = [module.training for module in model.modules()]
     buffers = [buffer.clone() for buffer in model.buffers()]
     out = ready.augment(ready.batch())
-    announced = out.logits is None or ready.method.hands_logits
+    announced = out.logits is None or ready.method.hands(ready.ctx.spec)
     assert announced, "augment returns logits, but hands_logits is False"
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, old[name]), f"augment changed the parameter {name}"
@@ -252,8 +351,8 @@ def repeats(one: Bench, other: Bench) -> None:
     first = one.augment(one.batch(), step=1)
     torch.rand(3)
     second = other.augment(other.batch(), step=1)
-    for name in ("x", "y", "w", "index"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), (
+    for name, each in _tensors(first).items():
+        assert torch.equal(each, _tensors(second)[name]), (
             f"augment returned two different {name} for the same batch and step: draw from "
             f"torch's global generators, as torch.rand does; they are seeded before each call"
         )
@@ -266,7 +365,8 @@ def elsewhere(ready: Bench) -> None:
     check_batch(out, ready.ctx.spec, "the method")
     everything = ready.augment(replace(batch, index=torch.full_like(batch.index, -1)), step=1)
     check_batch(everything, ready.ctx.spec, "the method")
-    assert bool(torch.isfinite(everything.x).all()), "x is not finite for rows from elsewhere"
+    for name, each in _tensors(everything).items():
+        assert bool(torch.isfinite(each).all()), f"{name} is not finite for rows from elsewhere"
 
 
 def gradients(ready: Bench) -> None:
@@ -297,8 +397,8 @@ def state_round_trip(make: Callable[[], Method], case: Case) -> None:
         ready.begin_epoch(1)
     first = one.augment(one.batch(step=9), epoch=1, step=100)
     second = other.augment(other.batch(step=9), epoch=1, step=100)
-    for name in ("x", "y", "w", "index"):
-        same = torch.equal(getattr(first, name), getattr(second, name))
+    for name, each in _tensors(first).items():
+        same = torch.equal(each, _tensors(second)[name])
         assert same, f"{name} differs after the state was saved and loaded"
 
 
@@ -330,12 +430,12 @@ def train(
         Skipped: the method does not support the case.
     """
     method = make()
-    training = Training(epochs=epochs, batch_size=batch_size)
-    run = Run(benchmark="contract", data="", model="small_cnn(width=0.25)", method="own",
-              training=training)  # fmt: skip
+    training, network = Training(epochs=epochs, batch_size=batch_size), network_for(case)
+    name, maker = (network, None) if isinstance(network, str) else ("own", network)
+    run = Run(benchmark="contract", data="", model=name, method="own", training=training)
     made = splits(case, "meta" in method.requires())
     try:
-        return fit(run, made, method, device=case.device, **arguments)  # type: ignore[arg-type]
+        return fit(run, made, method, device=case.device, model=maker, **arguments)  # type: ignore[arg-type]
     except NotApplicable as reason:
         raise Skipped(str(reason)) from reason
 
@@ -391,7 +491,7 @@ def waits(make: Callable[[], Method], case: Case) -> None:
     """
     method = make()
     made = splits(case, "meta" in method.requires())
-    ready = set_up(method, made, "small_cnn(width=0.25)", case, context=_Unread)
+    ready = set_up(method, made, network_for(case), case, context=_Unread)
     reason = next((part.waits for part in method.parts() if part.waits), "")
     found = _on_meta(ready, made)
     assert reason or not found, (
@@ -430,9 +530,11 @@ def _on_meta(ready: Bench, made: Splits) -> str:
 
 def _moved(rows: Rows) -> Rows:
     x = rows.x
-    if not isinstance(x, torch.Tensor):  # images on disk
+    if isinstance(x, OnDisk):
         x = torch.empty(len(x), *shape_of(x), dtype=torch.uint8)
-    return replace(rows, x=x.to(META), where=rows.where.to(META), y=rows.y.to(META))
+    moved = tuple(each.to(META) for each in each_input(x))
+    x = moved if isinstance(x, tuple) else moved[0]
+    return replace(rows, x=x, where=rows.where.to(META), y=rows.y.to(META))
 
 
 LOOKS: dict[str, Callable[[Bench], None]] = {

@@ -65,6 +65,8 @@ BUILTIN = {
     "soft_augmentation": Entry("methods.classic:SoftAugmentation"),
     "random_erasing": Entry("methods.classic:RandomErasing"),
     "gaussian_noise": Entry("methods.classic:GaussianNoise"),
+    "cell_swap": Entry("methods.columns:CellSwap"),
+    "tabular_cutmix": Entry("methods.columns:TabularCutMix"),
     "warp": Entry("methods.autodo:Warp"),
     "randaugment": Entry("methods.randaugment:RandAugment"),
     "trivialaugment": Entry("methods.randaugment:TrivialAugment"),
@@ -268,6 +270,7 @@ def _build(expression: Call | Links) -> Method:
         raise NamingError(
             f"{whose} returned {type(method).__name__}, expected a methods.base.Method{hint}"
         )
+    method.called = expression.name
     if isinstance(method.controls, str):
         raise NamingError(
             f"{whose} has controls = {method.controls!r}, expected a tuple of control rows such as "

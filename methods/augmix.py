@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Added, Batch, Context, Method, Spec, Task
-from methods.functional import exclusive, per_row, rows_of, sent
+from methods.base import ANYTHING, IMAGES, Added, Batch, Context, Method, Spec, Task, exclusive
+from methods.functional import per_row, rows_of, sent
 from methods.randaugment import (
     AUTOCONTRAST,
     EQUALIZE,
@@ -129,7 +129,8 @@ class AugMix(Method):
     """
 
     source = "Hendrycks et al., AugMix, ICLR 2020, arXiv:1912.02781"
-    needs = frozenset({"image"})
+    kinds = IMAGES
+    before_forward = True
     costs: Mapping[str, float] = {"published": 3.2}
     space: ClassVar[Mapping[str, Any]] = {
         "severity": ("uniform", 1.0, 10.0),
@@ -177,9 +178,7 @@ class AugMix(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Grey or RGB images, and an upstream that leaves the forward pass to augmix."""
-        if self.upstream is not None and self.upstream.hands_logits:
-            return "augmix adds views of the upstream's rows, which already have logits"
-        return no_picture("augmix", spec) or super().supports(task, spec)
+        return super().supports(task, spec) or no_picture("augmix", spec)
 
     def draw(self, rows: int, height: int, width: int) -> Mixtures:
         """Mixtures for ``rows`` images of this size, from the CPU's global generator."""
@@ -260,6 +259,7 @@ class NoConsistency(Method):
     holding predictions together helps more than training on the views as labelled rows.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
@@ -285,6 +285,7 @@ class OneChain(Method):
     where augmix beats this row, mixing helps, or weaker views do. The draws are the same.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:

@@ -29,8 +29,8 @@ import yaml
 from torch import Tensor
 
 from methods import autodo, own
-from methods.base import Batch, Context, Method, Spec, Task
-from methods.functional import sent, single_label
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Spec, Task
+from methods.functional import sent
 from methods.naming import nearest
 from methods.randaugment import (
     BRIGHTNESS,
@@ -488,6 +488,8 @@ class AutoAugment(PerRow):
         self.shuffle, self._content = False, content
         self._warps = warps_of(read) if read.ranges == "autodo" else None
         self._amounts: Tensor | None = None
+        if read.classes:
+            self.kinds = IMAGES - {"labels"}
         if read.classes and self._warps is None:
             self.waits = "each row's operations depend on its label, which is on the device"
 
@@ -498,8 +500,7 @@ class AutoAugment(PerRow):
             return (
                 f"autoaugment's policy is for {classes} classes, but the data have {spec.classes}"
             )
-        whole = "autoaugment with a policy by class"
-        return (single_label(whole, task) if classes else "") or super().supports(task, spec)
+        return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Shuffle the policy, if this is the control."""
@@ -565,6 +566,7 @@ class ShuffledPolicy(Method):
     operation has which probability and magnitude, not from the set of operations and values.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:

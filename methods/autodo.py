@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Model, Spec, Task
 from methods.functional import (
     affine_warp,
     frozen,
     mode,
     reweighted,
     sent,
-    single_label,
     surely_known,
 )
 from methods.implicit import (
@@ -96,7 +95,8 @@ class AutoDO(Method):
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
     version = 3
     operations = OPERATIONS
-    needs = frozenset({"meta", "features", "image"})
+    needs = frozenset({"meta", "features"})
+    before_forward = task_loss = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {},
         "exact": {
@@ -167,6 +167,7 @@ class AutoDO(Method):
             if given and beside:
                 raise ValueError(f"{name}: it has no effect with {beside}; leave it out")
         self.parts_on = {"augment": augment, "weight": weight, "label": label}
+        self.kinds = (IMAGES if augment else ANYTHING) - {"labels"}
         self.shared, self.start = shared, start
         self.solver, self.terms, self.step, self.force = solver, terms, step, force
         self.damping, self.tolerance = damping, tolerance
@@ -195,18 +196,14 @@ class AutoDO(Method):
         """Images with one label per row; an upstream that keeps rows apart."""
         if self.upstream is not None and self.upstream.mixes_rows:
             return "autodo learns hyper-parameters per row, but its upstream mixes rows"
-        if self.upstream is not None and any(each.draws_rows for each in self.upstream.parts()):
+        if self.upstream is not None and any(each.comes_first for each in self.upstream.parts()):
             return "autodo visits every row once, but its upstream draws its own rows"
-        if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "autodo has its own loss, and so does its upstream"
-        if self.upstream is not None and self.upstream.hands_logits:
-            return "autodo warps rows before the forward pass, but its upstream returns logits"
         if self.upstream is not None and "features" in self.upstream.requires():
             return (
                 "autodo also runs its upstream in the outer phase, where the network is frozen, "
                 "but its upstream needs the network in training"
             )
-        return single_label("autodo", task) or super().supports(task, spec)
+        return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Allocate the hyper-parameters of each row at their initial values."""
@@ -493,7 +490,7 @@ class Warp(Method):
     """
 
     source = "Gudovskiy et al., AutoDO, CVPR 2021, arXiv:2103.05863"
-    needs = frozenset({"image"})
+    kinds = IMAGES
 
     def __init__(self, *, p: float = 0.25, magnitude: float = 0.5) -> None:
         super().__init__()

@@ -10,10 +10,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NEEDS = frozenset({"meta", "features", "image", "auxiliary_norm", "stages", "frozen_trunk"})
+NEEDS = frozenset({"meta", "features", "auxiliary_norm", "stages", "frozen_trunk"})
+IMAGES = frozenset({"image", "labels"})
+"""``Method.kinds`` of what works on images alone."""
+ANYTHING = frozenset({"image", "vector", "tokens", "categories", "several", "labels"})
+"""``Method.kinds`` of what passes the inputs on without looking at them."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,7 +29,8 @@ class Batch:
     """
 
     x: Tensor
-    """(B, *S) inputs in their natural range: images in [0, 1], never normalised."""
+    """(B, *S) inputs in their natural range: images in [0, 1], never normalised; a tuple of tensors
+    where a row has several inputs."""
     y: Tensor
     """(B, K) targets; rows on the simplex (MultiClass) or in [0, 1] (MultiLabel)."""
     w: Tensor
@@ -33,6 +39,9 @@ class Batch:
     """(B,) int64 row number in the training split, -1 for rows that are not in it."""
     logits: Tensor | None = None
     """(B, K) with graph: ``ctx.forward(x)``, if the method ran it, so that it runs only once."""
+
+    def __len__(self) -> int:
+        return len(self.w)
 
 
 class Added(NamedTuple):
@@ -46,9 +55,25 @@ class Added(NamedTuple):
     """(n, K)"""
 
 
+class Input(NamedTuple):
+    """One of the inputs of a row."""
+
+    kind: Literal["image", "vector", "tokens"]
+    """Values of ``tokens`` are int64 numbers of words."""
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    categories: tuple[int, ...] = ()
+    """Of a vector with columns of categories: how many each column has, 0 where it is a number.
+    Their values are codes, floats from 0 up."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What a method may know about the data before it sees a row."""
+    """What a method may know about the data before it sees a row.
+
+    ``shape``, ``kind``, ``low``, ``high`` and ``categories`` are those of the first input.
+    """
 
     rows: int
     """Number of rows in the training split; ``Batch.index`` is below it."""
@@ -56,9 +81,18 @@ class Spec:
     """K, the width of logits and targets."""
     shape: tuple[int, ...]
     """Shape of one input: (C, H, W) for an image."""
-    kind: Literal["image", "vector"] = "image"
+    kind: Literal["image", "vector", "tokens"] = "image"
     low: float = 0.0
     high: float = 1.0
+    categories: tuple[int, ...] = ()
+    more: tuple[Input, ...] = ()
+    """The inputs after the first, if there are any: then ``Batch.x`` is a tuple."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs of a row."""
+        first = Input(self.kind, self.shape, self.low, self.high, self.categories)
+        return (first, *self.more)
 
 
 class Task(Protocol):
@@ -111,6 +145,16 @@ class Model(nn.Module, ABC):
     def features(self, x: Tensor) -> list[Tensor]:
         """Stage outputs for inputs (B, *S) in their natural range."""
         return self.trunk(x)
+
+    rows_apart: ClassVar[bool] = True
+    """Whether the output of a row depends on this row alone when the network is evaluated."""
+
+    def entered(self, x: Tensor) -> Tensor:
+        """Inputs as numbers that can be changed a little: categories as their embeddings.
+
+        ``features`` and ``forward`` take these as well as inputs (B, *S).
+        """
+        return x
 
     @abstractmethod
     def embed(self, features: list[Tensor]) -> Tensor:
@@ -210,8 +254,13 @@ class Method(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "meta", "image", "features" (stages and head of the network), "stages" (more than the last
-    of them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
+    """Of "meta", "features" (stages and head of the network), "stages" (more than the last of
+    them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
+    kinds: frozenset[str] = IMAGES
+    """What it works on: of "image", "vector", "tokens", "categories" (columns of codes in a
+    vector), "several" (a tuple of inputs) and "labels" (several labels per row)."""
+    called: str = ""
+    """The name by which it was built, for sentences."""
     space: ClassVar[Mapping[str, Any]] = {}
     """Search space of the hyper-parameters."""
     source: ClassVar[str] = ""
@@ -224,10 +273,8 @@ class Method(nn.Module, ABC):
     """Column names of "probability" and "magnitude", if ``learned`` returns them."""
     mixes_rows: bool = False
     """Whether an output row mixes several input rows."""
-    draws_rows: ClassVar[bool] = False
-    """Whether it replaces the batch with rows that it draws: it must come first in a chain."""
-    as_drawn: bool = False
-    """Whether it must see the rows as they were drawn: it must come first in a chain."""
+    comes_first: bool = False
+    """Whether it must come first in a chain: it draws its own rows, or works on rows as drawn."""
     controls: tuple[str, ...] = ()
     """The control rows of a method that learns or adapts: the first keeps everything of it except
     what it learns, the others everything except a part of that. In their names ``{self}`` is the
@@ -242,6 +289,10 @@ class Method(nn.Module, ABC):
     after it if it takes the output from ``losses``."""
     hands_logits: bool = False
     """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
+    before_forward: bool = False
+    """Whether its upstream must leave the step's forward pass to it or to the trainer."""
+    task_loss: bool = False
+    """Whether it needs the task's loss, so that its upstream may have no loss of its own."""
     waits: str = ""
     """Why its steps read values from the device, for which the host waits; empty if they do not.
     Code inside ``ctx.uncharged()`` does not count."""
@@ -270,7 +321,21 @@ class Method(nn.Module, ABC):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """The reason why the method cannot be used here, or an empty string."""
-        return self.upstream.supports(task, spec) if self.upstream is not None else ""
+        if self.upstream is None:
+            return refusal(self, task, spec)
+        if self.before_forward and self.upstream.hands(spec):
+            return (
+                f"{named(self)} works on rows before this step's forward pass, which its upstream "
+                "has already run"
+            )
+        if self.task_loss and overrides(self.upstream, "losses"):
+            return f"{named(self)} needs the task's loss, but its upstream has a loss of its own"
+        return refusal(self, task, spec) or self.upstream.supports(task, spec)
+
+    def hands(self, spec: Spec) -> bool:
+        """Whether its batches hold logits on these data."""
+        above = self.upstream is not None and self.upstream.hands(spec)
+        return self.hands_logits or above
 
     def fits(self, model: nn.Module) -> str:
         """The reason why the method cannot be used on this network, or an empty string.
@@ -345,25 +410,18 @@ class Chain(Method):
         super().__init__()
         if len(links) < 2:
             raise ValueError(f"a chain needs at least two links, got {len(links)}")
-        own = [type(link).__name__ for link in links if overrides(link, "losses")]
+        own = [named(link) for link in links if overrides(link, "losses")]
         if len(own) > 1:
             raise ValueError(f"only one link of a chain may have its own loss, got {own}")
-        late = [
-            type(link).__name__ for link in links[1:] if any(p.draws_rows for p in link.parts())
-        ]
+        late = [named(p) for link in links[1:] for p in link.parts() if p.comes_first]
         if late:
-            raise ValueError(f"{late[0]} draws its own rows and must be the first link")
-        changed = [
-            type(link).__name__ for link in links[1:] if any(p.as_drawn for p in link.parts())
-        ]
-        if changed:
             raise ValueError(
-                f"{changed[0]} stores perturbations of the original pixels and must be the first "
+                f"{late[0]} draws rows, or stores changes of rows as drawn, and must be the first "
                 "link"
             )
         mixed = list(itertools.accumulate((link.mixes_rows for link in links), operator.or_))
         alone = [
-            type(link).__name__.lower()
+            named(link)
             for link, before in zip(links[1:], mixed, strict=False)
             if before and any(p.one_row for p in link.parts())
         ]
@@ -373,7 +431,7 @@ class Chain(Method):
                 "mixes rows"
             )
         seeing = [
-            type(part).__name__.lower()
+            named(part)
             for link in links
             for part in link.parts()
             if part.one_row and type(part).losses is not Method.losses
@@ -383,13 +441,13 @@ class Chain(Method):
                 f"{seeing[0]} remembers the output on each row that is trained on, but another "
                 "link mixes rows"
             )
-        learning = [type(link).__name__.lower() for link in links if "meta" in link.needs]
+        learning = [named(link) for link in links if "meta" in link.needs]
         if learning:
             raise ValueError(
                 f"{learning[0]} sets meta rows aside and cannot be in a chain: write "
                 f"{learning[0]}(upstream=...)"
             )
-        early = [type(link).__name__ for link in links[:-1] if link.hands_logits]
+        early = [named(link) for link in links[:-1] if link.hands_logits]
         if early:
             raise ValueError(f"{early[0]} runs the step's forward pass and must be the last link")
         self.links = nn.ModuleList(links)
@@ -411,7 +469,15 @@ class Chain(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """The first reason from any link."""
-        return next(filter(None, (link.supports(task, spec) for link in self._each())), "")
+        links = list(self._each())
+        for link in links[:-1]:
+            if link.hands(spec):
+                return f"{named(link)} runs the step's forward pass and must be the last link"
+        return next(filter(None, (link.supports(task, spec) for link in links)), "")
+
+    def hands(self, spec: Spec) -> bool:
+        """Whether the last link's batches hold logits."""
+        return list(self._each())[-1].hands(spec)
 
     def fits(self, model: nn.Module) -> str:
         """The first reason from any link."""
@@ -468,6 +534,36 @@ class Chain(Method):
         """What the last link that adds rows added."""
         told = [added for link in self._each() if (added := link.added()) is not None]
         return told[-1] if told else None
+
+
+def named(method: Method) -> str:
+    """What a sentence calls a method."""
+    return method.called or type(method).__name__.lower()
+
+
+def refusal(method: Method, task: Task, spec: Spec) -> str:
+    """Why a method's ``kinds`` do not include these data; else empty."""
+    kinds, name, inputs = method.kinds, named(method), spec.inputs
+    if other := [each.kind for each in inputs if each.kind not in kinds]:
+        taken = " or ".join(PLURAL[each] for each in sorted(kinds & set(PLURAL)))
+        return f"{name} needs {taken}, but the data are {PLURAL[other[0]]}"
+    if len(inputs) > 1 and "several" not in kinds:
+        return f"{name} needs one input per row, but these have {len(inputs)}"
+    columns = [count for each in inputs for count in each.categories]
+    if (coded := sum(count > 0 for count in columns)) and "categories" not in kinds:
+        return f"{name} needs numbers, but {coded} of {len(columns)} columns are categories"
+    if "labels" not in kinds and not exclusive(task):
+        return f"{name} needs one label per row, but these have several"
+    return ""
+
+
+PLURAL = {"image": "images", "vector": "vectors", "tokens": "texts"}
+
+
+def exclusive(task: Task) -> bool:
+    """Whether a row has one label of K, so that targets are distributions over the classes."""
+    probe = task.labels(torch.zeros(1, 3), 1.0)  # the task defines what is valid
+    return bool(torch.isclose(probe.sum(), torch.ones(())))
 
 
 def overrides(method: Method, hook: Literal["losses", "finish", "begin_epoch"]) -> bool:

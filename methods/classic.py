@@ -10,12 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Context, Method, Spec, Task
-from methods.functional import beta, per_row, single_label
-
-
-def _images_only(name: str, spec: Spec) -> str:
-    return "" if spec.kind == "image" else f"{name} needs images, but the data are {spec.kind}s"
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Spec, Task
+from methods.functional import beta, numbers, per_row
 
 
 class _Told:
@@ -36,6 +32,8 @@ class _Told:
 class NoAugmentation(Method):
     """The batch as drawn: the baseline of every comparison."""
 
+    kinds = ANYTHING
+
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The batch itself."""
         return batch
@@ -44,6 +42,7 @@ class NoAugmentation(Method):
 class Flip(Method):
     """Mirror each image left to right with probability ``p``."""
 
+    kinds = IMAGES
     source = "Krizhevsky et al., ImageNet Classification with Deep CNNs, NeurIPS 2012"
 
     def __init__(self, *, p: float = 0.5) -> None:
@@ -53,17 +52,13 @@ class Flip(Method):
         self.p = p
         self._told = _Told()
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images only."""
-        return _images_only("flip", spec)
-
     def captions(self) -> list[str]:
         """Which rows of the last batch were mirrored."""
         return self._told.rows(lambda mirrored: "mirrored" if mirrored else "")
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Rows are mirrored independently; targets stay."""
-        mirrored = torch.rand(len(batch.x), device=batch.x.device) < self.p
+        mirrored = torch.rand(len(batch), device=batch.x.device) < self.p
         self._told.remember(mirrored)
         return replace(batch, x=torch.where(per_row(mirrored, batch.x), batch.x.flip(-1), batch.x))
 
@@ -71,15 +66,18 @@ class Flip(Method):
 class Rotate90(Method):
     """Turn each image by a random multiple of 90 degrees."""
 
+    kinds = IMAGES
+
     def __init__(self) -> None:
         super().__init__()
         self._told = _Told()
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Square images only: a quarter turn changes the shape of any other image."""
-        if spec.kind == "image" and spec.shape[1] != spec.shape[2]:
+        reason = super().supports(task, spec)
+        if not reason and spec.shape[1] != spec.shape[2]:
             return f"rotate90 needs square images, but the images have size {spec.shape[1:]}"
-        return _images_only("rotate90", spec)
+        return reason
 
     def captions(self) -> list[str]:
         """How far each row of the last batch was turned, counter-clockwise."""
@@ -87,7 +85,7 @@ class Rotate90(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Each row draws 0 to 3 quarter turns, uniformly; targets stay."""
-        turns = torch.randint(0, 4, (len(batch.x),), device=batch.x.device)
+        turns = torch.randint(0, 4, (len(batch),), device=batch.x.device)
         self._told.remember(turns)
         odd, half = per_row(turns % 2 == 1, batch.x), per_row(turns >= 2, batch.x)
         x = torch.where(odd, batch.x.rot90(1, (-2, -1)), batch.x)
@@ -97,6 +95,7 @@ class Rotate90(Method):
 class Crop(Method):
     """Pad each image and cut out a window of the original size at a random position."""
 
+    kinds = IMAGES
     source = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385"
     space: ClassVar[Mapping[str, Any]] = {"pad": ("int", 1, 6)}
 
@@ -115,8 +114,7 @@ class Crop(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images only; reflection needs images larger than the padding."""
-        small = self._too_small(spec.shape) if spec.kind == "image" else ""
-        return small or _images_only("crop", spec)
+        return super().supports(task, spec) or self._too_small(spec.shape)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Each row draws its own offset, uniformly over the (2 pad + 1)^2 positions."""
@@ -147,6 +145,7 @@ class Mixup(Method):
     **Deviations.** The share is drawn per row; the paper's own code draws one per batch.
     """
 
+    kinds = frozenset({"image", "vector", "labels"})
     source = "Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412"
     mixes_rows = True
     space: ClassVar[Mapping[str, Any]] = {"alpha": ("loguniform", 0.1, 2.0)}
@@ -159,8 +158,8 @@ class Mixup(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """x' = r x + (1 - r) x[partner], likewise y (Eq. 1); partners are a permutation."""
-        partner = torch.randperm(len(batch.x), device=batch.x.device)
-        share = beta(self.alpha, len(batch.x), batch.x)
+        partner = torch.randperm(len(batch), device=batch.x.device)
+        share = beta(self.alpha, len(batch), batch.x)
         return replace(
             batch,
             x=_blend(batch.x, batch.x[partner], per_row(share, batch.x)),
@@ -175,6 +174,7 @@ class CutMix(Method):
     uniform, and it is clipped at the border; targets mix by the area actually pasted.
     """
 
+    kinds = IMAGES
     source = "Yun et al., CutMix: Regularization Strategy, ICCV 2019, arXiv:1905.04899"
     mixes_rows = True
     space: ClassVar[Mapping[str, Any]] = {"alpha": ("loguniform", 0.1, 2.0)}
@@ -184,10 +184,6 @@ class CutMix(Method):
         if alpha <= 0:
             raise ValueError(f"alpha: expected a number above 0, got {alpha}")
         self.alpha = alpha
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images only."""
-        return _images_only("cutmix", spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """One rectangle per row; partners are a permutation of the batch."""
@@ -231,6 +227,7 @@ class SoftAugmentation(Method):
     in the same way.
     """
 
+    kinds = frozenset({"image"})
     source = "Liu et al., Soft Augmentation for Image Classification, CVPR 2023, arXiv:2211.04625"
     space: ClassVar[Mapping[str, Any]] = {"sigma": ("uniform", 0.1, 0.5)}
 
@@ -250,10 +247,6 @@ class SoftAugmentation(Method):
         self.sigma, self.k, self.reweight = sigma, k, reweight
         self.background = background
         self._told = _Told()
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images with one label per row."""
-        return _images_only("soft_augmentation", spec) or single_label("soft_augmentation", task)
 
     def setup(self, ctx: Context) -> None:
         """Compute the per-channel mean of the training rows."""
@@ -319,6 +312,7 @@ class RandomErasing(Method):
     **Deviations.** The paper draws the ratio uniformly; most later code draws it log-uniformly.
     """
 
+    kinds = IMAGES
     source = "Zhong et al., Random Erasing Data Augmentation, AAAI 2020, arXiv:1708.04896"
     tries = 10
 
@@ -334,10 +328,6 @@ class RandomErasing(Method):
         return self._told.rows(
             lambda erased, tall, wide: f"erased {tall:.0f} x {wide:.0f} px" if erased else ""
         )
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images only."""
-        return _images_only("random_erasing", spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Rows are erased independently; targets stay."""
@@ -366,8 +356,12 @@ def _placed(size: Tensor, length: int) -> Tensor:
 
 
 class GaussianNoise(Method):
-    """Add normal noise of standard deviation ``sigma`` to every value, clipped to [0, 1]."""
+    """Add normal noise of standard deviation ``sigma`` to every value, kept in the data's range.
 
+    Columns of categories stay.
+    """
+
+    kinds = frozenset({"image", "vector", "categories", "labels"})
     source = "Bishop, Training with Noise is Equivalent to Tikhonov Regularization, 1995"
     space: ClassVar[Mapping[str, Any]] = {"sigma": ("loguniform", 0.01, 0.3)}
 
@@ -379,5 +373,8 @@ class GaussianNoise(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Values stay in the data's range; targets stay."""
-        noisy = batch.x + self.sigma * torch.randn_like(batch.x)
+        noise = self.sigma * torch.randn_like(batch.x)
+        if any(ctx.spec.categories):
+            noise = noise * numbers(ctx.spec, batch.x)
+        noisy = batch.x + noise
         return replace(batch, x=noisy.clamp(ctx.spec.low, ctx.spec.high))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Model, Spec, Task
+from methods.base import ANYTHING, Batch, Context, Method, Model, Spec, Task, exclusive
 from methods.functional import (
     clean_share,
-    exclusive,
     frozen,
     joined,
     mode,
     parted,
+    stacked,
     unclean,
 )
 from methods.lpa3 import Lpa3
@@ -38,6 +38,7 @@ class HeadRefit(Method):
     are not expected to lose. The log has the decay as ``head_refit_decay``.
     """
 
+    kinds = ANYTHING
     source = "Kirichenko et al., Last Layer Re-Training, ICLR 2023, arXiv:2204.02937"
     control = True
     version = 2
@@ -143,6 +144,7 @@ class Frozen(Method):
     rows that the method trains on.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
@@ -169,6 +171,8 @@ class RandomLabel(Method):
     labels; the rest only adds noise. Meta rows are set aside, as SAFLEX does, and not used.
     """
 
+    kinds = ANYTHING
+    before_forward = True
     control = True
     needs = frozenset({"meta"})
     version = 2
@@ -177,20 +181,16 @@ class RandomLabel(Method):
         super().__init__(upstream)
         self.clean_fraction = clean_share(clean_fraction)
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream that does not run the step's forward pass."""
-        return _forward_left("random_label", self.upstream) or super().supports(task, spec)
-
     def weighted(self, rows: int) -> int:
         """All but the clean rows."""
         return unclean(rows, self.clean_fraction)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """One of K labels, uniformly; with several labels per row, each with probability 1/2."""
-        part, clean = parted(batch, self.weighted(len(batch.x)))
+        part, clean = parted(batch, self.weighted(len(batch)))
         part = self.upstream.augment(part, ctx) if self.upstream is not None else part
         if exclusive(ctx.task):
-            drawn = torch.randint(ctx.spec.classes, (len(part.x), 1), device=part.y.device)
+            drawn = torch.randint(ctx.spec.classes, (len(part), 1), device=part.y.device)
             y = torch.zeros_like(part.y).scatter_(1, drawn, 1.0)
         else:
             y = (torch.rand_like(part.y) < 0.5).to(part.y.dtype)
@@ -204,6 +204,8 @@ class SelfDistil(Method):
     as SAFLEX does, and not used.
     """
 
+    kinds = ANYTHING
+    before_forward = True
     control = True
     needs = frozenset({"meta"})
     version = 2
@@ -221,21 +223,17 @@ class SelfDistil(Method):
             raise ValueError(f"eps: expected a number in [0, 1], got {eps}")
         self.eps, self.clean_fraction = eps, clean_share(clean_fraction)
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream that does not run the step's forward pass."""
-        return _forward_left("self_distil", self.upstream) or super().supports(task, spec)
-
     def weighted(self, rows: int) -> int:
         """All but the clean rows."""
         return unclean(rows, self.clean_fraction)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Clean rows keep their labels; p has no gradient."""
-        part, clean = parted(batch, self.weighted(len(batch.x)))
+        part, clean = parted(batch, self.weighted(len(batch)))
         part = self.upstream.augment(part, ctx) if self.upstream is not None else part
-        x = torch.cat([part.x, clean.x])
+        x = stacked([part.x, clean.x])
         logits = ctx.forward(x)
-        own = ctx.task.labels(logits[: len(part.x)].detach(), 1.0)
+        own = ctx.task.labels(logits[: len(part)].detach(), 1.0)
         soft = replace(part, y=(1 - self.eps) * part.y + self.eps * own)
         return replace(joined(soft, clean), x=x, logits=logits)
 
@@ -248,6 +246,7 @@ class ShuffledWeights(Method):
     rows.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
@@ -264,7 +263,7 @@ class ShuffledWeights(Method):
         if self.upstream is None:
             return batch
         out = self.upstream.augment(batch, ctx)
-        own = self.upstream.weighted(len(batch.x))
+        own = self.upstream.weighted(len(batch))
         order = torch.randperm(own, device=out.w.device)
         return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
 
@@ -276,6 +275,7 @@ class NormNoise(Method):
     Where it beats this row, it gains more than noise of this size on these rows can give.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:
@@ -295,12 +295,3 @@ class NormNoise(Method):
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's batch, in which the added rows are noise."""
         return self.upstream.augment(batch, ctx) if self.upstream is not None else batch
-
-
-def _forward_left(name: str, upstream: Method | None) -> str:
-    """Why an upstream that has already run the forward pass cannot be used; else empty."""
-    if upstream is None or not upstream.hands_logits:
-        return ""
-    return (
-        f"{name} adds rows to those of its upstream, which has already run this step's forward pass"
-    )

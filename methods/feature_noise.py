@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
-from methods.functional import single_label
+from methods.base import ANYTHING, Batch, Context, Method, Model, Spec, Task
 
 BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 1e-3
 """Of the estimator's AdamW: torch's defaults, and the weight decay of the authors' script."""
@@ -23,20 +22,13 @@ LINEAR, NORMS = 5, 4
 class FeatureNoise(Method, ABC):
     """A method that puts noise on the embedding, the input of the network's linear head."""
 
+    kinds = ANYTHING
+    before_forward = task_loss = True
     needs = frozenset({"features"})
     hands_logits = True
     isotropic: bool = False
     """Whether the noise has the same variance in all directions, at the same expected squared norm
     per row; set by the control ``isotropic_noise``."""
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream except one with its own loss, or one that returns logits."""
-        own = type(self).__name__.lower()
-        if self.upstream is not None and overrides(self.upstream, "losses"):
-            return f"{own} has its own loss, and so does its upstream"
-        if self.upstream is not None and self.upstream.hands_logits:
-            return f"{own} runs this step's forward pass, and so does its upstream"
-        return super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Check that the head is accessible."""
@@ -122,6 +114,7 @@ class Isda(FeatureNoise):
     computes the quadratic term per row instead of per class.
     """
 
+    kinds = ANYTHING - {"labels"}
     source = (
         "Wang et al., Implicit Semantic Data Augmentation for Deep Networks, NeurIPS 2019, "
         "arXiv:1909.12220"
@@ -134,10 +127,6 @@ class Isda(FeatureNoise):
         if not strength >= 0:
             raise ValueError(f"strength: expected 0 or more, got {strength}")
         self.strength = strength
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """One label per row."""
-        return single_label("isda", task) or super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Allocate count, mean and covariance of each class: K D^2 numbers."""
@@ -310,9 +299,9 @@ class Bsda(FeatureNoise):
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         head = head_of(ctx)
-        shape = self.draws, len(batch.x), head.in_features
+        shape = self.draws, len(batch), head.in_features
         # Before the forward pass, which seeds the generators anew.
-        noise = torch.randn(shape, dtype=head.weight.dtype, device=batch.x.device)
+        noise = torch.randn(shape, dtype=head.weight.dtype, device=batch.w.device)
         kept = torch.rand_like(noise) >= self.drop
         a, logits = embedded(batch.x, ctx)
         # A copy, as the update below must not change what the step's backward pass reads.
@@ -459,6 +448,7 @@ class IsotropicNoise(Method):
     Where the method beats this row, it gains more than noise of this size can give.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:

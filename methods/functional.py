@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from methods.base import Batch, Context, Task
+from methods.base import Batch, Context, Spec
 
 
 def beta(alpha: float, rows: int, like: Tensor) -> Tensor:
@@ -40,9 +40,34 @@ def reweighted(w: Tensor, factor: Tensor) -> Tensor:
     return torch.where(total > 0, kept, w)
 
 
+def numbers(spec: Spec, like: Tensor) -> Tensor:
+    """(D,) 1 for each column of a vector that holds numbers, 0 for one of categories."""
+    coded = torch.tensor([count > 0 for count in spec.categories], device="cpu")
+    return sent((~coded).to(like.dtype), like.device)
+
+
 def rows_of(batch: Batch, part: slice) -> Batch:
     """These rows of a batch, without logits."""
-    return Batch(batch.x[part], batch.y[part], batch.w[part], batch.index[part])
+    return Batch(inputs_at(batch.x, part), batch.y[part], batch.w[part], batch.index[part])
+
+
+def each_input(x: Tensor) -> tuple[Tensor, ...]:
+    """The inputs of a batch, one or several."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def inputs_at(x: Tensor, part: slice | Tensor) -> Tensor:
+    """These rows of the inputs of a batch, which may be a tuple."""
+    if isinstance(x, tuple):
+        return cast("Tensor", tuple(each[part] for each in x))
+    return x[part]
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """The inputs of several batches, one after the other; each may be a tuple."""
+    if isinstance(parts[0], tuple):
+        return cast("Tensor", tuple(map(torch.cat, zip(*parts, strict=True))))
+    return torch.cat(list(parts))
 
 
 def clean_share(fraction: float) -> float:
@@ -68,21 +93,8 @@ def parted(batch: Batch, count: int) -> tuple[Batch, Batch]:
 
 def joined(part: Batch, clean: Batch) -> Batch:
     """The rows of both batches, without logits."""
-    pairs = zip(
-        (part.x, part.y, part.w, part.index), (clean.x, clean.y, clean.w, clean.index), strict=True
-    )
-    return Batch(*(torch.cat(pair) for pair in pairs))
-
-
-def exclusive(task: Task) -> bool:
-    """Whether a row has one label of K, so that targets are distributions over the classes."""
-    probe = task.labels(torch.zeros(1, 3), 1.0)  # the task defines what is valid
-    return bool(torch.isclose(probe.sum(), torch.ones(())))
-
-
-def single_label(name: str, task: Task) -> str:
-    """Why a method cannot be used, if rows have several labels; else empty."""
-    return "" if exclusive(task) else f"{name} needs one label per row, but these have several"
+    pairs = zip((part.y, part.w, part.index), (clean.y, clean.w, clean.index), strict=True)
+    return Batch(stacked([part.x, clean.x]), *(torch.cat(pair) for pair in pairs))
 
 
 def check_meta_batch(meta_batch: float | Literal["full"]) -> float | Literal["full"]:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Spec, Task
-from methods.functional import single_label
+from methods.base import ANYTHING, Batch, Context, Method
 
 
 class LabelSmoothing(Method):
     """Soften targets: (1 - eps) y + eps / K; with several labels per row towards 1/2."""
 
+    kinds = ANYTHING
     source = "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv:1512.00567"
 
     def __init__(self, *, eps: float = 0.1) -> None:
@@ -36,12 +36,9 @@ class Balanced(Method):
     sets the number of rows.
     """
 
-    draws_rows = True
+    comes_first = True
+    kinds = ANYTHING - {"labels"}
     source = "Kang et al., Decoupling Representation and Classifier, ICLR 2020, arXiv:1910.09217"
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """One label per row."""
-        return single_label("balanced", task)
 
     def begin_epoch(self, ctx: Context) -> None:
         """Set the probability of each row that may be drawn: 1 / (K n) in a class with n rows."""
@@ -54,7 +51,7 @@ class Balanced(Method):
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Draw as many rows as the batch has, with its weights."""
         chance = self.get_buffer("chance")
-        place = torch.multinomial(chance, len(batch.x), replacement=True)
+        place = torch.multinomial(chance, len(batch), replacement=True)
         return replace(ctx.train.rows(ctx.train.index[place]), w=batch.w)
 
 
@@ -64,6 +61,7 @@ class LogitAdjustment(Method):
     The network then learns the balanced classifier (Eq. 10).
     """
 
+    kinds = ANYTHING - {"labels"}
     source = "Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, arXiv:2007.07314"
 
     def __init__(self, *, tau: float = 1.0) -> None:
@@ -71,10 +69,6 @@ class LogitAdjustment(Method):
         if tau < 0:
             raise ValueError(f"tau: expected a number of 0 or more, got {tau}")
         self.tau = tau
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """One label per row."""
-        return single_label("logit_adjustment", task)
 
     def setup(self, ctx: Context) -> None:
         """Compute the log of each class's share of the training rows."""
@@ -97,6 +91,7 @@ class GeneralisedCrossEntropy(Method):
     For a soft target the loss is averaged over its classes, so that it stays affine in ``y``.
     """
 
+    kinds = ANYTHING - {"labels"}
     source = "Zhang and Sabuncu, Generalized Cross Entropy Loss, NeurIPS 2018, arXiv:1805.07836"
 
     def __init__(self, *, q: float = 0.7) -> None:
@@ -104,10 +99,6 @@ class GeneralisedCrossEntropy(Method):
         if not 0 < q <= 1:
             raise ValueError(f"q: expected a number in (0, 1], got {q}")
         self.q = q
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """One label per row."""
-        return single_label("gce", task)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The batch itself."""

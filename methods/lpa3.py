@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Added, Batch, Context, Method, Model, Spec, Task
+from methods.base import Added, Batch, Context, Method, Model, Spec, Task, exclusive
 from methods.branches import has_branches, on_branch
 from methods.folding import Pair, foldable, folded
 from methods.functional import (
     buffers_kept,
-    exclusive,
     frozen,
     joined,
     mode,
@@ -250,7 +249,9 @@ class Lpa3(Method):
     continue from the stored perturbation with the last two fifths of the steps, at least one.
     ``auxiliary_norm``: attacked rows use a second set of normalisation layers, in the attack and in
     training. ``fold``: fold running statistics into the convolutions during the attack, which is
-    faster and equal up to rounding.
+    faster and equal up to rounding. Where a table has categories, the embedded rows are attacked
+    (``Model.entered``): these are no inputs, so the batch has the logits of the attacked rows, and
+    as inputs those of their rows.
 
     The bare name is ``preset=paper``: Algorithm 1, which keeps the row's own label and adds the
     attacked rows' loss in full. ``preset=code`` has the settings of the authors' supervised
@@ -273,9 +274,11 @@ class Lpa3(Method):
     attacks and discards the result).
     """
 
+    kinds = frozenset({"image", "vector", "categories", "labels"})
+    before_forward = True
     source = "Yang et al., Adversarial Auto-Augment with Label Preservation, NeurIPS 2022, arXiv:2211.00824"  # noqa: E501
     version = 2
-    needs = frozenset({"features", "stages", "image"})
+    needs = frozenset({"features", "stages"})
     controls = ("norm_noise(upstream={self})",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
@@ -346,10 +349,11 @@ class Lpa3(Method):
         self.ratio, self.warmup, self.weight, self.label = ratio, warmup, weight, label
         self.running, self.refresh, self.fold = statistics == "running", refresh, fold
         self.hands_logits = self.auxiliary_norm = auxiliary_norm
-        self.as_drawn, self.one_row = refresh > 1, 0 < ratio < 1
+        self.comes_first, self.one_row = refresh > 1, 0 < ratio < 1
         self.noise_instead = False
         if refresh > 1:
             self.waits = "the number of rows with a stored perturbation determines shapes"
+        self._enters = False
         self._attacks = self._looked = 0
         self._pairs: list[Pair] = []
         self._added = Added(*torch.zeros(3, 0))
@@ -360,15 +364,15 @@ class Lpa3(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Any upstream that leaves the forward pass to lpa3 and does not mix remembered rows."""
-        if self.upstream is not None and self.upstream.hands_logits:
-            return (
-                "lpa3 adds rows to those of its upstream, which has already run this step's "
-                "forward pass"
-            )
         if self.upstream is not None and self.refresh > 1:
             return (
                 "lpa3(refresh) stores perturbations of the original pixels, but its upstream may "
                 "change the pixels from epoch to epoch"
+            )
+        if self.refresh > 1 and any(spec.categories):
+            return (
+                "lpa3(refresh) stores perturbations, but the embeddings of categories, which it "
+                "perturbs, change while they are trained"
             )
         if self.mixes_rows and self.one_row:
             return (
@@ -376,6 +380,10 @@ class Lpa3(Method):
                 "mixes rows: set ratio=1"
             )
         return super().supports(task, spec)
+
+    def hands(self, spec: Spec) -> bool:
+        """With a second set of norms, and where embeddings are attacked."""
+        return super().hands(spec) or any(spec.categories)
 
     def setup(self, ctx: Context) -> None:
         """Allocate the memory for each row, and find the layers that can be folded.
@@ -395,6 +403,7 @@ class Lpa3(Method):
                 "methods.branches.add_branch"
             )
         super().setup(ctx)
+        self._enters = any(ctx.spec.categories)
         rows, device = ctx.spec.rows, ctx.train.targets.device
         if self.fold:
             with ctx.uncharged():  # traced without data
@@ -421,14 +430,18 @@ class Lpa3(Method):
             raise ValueError("the upstream of lpa3 has already run this step's forward pass")
         places, x = self._positives(batch, ctx)
         y = batch.y[places]
-        self._added = Added(batch.x[places], x, y)
-        ctx.log(attack_selected=len(places) / len(batch.x))
+        made = batch.x[places] if self._enters else x
+        self._added = Added(batch.x[places], made, y)
+        ctx.log(attack_selected=len(places) / len(batch))
         if not len(places):
             return batch
         index = torch.full_like(places, -1)
-        out = joined(batch, Batch(x, y, self._weights(batch, places), index))
-        if not self.auxiliary_norm:
+        out = joined(batch, Batch(made, y, self._weights(batch, places), index))
+        if not self.hands(ctx.spec):
             return out
+        if not self.auxiliary_norm:
+            clean = cast("Model", ctx.model).entered(batch.x)
+            return replace(out, logits=ctx.forward(torch.cat([clean, x])))
         logits = ctx.forward(batch.x)
         with on_branch(ctx.model, 1):
             return replace(out, logits=torch.cat([logits, ctx.model(x)]))
@@ -448,7 +461,7 @@ class Lpa3(Method):
     def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """Positions (n,) of the attacked rows in the batch, and the rows after the attack."""
         if surely_known(batch.index, ctx.drawn):
-            known = torch.arange(len(batch.x), device=batch.x.device)
+            known = torch.arange(len(batch), device=batch.x.device)
         else:  # how many are known decides shapes, which waits for the device
             known = (batch.index >= 0).nonzero()[:, 0]
         if ctx.epoch < self.warmup or self.ratio == 0 or len(known) < self._least:
@@ -459,12 +472,12 @@ class Lpa3(Method):
             places, reference = self._choose(model, batch, known, ctx)
             if reference is None:
                 return known[:0], batch.x[:0]
-            x, index = batch.x[places], batch.index[places]
+            x, index = model.entered(batch.x[places]), batch.index[places]
             attacked = self._attacked(model, x, index, reference, ctx)
             if self.noise_instead:
                 norms = row_norms(attacked - x)
                 attacked = noised(x, norms, ctx.spec.low, ctx.spec.high)
-            ctx.log(attack_forwards=self._looked / len(batch.x))
+            ctx.log(attack_forwards=self._looked / len(batch))
             if self._attacks % self.audit_every == 0:
                 with ctx.uncharged():
                     self._audit(model, x, attacked, reference, ctx)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Spec, Task
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Spec, Task
 from methods.functional import affine_warp, per_row, sent
 from methods.randaugment import no_picture
 
@@ -230,6 +230,7 @@ class MedAugment(Method):
     own; here a grey image has one.
     """
 
+    kinds = IMAGES
     source = "Liu et al., MedAugment, arXiv:2306.17466"
     controls = ("unconstrained(upstream={self})",)
     space: ClassVar[Mapping[str, Any]] = {"level": ("int", 1, 5)}
@@ -247,7 +248,7 @@ class MedAugment(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Grey or RGB images that are large enough for the blur."""
-        reason = no_picture("medaugment", spec)
+        reason = super().supports(task, spec) or no_picture("medaugment", spec)
         if not reason and min(spec.shape[1:]) <= REACH:
             return f"medaugment needs images above {REACH} pixels, but these have {spec.shape[1:]}"
         return reason
@@ -276,7 +277,7 @@ class MedAugment(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Apply each row's operations; targets stay. No gradient reaches the incoming images."""
-        self._last = self.draw(len(batch.x))
+        self._last = self.draw(len(batch))
         return replace(batch, x=perform(batch.x, self._last))
 
     def captions(self) -> list[str]:
@@ -301,6 +302,7 @@ class Unconstrained(Method):
     ``upstream``.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Context, Method, Spec, Task
+from methods.base import IMAGES, Batch, Context, Method, Spec, Task
 from methods.corruptions import NOISES, OPERATIONS, least_edge, levels_of, luma
 from methods.functional import per_row, sent
 from methods.randaugment import no_picture
@@ -225,6 +225,7 @@ class MedMNISTCAugment(Method):
     cannot compute under NumPy 2, is as C writes it down.
     """
 
+    kinds = IMAGES
     source = "Di Salvo et al., MedMNIST-C, arXiv:2406.17536"
 
     def __init__(self, *, dataset: Dataset = "common") -> None:
@@ -236,7 +237,7 @@ class MedMNISTCAugment(Method):
     def supports(self, task: Task, spec: Spec) -> str:
         """Grey or RGB images that are large enough for every corruption of the set."""
         least = smallest(self.dataset)
-        reason = no_picture("medmnistc_augment", spec)
+        reason = super().supports(task, spec) or no_picture("medmnistc_augment", spec)
         if not reason and min(spec.shape[1:]) < least:
             return (
                 f"medmnistc_augment(dataset={self.dataset}) needs images of {least} pixels or "
@@ -264,7 +265,7 @@ class MedMNISTCAugment(Method):
     @torch.no_grad()
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Corrupt each row; targets stay. No gradient reaches the incoming images."""
-        drawn = self._last = self.draw(len(batch.x))
+        drawn = self._last = self.draw(len(batch))
         x = batch.x.clone()
         for code, name in enumerate(self.names):
             rows = (drawn.codes == code).nonzero()[:, 0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Model, Spec, Task
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Model, Spec, Task, named
 from methods.differentiable import CUTOUT, FLIP, NAMES, chosen, every, settings
 from methods.functional import check_meta_batch, evaluate, frozen, meta_rows, mode
 from methods.randaugment import (
@@ -168,7 +168,9 @@ def embedded(model: Model, x: Tensor) -> Tensor:
 class PolicyNet(Method):
     """What AdaAug and MADAug share: the policy, how it augments, and what is recorded of it."""
 
-    needs = frozenset({"meta", "features", "image"})
+    needs = frozenset({"meta", "features"})
+    kinds = IMAGES
+    before_forward = True
     operations = NAMES
     space: ClassVar[Mapping[str, Any]] = {
         "temperature": ("choice", [1.0, 2.0, 3.0]),
@@ -217,10 +219,7 @@ class PolicyNet(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Grey or RGB images; an upstream that leaves the forward pass to the trainer."""
-        name = type(self).__name__.lower()
-        if self.upstream is not None and self.upstream.hands_logits:
-            return f"{name} changes images before the forward pass, but its upstream returns logits"
-        return no_picture(name, spec) or super().supports(task, spec)
+        return super().supports(task, spec) or no_picture(named(self), spec)
 
     def setup(self, ctx: Context) -> None:
         """Make the policy, and allocate what is recorded of each row."""
@@ -249,7 +248,7 @@ class PolicyNet(Method):
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
             raise ValueError("the upstream has already run this step's forward pass")
-        model, rows = cast("Model", ctx.model), self.augmented(len(batch.x), ctx)
+        model, rows = cast("Model", ctx.model), self.augmented(len(batch), ctx)
         noise = noise_for(rows, self.n, batch.x.device)  # first, so that controls draw the same
         with mode(model, training=False):
             if not self.frozen and self._steps % self.refresh == 0:
@@ -257,7 +256,7 @@ class PolicyNet(Method):
             with torch.no_grad():
                 features = embedded(model, batch.x[:rows]) if rows else None
         self._steps += 1
-        self._rows, self._last = len(batch.x), torch.zeros(2, 0, self.n)
+        self._rows, self._last = len(batch), torch.zeros(2, 0, self.n)
         if features is None:
             return batch
         outputs = outputs_of(self.policy.values, features)
@@ -461,7 +460,7 @@ class AdaAug(PolicyNet):
                 images = tried(x, now.magnitude, self.derivative)
                 each = embedded(model, images.flatten(0, 1)).unflatten(0, images.shape[:2])
                 logits = model.head((now.probability[..., None] * each).sum(dim=1))
-                loss = ctx.task.losses(logits, y).sum() / len(meta.x)
+                loss = ctx.task.losses(logits, y).sum() / len(meta)
                 total += torch.autograd.grad(loss, values)[0]
         return total
 
@@ -585,6 +584,7 @@ class ShuffledPolicies(Method):
     the policies have in common. ``upstream`` is adaaug or madaug; it learns as without this row.
     """
 
+    kinds = ANYTHING
     control = True
 
     def __init__(self, *, upstream: Method | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from methods.base import Batch, Context, Method, Model
+from methods.base import ANYTHING, Batch, Context, Method, Model
 
 
 class Probe(Method):
@@ -28,6 +28,7 @@ class Probe(Method):
     many steps as the other rows.
     """
 
+    kinds = ANYTHING
     source = (
         "Kornblith et al., Do Better ImageNet Models Transfer Better?, CVPR 2019, arXiv:1805.08974"
     )

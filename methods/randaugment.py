@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Context, Method, Spec, Task
+from methods.base import IMAGES, Batch, Context, Method, Spec, Task, named
 from methods.functional import affine_warp, per_row, sent
 
 Interpolation = Literal["nearest", "bilinear"]
@@ -187,8 +187,6 @@ def captions(codes: Tensor, settings: Tensor) -> list[str]:
 
 def no_picture(name: str, spec: Spec) -> str:
     """Why a method cannot work on data that are no grey or RGB images; else empty."""
-    if spec.kind != "image":
-        return f"{name} needs images, but the data are {spec.kind}s"
     if spec.shape[0] not in (1, 3):
         return f"{name} needs grey or RGB images, but these have {spec.shape[0]} channels"
     return ""
@@ -207,6 +205,8 @@ class Drawn(NamedTuple):
 
 class PerRow(Method):
     """An augmentation that draws a sequence of operations per row."""
+
+    kinds = IMAGES
 
     def __init__(
         self,
@@ -235,11 +235,11 @@ class PerRow(Method):
 
     def supports(self, task: Task, spec: Spec) -> str:
         """Images of one or three channels."""
-        return no_picture(type(self).__name__.lower(), spec) or super().supports(task, spec)
+        return super().supports(task, spec) or no_picture(named(self), spec)
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """Apply each row's operations; targets stay. No gradient reaches the incoming images."""
-        return replace(batch, x=self.applied(batch.x, self.draw(len(batch.x))))
+        return replace(batch, x=self.applied(batch.x, self.draw(len(batch))))
 
     def applied(self, x: Tensor, drawn: Drawn) -> Tensor:
         """Images (B, C, H, W) after the operations drawn for them."""

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from methods.base import Batch, Context, Method, Model, Spec, Task, overrides
+from methods.base import ANYTHING, Batch, Context, Method, Model, Task, exclusive
 from methods.functional import (
     buffers_of,
     check_meta_batch,
     clean_share,
     directional,
     evaluate,
-    exclusive,
     joined,
     meta_rows,
     parted,
     reweighted,
     rows_of,
+    stacked,
     unclean,
 )
 
@@ -272,6 +272,8 @@ class Saflex(Method):
     running statistics do not change.
     """
 
+    kinds = ANYTHING
+    before_forward = task_loss = True
     source = "Ding et al., SAFLEX, ICLR 2024, arXiv:2410.02512"
     needs = frozenset({"meta"})
     version = 4
@@ -358,14 +360,6 @@ class Saflex(Method):
         """Meta rows; with ``stages`` a network whose stages are accessible."""
         return super().requires() | ({"features"} if self.stages is not None else set())
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream except one with its own loss, or one that returns logits."""
-        if self.upstream is not None and overrides(self.upstream, "losses"):
-            return "the scores are those of the task's loss, but the upstream has its own loss"
-        if self.upstream is not None and self.upstream.hands_logits:
-            return "the upstream has already run this step's forward pass (it returns logits)"
-        return super().supports(task, spec)
-
     def fits(self, model: nn.Module) -> str:
         """With ``stages`` a network that has more of them, each a chain of modules."""
         if self.stages and isinstance(model, Model):
@@ -402,7 +396,7 @@ class Saflex(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's rows with new targets and weights, then the unchanged clean rows."""
-        part, clean = parted(batch, self.weighted(len(batch.x)))
+        part, clean = parted(batch, self.weighted(len(batch)))
         if self.upstream is not None:
             part = self.upstream.augment(part, ctx)
         if part.logits is not None:
@@ -411,16 +405,16 @@ class Saflex(Method):
             self._remember(part, part.y, part.w)
             return joined(part, clean)
         if self._steps % self.refresh == 0:
-            self._tangent = self._direction(len(batch.x), ctx)
-        scored = len(part.x)
-        x = torch.cat([part.x, clean.x])
+            self._tangent = self._direction(len(batch), ctx)
+        scored = len(part)
+        x = stacked([part.x, clean.x])
         given, logits, slope = self._slope(x, ctx)
         scores = score(ctx.task, logits[:scored], slope[:scored], part.y)
         refined = refine(self.rules, ctx.task, scores, part.y, part.w, logits[:scored])
         self._remember(part, refined.y, refined.w)
         if self._steps % self.audit_every == 0:
             with ctx.uncharged():
-                self._audit(part, refined, len(batch.x), ctx)
+                self._audit(part, refined, len(batch), ctx)
         elif self._foreseen is not None:
             with ctx.uncharged():
                 self._look_back(self._foreseen, ctx)
@@ -542,10 +536,11 @@ class Saflex(Method):
         """The mean loss of meta rows, in parts small enough for memory."""
         own = set(self._names)
         others = {n: each.detach() for n, each in ctx.model.named_parameters() if n not in own}
-        parts = -(-len(batch.x) // CHUNK)
-        for x, y in zip(batch.x.chunk(parts), batch.y.chunk(parts), strict=True):
-            logits = evaluate(ctx.model, others, x)
-            yield ctx.task.losses(logits, y).sum() / len(batch.x)
+        parts = -(-len(batch) // CHUNK)
+        for rows in torch.arange(len(batch), device="cpu").chunk(parts):
+            some = rows_of(batch, slice(int(rows[0]), int(rows[-1]) + 1))
+            logits = evaluate(ctx.model, others, some.x)
+            yield ctx.task.losses(logits, some.y).sum() / len(batch)
 
     def _remember(self, part: Batch, y: Tensor, w: Tensor) -> None:
         """Update the running means; added rows (index -1) do not count."""
@@ -582,7 +577,7 @@ class Saflex(Method):
             "dual_unsupported": torch.tensor(float(self._unsupported)),
             "difference_apart": torch.tensor(float(not ctx.repeatable)),
         }
-        if len(meta.x) >= 4:
+        if len(meta) >= 4:
             halves = [
                 torch.cat([each.flatten() for each in self._gradient(half, ctx)[1].values()])
                 for half in (rows_of(meta, slice(0, None, 2)), rows_of(meta, slice(1, None, 2)))

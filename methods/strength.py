@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Context, Method, Spec, Task
-from methods.functional import buffers_kept, per_row, single_label
+from methods.base import ANYTHING, IMAGES, Batch, Context, Method, Spec, Task
+from methods.functional import buffers_kept, per_row
 from methods.randaugment import PUBLISHED, STANDARD, WIDE, Drawn, Interpolation, PerRow
 
 STEPS = 30
@@ -31,6 +31,8 @@ Exchange = Literal["none", "shuffled", "mean"]
 class AdaptiveStrength(PerRow):
     """Operations drawn uniformly for each row, with a strength that follows the network."""
 
+    kinds = IMAGES - {"labels"}
+    before_forward = True
     controls = ("shuffled_strengths(upstream={self})", "mean_strength(upstream={self})")
     exchange: Exchange
     """What the rows of a batch get instead of their own strengths; set by the controls."""
@@ -51,13 +53,6 @@ class AdaptiveStrength(PerRow):
     @abstractmethod
     def steps(self, batch: Batch, ctx: Context) -> Tensor | None:
         """Steps of the rows (B,) int64, as the network has it; None if they are drawn at random."""
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images with one label each; an upstream that leaves the forward pass to the trainer."""
-        name = type(self).__name__.lower()
-        if self.upstream is not None and self.upstream.hands_logits:
-            return f"{name} changes rows before the forward pass, but its upstream returns logits"
-        return single_label(name, task) or super().supports(task, spec)
 
     def setup(self, ctx: Context) -> None:
         """Allocate a strength for each training row, and one for all rows from elsewhere."""
@@ -86,7 +81,7 @@ class AdaptiveStrength(PerRow):
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
             raise ValueError("the upstream has already run this step's forward pass")
-        drawn, steps = self.draw(len(batch.x)), self.steps(batch, ctx)
+        drawn, steps = self.draw(len(batch)), self.steps(batch, ctx)
         taken = batch.index >= 0 if self.one_row else torch.ones_like(batch.index, dtype=torch.bool)
         if steps is not None:
             steps = exchanged(steps, taken, self.exchange)
@@ -279,6 +274,7 @@ def agreement(logits: Tensor, y: Tensor, exponent: float) -> Tensor:
 class Exchanged(Method):
     """A control that exchanges the strengths of its upstream within each batch."""
 
+    kinds = ANYTHING
     control = True
     name: ClassVar[str]
     exchange: ClassVar[Exchange]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Batch, Context, Method, Spec, Task, overrides
+from methods.base import ANYTHING, Batch, Context, Method
 from methods.functional import (
     buffers_of,
     check_meta_batch,
@@ -19,7 +19,6 @@ from methods.functional import (
     evaluate,
     meta_rows,
     reweighted,
-    single_label,
 )
 from methods.saflex import adam_diagonal, score
 
@@ -105,6 +104,8 @@ class MetaWeightNet(Method):
     the optimiser.
     """
 
+    kinds = ANYTHING
+    before_forward = task_loss = True
     source = "Shu et al., Meta-Weight-Net, NeurIPS 2019, arXiv:1902.07379"
     needs = frozenset({"meta"})
     hands_logits = True
@@ -143,10 +144,6 @@ class MetaWeightNet(Method):
         self._steps = 0  # of this epoch
         self._unsupported = False
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Any upstream except one with its own loss, or one that returns logits."""
-        return _refused(self.upstream) or super().supports(task, spec)
-
     def setup(self, ctx: Context) -> None:
         """Draw V at random, and keep a copy of it as it starts."""
         super().setup(ctx)
@@ -165,7 +162,7 @@ class MetaWeightNet(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's rows with weights by V, after a step of V."""
-        rows = len(batch.x)
+        rows = len(batch)
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
@@ -303,6 +300,8 @@ class Lilaw(Method):
     repository it is not). The paper itself could not be read for this: see the method's page.
     """
 
+    kinds = ANYTHING - {"labels"}
+    before_forward = task_loss = True
     source = "Moturu et al., LiLAW, arXiv:2509.20786"
     needs = frozenset({"meta"})
     hands_logits = True
@@ -347,12 +346,6 @@ class Lilaw(Method):
         )
         self._steps = 0  # of this epoch
 
-    def supports(self, task: Task, spec: Spec) -> str:
-        """One label per row; an upstream without a loss or logits of its own."""
-        return (
-            single_label("lilaw", task) or _refused(self.upstream) or super().supports(task, spec)
-        )
-
     def setup(self, ctx: Context) -> None:
         """Start the scalars."""
         super().setup(ctx)
@@ -368,7 +361,7 @@ class Lilaw(Method):
 
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's rows with their weights, after the step of the scalars that is due."""
-        rows = len(batch.x)
+        rows = len(batch)
         if self.upstream is not None:
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
@@ -483,15 +476,6 @@ def _forward(x: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor]:
         return logits, logits
     with ctx.replay():
         return None, evaluate(ctx.model, {}, x)
-
-
-def _refused(upstream: Method | None) -> str:
-    """Why an upstream cannot be weighed; empty if it can."""
-    if upstream is not None and overrides(upstream, "losses"):
-        return "the weights are by the task's loss, but the upstream has its own loss"
-    if upstream is not None and upstream.hands_logits:
-        return "the upstream has already run this step's forward pass (it returns logits)"
-    return ""
 
 
 def _check_rates(learning_rate: float, weight_decay: float) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from methods import own
-from methods.base import Batch, Context, Method, Spec, Task
+from methods.base import IMAGES, Batch, Context, Method
 from methods.naming import NamingError
 
 FORMS = {
@@ -78,6 +78,7 @@ class Wrap(Method):
     **Deviations**: a PIL image or an array has 8 bits, so its input is rounded to 8 bits.
     """
 
+    kinds = IMAGES
     waits = "the function works on the CPU, or its result is checked"
 
     def __init__(
@@ -106,10 +107,6 @@ class Wrap(Method):
         self._form = ""
         self.remarks: tuple[str, ...] = ()
         """Findings of the trial, for the user."""
-
-    def supports(self, task: Task, spec: Spec) -> str:
-        """Images only."""
-        return "" if spec.kind == "image" else f"wrap needs images, but the data are {spec.kind}s"
 
     def setup(self, ctx: Context) -> None:
         """Try the callable on training rows.
@@ -169,9 +166,7 @@ class Wrap(Method):
         if trial.in_place:
             self.remarks += ("changes its input in place, which is a copy",)
         if not trial.effect:
-            self.remarks += (
-                f"changed none of {len(batch.x)} images in {IDLE_SEEDS} draws of each",
-            )
+            self.remarks += (f"changed none of {len(batch)} images in {IDLE_SEEDS} draws of each",)
         if form in {"image", "array", "named"}:
             self._check_range(form, batch)
 

@@ -38,7 +38,9 @@ ALONE = {
     "methods.naming": (),
     "methods.functional": ("methods.base",),
     "analysis.runs": (),
-    "analysis.metrics": (),
+    "analysis.measures": (),
+    "analysis.tasks": ("analysis.measures",),
+    "analysis.metrics": ("analysis.measures", "analysis.tasks"),
     "analysis.stats": (),
 }
 """What these may import of ours."""

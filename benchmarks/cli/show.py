@@ -379,8 +379,8 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
         out = method.augment(batch, ctx)
         check_batch(out, ctx.spec, name)
         given = _as_drawn(out, batch, ctx) if watched is None else watched.given
-        count = min(part.weighted(len(batch.x)) for part in method.parts())
-        count = min(count, 0 if given is None else len(given.x))
+        count = min(part.weighted(len(batch)) for part in method.parts())
+        count = min(count, 0 if given is None else len(given))
         if given is None or not torch.equal(given.index[:count], out.index[:count]):
             raise NotApplicable(f"{name} returns other rows than its upstream did")
         old, new = given.w[:count], out.w[:count].detach()
@@ -517,7 +517,7 @@ def _images(x: Tensor) -> np.ndarray:
 def _captions(batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...]) -> list[str]:
     """What the method reports, else the change of target and weight."""
     texts = []
-    for row in range(len(batch.x)):
+    for row in range(len(batch)):
         parts = [told[row]] if row < len(told) and told[row] else []
         if not torch.allclose(out.y[row], batch.y[row], atol=1e-4):
             parts.append(_named(out.y[row], classes))

@@ -25,7 +25,7 @@ from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
 from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
-from methods.base import Spec
+from methods.base import Input, Spec
 
 Control = Literal["all", "train", "train+meta", "meta"]
 """Which labelled rows a run trains on; all but "all" are control rows."""
@@ -58,12 +58,20 @@ class Splits:
     """(N,) int64, equal for test rows of one patient; None if patients are unknown"""
     groups: dict[str, int] | None = None
     """How many there are in train, meta, select and test, for result.json"""
+    inputs: tuple[Input, ...] = ()
+    """What a row consists of; empty for images"""
 
     @property
     def spec(self) -> Spec:
         """What a method may know about the data."""
-        shape = (self.train.channels, *shape_of(self.train.x)[1:])
-        return Spec(rows=len(self.train), classes=len(self.classes), shape=shape)
+        rows, classes = len(self.train), len(self.classes)
+        if not self.inputs:
+            shape = (self.train.channels, *shape_of(self.train.x)[1:])
+            return Spec(rows=rows, classes=classes, shape=shape)
+        first, more = self.inputs[0], self.inputs[1:]
+        return Spec(
+            rows, classes, first.shape, first.kind, first.low, first.high, first.categories, more
+        )
 
     @staticmethod
     def from_arrays(

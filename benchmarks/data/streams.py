@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from benchmarks.data.download import DataError
 from benchmarks.data.ondisk import OnDisk, Pixels
 from benchmarks.data.seeding import generator
 from methods.base import Batch
-from methods.functional import per_row, sent
+from methods.functional import each_input, per_row, sent
 
 AHEAD = 2
 """Batches that are read from disk before they are needed."""
@@ -27,14 +28,15 @@ AHEAD = 2
 class Rows:
     """Some rows of a tensor of inputs, with their own targets."""
 
-    x: Tensor | OnDisk
-    """(M, C, H, W) uint8 or float32, on the device; or images on disk"""
+    x: Tensor | OnDisk | tuple[Tensor, ...]
+    """(M, C, H, W) uint8 or float32, on the device; images on disk; vectors (M, D); a tuple where a
+    row has several inputs"""
     where: Tensor
     """(N,) int64 rows of ``x``; on the CPU for images on disk"""
     y: Tensor
     """(N, K) float32 targets on the device."""
     channels: int
-    """C, or 3 if grey images are shown as RGB."""
+    """C, or 3 if grey images are shown as RGB; of vectors D."""
     more: Tensor | None = None
     """Images whose numbers in ``where`` follow those of ``x``."""
 
@@ -46,6 +48,8 @@ class Rows:
         if isinstance(self.x, OnDisk):
             room = _room(self.x, len(index), self.y.device)
             return self._usable(_read(self.x, self.where[index.cpu()], room))
+        if isinstance(self.x, tuple):
+            return cast("Tensor", tuple(each[self.where[index]] for each in self.x))
         where = self.where[index].to(self.x.device)
         if self.more is None:
             x = self.x[where]
@@ -113,9 +117,11 @@ def as_stored(images: Pixels, device: torch.device) -> Tensor | OnDisk:
     return images if isinstance(images, OnDisk) else tensor_of(images, device)
 
 
-def shape_of(x: Tensor | OnDisk) -> tuple[int, ...]:
-    """(C, H, W) of one row."""
-    return x.planes_shape if isinstance(x, OnDisk) else tuple(x.shape[1:])
+def shape_of(x: Tensor | OnDisk | tuple[Tensor, ...]) -> tuple[int, ...]:
+    """(C, H, W) of one row; the shape of its first input if there are several."""
+    if isinstance(x, OnDisk):
+        return x.planes_shape
+    return tuple((x[0] if isinstance(x, tuple) else x).shape[1:])
 
 
 def targets_of(labels: np.ndarray, classes: int) -> Tensor:
@@ -128,8 +134,9 @@ def targets_of(labels: np.ndarray, classes: int) -> Tensor:
 
 
 def rows_from_tensors(x: Tensor, y: Tensor) -> Rows:
-    """All rows of inputs (N, C, H, W) in [0, 1] or uint8 with targets (N, K), on one device."""
-    return Rows(x, torch.arange(len(x), device=y.device), y, x.shape[1])
+    """All rows of inputs (N, C, H, W) in [0, 1] or uint8, or others as they are, with targets
+    (N, K), on one device."""
+    return Rows(x, torch.arange(len(y), device=y.device), y, each_input(x)[0].shape[1])
 
 
 def rows_of(images: Pixels, shape: tuple[int, ...], classes: int, device: torch.device) -> Rows:
@@ -224,7 +231,7 @@ class RowStream:
         return self._batch(index, self._rows.inputs(index))
 
     def _batch(self, index: Tensor, x: Tensor) -> Batch:
-        w = torch.full((len(index),), 1 / max(1, len(index)), device=x.device)
+        w = torch.full((len(index),), 1 / max(1, len(index)), device=self._rows.y.device)
         known = index if self._in_training else torch.full_like(index, -1)
         return Batch(x=x, y=self._rows.y[index], w=w, index=known)
 

@@ -133,7 +133,9 @@ class Told(Silent):
         """Whether the rung is reached."""
         return bool(self._until) and self._done >= self._until
 
-    def begin(self, name: str, epochs: int, done: int, images: int) -> None:
+    def begin(
+        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+    ) -> None:
         """The run stands here."""
         self._done = done
 

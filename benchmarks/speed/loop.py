@@ -99,7 +99,7 @@ class Loop:
         trained = 0
         for index in batches:
             _, out = train_step(self.method, self.ctx, self.splits.train, index, self.name)
-            trained += len(out.x)
+            trained += len(out)
             self.ctx.step += 1
         return trained
 

@@ -12,6 +12,7 @@ from benchmarks.training.hooked import NO_HEAD, embedding_alone
 from benchmarks.training.tasks import task_of
 from methods.base import Batch, Method, Model, Spec
 from methods.branches import has_branches
+from methods.functional import each_input
 
 
 def check_fits(
@@ -38,8 +39,6 @@ def check_fits(
             f"{name} needs a second set of batch normalisation layers, {model_name} has none: use "
             "a network with batch normalisation, such as resnet18"
         )
-    if "image" in needs and spec.kind != "image":
-        raise NotApplicable(f"{name} needs images, but the data are {spec.kind}s")
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)
@@ -58,16 +57,21 @@ def check_batch(batch: Batch, spec: Spec, name: str) -> None:
     """
     if not isinstance(batch, Batch):
         raise TrainingFailed(f"{name}: augment returned {type(batch).__name__}, expected a Batch")
-    rows = len(batch.x)
+    rows = len(each_input(batch.x)[0])
     expected = {
-        "x": (rows, *spec.shape),
         "y": (rows, spec.classes),
         "w": (rows,),
         "index": (rows,),
         "logits": (rows, spec.classes),
     }
-    for part, shape in expected.items():
-        tensor = getattr(batch, part)
+    found = [(part, getattr(batch, part), shape) for part, shape in expected.items()]
+    inputs = each_input(batch.x)
+    if len(inputs) != len(spec.inputs):
+        raise TrainingFailed(
+            f"{name}: augment returned {len(inputs)} inputs per row, expected {len(spec.inputs)}"
+        )
+    found = [("x", x, (rows, *of.shape)) for x, of in zip(inputs, spec.inputs, strict=True)] + found
+    for part, tensor, shape in found:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise TrainingFailed(
                 f"{name}: augment returned {part} of shape {tuple(tensor.shape)}, expected {shape}"

@@ -115,7 +115,7 @@ class TrainingContext:
         self._forwarded = True
         phase = self.clock.switch("forward")
         self._seed_global("forward")
-        if self._channels_last:
+        if self._channels_last and isinstance(x, Tensor) and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with self.arithmetic.forward():
             logits = self._run(x)

@@ -12,9 +12,9 @@ from torch import nn
 
 from benchmarks.training import borrowed, weights
 from benchmarks.training.hooked import NO_HEAD, staged
-from benchmarks.training.networks import MODELS
+from benchmarks.training.networks import IMAGES, MODELS, VECTORS
 from methods import own
-from methods.base import Model, Spec
+from methods.base import PLURAL, Model, Spec
 from methods.branches import add_branch
 from methods.naming import (
     OWN,
@@ -70,6 +70,11 @@ def build(text: str, spec: Spec, needs: Set[str] = frozenset()) -> nn.Module:
         model = _own_network(text, spec, needs)
     else:
         model = _built(_canonical(_call(text)), spec, needs)
+    return fitted(model, needs)
+
+
+def fitted(model: nn.Module, needs: Set[str]) -> nn.Module:
+    """A network as a method needs it: with "frozen_trunk" only its head is trained."""
     if "frozen_trunk" in needs and isinstance(model, Model):
         return frozen_trunk(model)
     return model
@@ -226,8 +231,7 @@ def _plain(value: Value) -> Any:
 
 def _built(call: Call, spec: Spec, needs: Set[str]) -> nn.Module:
     text = render(call)
-    if spec.kind != "image" and not call.name.startswith(OWN) and call.name != PROBE:
-        raise NamingError(f"model {text!r} needs images, but the data are {spec.kind}s")
+    _check_kind(call.name, spec)
     if call.name == PROBE:
         inner = _backbone(call)
         model = _built(inner, spec, needs | {"features"})
@@ -249,6 +253,26 @@ def _built(call: Call, spec: Spec, needs: Set[str]) -> nn.Module:
     if "auxiliary_norm" in needs:
         add_branch(model)
     return model
+
+
+def _check_kind(name: str, spec: Spec) -> None:
+    """Refuse a network that takes other inputs.
+
+    Raises:
+        NamingError: names those that take these.
+    """
+    if name.startswith(OWN) or name == PROBE:
+        return
+    taken = {"image": IMAGES, "vector": VECTORS}
+    kinds = [each.kind for each in spec.inputs]
+    fits = taken.get(kinds[0], frozenset()) if len(kinds) == 1 else frozenset()
+    if name not in fits and not (name.startswith(TIMM) and kinds == ["image"]):
+        data = " and ".join(PLURAL[kind] for kind in kinds)
+        needs = " or ".join(PLURAL[kind] for kind, names in taken.items() if name in names)
+        known = f"known for them: {', '.join(sorted(fits))}" if fits else "write your own (py:)"
+        raise NamingError(
+            f"model {name!r} needs {needs or 'images'}, but the data are {data}; {known}"
+        )
 
 
 def _contents(call: Call) -> Iterator[str]:

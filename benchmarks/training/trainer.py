@@ -146,7 +146,7 @@ def _network(
     if model is None:
         made = models.build(run.model, splits.spec, method.requires())
     else:
-        made = model(splits.spec)
+        made = models.fitted(model(splits.spec), method.requires())
     network = made.to(device)
     check_fits(run.method, method, splits, network, run.model)
     if run.training.channels_last:
@@ -280,7 +280,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
             loss, out = train_step(job.method, ctx, rows, index, run.method, next(inputs))
             epoch.losses.append(loss)
             epoch.drawn += len(index)
-            epoch.trained += len(out.x)
+            epoch.trained += len(out)
             if shown and place == 0:
                 epoch.samples = _samples(rows, job.method, out)
             del out  # its logits hold the graph of the step
@@ -322,7 +322,7 @@ def train_step(
     ctx.clock.switch("data")
     index = ctx.drawn = sent(index, rows.y.device)
     x = rows.inputs(index) if x is None else x
-    w = torch.full((len(index),), 1 / len(index), device=x.device)
+    w = torch.full((len(index),), 1 / len(index), device=rows.y.device)
     batch = Batch(x=x, y=rows.y[index], w=w, index=index)
     ctx.clock.switch("augment")
     ctx.enter("augment")
