@@ -55,6 +55,8 @@ class Training:
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     compile: bool = False
+    ema: float = 0.0
+    """predict with running means of the parameters, which keep this share at each step; 0: off"""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "learning_rate", "gamma")
@@ -65,6 +67,8 @@ class Training:
             raise ValueError(f"batch_size: expected 2 or more (BatchNorm), got {self.batch_size}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a share in [0, 1), got {self.ema}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         if not all(0 < milestone < 1 for milestone in self.milestones):
@@ -86,6 +90,7 @@ OPTIONS = (
     "schedule",
     "warmup_epochs",
     "precision",
+    "ema",
 )
 FLAGS = ("channels_last", "compile")
 """Fields of a training that the command line can set."""
@@ -144,7 +149,10 @@ class Run:
     @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits, a hash of exactly these fields."""
-        text = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
+        fields = asdict(self)  # type: ignore[call-overload]
+        if not self.training.ema:  # a field of later versions, which ids of earlier runs lack
+            del fields["training"]["ema"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -43,6 +43,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, train_step
 from methods.base import Batch, Input, Method, Model, Spec
 from methods.functional import each_input, inputs_at
+from methods.learner import learner_of
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8
 META = torch.device("meta")
@@ -511,6 +512,7 @@ def _on_meta(ready: Bench, made: Splits) -> str:
             stream._rows = _moved(own)
     ctx.device = META
     method.to(META)
+    learner = learner_of(method)
     ctx.optimizer = make_optimizer(ctx.model.to(META), Training())
     for parameter in ctx.model.parameters():  # a method may read what the optimiser remembers
         parameter.grad = torch.zeros_like(parameter)
@@ -520,7 +522,7 @@ def _on_meta(ready: Bench, made: Splits) -> str:
             ctx.step = step
             index = torch.arange(BATCH) + step
             try:
-                train_step(method, ctx, rows, index, "the method")
+                train_step(learner, ctx, rows, index)
             except TrainingFailed:
                 raise
             except RuntimeError as error:  # NotImplementedError is one

@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from inspect import signature
@@ -97,6 +97,8 @@ BUILTIN = {
     "mean_strength": Entry("methods.strength:MeanStrength"),
     "isotropic_noise": Entry("methods.feature_noise:IsotropicNoise"),
     "shuffled_policies": Entry("methods.policy_net:ShuffledPolicies"),
+    "boosting": Entry("methods.orientation:Boosting"),
+    "logistic": Entry("methods.orientation:Logistic"),
     "head_refit": Entry("methods.controls:HeadRefit"),
     "augmix": Entry("methods.augmix:AugMix"),
     "no_consistency": Entry("methods.augmix:NoConsistency"),
@@ -159,10 +161,10 @@ def load(name: str) -> Callable[..., Method]:
 
 def _load_own(name: str) -> Callable[..., Method]:
     found = own.load(name, "method")
-    from methods.base import Method  # noqa: PLC0415 - imports torch
+    from methods.base import Part  # noqa: PLC0415 - imports torch
 
     made = found.func if isinstance(found, partial) else found
-    if isinstance(made, type) and issubclass(made, Method):
+    if isinstance(made, type) and issubclass(made, Part):
         return cast("Callable[..., Method]", found)
     if isinstance(made, FunctionType):
         for each in signature(found).parameters.values():
@@ -223,15 +225,15 @@ def _canonical_value(value: Any) -> Any:
 
 
 def _presets(function: Callable[..., Method]) -> Mapping[str, Mapping[str, Any]]:
-    from methods.base import Method  # noqa: PLC0415 - imports torch
+    from methods.base import Part  # noqa: PLC0415 - imports torch
 
-    if isinstance(function, type) and issubclass(function, Method):
+    if isinstance(function, type) and issubclass(function, Part):
         return function.presets
     return {}
 
 
 def build(text: str) -> Method:
-    """Build a new method from its name.
+    """Build a new method, or learner, from its name.
 
     Raises:
         NamingError: an unknown name, argument or preset, or a value that is not allowed.
@@ -239,11 +241,23 @@ def build(text: str) -> Method:
     return _build(_canonical(parse(text)))
 
 
+def _refuse_learners(given: Iterable[Any], text: str) -> None:
+    from methods.learner import Learner  # noqa: PLC0415 - imports torch
+
+    for each in given:
+        if isinstance(each, Learner):
+            raise NamingError(
+                f"{text!r}: {each.called} takes the steps of a run itself, so it cannot be part of "
+                "a method"
+            )
+
+
 def _build(expression: Call | Links) -> Method:
-    from methods.base import Chain, Method  # noqa: PLC0415 - imports torch
+    from methods.base import Chain, Part  # noqa: PLC0415 - imports torch
 
     if isinstance(expression, Links):
         links = [_build(call) for call in expression.calls]
+        _refuse_learners(links, render(expression))
         try:
             return Chain(links)
         except ValueError as error:
@@ -253,6 +267,7 @@ def _build(expression: Call | Links) -> Method:
         name: _build(value) if isinstance(value, Call | Links) else value
         for name, value in bind(expression, function, presets=_presets(function)).items()
     }
+    _refuse_learners(arguments.values(), render(expression))
     try:
         method = function(**arguments)
     except NamingError:
@@ -265,7 +280,7 @@ def _build(expression: Call | Links) -> Method:
             raise NamingError(f"{whose}: {error}") from error
         raise Unavailable(f"{whose} cannot be built: {type(error).__name__}: {error}") from error
     whose = f"method {expression.name!r} ({_target(expression.name)})"
-    if not isinstance(method, Method):
+    if not isinstance(method, Part):
         hint = _wrapped(expression.name) if expression.name.startswith(OWN) else ""
         raise NamingError(
             f"{whose} returned {type(method).__name__}, expected a methods.base.Method{hint}"
@@ -276,7 +291,7 @@ def _build(expression: Call | Links) -> Method:
             f"{whose} has controls = {method.controls!r}, expected a tuple of control rows such as "
             "('frozen(upstream={self})',); a method that is a control itself sets control = True"
         )
-    return method
+    return cast("Method", method)
 
 
 @cache

@@ -225,6 +225,15 @@ class Context(Protocol):
         """The trainer's own forward pass (its seed, its autocast); at most once per step."""
         ...
 
+    def applied(self, method: Method, batch: Batch) -> Batch:
+        """For learners: the method's batch, with its random draws seeded, its time charged and its
+        shapes checked."""
+        ...
+
+    def update(self, losses: Tensor, w: Tensor) -> Tensor:
+        """For learners: a step of the optimiser down ``w @ losses``, both (B,); the loss ()."""
+        ...
+
     def replay(self) -> AbstractContextManager[None]:
         """Sets the generators as in this step's ``forward``, so that dropout masks are the same."""
         ...
@@ -246,11 +255,11 @@ class Context(Protocol):
         ...
 
 
-class Method(nn.Module, ABC):
-    """Turns a drawn batch into the batch that is trained on, and may learn while doing so.
+class Part(nn.Module):
+    """What methods and learners declare of themselves, and what they tell of a run.
 
     Hyper-parameters are keyword-only constructor arguments with defaults: the signature is the
-    schema. ``upstream`` is the augmentation that runs first, if there is one.
+    schema.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -271,28 +280,12 @@ class Method(nn.Module, ABC):
     """Raise it whenever the method's numbers change; part of a run's id."""
     operations: ClassVar[tuple[str, ...]] = ()
     """Column names of "probability" and "magnitude", if ``learned`` returns them."""
-    mixes_rows: bool = False
-    """Whether an output row mixes several input rows."""
-    comes_first: bool = False
-    """Whether it must come first in a chain: it draws its own rows, or works on rows as drawn."""
     controls: tuple[str, ...] = ()
     """The control rows of a method that learns or adapts: the first keeps everything of it except
     what it learns, the others everything except a part of that. In their names ``{self}`` is the
     method and ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
     control: bool = False
-    """Whether it is such a control."""
-    frozen: bool = False
-    """Whether to stay at the start and learn nothing; set by the control ``frozen`` on methods that
-    name it in ``controls``."""
-    one_row: bool = False
-    """Whether it remembers the network's output for each row: nothing before it may mix rows, nor
-    after it if it takes the output from ``losses``."""
-    hands_logits: bool = False
-    """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
-    before_forward: bool = False
-    """Whether its upstream must leave the step's forward pass to it or to the trainer."""
-    task_loss: bool = False
-    """Whether it needs the task's loss, so that its upstream may have no loss of its own."""
+    """Whether it is such a control, or is shown for orientation only."""
     waits: str = ""
     """Why its steps read values from the device, for which the host waits; empty if they do not.
     Code inside ``ctx.uncharged()`` does not count."""
@@ -305,37 +298,21 @@ class Method(nn.Module, ABC):
     def __init__(self, upstream: Method | None = None) -> None:
         super().__init__()
         self.upstream = upstream
-        if upstream is not None:
-            self.mixes_rows = self.mixes_rows or upstream.mixes_rows
-            self.hands_logits = self.hands_logits or upstream.hands_logits
 
-    def parts(self) -> Iterator[Method]:
-        """This method and all methods that run before it."""
+    def parts(self) -> Iterator[Part]:
+        """This one and all methods that run before it."""
         if self.upstream is not None:
             yield from self.upstream.parts()
         yield self
 
     def requires(self) -> frozenset[str]:
-        """The ``needs`` of this method and of those before it; arguments may add to them."""
+        """Its ``needs`` and those of what runs before it; arguments may add to them."""
         return self.needs | (self.upstream.requires() if self.upstream is not None else set())
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """The reason why the method cannot be used here, or an empty string."""
-        if self.upstream is None:
-            return refusal(self, task, spec)
-        if self.before_forward and self.upstream.hands(spec):
-            return (
-                f"{named(self)} works on rows before this step's forward pass, which its upstream "
-                "has already run"
-            )
-        if self.task_loss and overrides(self.upstream, "losses"):
-            return f"{named(self)} needs the task's loss, but its upstream has a loss of its own"
-        return refusal(self, task, spec) or self.upstream.supports(task, spec)
-
-    def hands(self, spec: Spec) -> bool:
-        """Whether its batches hold logits on these data."""
-        above = self.upstream is not None and self.upstream.hands(spec)
-        return self.hands_logits or above
+        """The reason why it cannot be used here, or an empty string."""
+        above = self.upstream.supports(task, spec) if self.upstream is not None else ""
+        return refusal(self, task, spec) or above
 
     def fits(self, model: nn.Module) -> str:
         """The reason why the method cannot be used on this network, or an empty string.
@@ -350,28 +327,14 @@ class Method(nn.Module, ABC):
             self.upstream.setup(ctx)
 
     def begin_epoch(self, ctx: Context) -> None:
-        """Run the method's own phase before the epoch's first step; clear caches."""
+        """Run its own phase before the epoch's first step; clear caches."""
         if self.upstream is not None:
             self.upstream.begin_epoch(ctx)
-
-    @abstractmethod
-    def augment(self, batch: Batch, ctx: Context) -> Batch:
-        """Return the batch to train on; called at every step, never changes its input in place."""
 
     def finish(self, ctx: Context) -> None:
         """Called once after the last step: the only place where a method may change the model."""
         if self.upstream is not None:
             self.upstream.finish(ctx)
-
-    def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
-        """Loss per row (B,), before weighting."""
-        if self.upstream is not None:
-            return self.upstream.losses(logits, batch, ctx)
-        return ctx.task.losses(logits, batch.y)
-
-    def weighted(self, rows: int) -> int:
-        """How many of ``rows`` rows it works on, from the first on; others stay unchanged."""
-        return self.upstream.weighted(rows) if self.upstream is not None else rows
 
     def learned(self) -> dict[str, Tensor]:
         """What was learned, as arrays by name for learned.npz; empty if nothing was."""
@@ -399,8 +362,74 @@ class Method(nn.Module, ABC):
         return self.upstream.captions() if self.upstream is not None else []
 
     def added(self) -> Added | None:
-        """The rows added to the last batch, for a figure; None if the method never adds any."""
+        """The rows added to the last batch, for a figure; None if none are ever added."""
         return self.upstream.added() if self.upstream is not None else None
+
+
+class Method(Part, ABC):
+    """Turns a drawn batch into the batch that is trained on, and may learn while doing so.
+
+    ``upstream`` is the augmentation that runs first, if there is one.
+    """
+
+    mixes_rows: bool = False
+    """Whether an output row mixes several input rows."""
+    comes_first: bool = False
+    """Whether it must come first in a chain: it draws its own rows, or works on rows as drawn."""
+    frozen: bool = False
+    """Whether to stay at the start and learn nothing; set by the control ``frozen`` on methods that
+    name it in ``controls``."""
+    one_row: bool = False
+    """Whether it remembers the network's output for each row: nothing before it may mix rows, nor
+    after it if it takes the output from ``losses``."""
+    hands_logits: bool = False
+    """Whether the batch it returns holds the logits of the step's ``ctx.forward``."""
+    before_forward: bool = False
+    """Whether its upstream must leave the step's forward pass to it or to the trainer."""
+    task_loss: bool = False
+    """Whether it needs the task's loss, so that its upstream may have no loss of its own."""
+
+    def __init__(self, upstream: Method | None = None) -> None:
+        super().__init__(upstream)
+        if upstream is not None:
+            self.mixes_rows = self.mixes_rows or upstream.mixes_rows
+            self.hands_logits = self.hands_logits or upstream.hands_logits
+
+    def parts(self) -> Iterator[Method]:
+        """This method and all methods that run before it."""
+        if self.upstream is not None:
+            yield from self.upstream.parts()
+        yield self
+
+    def supports(self, task: Task, spec: Spec) -> str:
+        """The reason why the method cannot be used here, or an empty string."""
+        if self.upstream is not None and self.before_forward and self.upstream.hands(spec):
+            return (
+                f"{named(self)} works on rows before this step's forward pass, which its upstream "
+                "has already run"
+            )
+        if self.upstream is not None and self.task_loss and overrides(self.upstream, "losses"):
+            return f"{named(self)} needs the task's loss, but its upstream has a loss of its own"
+        return super().supports(task, spec)
+
+    def hands(self, spec: Spec) -> bool:
+        """Whether its batches hold logits on these data."""
+        above = self.upstream is not None and self.upstream.hands(spec)
+        return self.hands_logits or above
+
+    @abstractmethod
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        """Return the batch to train on; called at every step, never changes its input in place."""
+
+    def losses(self, logits: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """Loss per row (B,), before weighting."""
+        if self.upstream is not None:
+            return self.upstream.losses(logits, batch, ctx)
+        return ctx.task.losses(logits, batch.y)
+
+    def weighted(self, rows: int) -> int:
+        """How many of ``rows`` rows it works on, from the first on; others stay unchanged."""
+        return self.upstream.weighted(rows) if self.upstream is not None else rows
 
 
 class Chain(Method):
@@ -536,13 +565,13 @@ class Chain(Method):
         return told[-1] if told else None
 
 
-def named(method: Method) -> str:
-    """What a sentence calls a method."""
+def named(method: Part) -> str:
+    """What a sentence calls a method or learner."""
     return method.called or type(method).__name__.lower()
 
 
-def refusal(method: Method, task: Task, spec: Spec) -> str:
-    """Why a method's ``kinds`` do not include these data; else empty."""
+def refusal(method: Part, task: Task, spec: Spec) -> str:
+    """Why its ``kinds`` do not include these data; else empty."""
     kinds, name, inputs = method.kinds, named(method), spec.inputs
     if other := [each.kind for each in inputs if each.kind not in kinds]:
         taken = " or ".join(PLURAL[each] for each in sorted(kinds & set(PLURAL)))
@@ -566,7 +595,8 @@ def exclusive(task: Task) -> bool:
     return bool(torch.isclose(probe.sum(), torch.ones(())))
 
 
-def overrides(method: Method, hook: Literal["losses", "finish", "begin_epoch"]) -> bool:
+def overrides(method: Part, hook: Literal["losses", "finish", "begin_epoch"]) -> bool:
     """Whether ``method`` or something along its chain defines ``hook`` itself."""
-    defaults = {getattr(cls, hook) for cls in (Method, Chain)}
-    return any(getattr(type(part), hook) not in defaults for part in method.parts())
+    defaults = {getattr(cls, hook, None) for cls in (Part, Method, Chain)}
+    found = (getattr(type(part), hook, None) for part in method.parts())
+    return any(each not in defaults for each in found)

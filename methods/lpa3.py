@@ -472,7 +472,8 @@ class Lpa3(Method):
             places, reference = self._choose(model, batch, known, ctx)
             if reference is None:
                 return known[:0], batch.x[:0]
-            x, index = model.entered(batch.x[places]), batch.index[places]
+            x, index = batch.x[places], batch.index[places]
+            x = model.entered(x) if self._enters else x
             attacked = self._attacked(model, x, index, reference, ctx)
             if self.noise_instead:
                 norms = row_norms(attacked - x)

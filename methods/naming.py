@@ -422,6 +422,9 @@ def _fit(value: Value, option: Any) -> tuple[bool, Any]:
     bare = value.name if isinstance(value, Call) and not value.arguments else None
     if option is Any:
         return True, value
+    if get_origin(option) in (Union, types.UnionType):
+        each = [_fit(value, inner) for inner in get_args(option)]
+        return next((found for found in each if found[0]), (False, None))
     if option is type(None):
         return value is None or bare == "none", None
     if get_origin(option) is Literal:

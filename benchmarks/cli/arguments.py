@@ -29,7 +29,8 @@ class Setting:
     """What a run trains on, and how."""
 
     benchmark: str = "digits"
-    """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE or folder:DIR(size=224)"""
+    """digits, a MedMNIST set such as pneumoniamnist(size=64), npz:FILE, folder:DIR(size=224), or a
+    table: csv:FILE(target=COLUMN)"""
     model: str = "resnet18"
     """a network such as resnet18(width=0.25), timm:NAME or py:package.module:factory"""
     width: Annotated[float | None, _default("the model's, 1")] = None
@@ -56,6 +57,8 @@ class Setting:
         Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None, OF_PRESET
     ] = None
     """of the training step (auto: bfloat16 on GPUs that have it, float16 on older ones)"""
+    ema: Annotated[float | None, OF_PRESET] = None
+    """predict with running means of the weights, which keep this share at each step (0: off)"""
     channels_last: bool = True
     """memory format of images and convolutions; faster, and part of the run's id"""
     compile: bool = False

@@ -81,7 +81,8 @@ def _seconds(
     for (cell, _), known in zip(left, measured, strict=True):
         if known is None:
             source = plan.source(cell.benchmark)
-            wanted.setdefault(Setting.of(cell.run, source.shape), (cell.run, source.classes))
+            setting = Setting.of(cell.run, source.shape, source.inputs)
+            wanted.setdefault(setting, (cell.run, source.classes))
     probed = probe.seconds(wanted, device) if here else {}
     total, sources = 0.0, Counter[str]()
     for (cell, done), known in zip(left, measured, strict=True):
@@ -92,9 +93,9 @@ def _seconds(
             sources["the results folder"] += 1
             continue
         run, source = cell.run, plan.source(cell.benchmark)
-        each = probed.get(Setting.of(run, source.shape))
+        each = probed.get(Setting.of(run, source.shape, source.inputs))
         if each is None:
-            each = shipped(run.model, source.shape, source.classes, device) / run.threads
+            each = shipped(run.model, source.spec, device) / run.threads
             sources[f"the shipped table ({SHIPPED[device].where})"] += 1
         else:
             sources["a probe of this machine"] += 1

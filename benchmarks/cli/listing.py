@@ -9,6 +9,7 @@ from pathlib import Path
 import methods
 from analysis import runs
 from benchmarks.data import catalogue
+from benchmarks.data.table_catalogue import TABLES
 
 HEADINGS = {
     "upstream": "Upstreams",
@@ -54,6 +55,11 @@ def lines(check: bool) -> tuple[list[str], bool]:
         sizes = "/".join(map(str, entry.sizes))
         text = f"{entry.kind}, {len(entry.classes)} classes, {sizes} px, {counts}"
         shown.append(_line(name, text, entry.source))
+    for name, table in TABLES.items():
+        text = f"table, {table.rows:,} rows, {table.features} features; {table.file}"
+        shown.append(_line(name, text, table.source))
+    shown.append(_line("csv:FILE", "your own table, csv:FILE(target=COLUMN)", ""))
+    shown.append(_line("openml:ID", "a table of OpenML, by its number or name", ""))
     shown.append(_line("npz:FILE", "your own file with MedMNIST's keys", ""))
     shown.append(_line("folder:DIR", "your own images, one folder per class", ""))
     shown.append("Models")
@@ -95,9 +101,18 @@ def _line(name: str, text: str, source: str) -> str:
 
 def _models() -> list[tuple[str, str, str]]:
     """Name, first line and source of each model, read from the file: importing it loads torch."""
-    path = Path(__file__).parent.parent / "training" / "networks.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    folder = Path(__file__).parent.parent / "training"
+    parsed = [
+        ast.parse((folder / name).read_text(encoding="utf-8"))
+        for name in ("networks.py", "tabular.py")
+    ]
+    functions = {
+        node.name: node
+        for tree in parsed
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    tree = parsed[0]
     table = next(
         node.value
         for node in tree.body

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ SPLIT_SEED = 0
 NUMBERED = "Number the classes from 0 without gaps."
 TWICE = "too, pixel for pixel"
 """Part of a caveat about images that are in two splits."""
-MADE = ("split 60/20/20", "validation split cut")
+MADE = ("split 60/20/20", "validation split cut", "split 65/15/20")
 """How a note starts that says how splits were made: all three, or only val."""
 ROUNDING = 1e-6  # floats up to this far outside [0, 1] count as rounding errors and are clipped
 
@@ -261,13 +261,13 @@ def duplicates(arrays: "Arrays") -> list[str]:
         ]
         for split, images in zip(SPLITS, arrays.images, strict=True)
     }
-    found = []
+    found, what = [], "rows" if arrays.table is not None else "images"
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         known = set(marks[one])
         twice = [row for row, mark in enumerate(marks[other]) if mark in known]
         if twice:
             found.append(
-                f"{len(twice)} of {len(marks[other])} {other} images are in {one} {TWICE} "
+                f"{len(twice)} of {len(marks[other])} {other} {what} are in {one} {TWICE} "
                 f"(the first is row {twice[0]} of {other})"
             )
     return found
@@ -454,6 +454,28 @@ def checked_labels(array: np.ndarray, what: str) -> np.ndarray:
     return array.reshape(-1).astype(np.int64)
 
 
+class Column(NamedTuple):
+    """A column: its name, and its values if they are categories."""
+
+    name: str
+    kind: Literal["number", "date", "category"]
+    levels: tuple[str, ...] = ()
+    """in the order of their codes"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of ``Arrays`` that hold a table: x is float64 (N, D), codes for categories, and
+    nan where a value is missing."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def coded(self) -> np.ndarray:
+        """(D,) which columns are categories."""
+        return np.array([each.kind == "category" for each in self.columns], dtype=bool)
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
     """A data set in memory, or its images on disk, as stored, with what is known about it.
@@ -483,6 +505,8 @@ class Arrays:
     train_groups: np.ndarray | None = None
     val_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
+    table: Table | None = None
+    """The columns, if the rows are those of a table: then `*_x` are float64 (N, D)."""
 
     @property
     def images(self) -> tuple[Pixels, Pixels, Pixels]:

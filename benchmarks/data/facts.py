@@ -15,7 +15,7 @@ from methods.naming import with_path
 
 SPLITS = {"train": "train", "select": "val", "test": "test"}
 """The names of the splits in a run, and in the arrays."""
-MOST_CLASSES = 40
+MOST_CLASSES, MOST_COLUMNS = 40, 8
 """More are summarised in one line."""
 
 
@@ -29,10 +29,10 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     name = canonical(benchmark)
     shown = with_path(name, benchmark.path) if benchmark.path else name
     large = brief and arrays.nbytes > GIB
-    twice = "not checked: over 1 GiB of images" if large else "; ".join(duplicates(arrays))
+    twice = "not checked: over 1 GiB of data" if large else "; ".join(duplicates(arrays))
     told = [
         f"Data: {shown}, {arrays.kind}, {len(arrays.classes)} classes",
-        f"  images: {_pixels(arrays, benchmark)}{'' if large else _range(arrays)}",
+        f"  {_described(arrays, benchmark, large)}",
         *_counts(arrays),
         f"  split: {_split(arrays, benchmark)}",
         f"  exact duplicates between splits: {twice or 'none'}",
@@ -42,7 +42,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     changed = [
         f"{key}={value}"
         for key, value in vars(benchmark).items()
-        if key in ("folds", "rows_per_class", "noise", "imbalance", "meta_noise")
+        if key in ("folds", "rows_per_class", "noise", "imbalance", "meta_noise", "dedup", "rows")
         and value != getattr(Benchmark(name=""), key)
     ]
     if changed:
@@ -63,6 +63,23 @@ def _labels(arrays: Arrays, split: str) -> np.ndarray:
 
 def _groups(arrays: Arrays) -> dict[str, np.ndarray | None]:
     return {split: getattr(arrays, f"{own}_groups") for split, own in SPLITS.items()}
+
+
+def _described(arrays: Arrays, benchmark: Benchmark, large: bool) -> str:
+    if arrays.table is None:
+        return f"images: {_pixels(arrays, benchmark)}{'' if large else _range(arrays)}"
+    columns = arrays.table.columns
+    coded = [each for each in columns if each.kind == "category"]
+    levels = ", ".join(f"{each.name} {len(each.levels)}" for each in coded[:MOST_COLUMNS])
+    more = f", {len(coded) - MOST_COLUMNS} more" if len(coded) > MOST_COLUMNS else ""
+    gaps = sum(int(np.isnan(np.asarray(each)).sum()) for each in arrays.images)
+    told = [
+        f"columns: {len(columns) - len(coded)} of numbers",
+        f"{len(coded)} of categories{f' ({levels}{more})' if coded else ''}",
+        f"{gaps} missing value{'' if gaps == 1 else 's'}",
+        f"numbers scaled by {benchmark.scale}{'s' if benchmark.scale == 'quantile' else ' score'}",
+    ]
+    return ", ".join(told)
 
 
 def _pixels(arrays: Arrays, benchmark: Benchmark) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.table_catalogue import TABLES, Reading
 from methods.naming import (
     Call,
     NamingError,
@@ -30,8 +31,9 @@ from methods.naming import (
     written_out,
 )
 
-OWN = ("npz", "folder")
+OWN = ("npz", "folder", "csv")
 """Kinds of a user's own data."""
+OPENML = "openml"
 MOST_FOLDS = 20
 GROUPED = {"chestmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist"}
 """Sets with many images of one patient, scan or slide."""
@@ -55,6 +57,38 @@ class Benchmark:
     meta_noise: float = 0.0
     groups: int | str | None = None
     """For a folder: the level below the classes whose folders are patients, or FILE.csv:COLUMN."""
+    target: str | int = ""
+    """For a table: the column that holds the classes, by its name, or its number from 0."""
+    categorical: tuple[str | int, ...] = ()
+    """For a table: columns of categories that would be read as numbers."""
+    drop: tuple[str | int, ...] = ()
+    """For a table: columns to leave out."""
+    header: bool = True
+    """For a table: whether its first line names the columns."""
+    dedup: bool = False
+    """For a table: leave out copies of rows."""
+    rows: int = 0
+    """For a table: use so many of its rows, stratified."""
+    scale: Literal["quantile", "standard"] = "quantile"
+    """For a table: how numbers are scaled."""
+    id: str | int = ""
+    """For openml: the number or name of the set."""
+    version: int = 1
+    """For openml, by name: its version."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are those of a table."""
+        return self.name in ("csv", OPENML) or self.name in TABLES
+
+    @property
+    def reading(self) -> Reading:
+        """How its table is read."""
+        categorical, drop = (tuple(map(str, each)) for each in (self.categorical, self.drop))
+        return Reading(
+            str(self.target), categorical, drop, self.header, self.dedup, self.rows,
+            str(self.id), self.version,
+        )  # fmt: skip
 
     @property
     def corrupts(self) -> bool:
@@ -69,8 +103,9 @@ def parse_benchmark(text: str) -> Benchmark:
         NamingError: an unknown name or argument, a value that is not allowed, or an ambiguous path.
     """
     call, path = _call_and_path(text)
-    if call.name not in CATALOGUE and not path:
-        raise unknown("benchmark", call.name, [*CATALOGUE, "npz:FILE", "folder:DIR"])
+    if call.name not in (*CATALOGUE, *TABLES, OPENML) and not path:
+        known = [*CATALOGUE, *TABLES, "npz:FILE", "folder:DIR", "csv:FILE", "openml:ID"]
+        raise unknown("benchmark", call.name, known)
     given = Benchmark(call.name, path, **bind(call, Benchmark, "benchmark"))
     benchmark = replace(given, size=_size(given), groups=_groups(given))
     _within(call.name, "size", benchmark.size, 8, 1024)
@@ -81,6 +116,7 @@ def parse_benchmark(text: str) -> Benchmark:
                 f"{call.name}: folds: expected none, because its official splits keep images of "
                 "one patient, scan or slide together, and folds would not"
             )
+    _check_table(benchmark, {name for name, _ in call.arguments})
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
@@ -88,9 +124,38 @@ def parse_benchmark(text: str) -> Benchmark:
     return benchmark
 
 
+def _check_table(benchmark: Benchmark, given: set[str]) -> None:
+    """Refuse arguments of images for tables, and of tables for images."""
+    name, of_images = benchmark.name, {"size", "as_rgb", "groups"}
+    of_tables = {"target", "categorical", "drop", "header", "dedup", "rows", "scale"}
+    if name in TABLES:  # the catalogue knows its columns
+        of_tables = {"dedup", "rows", "scale"}
+        of_images |= {"target", "categorical", "drop", "header"}
+    wrong = of_images if benchmark.is_table else of_tables | {"id", "version"}
+    if name != OPENML:
+        wrong = wrong | {"id", "version"}
+    if refused := sorted(given & wrong):
+        what = "tables" if benchmark.is_table else "images"
+        takes = ", ".join(sorted(of_tables)) if benchmark.is_table else "size, as_rgb"
+        raise NamingError(
+            f"{name}: {refused[0]}: expected none, because its rows are those of {what}, which "
+            f"take {takes}"
+        )
+    if name == OPENML and not str(benchmark.id):
+        raise NamingError("openml: expected a number or name, such as openml:31(target=class)")
+    _within(name, "rows", benchmark.rows, 0, 10**9)
+
+
 def _call_and_path(text: str) -> tuple[Call, str]:
     """The name with its arguments, and for a user's own data their path."""
     kind, colon, rest = text.strip().partition(":")
+    if colon and kind == OPENML:
+        which = re.match(r"\s*([\w.+-]+)\s*(\(.*\))?$", rest, re.DOTALL)
+        call = parse(f"{OPENML}{which[2] or ''}") if which else None
+        if which is None or not isinstance(call, Call):
+            raise NamingError(f"benchmark {text!r}: expected openml:ID or openml:NAME(version=1)")
+        number = int(which[1]) if which[1].isdigit() else which[1]
+        return Call(OPENML, (*call.arguments, ("id", number))), ""
     if not colon or kind not in OWN:
         call = parse(text)
         if not isinstance(call, Call):
@@ -248,6 +313,10 @@ def canonical(benchmark: Benchmark) -> str:
     defaults = asdict(Benchmark(name=""))
     arguments = {k: v for k, v in asdict(benchmark).items() if v != defaults[k]}
     silent = {"name", "path"}  # and arguments without effect
+    if benchmark.is_table:
+        silent.add("size")
+    if str(benchmark.id).isdigit():
+        silent.add("version")
     if benchmark.noise == 0 and benchmark.meta_noise == 0:
         silent.add("noise_kind")
     if benchmark.imbalance == 1:

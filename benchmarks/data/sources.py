@@ -33,6 +33,7 @@ from benchmarks.data.download import DataError, by_hand, fetch, md5_of
 from benchmarks.data.layout import shown
 from benchmarks.data.npz import opened, read_npz, replacing
 from benchmarks.data.ondisk import taken
+from benchmarks.data.table_catalogue import Reading
 
 if TYPE_CHECKING:
     from benchmarks.data.folders import Folder
@@ -57,8 +58,11 @@ def load(
     allow_unverified: bool = False,
     memory_gib: float = 4.0,
     download: bool = True,
+    reading: Reading | None = None,
 ) -> Arrays:
     """The arrays of a data set: a name of the catalogue, or "npz" or "folder" with its `path`.
+
+    With `reading` the set is a table: a name of its catalogue, "openml", or "csv" with its `path`.
 
     `size` is the edge in pixels: one that the set is published in, or the one to which the images
     of a folder are resized; sets of one size and npz files are used as they are. A missing
@@ -68,6 +72,10 @@ def load(
 
     Raises DataError for everything that is wrong with the data, with the file and what to do.
     """
+    if reading is not None:
+        from benchmarks.data.tables import load_table  # noqa: PLC0415 - loads pandas
+
+        return load_table(name, path or "", reading, root, download)
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}, expected a number between 0 and 1.")
     if name in ("npz", "folder"):

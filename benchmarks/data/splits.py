@@ -23,8 +23,10 @@ from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, 
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
+from benchmarks.data.preparing import prepared
 from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
+from benchmarks.data.table_catalogue import Reading
 from methods.base import Input, Spec
 
 Control = Literal["all", "train", "train+meta", "meta"]
@@ -140,9 +142,10 @@ def arrays_of(
     return _arrays(*stored(benchmark), root, allow_unverified, memory_gib, download)
 
 
-def stored(benchmark: Benchmark) -> tuple[str, int, str, int | str | None]:
+def stored(benchmark: Benchmark) -> tuple[str, int, str, int | str | None, Reading | None]:
     """What determines the stored arrays of a benchmark; benchmarks that agree in it share them."""
-    return benchmark.name, benchmark.size, benchmark.path, benchmark.groups
+    reading = benchmark.reading if benchmark.is_table else None
+    return benchmark.name, benchmark.size, benchmark.path, benchmark.groups, reading
 
 
 @lru_cache(maxsize=2)
@@ -151,6 +154,7 @@ def _arrays(
     size: int,
     path: str,
     groups: int | str | None,
+    reading: Reading | None,
     root: Path,
     allow_unverified: bool,
     memory_gib: float,
@@ -165,6 +169,7 @@ def _arrays(
         allow_unverified=allow_unverified,
         memory_gib=memory_gib,
         download=download,
+        reading=reading,
     )
 
 
@@ -190,7 +195,11 @@ def make_splits(
     origin = None
     if benchmark.folds:
         arrays, origin = cross_validated(arrays, benchmark.folds, seed, benchmark.groups == 0)
-    pool = _pool(arrays, benchmark, protocol, seed, needs_meta or control in ("train", "meta"))
+    kept, inputs = _subset(arrays, benchmark.rows_per_class), ()
+    if arrays.table is not None:
+        arrays, inputs = prepared(arrays, kept, benchmark.scale)
+    uses_meta = needs_meta or control in ("train", "meta")
+    pool = _pool(arrays, kept, benchmark, protocol, seed, uses_meta)
     trained = pool.trained(control, needs_meta)
     meta = (trained if pool.folds else pool.meta) if needs_meta else None
 
@@ -221,6 +230,7 @@ def make_splits(
         notes=arrays.notes,
         test_groups=arrays.test_groups,
         groups=_counted(arrays, trained, meta),
+        inputs=inputs,
     )
 
 
@@ -245,11 +255,15 @@ class _Pool:
 
 
 def _pool(
-    arrays: Arrays, benchmark: Benchmark, protocol: Protocol, seed: int, uses_meta: bool
+    arrays: Arrays,
+    kept: np.ndarray,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    seed: int,
+    uses_meta: bool,
 ) -> _Pool:
     """The labelled rows of a seed, cut and corrupted."""
     classes, task = len(arrays.classes), task_named(arrays.kind)
-    kept = _subset(arrays, benchmark.rows_per_class)
     labels = arrays.train_y[kept]
     groups = None if arrays.train_groups is None else arrays.train_groups[kept]
     if benchmark.corrupts and not task.exclusive:

@@ -104,7 +104,10 @@ def part_of(rows: Rows, index: Tensor) -> Rows:
 
 
 def tensor_of(images: np.ndarray, device: torch.device) -> Tensor:
-    """(N, H, W[, C]) to (N, C, H, W); a user's own memory-mapped array stays where it is."""
+    """(N, H, W[, C]) to (N, C, H, W), vectors (N, D) as they are; a user's own memory-mapped array
+    stays where it is."""
+    if images.ndim == 2:
+        return torch.from_numpy(images).to(device)
     if isinstance(images, np.memmap):
         mapped = torch.from_numpy(images)
         return mapped[:, None] if mapped.dim() == 3 else mapped.permute(0, 3, 1, 2)

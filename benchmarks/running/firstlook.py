@@ -16,6 +16,7 @@ from benchmarks.contract import Case, Skipped
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
 from benchmarks.data.names import Benchmark
+from benchmarks.data.preparing import prepared
 from benchmarks.data.seeding import generator, seed_global
 from benchmarks.data.splits import Splits, arrays_of
 from benchmarks.data.streams import Rows, targets_of, tensor_of
@@ -31,6 +32,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import threads, train_step
 from methods import own
 from methods.base import Method, overrides
+from methods.learner import learner_of
 from methods.naming import NamingError
 from methods.wrap import Wrap
 
@@ -90,7 +92,7 @@ def check(name: str, arrays: Arrays, benchmark: Benchmark, model: str) -> list[s
     """
     needs_meta = "meta" in methods.build(name).requires()
     made = _rows(arrays, benchmark, needs_meta, torch.device("cpu"))
-    case = Case(made.train.channels, made.kind)
+    case = Case(made.train.channels, made.kind)  # of the rows only their kind of task is read
 
     def bench() -> contract.Bench:
         return contract.set_up(methods.build(name), made, model, case)
@@ -125,7 +127,9 @@ def check(name: str, arrays: Arrays, benchmark: Benchmark, model: str) -> list[s
 def _rows(arrays: Arrays, benchmark: Benchmark, needs_meta: bool, device: torch.device) -> Splits:
     """Some training rows of a benchmark, drawn at random, as splits of their own."""
     order = torch.randperm(len(arrays.train_y), generator=generator("first look")).numpy()
-    chosen = np.sort(order[:ROWS])
+    chosen, inputs = np.sort(order[:ROWS]), ()
+    if arrays.table is not None:
+        arrays, inputs = prepared(arrays, np.arange(len(arrays.train_y)), benchmark.scale)
     images = tensor_of(np.asarray(arrays.train_x[chosen]), device)
     targets = targets_of(arrays.train_y[chosen], len(arrays.classes)).to(device)
     channels = 3 if benchmark.as_rgb else images.shape[1]
@@ -144,6 +148,7 @@ def _rows(arrays: Arrays, benchmark: Benchmark, needs_meta: bool, device: torch.
         kind=arrays.kind,
         classes=arrays.classes,
         pool=cut,
+        inputs=inputs,
     )
 
 
@@ -164,12 +169,13 @@ def _cost(name: str, arrays: Arrays, benchmark: Benchmark, run: Run, device: tor
 def _seconds(rivals: Sequence[Method], made: Splits, run: Run, size: int) -> list[float]:
     """What is charged for a training step under each method; their steps alternate."""
     contexts = [context_of(method, made, run) for method in rivals]
+    learners = [learner_of(method) for method in rivals]
     index = torch.arange(min(size, len(made.train)))
     found: list[list[float]] = []
     for _ in range(1 + TIMED_STEPS):  # the first is left out where there are others
         found.append([])
-        for method, ctx in zip(rivals, contexts, strict=True):
-            train_step(method, ctx, made.train, index, run.method)
+        for learner, ctx in zip(learners, contexts, strict=True):
+            train_step(learner, ctx, made.train, index)
             ctx.step += 1
             found[-1].append(sum(ctx.clock.take().values()))
         if sum(found[-1]) > LONG_SECONDS:

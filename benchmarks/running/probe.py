@@ -15,6 +15,8 @@ from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows
 from benchmarks.running.firstlook import CPU_BATCH, context_of
 from benchmarks.training.trainer import threads, train_step
+from methods.base import Input
+from methods.learner import learner_of
 
 SECONDS = 10.0
 """For all settings together; a step that has begun is finished."""
@@ -26,16 +28,18 @@ class Setting(NamedTuple):
     """What decides the time of a step without a method."""
 
     model: str
-    shape: tuple[int, int, int]
-    """(C, H, W)"""
+    shape: tuple[int, ...]
+    """(C, H, W), or (D,) of a table"""
     batch_size: int
     precision: str
     channels_last: bool
     threads: int
+    inputs: tuple[Input, ...] = ()
+    """of a table, what a row is"""
 
     @classmethod
-    def of(cls, run: Run, shape: tuple[int, int, int]) -> Setting:
-        """That of a run on images (C, H, W)."""
+    def of(cls, run: Run, shape: tuple[int, ...], inputs: tuple[Input, ...] = ()) -> Setting:
+        """That of a run on images (C, H, W), or on the rows of a table."""
         training = run.training
         return cls(
             run.model,
@@ -44,6 +48,7 @@ class Setting(NamedTuple):
             training.precision,
             training.channels_last,
             run.threads,
+            inputs,
         )
 
 
@@ -62,7 +67,7 @@ def seconds(wanted: Mapping[Setting, tuple[Run, int]], device: str) -> dict[Sett
         size = min(run.training.batch_size, CPU_BATCH if device == "cpu" else 10**9)
         try:
             with threads(run.threads):
-                made = images(size, setting.shape, classes, torch.device(device))
+                made = rows_like(size, setting.shape, classes, torch.device(device), setting.inputs)
                 steps = _steps(run, made, left / (len(wanted) - place))
         except (Exception, SystemExit):  # a network of the user's own may fail in any way
             continue
@@ -77,13 +82,13 @@ class Plain:
 
     def __init__(self, run: Run, made: Splits) -> None:
         self.rows, self._made = len(made.train), made
-        self._method = methods.build("none")
-        self._ctx = context_of(self._method, made, run)
+        plain = methods.build("none")
+        self._learner, self._ctx = learner_of(plain), context_of(plain, made, run)
         self._index = torch.arange(self.rows)
 
     def step(self) -> None:
         """Take one."""
-        train_step(self._method, self._ctx, self._made.train, self._index, "none")
+        train_step(self._learner, self._ctx, self._made.train, self._index)
         self._ctx.step += 1
 
     def epoch(self) -> None:
@@ -96,11 +101,22 @@ class Plain:
         return self._ctx.clock.take()
 
 
-def images(size: int, shape: tuple[int, int, int], classes: int, device: torch.device) -> Splits:
-    """A batch of random images with random labels, as splits."""
-    images = torch.randint(256, (size, *shape), dtype=torch.uint8, device=device)
+def rows_like(
+    size: int,
+    shape: tuple[int, ...],
+    classes: int,
+    device: torch.device,
+    inputs: tuple[Input, ...] = (),
+) -> Splits:
+    """A batch of random images with random labels, or rows of a table, as splits."""
+    if inputs:
+        levels = torch.tensor(inputs[0].categories or [0] * shape[0])
+        codes = (torch.rand(size, *shape) * levels).floor()
+        x = torch.where(levels > 0, codes, torch.randn(size, *shape)).to(device)
+    else:
+        x = torch.randint(256, (size, *shape), dtype=torch.uint8, device=device)
     targets = torch.eye(classes, device=device)[torch.randint(classes, (size,), device=device)]
-    rows = Rows(images, torch.arange(size, device=device), targets, shape[0])
+    rows = Rows(x, torch.arange(size, device=device), targets, shape[0])
     return Splits(
         train=rows,
         meta=None,
@@ -109,6 +125,7 @@ def images(size: int, shape: tuple[int, int, int], classes: int, device: torch.d
         kind="multi-class",
         classes=tuple(map(str, range(classes))),
         pool=size,
+        inputs=inputs,
     )
 
 

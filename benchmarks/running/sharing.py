@@ -19,12 +19,13 @@ import torch
 from analysis import numbers, runs
 from analysis.runs import Run
 from benchmarks.running import capacity, mps
-from benchmarks.running.probe import Plain, Setting, images
+from benchmarks.running.probe import Plain, Setting, rows_like
 from benchmarks.running.together import LATE, NotMeasured, Rate, Together
 from benchmarks.studies.cells import Cell
 from benchmarks.studies.plan import Plan
 from benchmarks.studies.schema import Resources, Study
 from benchmarks.training.progress import say
+from methods.base import Input
 from methods.naming import OWN
 
 GROWTH = 1.1
@@ -137,15 +138,18 @@ class Plainly:
     """Makes plain steps of a run in a process of their own."""
 
     run: Run
-    shape: tuple[int, int, int]
-    """(C, H, W)"""
+    shape: tuple[int, ...]
+    """(C, H, W), or (D,) of a table"""
     classes: int
+    inputs: tuple[Input, ...] = ()
 
     def __call__(self, device: str) -> Plain:
         """On a device."""
         torch.set_num_threads(self.run.threads)
         size = self.run.training.batch_size
-        return Plain(self.run, images(size, self.shape, self.classes, torch.device(device)))
+        place = torch.device(device)
+        made = rows_like(size, self.shape, self.classes, place, self.inputs)
+        return Plain(self.run, made)
 
 
 @contextmanager
@@ -275,8 +279,9 @@ def _choice(
     for cell in wanted:
         source = plan.source(cell.benchmark)
         if len(made) < SETTINGS:
-            setting = Setting.of(cell.run, source.shape)
-            made.setdefault(setting, Plainly(cell.run, source.shape, source.classes))
+            setting = Setting.of(cell.run, source.shape, source.inputs)
+            plainly = Plainly(cell.run, source.shape, source.classes, source.inputs)
+            made.setdefault(setting, plainly)
     where = f"{_card()}, {capacity.cores()} cores, {how}"
     alone: list[tuple[float, Measure]] = []
     problem = ""

@@ -25,6 +25,7 @@ from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import train_step
 from methods import build, canonical
+from methods.learner import learner_of
 
 Key = TypeVar("Key")
 Timed = TypeVar("Timed", bound="Loop")
@@ -85,6 +86,7 @@ class Loop:
             training=asked,
         )
         self.method.to(place)
+        self.learner = learner_of(self.method)
         self.ctx.enter("setup")
         self.method.setup(self.ctx)
         network.train()
@@ -98,7 +100,7 @@ class Loop:
         """Take a step for each of these batches of indices; return the rows trained on."""
         trained = 0
         for index in batches:
-            _, out = train_step(self.method, self.ctx, self.splits.train, index, self.name)
+            _, out = train_step(self.learner, self.ctx, self.splits.train, index)
             trained += len(out)
             self.ctx.step += 1
         return trained

@@ -25,25 +25,24 @@ class Shipped(NamedTuple):
     where: str
 
 
+USUAL = Spec(2, 10, (3, 28, 28))
 SHIPPED = {
     "cpu": Shipped(0.0133, "one core, measured, docs/performance.md"),
     "cuda": Shipped(0.0001, "a GPU at 10,000 images a second in resnet18, not measured"),
 }
 
 
-def shipped(model: str, shape: tuple[int, int, int], classes: int, device: str) -> float:
-    """Seconds per image of a plain training step, from the shipped table."""
-    return SHIPPED[device].seconds * _operations(model, shape, classes) / _operations()
+def shipped(model: str, spec: Spec, device: str) -> float:
+    """Seconds per row of a plain training step, from the shipped table."""
+    return SHIPPED[device].seconds * _operations(model, spec) / _operations()
 
 
 @cache
-def _operations(
-    model: str = "resnet18", shape: tuple[int, int, int] = (3, 28, 28), classes: int = 10
-) -> float:
-    """Operations of a forward pass of one image; resnet18's if they cannot be counted."""
+def _operations(model: str = "resnet18", spec: Spec = USUAL) -> float:
+    """Operations of a forward pass of one row; resnet18's if they cannot be counted."""
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            models.build(model, Spec(2, classes, shape))(torch.zeros(2, *shape))
+            models.build(model, spec)(torch.zeros(2, *spec.shape))
     except NamingError:
         raise
     except (Exception, SystemExit):  # a user's own network may read values

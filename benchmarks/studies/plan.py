@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
@@ -27,13 +28,14 @@ from benchmarks.data.names import (
     check_seeds,
     parse_benchmark,
 )
+from benchmarks.data.preparing import prepared
 from benchmarks.data.splits import Protocol
 from benchmarks.studies import cells
 from benchmarks.studies.cells import CORRUPTIONS, Cell, Row
 from benchmarks.studies.schema import WHOLE, Block, Study, protocols_of
 from benchmarks.training import models
 from benchmarks.training.corrupted import settings_of
-from methods.base import Spec
+from methods.base import Input, Spec
 from methods.naming import NamingError, unknown
 
 
@@ -42,10 +44,20 @@ class Source:
     """What the names of a data set's runs depend on."""
 
     checksum: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     counts: tuple[int, int, int]
     """rows of train, val and test, as stored"""
+    inputs: tuple[Input, ...] = ()
+    """of a table, what a row is; runs that train on other rows may leave out columns"""
+
+    @property
+    def spec(self) -> Spec:
+        """What is known of the data before they are cut."""
+        if not self.inputs:
+            return Spec(2, self.classes, self.shape)
+        (one,) = self.inputs
+        return Spec(2, self.classes, one.shape, one.kind, one.low, one.high, one.categories)
 
 
 def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
@@ -65,6 +77,17 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
             counts=entry.counts,
         )
     arrays = splits.arrays_of(benchmark, root, study.allow_unverified, study.memory_gib)
+    counts = (len(arrays.train_y), len(arrays.val_y), len(arrays.test_y))
+    if arrays.table is not None:
+        inputs = prepared(arrays, np.arange(counts[0]), benchmark.scale)[1]
+        shape = inputs[0].shape
+        return Source(
+            checksum=arrays.checksum,
+            shape=shape,
+            classes=len(arrays.classes),
+            counts=counts,
+            inputs=inputs,
+        )
     height, width = arrays.train_x.shape[1:3]
     grey = arrays.train_x.ndim == 3
     channels = (3 if benchmark.as_rgb else 1) if grey else arrays.train_x.shape[3]
@@ -72,7 +95,7 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
         checksum=arrays.checksum,
         shape=(channels, height, width),
         classes=len(arrays.classes),
-        counts=(len(arrays.train_y), len(arrays.val_y), len(arrays.test_y)),
+        counts=counts,
     )
 
 
@@ -156,7 +179,7 @@ class Plan:
         """``whole``: the seeds of a benchmark with folds must cover every fold equally often."""
         self.study, self.data_root, self._whole = study, root, whole
         self._sources: dict[tuple[object, ...], Source] = {}
-        self._fits: set[tuple[str, tuple[int, ...], int]] = set()
+        self._fits: set[tuple[str, Spec]] = set()
 
     def check_family(self) -> None:
         """Refuse a comparison that no table of the study can make; in a tier, leave it out.
@@ -257,9 +280,9 @@ class Plan:
 
     def _check(self, model: str, source: Source) -> None:
         """Refuse a network that cannot be built on these images, before anything runs."""
-        key = model, source.shape, source.classes
+        key = model, source.spec
         if key not in self._fits:
-            check_model(model, Spec(2, source.classes, source.shape))
+            check_model(model, source.spec)
             self._fits.add(key)
 
 

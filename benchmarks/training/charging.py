@@ -7,6 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.hooks import RemovableHandle
 
 from methods.base import Model
 
@@ -55,13 +56,18 @@ class Clock:
 
 
 class PassCounter:
-    """Rows that went forward and backward through a network, counted by hooks at its trunk."""
+    """Rows that went forward and backward through networks, counted by hooks at their trunks."""
 
     def __init__(self, model: nn.Module) -> None:
         self.forward = self.backward = 0
         self.counting = True
+        self._handles: list[RemovableHandle] = []
+        self.watch(model)
+
+    def watch(self, model: nn.Module) -> None:
+        """Count the passes of another network too."""
         place = model.trunk if isinstance(model, Model) else model
-        self._handle = place.register_forward_hook(self._passed)
+        self._handles.append(place.register_forward_hook(self._passed))
 
     def _passed(self, module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         last = output[-1] if isinstance(output, list | tuple) else output
@@ -85,5 +91,6 @@ class PassCounter:
         return counted
 
     def close(self) -> None:
-        """Remove the hook from the network."""
-        self._handle.remove()
+        """Remove the hooks from the networks."""
+        for handle in self._handles:
+            handle.remove()

@@ -15,7 +15,7 @@ from analysis import runs
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.errors import first_line
 from benchmarks.training.progress import Progress
-from methods.base import Method
+from methods.learner import Learner
 
 
 @dataclass
@@ -40,13 +40,13 @@ def write_lines(folder: Path, state: State) -> None:
         runs.write_text(folder / name, "".join(f"{line}\n" for line in lines))
 
 
-def snapshot(state: State, ctx: TrainingContext, method: Method, clone: bool) -> dict[str, Any]:
+def snapshot(state: State, ctx: TrainingContext, learner: Learner, clone: bool) -> dict[str, Any]:
     """All that resuming needs; ``clone`` if training continues before it is written."""
     content = {
         "state": {name: getattr(state, name) for name in runs.field_names(State)},
         "model": ctx.model.state_dict(),
         "optimizer": ctx.optimizer.state_dict(),
-        "method": method.state_dict(),
+        "learner": learner.state_dict(),
         "loss_scale": ctx.arithmetic.state_dict(),
     }
     return copy.deepcopy(content) if clone else content
@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
 
 
 def restore(
-    folder: Path | None, ctx: TrainingContext, method: Method, progress: Progress, name: str
+    folder: Path | None, ctx: TrainingContext, learner: Learner, progress: Progress, name: str
 ) -> State:
     """The state in the checkpoint, or a new one; a truncated checkpoint is ignored."""
     path = folder / "checkpoint.pt" if folder is not None else None
@@ -74,7 +74,7 @@ def restore(
         return State()
     ctx.model.load_state_dict(content["model"])
     ctx.optimizer.load_state_dict(content["optimizer"])
-    method.load_state_dict(content["method"])
+    learner.load_state_dict(content["learner"])
     ctx.arithmetic.load_state_dict(content.get("loss_scale", {}))
     state.resumed += 1
     progress.note(f"{name}: resuming after epoch {state.epoch} of {ctx.epochs}")

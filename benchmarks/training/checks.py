@@ -10,13 +10,13 @@ from benchmarks.data.splits import Splits
 from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.hooked import NO_HEAD, embedding_alone
 from benchmarks.training.tasks import task_of
-from methods.base import Batch, Method, Model, Spec
+from methods.base import Batch, Model, Part, Spec
 from methods.branches import has_branches
 from methods.functional import each_input
 
 
 def check_fits(
-    name: str, method: Method, splits: Splits, network: nn.Module, model_name: str
+    name: str, method: Part, splits: Splits, network: nn.Module, model_name: str
 ) -> None:
     """Refuse a method that does not work on this task, data or network.
 

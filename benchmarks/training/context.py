@@ -15,9 +15,11 @@ from benchmarks.data.seeding import preserved, seed_global
 from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, RowStream, rows_from_tensors
 from benchmarks.training.charging import Clock, PassCounter
+from benchmarks.training.checks import check_batch
+from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.precision import Arithmetic, Precision
 from benchmarks.training.tasks import task_of
-from methods.base import Batch, Spec, Task
+from methods.base import Batch, Method, Spec, Task, named
 from methods.functional import buffers_kept
 
 
@@ -121,6 +123,35 @@ class TrainingContext:
             logits = self._run(x)
         self.clock.switch(phase)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def applied(self, method: Method, batch: Batch) -> Batch:
+        """The method's batch: its draws seeded, its time charged, its shapes checked."""
+        self.clock.switch("augment")
+        self.enter("augment")
+        out = method.augment(batch, self)
+        check_batch(out, self.spec, named(method))
+        return out
+
+    def update(self, losses: Tensor, w: Tensor) -> Tensor:
+        """A step of the optimiser down ``w @ losses``, both (B,); returns the loss.
+
+        Raises:
+            TrainingFailed: the losses are not one for each row.
+        """
+        if losses.shape != w.shape:
+            raise TrainingFailed(
+                f"losses returned shape {tuple(losses.shape)}, expected {tuple(w.shape)}"
+            )
+        self.clock.switch("forward")
+        loss = w @ losses
+        self.clock.switch("backward")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.arithmetic.backward(loss)
+        skipped = self.arithmetic.update(self.optimizer)
+        if self.arithmetic.precision == "float16":
+            self.log(steps_skipped=skipped)
+        self.clock.switch("")
+        return loss.detach()
 
     @contextmanager
     def replay(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from benchmarks.data.streams import Rows, shape_of
 from benchmarks.training.checkpoint import State
 from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.precision import tf32
-from methods.base import Method, overrides
+from methods.base import Part, overrides
 
 EVALUATION_BATCH = 512
 EVALUATION_VALUES = EVALUATION_BATCH * 3 * 64 * 64
@@ -32,7 +32,7 @@ def quick_scores(model: nn.Module, rows: Rows, kind: str) -> dict[str, float]:
     return metrics.quick(logits_of(model, rows), labels_of(rows, kind), kind)
 
 
-def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
+def selection_offered(splits: Splits, method: Part) -> tuple[bool, str]:
     """Whether the best epoch on the select split is offered as a secondary result, else why not."""
     labels = labels_of(splits.select, splits.kind)
     rarest = int(task_named(splits.kind).counts(labels, len(splits.classes)).min())
@@ -49,7 +49,7 @@ def selection_offered(splits: Splits, method: Method) -> tuple[bool, str]:
 
 
 def judge(
-    run: Run, splits: Splits, network: nn.Module, state: State, method: Method
+    run: Run, splits: Splits, network: nn.Module, state: State, method: Part
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metrics and logits of the last epoch and, if it is offered, of the selected epoch."""
     offered, reason = selection_offered(splits, method)

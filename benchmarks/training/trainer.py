@@ -31,7 +31,7 @@ from benchmarks.training.checkpoint import (
     write_checkpoint,
     write_lines,
 )
-from benchmarks.training.checks import check_batch, check_finite, check_fits
+from benchmarks.training.checks import check_finite, check_fits
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.errors import Interrupted, TrainingFailed
 from benchmarks.training.evaluation import judge, quick_scores, selection_offered
@@ -48,6 +48,7 @@ from benchmarks.training.tasks import task_of
 from methods.base import Batch, Method, Spec
 from methods.branches import has_branches
 from methods.functional import sent
+from methods.learner import Learner, learner_of
 
 MEMORISED = 0.1
 """Share of the select loss below which the loss on crossfit's meta rows is warned of."""
@@ -62,7 +63,8 @@ class Fitted:
     """What ``fit`` returns."""
 
     model: nn.Module
-    method: Method
+    """the network that makes the predictions"""
+    method: Method | Learner
     state: State
     result: dict[str, Any]
     predictions: dict[str, np.ndarray]
@@ -73,7 +75,7 @@ class Fitted:
 def fit(
     run: Run,
     splits: Splits,
-    method: Method,
+    method: Method | Learner,
     *,
     device: torch.device | str = "cpu",
     model: Callable[[Spec], nn.Module] | None = None,
@@ -105,13 +107,14 @@ def fit(
             seed=run.seed,
             training=run.training,
         )
-        method.to(device)
+        learner = learner_of(method, run.training.ema).to(device)
         reset_peak_memory(device)
         with _signals() as asked:
             ends = asked if stop is None else lambda: asked() or stop()
-            job = _Job(run, splits, method, ctx, progress, folder, checkpoint_every, ends)
+            job = _Job(run, splits, method, learner, ctx, progress, folder, checkpoint_every, ends)
             state, samples = _train(job)
-        result, predictions = judge(run, splits, network, state, method)
+        predictor = learner.predictor(ctx)
+        result, predictions = judge(run, splits, predictor, state, method)
         ctx.counter.close()
         result["resumed"] = state.resumed
         result["device"] = describe_device(device)
@@ -120,7 +123,7 @@ def fit(
         result["auxiliary_norm"] = has_branches(network)
         result["network_needs"] = sorted(models.NEEDS & method.requires())
         result["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    return Fitted(network, method, state, result, predictions, samples)
+    return Fitted(predictor, method, state, result, predictions, samples)
 
 
 @contextmanager
@@ -137,7 +140,7 @@ def threads(count: int) -> Iterator[None]:
 def _network(
     run: Run,
     splits: Splits,
-    method: Method,
+    method: Method | Learner,
     device: torch.device,
     model: Callable[[Spec], nn.Module] | None,
 ) -> nn.Module:
@@ -170,7 +173,9 @@ class _Job:
 
     run: Run
     splits: Splits
-    method: Method
+    method: Method | Learner
+    """as it was given: without a learner of its own it is learned from by supervised learning"""
+    learner: Learner
     ctx: TrainingContext
     progress: Progress
     folder: Path | None
@@ -222,7 +227,7 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
         samples = epoch.samples
         if job.is_last_epoch:
             with ctx.charged("finish"):
-                job.method.finish(ctx)
+                job.learner.finish(ctx)
         _record(job, state, epoch, offered)
         job.progress.epoch(state.epoch, json.loads(state.metric_lines[-1]))
         held = _kept(job, state)
@@ -231,10 +236,12 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
 
 def _set_up(job: _Job) -> State:
     """Set up the method, and restore the progress of the run."""
-    run, method, ctx = job.run, job.method, job.ctx
+    run, learner, ctx = job.run, job.learner, job.ctx
     with ctx.charged("setup"):
-        method.setup(ctx)
-    state = restore(job.folder, ctx, method, job.progress, f"{run.row}, seed {run.seed}")
+        learner.setup(ctx)
+    for network in learner.networks():
+        ctx.counter.watch(network)
+    state = restore(job.folder, ctx, learner, job.progress, f"{run.row}, seed {run.seed}")
     if state.resumed:  # setup was timed and logged when the run began
         ctx.forget()
     if state.resumed and job.folder is not None:  # they show its progress if it stops again
@@ -249,15 +256,16 @@ def _begin_epoch(job: _Job, number: int) -> _Epoch:
     steps = len(chunks(splits.pool, batch_size))
     ctx.epoch, ctx.step = number, number * steps
     rate = learning_rate(run.training, number)
-    for group in ctx.optimizer.param_groups:
-        group["lr"] = rate
+    for optimizer in (ctx.optimizer, *job.learner.optimizers()):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     order = training_order(rows, folds, batch_size, steps, number, run.seed, job.keep)
     if folds:  # fold e mod K is meta in epoch e
         fold = folds[number % len(folds)]
         ctx.hold_out(fold, rows_of_epoch(fold, rows, job.keep))
     ctx.model.train()
     with ctx.charged("begin_epoch"):
-        job.method.begin_epoch(ctx)
+        job.learner.begin_epoch(ctx)
     return _Epoch(rate, order)
 
 
@@ -267,8 +275,8 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
     Raises:
         Interrupted: the run was asked to stop.
     """
-    run, ctx, rows = job.run, job.ctx, job.splits.train
-    shown = job.is_last_epoch and run.seed == 0 and ctx.spec.kind == "image"
+    ctx, rows = job.ctx, job.splits.train
+    shown = job.is_last_epoch and job.run.seed == 0
     steps = len(epoch.order)
     with closing(rows.ahead(epoch.order)) as inputs:
         for place, index in enumerate(epoch.order):
@@ -276,13 +284,12 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
                 raise Interrupted(
                     f"stopped in epoch {ctx.epoch + 1}; finished epochs kept: {ctx.epoch}"
                 )
-            ctx.clock.switch("data")
-            loss, out = train_step(job.method, ctx, rows, index, run.method, next(inputs))
+            loss, out = train_step(job.learner, ctx, rows, index, next(inputs))
             epoch.losses.append(loss)
             epoch.drawn += len(index)
             epoch.trained += len(out)
             if shown and place == 0:
-                epoch.samples = _samples(rows, job.method, out)
+                epoch.samples = _samples(rows, job.learner, out)
             del out  # its logits hold the graph of the step
             ctx.step += 1
             if (place + 1) % CHECK_EVERY == 0 or place + 1 == steps:
@@ -300,7 +307,7 @@ def _kept(job: _Job, state: State) -> dict[str, Any] | None:
     if state.epoch == job.run.training.epochs:
         return None
     due = state.epoch % job.checkpoint_every == 0
-    content = snapshot(state, job.ctx, job.method, clone=not due)
+    content = snapshot(state, job.ctx, job.learner, clone=not due)
     if not due:
         return content
     write_checkpoint(job.folder, content)
@@ -308,12 +315,7 @@ def _kept(job: _Job, state: State) -> dict[str, Any] | None:
 
 
 def train_step(
-    method: Method,
-    ctx: TrainingContext,
-    rows: Rows,
-    index: Tensor,
-    name: str,
-    x: Tensor | None = None,
+    learner: Learner, ctx: TrainingContext, rows: Rows, index: Tensor, x: Tensor | None = None
 ) -> tuple[Tensor, Batch]:
     """One training step; its loss on the device, and the batch that was trained on.
 
@@ -323,35 +325,18 @@ def train_step(
     index = ctx.drawn = sent(index, rows.y.device)
     x = rows.inputs(index) if x is None else x
     w = torch.full((len(index),), 1 / len(index), device=rows.y.device)
-    batch = Batch(x=x, y=rows.y[index], w=w, index=index)
-    ctx.clock.switch("augment")
-    ctx.enter("augment")
-    out = method.augment(batch, ctx)
-    check_batch(out, ctx.spec, name)
-    logits = ctx.forward(out.x) if out.logits is None else out.logits
-    ctx.clock.switch("forward")
-    losses = method.losses(logits, out, ctx)
-    if losses.shape != out.w.shape:
-        raise TrainingFailed(
-            f"{name}: losses returned shape {tuple(losses.shape)}, expected {tuple(out.w.shape)}"
-        )
-    loss = out.w @ losses
-    ctx.clock.switch("backward")
-    ctx.optimizer.zero_grad(set_to_none=True)
-    ctx.arithmetic.backward(loss)
-    skipped = ctx.arithmetic.update(ctx.optimizer)
-    if ctx.arithmetic.precision == "float16":
-        ctx.log(steps_skipped=skipped)
-    ctx.clock.switch("")
-    return loss.detach(), out
+    return learner.step(Batch(x=x, y=rows.y[index], w=w, index=index), ctx)
 
 
-def _samples(rows: Rows, method: Method, batch: Batch) -> dict[str, np.ndarray]:
-    """The first rows of a batch, uint8 (n, H, W, C), as they were drawn and as trained on.
+def _samples(rows: Rows, learner: Learner, batch: Batch) -> dict[str, np.ndarray]:
+    """The first rows of a batch, as they were drawn and as trained on: uint8 images (n, H, W, C),
+    or vectors (n, D).
 
-    If the method adds rows, the added ones and those that they were made from.
+    If rows were added, the added ones and those that they were made from.
     """
-    added = method.added()
+    if isinstance(batch.x, tuple):
+        return {}
+    added = learner.added()
     if added is not None and len(added.x):
         drawn, made = added.origin[:SAMPLES], added.x[:SAMPLES]
     else:
@@ -361,6 +346,8 @@ def _samples(rows: Rows, method: Method, batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _pixels(x: Tensor) -> np.ndarray:
+    if x.dim() != 4:
+        return x.detach().float().cpu().numpy()
     levels = (255 * x.detach().float().clamp(0, 1)).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -403,7 +390,7 @@ def _record(job: _Job, state: State, epoch: _Epoch, offered: bool) -> None:
     score = scores["select"][metrics.selecting(job.splits.kind)[0]]
     if offered and score > state.best_score:
         state.best_score, state.best_epoch = score, state.epoch
-        state.best_model = cpu_copy(ctx.model.state_dict())
+        state.best_model = cpu_copy(job.learner.predictor(ctx).state_dict())
 
 
 def _tell_memorised(job: _Job, scores: dict[str, dict[str, float]]) -> None:
@@ -442,7 +429,8 @@ def _scores(job: _Job, epoch: _Epoch) -> dict[str, dict[str, float]]:
     ctx.counter.counting = False
     try:
         scores = {
-            split: quick_scores(ctx.model, rows, splits.kind) for split, rows in judged.items()
+            split: quick_scores(job.learner.predictor(ctx), rows, splits.kind)
+            for split, rows in judged.items()
         }
     except TrainingFailed as error:
         raise TrainingFailed(

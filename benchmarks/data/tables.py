@@ -1,0 +1,452 @@
+"""Tables: a CSV file, a set of OpenML or one of the catalogue, its columns and what they hold."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.data.cutting import stratified_split
+from benchmarks.data.dataset import MADE, SPLIT_SEED, Arrays, Column, Table, with_duplicates
+from benchmarks.data.download import DataError, md5_of
+from benchmarks.data.layout import shown
+from benchmarks.data.npz import replacing
+from benchmarks.data.table_catalogue import TABLES, Reading, TableEntry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "tabular"
+"""below the data folder"""
+SHARES = (0.65, 0.15, 0.2)
+"""of train, val and test, as SAINT's authors cut (somepago/saint)"""
+MISSING = ("", "?", "na", "n/a", "nan", "null")
+"""Cells that hold no value, in any case."""
+MOST_CLASSES, MOST_LEVELS = 200, 100_000
+FEWEST = 3
+"""Rows of each class: one for each split."""
+ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?")
+DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?")
+
+
+def load_table(name: str, path: str, reading: Reading, root: Path, download: bool) -> Arrays:
+    """A table as stored, split 65/15/20, stratified, the same for every run.
+
+    Raises:
+        DataError: the file or a column cannot be used; the message says what to do.
+    """
+    if name == "openml":
+        frame, reading, checksum = _openml(reading, root, download)
+        where, title, entry = f"openml:{reading.id}", f"openml:{reading.id}", None
+    else:
+        entry = TABLES.get(name)
+        file = _file_of(entry, root) if entry else Path(path).expanduser()
+        where = str(shown(file))
+        frame, checksum = _frame(file, reading, entry), md5_of(file)
+        title = name if entry else f"csv:{shown(file.name)}"
+    if entry is not None:
+        reading = reading._replace(
+            target=entry.target, categorical=entry.categorical, drop=entry.drop
+        )
+    arrays = _arrays(frame, reading, where, title, entry)
+    verified = entry is None or not entry.md5 or entry.md5 == checksum
+    notes = arrays.notes
+    if entry is not None:
+        notes = (*notes, *_beside_paper(arrays, entry, checksum))
+    made = replace(arrays, checksum=checksum, verified=verified, notes=notes)
+    return with_duplicates(made, own=entry is None)
+
+
+def _file_of(entry: TableEntry, root: Path) -> Path:
+    for place in (root / FOLDER, root):
+        if (place / entry.file).is_file():
+            return place / entry.file
+    raise DataError(
+        f"{entry.name}: {entry.file} is not in {root / FOLDER}: it is not downloaded by itself; "
+        f"get it from {entry.where} and put it there ({entry.licence})."
+    )
+
+
+def _frame(path: Path, reading: Reading, entry: TableEntry | None) -> pd.DataFrame:
+    """The cells of a file as text, by column."""
+    import pandas as pd  # noqa: PLC0415 - only where tables are read
+
+    header = entry.header if entry else reading.header
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file: expected a table in a CSV file.")
+    try:
+        kept = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline().decode("utf-8-sig")
+        separator = max(",;\t", key=line.count)
+        top = pd.read_csv(path, header=None, nrows=1, sep=separator, **kept)
+        names = [str(each).strip() for each in top.iloc[0]]
+        frame = pd.read_csv(path, header=None, skiprows=int(header), sep=separator, **kept)
+    except (OSError, ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a CSV file: {_line(error)}.") from error
+    if not header:
+        names = list(entry.names) if entry and entry.names else [str(k) for k in range(len(names))]
+    if len(names) != frame.shape[1]:
+        raise DataError(
+            f"{path}: {len(names)} names of columns, but {frame.shape[1]} columns: expected as "
+            "many; a file without names needs header=false."
+        )
+    twice = sorted({each for each in names if names.count(each) > 1})
+    if twice:
+        raise DataError(f"{path}: several columns are named {', '.join(map(repr, twice))}.")
+    frame.columns = names
+    return frame
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def _openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame, Reading, str]:
+    """The cells of a set of OpenML as text, its default target, and a checksum that is kept."""
+    from sklearn.datasets import fetch_openml  # noqa: PLC0415 - slow, and only for these
+
+    number = reading.id.isdigit()
+    asked = {"data_id": int(reading.id)} if number else {"name": reading.id}
+    if not number:
+        asked["version"] = reading.version
+    place = root / "openml"
+    kept = place / f"{reading.id}-{reading.version}.json"
+    if not download and not kept.exists():
+        raise DataError(f"openml:{reading.id} is not in {place}, and downloading is off.")
+    try:
+        found = fetch_openml(**asked, data_home=str(place), as_frame=True, parser="pandas")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"openml:{reading.id} cannot be fetched ({_line(error)}): check the number at "
+            f"https://www.openml.org and the connection, or use a CSV file."
+        ) from error
+    frame = found.frame
+    types = {name: str(frame[name].dtype) for name in frame.columns}
+    coded = tuple(name for name, kind in types.items() if kind in ("category", "object", "bool"))
+    text = frame.astype(object).where(frame.notna(), "").astype(str)
+    digest = hashlib.md5(text.to_csv(index=False).encode(), usedforsecurity=False).hexdigest()
+    if kept.exists():
+        before = json.loads(kept.read_text(encoding="utf-8"))["md5"]
+        if before != digest:
+            raise DataError(
+                f"openml:{reading.id}: its content is not what it was when it was first read "
+                f"({digest}, then {before}): remove {kept} to use it as it is now."
+            )
+    else:
+        place.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as handle:
+            handle.write(json.dumps({"md5": digest}).encode())
+    targets = list(found.target_names) if found.target_names else []
+    target = reading.target or (targets[0] if len(targets) == 1 else "")
+    coded = tuple(name for name in coded if name != target)
+    categorical = tuple(dict.fromkeys([*reading.categorical, *coded]))
+    return text, reading._replace(target=target, categorical=categorical), digest
+
+
+def _arrays(
+    frame: pd.DataFrame, reading: Reading, where: str, title: str, entry: TableEntry | None
+) -> Arrays:
+    """The columns of a table as numbers and codes, its classes, and its splits."""
+    known = list(frame.columns)
+    _check_named(reading, known, where)
+    if len(frame) < 2:
+        raise DataError(f"{where}: {len(frame)} rows: expected at least {2 * FEWEST}.")
+    notes: list[str] = []
+    if reading.dedup:
+        whole = len(frame)
+        frame = frame.drop_duplicates().reset_index(drop=True)
+        notes.append(f"{whole - len(frame)} copies of other rows are left out (dedup)")
+    y, classes = _labels(frame[reading.target], reading.target, where, entry)
+    if reading.rows:
+        frame, y = _subset(frame, y, reading.rows, where)
+        notes.append(f"{len(y)} of its rows, stratified, split seed {SPLIT_SEED}")
+    rare = np.bincount(y, minlength=len(classes))
+    if rare.min() < FEWEST:
+        raise DataError(
+            f"{where}: class {classes[rare.argmin()]!r} has {rare.min()} rows: expected {FEWEST} "
+            "or more, one for each split; merge it with another or leave it out."
+        )
+    columns, values = [], []
+    for name in known:
+        if name == reading.target or name in reading.drop:
+            continue
+        made = _column(frame[name], name, name in reading.categorical, where)
+        if isinstance(made, str):
+            notes.append(made)
+            continue
+        column, numbers, said = made
+        notes += said
+        columns.append(column)
+        values.append(numbers)
+    if not columns:
+        raise DataError(f"{where}: no column is left beside the target: expected at least one.")
+    x = np.column_stack(values)
+    notes += _alike(x, columns)
+    train, val, test = stratified_split(y, SHARES, SPLIT_SEED)
+    notes.append(f"{MADE[2]} into train/val/test, stratified, split seed {SPLIT_SEED}")
+    return Arrays(
+        name=title,
+        kind="binary-class" if len(classes) == 2 else "multi-class",
+        classes=classes,
+        train_x=x[train],
+        train_y=y[train],
+        val_x=x[val],
+        val_y=y[val],
+        test_x=x[test],
+        test_y=y[test],
+        checksum="",
+        verified=True,
+        caveats=entry.caveats if entry else (),
+        source=entry.source if entry else "the user's own data",
+        notes=tuple(notes),
+        table=Table(tuple(columns)),
+    )
+
+
+def _check_named(reading: Reading, known: Sequence[str], where: str) -> None:
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    if not reading.target:
+        raise DataError(
+            f"{where}: no target: name the column that holds the classes, target=NAME, one of "
+            f"{listed}."
+        )
+    for what, names in (
+        ("target", (reading.target,)),
+        ("categorical", reading.categorical),
+        ("drop", reading.drop),
+    ):
+        for name in names:
+            if name not in known:
+                raise DataError(f"{where}: {what}: no column is named {name!r}: it has {listed}.")
+    if reading.target in (*reading.categorical, *reading.drop):
+        raise DataError(
+            f"{where}: {reading.target!r} is the target, so it cannot be dropped or "
+            "named in categorical."
+        )
+
+
+def _missing(cells: pd.Series) -> np.ndarray:
+    return cells.str.strip().str.lower().isin(MISSING).to_numpy()
+
+
+def _labels(
+    cells: pd.Series, name: str, where: str, entry: TableEntry | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes as int64 (N,), and their names: sorted, numbers by their size."""
+    text = cells.str.strip()
+    empty = _missing(text)
+    if empty.any():
+        raise DataError(
+            f"{where}: {empty.sum()} of {len(text)} rows have no value in the target {name!r}, the "
+            f"first is row {int(empty.argmax())}: remove these rows."
+        )
+    if entry is not None and entry.positives:
+        return text.isin(entry.positives).to_numpy().astype(np.int64), entry.classes
+    found = sorted(text.unique(), key=_by_size)
+    if len(found) < 2:
+        raise DataError(f"{where}: the target {name!r} has one value, {found[0]!r}: expected two.")
+    if len(found) > MOST_CLASSES:
+        raise DataError(
+            f"{where}: the target {name!r} has {len(found)} different values: expected classes, at "
+            f"most {MOST_CLASSES}; to predict a number, cut it into classes first."
+        )
+    number = {value: place for place, value in enumerate(found)}
+    return text.map(number).to_numpy().astype(np.int64), tuple(found)
+
+
+def _by_size(value: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), value
+    except ValueError:
+        return 1, 0.0, value
+
+
+def _subset(
+    frame: pd.DataFrame, y: np.ndarray, rows: int, where: str
+) -> tuple[pd.DataFrame, np.ndarray]:
+    if rows > len(y):
+        raise DataError(f"{where}: rows={rows}: it has {len(y)} rows.")
+    if rows == len(y):
+        return frame, y
+    kept = stratified_split(y, (rows, len(y) - rows), SPLIT_SEED)[0]
+    return frame.iloc[kept].reset_index(drop=True), y[kept]
+
+
+def _column(
+    cells: pd.Series, name: str, categorical: bool, where: str
+) -> tuple[Column, np.ndarray, list[str]] | str:
+    """A column, its values (N,) and notes on it; or why it is left out."""
+    import pandas as pd  # noqa: PLC0415
+
+    text = cells.str.strip()
+    empty = _missing(text)
+    full = text[~empty]
+    if full.nunique() < 2:
+        what = "is empty" if not len(full) else "has one value"
+        return f"column {name!r} {what} and is left out"
+    if categorical:
+        return *_codes(text, empty, name, where), []
+    numbers = pd.to_numeric(text.where(~empty), errors="coerce").to_numpy(dtype=np.float64)
+    known = ~np.isnan(numbers) & ~empty
+    if not np.isfinite(numbers[known]).all():
+        raise DataError(f"{where}: column {name!r} has infinite values: remove them.")
+    other = np.flatnonzero(~known & ~empty)
+    if not len(other):
+        return Column(name, "number"), numbers, _numbering(numbers, name)
+    if full.str.fullmatch(ISO).all():
+        days = _days(text)
+        if not np.isnan(days[~empty]).any():
+            said = [f"column {name!r} holds dates: used as days since 1970"]
+            return Column(name, "date"), days, said
+    if full.str.fullmatch(DATE).mean() > 0.9:
+        raise DataError(
+            f"{where}: column {name!r} looks like dates, such as {full.iloc[0]!r}: write them as "
+            "YYYY-MM-DD, or leave the column out (drop=)."
+        )
+    if 2 * known.sum() > len(full):
+        raise DataError(
+            f"{where}: column {name!r} holds numbers, but {len(other)} of {len(full)} cells are "
+            f"text, the first {text.iloc[other[0]]!r} in row {other[0]}: correct them, or name the "
+            "column in categorical= or drop=."
+        )
+    if full.nunique() > max(50, len(full) / 2):
+        return (
+            f"column {name!r} has {full.nunique()} different texts in {len(full)} rows (an "
+            "identifier?) and is left out; categorical= keeps it"
+        )
+    return *_codes(text, empty, name, where), []
+
+
+def _days(text: pd.Series) -> np.ndarray:
+    """Days since 1970 of dates as text, nan where there is none."""
+    import pandas as pd  # noqa: PLC0415
+
+    days = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
+    since = (days - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+    return since.to_numpy(dtype=np.float64)
+
+
+def _numbering(numbers: np.ndarray, name: str) -> list[str]:
+    """A note on a column that seems to number the rows."""
+    steps = np.diff(numbers)
+    if len(steps) > 20 and (steps == 1).all():
+        return [f"column {name!r} numbers the rows (an identifier?): drop=[{name}] leaves it out"]
+    return []
+
+
+def _codes(text: pd.Series, empty: np.ndarray, name: str, where: str) -> tuple[Column, np.ndarray]:
+    levels = sorted(text[~empty].unique(), key=_by_size)
+    if len(levels) > MOST_LEVELS:
+        raise DataError(
+            f"{where}: column {name!r} has {len(levels)} categories: expected at most "
+            f"{MOST_LEVELS}; group them, or leave the column out (drop=)."
+        )
+    number = {value: place for place, value in enumerate(levels)}
+    codes = text.where(~empty).map(number).to_numpy(dtype=np.float64)
+    return Column(name, "category", tuple(levels)), codes
+
+
+def _alike(x: np.ndarray, columns: Sequence[Column]) -> list[str]:
+    """A note on columns that are equal in every row."""
+    seen: dict[bytes, str] = {}
+    notes = []
+    for column, values in zip(columns, x.T, strict=True):
+        key = hashlib.blake2b(np.ascontiguousarray(values).tobytes()).digest()
+        if key in seen and column.kind == "number":
+            notes.append(f"columns {seen[key]!r} and {column.name!r} are equal in every row")
+        seen.setdefault(key, column.name)
+    return notes
+
+
+def _beside_paper(arrays: Arrays, entry: TableEntry, checksum: str) -> list[str]:
+    """What the file holds beside what the paper prints, and whether it is the file we know."""
+    y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
+    assert arrays.table is not None
+    coded = int(arrays.table.coded.sum())
+    positives = f", {int((y == 1).sum()):,} positive" if entry.positives else ""
+    printed = entry.published
+    theirs = f", {printed.positives:,} positive" if printed.positives else ""
+    notes = [
+        f"{len(y):,} rows{positives}, {len(arrays.table.columns)} features, {coded} of them "
+        f"categories; SAFLEX's Table 5 has {printed.rows:,} rows{theirs}, {printed.features} "
+        "features"
+    ]
+    if entry.md5 and checksum != entry.md5:
+        notes.append(f"unverified file: {entry.file} has MD5 {checksum}, ours had {entry.md5}")
+    elif not entry.md5:
+        notes.append(f"{entry.file} (MD5 {checksum}) was never seen by us: check the numbers above")
+    return notes
+
+
+def rows_of_file(
+    path: Path, reading: Reading, name: str, arrays: Arrays
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows (N, D) of another file with the columns of a table, and their classes if it has them.
+
+    Categories that the table does not have get the code -2.
+
+    Raises:
+        DataError: a column is missing, or holds text where the table has numbers.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    entry = TABLES.get(name)
+    assert arrays.table is not None
+    frame = _frame(path, reading, entry)
+    target = entry.target if entry else reading.target
+    values = []
+    for column in arrays.table.columns:
+        if column.name not in frame:
+            raise DataError(f"{path}: it has no column {column.name!r}, which the network needs.")
+        text = frame[column.name].str.strip()
+        empty = _missing(text)
+        if column.kind == "category":
+            number = {value: place for place, value in enumerate(column.levels)}
+            found = text.map(number).fillna(-2).to_numpy(dtype=np.float64)
+        elif column.kind == "date":
+            found = _days(text)
+        else:
+            found = pd.to_numeric(text.where(~empty), errors="coerce").to_numpy(np.float64)
+        wrong = np.isnan(found) & ~empty
+        if wrong.any():
+            raise DataError(
+                f"{path}: column {column.name!r} holds {column.kind}s, but row "
+                f"{int(wrong.argmax())} has {text.iloc[int(wrong.argmax())]!r}."
+            )
+        values.append(np.where(empty, np.nan, found))
+    labels = None
+    if target in frame and not _missing(frame[target]).all():
+        text = frame[target].str.strip()
+        if entry is not None and entry.positives:
+            labels = text.isin(entry.positives).to_numpy().astype(np.int64)
+        else:
+            unknown = ~text.isin(arrays.classes)
+            if unknown.any():
+                raise DataError(
+                    f"{path}: row {int(unknown.argmax())} has the class "
+                    f"{text.iloc[int(unknown.argmax())]!r}, which the network does not know."
+                )
+            labels = text.map({c: k for k, c in enumerate(arrays.classes)}).to_numpy(np.int64)
+    return np.column_stack(values), labels
+
+
+def as_text(rows: np.ndarray, table: Table) -> list[list[str]]:
+    """Stored rows (N, D) as they stand in the file, for people."""
+    shown_rows = []
+    for row in rows:
+        cells = []
+        for value, column in zip(row, table.columns, strict=True):
+            if np.isnan(value):
+                cells.append("")
+            else:
+                cells.append(column.levels[int(value)] if column.levels else f"{value:g}")
+        shown_rows.append(cells)
+    return shown_rows
