@@ -43,7 +43,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, train_step
 from methods.base import Batch, Input, Method, Model, Spec
 from methods.functional import each_input, inputs_at
-from methods.learner import learner_of
+from methods.learner import Learner, learner_of
 
 ROWS, META_ROWS, CLASSES, BATCH = 36, 18, 3, 8
 META = torch.device("meta")
@@ -207,6 +207,8 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
         Skipped: the method does not support the case.
     """
     method = make()
+    if isinstance(method, Learner):
+        raise Skipped("it takes the steps of a run itself, and makes no batches")
     made = splits(case, "meta" in method.requires())
     return set_up(method, made, network_for(case), case, epochs)
 

@@ -96,8 +96,9 @@ def test_contract(name: str, method: str, case: Case) -> None:
         "meta_weight_net(derivative=difference, precondition=true)",
     ],
 )
-def test_no_step_waits_for_the_device(method: str) -> None:
-    reason = check("waits", lambda: methods.build(method), Case(3))
+@pytest.mark.parametrize("case", [Case(3), Case(6, inputs="table")], ids=str)
+def test_no_step_waits_for_the_device(method: str, case: Case) -> None:
+    reason = check("waits", lambda: methods.build(method), case)
     if reason:
         pytest.skip(reason)
 

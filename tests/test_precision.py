@@ -19,6 +19,7 @@ from benchmarks.training.errors import Interrupted
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, make_optimizer, train_step
 from methods import build
+from methods.learner import learner_of
 from methods.naming import NamingError
 
 aten = torch.ops.aten
@@ -149,7 +150,7 @@ class Bench:
             with self.ctx.charged("begin_epoch"):
                 self.method.begin_epoch(self.ctx)
         index = torch.arange(12) + place % 3
-        _, out = train_step(self.method, self.ctx, self.rows, index, "method")
+        _, out = train_step(learner_of(self.method), self.ctx, self.rows, index)
         return out.x.detach(), out.y.detach(), out.w.detach()
 
 

@@ -36,6 +36,7 @@ from benchmarks.training.trainer import Fitted, fit
 from methods import build
 from methods.base import Batch, Context, Method, Spec, Task
 from methods.functional import directional
+from methods.learner import learner_of
 from methods.naming import NamingError
 from methods.saflex import (
     Rules,
@@ -1328,7 +1329,7 @@ class TestTrainer:
             ctx.enter("begin_epoch")
             method.begin_epoch(ctx)
             for step in range(3):
-                trainer.train_step(method, ctx, made.train, torch.arange(8) + 8 * step, name)
+                trainer.train_step(learner_of(method), ctx, made.train, torch.arange(8) + 8 * step)
                 ctx.step += 1
             found.append({key: each.clone() for key, each in model.named_buffers()})
         assert found[0].keys() == found[1].keys()

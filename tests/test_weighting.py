@@ -22,6 +22,7 @@ from benchmarks.training.precision import Precision
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from benchmarks.training.trainer import train_step
 from methods.base import Batch, Spec
+from methods.learner import learner_of
 from methods.saflex import adam_diagonal
 from methods.weighting import CURVE, MetaWeightNet, difficulty
 
@@ -318,7 +319,7 @@ class TestMetaWeightNet:
         for step in range(120):
             ctx.step = step
             index = torch.arange(40) + step % 4 * 40
-            train_step(method, ctx, rows_from_tensors(x, y), index, "the method")
+            train_step(learner_of(method), ctx, rows_from_tensors(x, y), index)
         found = method.learned()["weight"]
         wrong = torch.arange(160) % 3 == 0
         assert float(found[~wrong].mean()) > 1.1 and float(found[wrong].mean()) < 0.8

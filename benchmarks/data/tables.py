@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +123,9 @@ def _openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame,
     if not download and not kept.exists():
         raise DataError(f"openml:{reading.id} is not in {place}, and downloading is off.")
     try:
-        found = fetch_openml(**asked, data_home=str(place), as_frame=True, parser="pandas")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its retries; the error says what it was
+            found = fetch_openml(**asked, data_home=str(place), as_frame=True, parser="pandas")
     except (OSError, ValueError) as error:
         raise DataError(
             f"openml:{reading.id} cannot be fetched ({_line(error)}): check the number at "

@@ -325,6 +325,7 @@ def train_step(
     index = ctx.drawn = sent(index, rows.y.device)
     x = rows.inputs(index) if x is None else x
     w = torch.full((len(index),), 1 / len(index), device=rows.y.device)
+    ctx.enter("step")
     return learner.step(Batch(x=x, y=rows.y[index], w=w, index=index), ctx)
 
 
