@@ -57,6 +57,8 @@ class Training:
     compile: bool = False
     ema: float = 0.0
     """predict with running means of the parameters, which keep this share at each step; 0: off"""
+    steps_per_epoch: int = 0
+    """where an epoch of the labelled rows says nothing; 0: one pass over them"""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "learning_rate", "gamma")
@@ -69,6 +71,8 @@ class Training:
             raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a share in [0, 1), got {self.ema}")
+        if self.steps_per_epoch < 0:
+            raise ValueError(f"steps_per_epoch: expected 0 or more, got {self.steps_per_epoch}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         if not all(0 < milestone < 1 for milestone in self.milestones):
@@ -80,6 +84,8 @@ class Training:
             )
 
 
+LATER = ("ema", "steps_per_epoch")
+"""Fields that are part of a run's id only where they are set."""
 OPTIONS = (
     "epochs",
     "batch_size",
@@ -91,6 +97,7 @@ OPTIONS = (
     "warmup_epochs",
     "precision",
     "ema",
+    "steps_per_epoch",
 )
 FLAGS = ("channels_last", "compile")
 """Fields of a training that the command line can set."""
@@ -150,8 +157,9 @@ class Run:
     def id(self) -> str:
         """Sixteen hexadecimal digits, a hash of exactly these fields."""
         fields = asdict(self)  # type: ignore[call-overload]
-        if not self.training.ema:  # a field of later versions, which ids of earlier runs lack
-            del fields["training"]["ema"]
+        for name in LATER:
+            if not fields["training"][name]:  # ids of earlier runs lack it
+                del fields["training"][name]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

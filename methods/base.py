@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NEEDS = frozenset({"meta", "features", "auxiliary_norm", "stages", "frozen_trunk"})
+NEEDS = frozenset({"meta", "unlabelled", "features", "auxiliary_norm", "stages", "frozen_trunk"})
 IMAGES = frozenset({"image", "labels"})
 """``Method.kinds`` of what works on images alone."""
 ANYTHING = frozenset({"image", "vector", "tokens", "categories", "several", "labels"})
@@ -36,7 +36,8 @@ class Batch:
     w: Tensor
     """(B,) weight of each row; 1/B as drawn."""
     index: Tensor
-    """(B,) int64 row number in the training split, -1 for rows that are not in it."""
+    """(B,) int64 number of the row: those of the training split come first, then the unlabelled
+    ones; -1 for rows that have no state, such as meta rows and rows that a method adds."""
     logits: Tensor | None = None
     """(B, K) with graph: ``ctx.forward(x)``, if the method ran it, so that it runs only once."""
 
@@ -76,9 +77,10 @@ class Spec:
     """
 
     rows: int
-    """Number of rows in the training split; ``Batch.index`` is below it."""
+    """Number of rows that may have state: ``Batch.index`` is below it. Those of the training split,
+    and the unlabelled ones if there are any."""
     classes: int
-    """K, the width of logits and targets."""
+    """K, the width of logits and targets; 0 if there are as many as rows (contrastive)."""
     shape: tuple[int, ...]
     """Shape of one input: (C, H, W) for an image."""
     kind: Literal["image", "vector", "tokens"] = "image"
@@ -221,6 +223,11 @@ class Context(Protocol):
         """The meta rows; None unless the method needs "meta"."""
         ...
 
+    @property
+    def unlabelled(self) -> Stream | None:
+        """Rows whose labels are out of reach; None unless the method needs "unlabelled"."""
+        ...
+
     def forward(self, x: Tensor) -> Tensor:
         """The trainer's own forward pass (its seed, its autocast); at most once per step."""
         ...
@@ -263,8 +270,8 @@ class Part(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "meta", "features" (stages and head of the network), "stages" (more than the last of
-    them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
+    """Of "meta", "unlabelled", "features" (stages and head of the network), "stages" (more than the
+    last of them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
     kinds: frozenset[str] = IMAGES
     """What it works on: of "image", "vector", "tokens", "categories" (columns of codes in a
     vector), "several" (a tuple of inputs) and "labels" (several labels per row)."""

@@ -301,3 +301,50 @@ class TestTasks:
                 if known.search(path.read_text(encoding="utf-8")):
                     found.add(path.relative_to(ROOT).as_posix())
         assert found <= {"benchmarks/contract.py", "benchmarks/training/networks.py"}
+
+
+class Unlabelled(Learner):
+    """Draws unlabelled rows and remembers what it saw of them; trains on the labelled ones."""
+
+    needs = frozenset({"unlabelled"})
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self.register_buffer("seen", torch.zeros(ctx.spec.rows, dtype=torch.int64))
+        self.poisoned = 0.0
+
+    def step(self, batch: Batch, ctx: Context) -> tuple[Tensor, Batch]:
+        assert ctx.unlabelled is not None
+        more = ctx.unlabelled.draw(3)
+        assert not more.y.any()
+        for each in (batch, more):
+            self.get_buffer("seen").index_add_(0, each.index, torch.ones_like(each.index))
+        return ctx.update(ctx.task.losses(ctx.forward(batch.x), batch.y), batch.w), batch
+
+
+def test_unlabelled_rows_have_numbers_of_their_own() -> None:
+    made = splits(Case(1), True)
+    assert made.meta is not None
+    blind = replace(made.meta, y=torch.zeros_like(made.meta.y))
+    made = replace(made, unlabelled=blind, meta=None)
+    rows = len(made.train)
+    assert made.spec.rows == rows + len(blind)
+    one, other = (fit(a_run(), made, Unlabelled()) for _ in range(2))
+    seen = one.method.get_buffer("seen")
+    assert seen[:rows].tolist() == [3] * rows and int(seen[rows:].sum()) == 3 * 5 * 3
+    assert int((seen[rows:] > 0).sum()) > 10
+    same(one, other)
+    with pytest.raises(NotApplicable, match="needs unlabelled rows, and these data have none"):
+        fit(a_run(), splits(Case(1), False), Unlabelled())
+
+
+def test_steps_per_epoch() -> None:
+    made = splits(Case(1), False)
+    assert a_run(steps_per_epoch=0).id == a_run().id != a_run(steps_per_epoch=7).id
+    fitted = fit(a_run(epochs=2, steps_per_epoch=7), made, methods.build("none"))
+    lines = [json.loads(line) for line in fitted.state.metric_lines]
+    assert sum(line["rows"]["drawn"] for line in lines) == 2 * 7 * 8 - 4 * 2  # 36 rows: 8 8 8 8 4
+    five = fit(a_run(epochs=2, steps_per_epoch=5), made, methods.build("none"))
+    same(five, fit(a_run(epochs=2), made, methods.build("none")))
+    with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more"):
+        Training(steps_per_epoch=-1)

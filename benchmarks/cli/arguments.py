@@ -59,6 +59,8 @@ class Setting:
     """of the training step (auto: bfloat16 on GPUs that have it, float16 on older ones)"""
     ema: Annotated[float | None, OF_PRESET] = None
     """predict with running means of the weights, which keep this share at each step (0: off)"""
+    steps_per_epoch: Annotated[int | None, OF_PRESET] = None
+    """steps of an epoch, where a pass over the labelled rows is too short (0: one pass)"""
     channels_last: bool = True
     """memory format of images and convolutions; faster, and part of the run's id"""
     compile: bool = False

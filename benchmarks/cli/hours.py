@@ -100,7 +100,9 @@ def _seconds(
         else:
             sources["a probe of this machine"] += 1
         epochs = run.training.epochs - done
-        trained = pool_of(cell.benchmark, source) * epochs * methods.cost(run.method)
+        steps = run.training.steps_per_epoch * run.training.batch_size
+        pool = steps or pool_of(cell.benchmark, source)
+        trained = pool * epochs * methods.cost(run.method)
         select, test = evaluated(cell.benchmark, source)
         if corrupted is None:
             _, listed = settings_of(cell.corruptions, cell.benchmark)

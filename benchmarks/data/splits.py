@@ -62,11 +62,14 @@ class Splits:
     """How many there are in train, meta, select and test, for result.json"""
     inputs: tuple[Input, ...] = ()
     """What a row consists of; empty for images"""
+    unlabelled: Rows | None = None
+    """Rows whose targets are all 0: their labels are not even here"""
 
     @property
     def spec(self) -> Spec:
         """What a method may know about the data."""
-        rows, classes = len(self.train), len(self.classes)
+        more = 0 if self.unlabelled is None else len(self.unlabelled)
+        rows, classes = len(self.train) + more, len(self.classes)
         if not self.inputs:
             shape = (self.train.channels, *shape_of(self.train.x)[1:])
             return Spec(rows=rows, classes=classes, shape=shape)

@@ -172,7 +172,8 @@ class RowStream:
     """The rows of one split as a method sees them (``methods.base.Stream``).
 
     The k-th draw within a call is a function of (seed, name, place, k), where the place is the
-    epoch, the step and the call; the loop sets it, so there is no state to save.
+    epoch, the step and the call; the loop sets it, so there is no state to save. ``Batch.index``
+    counts from ``first``, or is -1 for rows that are not trained on (``in_training`` false).
     """
 
     def __init__(
@@ -182,9 +183,10 @@ class RowStream:
         name: str,
         in_training: bool = True,
         kind: str = "multi-class",
+        first: int = 0,
     ) -> None:
         self._rows, self._seed, self._name, self._task = rows, seed, name, task_named(kind)
-        self._in_training = in_training
+        self._in_training, self._first = in_training, first
         self._place: tuple[int | str, ...] = ()
         self._draws = 0
         self._strata: Tensor | None = None
@@ -235,7 +237,8 @@ class RowStream:
 
     def _batch(self, index: Tensor, x: Tensor) -> Batch:
         w = torch.full((len(index),), 1 / max(1, len(index)), device=self._rows.y.device)
-        known = index if self._in_training else torch.full_like(index, -1)
+        own = index + self._first if self._first else index
+        known = own if self._in_training else torch.full_like(index, -1)
         return Batch(x=x, y=self._rows.y[index], w=w, index=known)
 
     def draw(self, n: int, stratified: bool = False) -> Batch:

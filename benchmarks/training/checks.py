@@ -39,6 +39,8 @@ def check_fits(
             f"{name} needs a second set of batch normalisation layers, {model_name} has none: use "
             "a network with batch normalisation, such as resnet18"
         )
+    if "unlabelled" in needs and splits.unlabelled is None:
+        raise NotApplicable(f"{name} needs unlabelled rows, and these data have none")
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)
@@ -59,10 +61,10 @@ def check_batch(batch: Batch, spec: Spec, name: str) -> None:
         raise TrainingFailed(f"{name}: augment returned {type(batch).__name__}, expected a Batch")
     rows = len(each_input(batch.x)[0])
     expected = {
-        "y": (rows, spec.classes),
+        "y": (rows, spec.classes or rows),
         "w": (rows,),
         "index": (rows,),
-        "logits": (rows, spec.classes),
+        "logits": (rows, spec.classes or rows),
     }
     found = [(part, getattr(batch, part), shape) for part, shape in expected.items()]
     inputs = each_input(batch.x)

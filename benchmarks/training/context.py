@@ -42,9 +42,10 @@ class TrainingContext:
         precision: Precision = "float32",
         channels_last: bool = False,
         compiled: nn.Module | None = None,
+        unlabelled: RowStream | None = None,
     ) -> None:
         self.model, self.optimizer, self.task, self.spec = model, optimizer, task, spec
-        self.train, self.meta = train, meta
+        self.train, self.meta, self.unlabelled = train, meta, unlabelled
         self.epoch, self.epochs, self.step = 0, epochs, 0
         self.batch_size = batch_size
         self.drawn: Tensor | None = None
@@ -70,7 +71,11 @@ class TrainingContext:
     ) -> TrainingContext:
         """The context of a run, without select and test rows."""
         training = training or Training()
-        meta = None
+        meta = unlabelled = None
+        if splits.unlabelled is not None:
+            unlabelled = RowStream(
+                splits.unlabelled, seed, "unlabelled", True, splits.kind, len(splits.train)
+            )
         if splits.meta is not None:
             # With crossfit the meta rows of an epoch are rows of the training split.
             meta = RowStream(splits.meta, seed, "meta", bool(splits.folds), splits.kind)
@@ -88,13 +93,19 @@ class TrainingContext:
             precision=training.precision,
             channels_last=training.channels_last,
             compiled=cast("nn.Module", torch.compile(model)) if training.compile else None,
+            unlabelled=unlabelled,
         )
+
+    @property
+    def streams(self) -> dict[str, RowStream | None]:
+        """All rows that may be drawn, by name; None where there are none."""
+        return {"train": self.train, "meta": self.meta, "unlabelled": self.unlabelled}
 
     def enter(self, call: str) -> None:
         """Begin a call of the method: seeds generators and draws by epoch, step and call."""
         self._forwarded = False
         self._seed_global(call)
-        for stream in (self.train, self.meta):
+        for stream in self.streams.values():
             if stream is not None:
                 stream.move_to(self.epoch, self.step, call)
 
@@ -173,7 +184,7 @@ class TrainingContext:
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             with preserved(self.device), buffers_kept(self.model), ExitStack() as streams:
-                for stream in (self.train, self.meta):
+                for stream in self.streams.values():
                     if stream is not None:
                         streams.enter_context(stream.rewound())
                 yield

@@ -211,7 +211,8 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
     run, ctx = job.run, job.ctx
     state = _set_up(job)
     offered, _ = selection_offered(job.splits, job.method)
-    epochs, pool = run.training.epochs, job.splits.pool
+    epochs, steps = run.training.epochs, run.training.steps_per_epoch
+    pool = steps * run.training.batch_size or job.splits.pool
     selecting = metrics.selecting(job.splits.kind)
     job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool, selecting)
     held: dict[str, Any] | None = None
@@ -253,7 +254,7 @@ def _begin_epoch(job: _Job, number: int) -> _Epoch:
     """All that comes before the first step: the rate, the order of rows, the method's own phase."""
     run, splits, ctx = job.run, job.splits, job.ctx
     rows, folds, batch_size = len(splits.train), splits.folds, run.training.batch_size
-    steps = len(chunks(splits.pool, batch_size))
+    steps = run.training.steps_per_epoch or len(chunks(splits.pool, batch_size))
     ctx.epoch, ctx.step = number, number * steps
     rate = learning_rate(run.training, number)
     for optimizer in (ctx.optimizer, *job.learner.optimizers()):
