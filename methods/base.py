@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -90,7 +91,7 @@ class Spec:
     more: tuple[Input, ...] = ()
     """The inputs after the first, if there are any: then ``Batch.x`` is a tuple."""
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Input, ...]:
         """All inputs of a row."""
         first = Input(self.kind, self.shape, self.low, self.high, self.categories)

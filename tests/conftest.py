@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.training import trainer
+
 # One thread, as a run has by default: on more, small work is slower.
 torch.set_num_threads(1)
+trainer.WRITE_SECONDS = 0.0  # epochs of tests are short, and each is to be kept
 LONG = (
     "test_cli",
     "test_resume",

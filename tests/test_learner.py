@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from benchmarks.contract import Case, network_for, splits
 from benchmarks.data.splits import NotApplicable
 from benchmarks.training import tasks as losses_of_tasks
 from benchmarks.training import trainer
+from benchmarks.training.errors import Interrupted
 from benchmarks.training.trainer import fit
 from methods.base import Batch, Context
 from methods.learner import Learner, Supervised, follow
@@ -348,3 +350,29 @@ def test_steps_per_epoch() -> None:
     same(five, fit(a_run(epochs=2), made, methods.build("none")))
     with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more"):
         Training(steps_per_epoch=-1)
+
+
+def test_short_epochs_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run that is asked to stop ends the epoch that it is in, and loses nothing."""
+    monkeypatch.setattr(trainer, "WRITE_SECONDS", 60.0)
+    made, run = splits(Case(1), False), a_run(epochs=6)
+    written: list[int] = []
+    real = trainer.write_lines
+
+    def write(folder: Path, state: Any) -> None:
+        written.append(state.epoch)
+        real(folder, state)
+
+    monkeypatch.setattr(trainer, "write_lines", write)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "again").mkdir()
+    whole = fit(run, made, methods.build("none"), folder=tmp_path / "whole")
+    assert written == [1, 6]
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert lines == whole.state.metric_lines and len(lines) == 6
+    asked, folder = itertools.count(1), tmp_path / "again"
+    with pytest.raises(Interrupted, match="stopped after epoch 4"):  # asked at the 5 steps of the
+        fit(run, made, methods.build("none"), folder=folder, stop=lambda: next(asked) >= 9)  # first
+    again = fit(run, made, methods.build("none"), folder=folder)
+    assert again.state.resumed == 1
+    same(again, whole)

@@ -59,22 +59,21 @@ def check_batch(batch: Batch, spec: Spec, name: str) -> None:
     """
     if not isinstance(batch, Batch):
         raise TrainingFailed(f"{name}: augment returned {type(batch).__name__}, expected a Batch")
-    rows = len(each_input(batch.x)[0])
-    expected = {
-        "y": (rows, spec.classes or rows),
-        "w": (rows,),
-        "index": (rows,),
-        "logits": (rows, spec.classes or rows),
-    }
-    found = [(part, getattr(batch, part), shape) for part, shape in expected.items()]
-    inputs = each_input(batch.x)
-    if len(inputs) != len(spec.inputs):
+    inputs, known = each_input(batch.x), spec.inputs
+    if len(inputs) != len(known):
         raise TrainingFailed(
-            f"{name}: augment returned {len(inputs)} inputs per row, expected {len(spec.inputs)}"
+            f"{name}: augment returned {len(inputs)} inputs per row, expected {len(known)}"
         )
-    found = [("x", x, (rows, *of.shape)) for x, of in zip(inputs, spec.inputs, strict=True)] + found
-    for part, tensor, shape in found:
-        if tensor is not None and tuple(tensor.shape) != shape:
+    rows = len(inputs[0])
+    columns = (rows, spec.classes or rows)
+    for part, tensor, shape in (
+        *(("x", x, (rows, *of.shape)) for x, of in zip(inputs, known, strict=True)),
+        ("y", batch.y, columns),
+        ("w", batch.w, (rows,)),
+        ("index", batch.index, (rows,)),
+        ("logits", batch.logits, columns),
+    ):
+        if tensor is not None and tensor.shape != shape:
             raise TrainingFailed(
                 f"{name}: augment returned {part} of shape {tuple(tensor.shape)}, expected {shape}"
             )

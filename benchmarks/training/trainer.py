@@ -54,6 +54,8 @@ MEMORISED = 0.1
 """Share of the select loss below which the loss on crossfit's meta rows is warned of."""
 CHECK_EVERY = 50
 """Steps between two checks of the losses, because each check waits for the device."""
+WRITE_SECONDS = 1.0
+"""Progress is written no more often than this: of a table an epoch takes a hundredth of it."""
 SAMPLES = 4
 """Rows that are kept as samples, as drawn and as trained on."""
 
@@ -167,6 +169,29 @@ def _tell_settings(run: Run, progress: Progress) -> None:
             progress.note(f"{run.method}: {name} is on")
 
 
+@dataclass
+class _Pace:
+    """How fast epochs are, and when their progress was written."""
+
+    begun: float = 0.0
+    written: float = -math.inf
+    short: bool = False
+    """whether the last epoch was, so that a run which is asked to stop ends the one it is in"""
+
+    def begin(self) -> None:
+        """An epoch begins."""
+        self.begun = time.monotonic()
+
+    def end(self) -> bool:
+        """An epoch ended; whether its progress is to be written."""
+        now = time.monotonic()
+        self.short = now - self.begun < WRITE_SECONDS
+        if now - self.written < WRITE_SECONDS:
+            return False
+        self.written = now
+        return True
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """A run in training: its parts, its progress display and its folder."""
@@ -183,6 +208,7 @@ class _Job:
     stop: Callable[[], bool]
     told: list[str] = field(default_factory=list)
     """warnings that were given"""
+    pace: _Pace = field(default_factory=_Pace)
 
     @property
     def keep(self) -> str:
@@ -218,6 +244,7 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
     held: dict[str, Any] | None = None
     samples: dict[str, np.ndarray] = {}
     for number in range(state.epoch, epochs):
+        job.pace.begin()
         epoch = _begin_epoch(job, number)
         try:
             _take_steps(job, epoch)
@@ -231,7 +258,12 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
                 job.learner.finish(ctx)
         _record(job, state, epoch, offered)
         job.progress.epoch(state.epoch, json.loads(state.metric_lines[-1]))
-        held = _kept(job, state)
+        due = job.pace.end()
+        stops = job.pace.short and state.epoch < epochs and job.stop()
+        if due or stops or job.is_last_epoch:
+            held = _kept(job, state, stops)
+        if stops:
+            raise Interrupted(f"stopped after epoch {state.epoch}")
     return state, samples
 
 
@@ -281,7 +313,7 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
     steps = len(epoch.order)
     with closing(rows.ahead(epoch.order)) as inputs:
         for place, index in enumerate(epoch.order):
-            if job.stop():
+            if not job.pace.short and job.stop():
                 raise Interrupted(
                     f"stopped in epoch {ctx.epoch + 1}; finished epochs kept: {ctx.epoch}"
                 )
@@ -300,14 +332,14 @@ def _take_steps(job: _Job, epoch: _Epoch) -> None:
                 job.progress.advance(done, last)
 
 
-def _kept(job: _Job, state: State) -> dict[str, Any] | None:
-    """Write the progress; return the snapshot if its checkpoint is not yet due."""
+def _kept(job: _Job, state: State, now: bool = False) -> dict[str, Any] | None:
+    """Write the progress; return the snapshot if its checkpoint is not yet due, nor wanted now."""
     if job.folder is None:
         return None
     write_lines(job.folder, state)
     if state.epoch == job.run.training.epochs:
         return None
-    due = state.epoch % job.checkpoint_every == 0
+    due = now or state.epoch % job.checkpoint_every == 0
     content = snapshot(state, job.ctx, job.learner, clone=not due)
     if not due:
         return content
