@@ -13,6 +13,7 @@
 ``Run``           what is trained: benchmark, network, method, training, seed
 ``Training``      epochs, batch size, optimiser and the other training settings
 ``Method``        the base class of every method, built-in or your own
+``Learner``       the base class of what takes the steps of a run itself
 ``Batch``         the rows, soft labels and weights that a method takes and returns
 ``Context``       what a method may see of the training
 ``contract``      checks for the tests of your own method
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
     from benchmarks.training.trainer import fit
     from methods import build, transforms
     from methods.base import Batch, Context, Method
+    from methods.learner import Learner
 
 __all__ = [
     "Batch",
     "Context",
+    "Learner",
     "Method",
     "Run",
     "Splits",
@@ -73,6 +76,7 @@ PACKAGES = ("methods", "analysis", "benchmarks")
 _PLACES = {
     "Batch": "methods.base",
     "Context": "methods.base",
+    "Learner": "methods.learner",
     "Method": "methods.base",
     "Run": "analysis.runs",
     "Splits": "benchmarks.data.splits",
