@@ -14,12 +14,13 @@ from analysis.differences import RowRuns
 from analysis.facts import NONE, ROW, Facts, call_in, column_key, put_around, undirty
 from analysis.labels import VARIANT, Labels
 from analysis.question import OR, Question
-from analysis.records import Record
+from analysis.records import Record, leading
 from analysis.runs import Training, field_names, row_parts
 
 CORRUPTIONS = ("noise", "imbalance")
 CUT: Mapping[str, float] = {"meta_fraction": 0.2, "crossfit": 1}
 """How meta rows are cut from the pool, with the values of runs without meta rows."""
+LEADS = "leading metric"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Column:
         """The runs with metrics."""
         return [record for record in self.records if record.done]
 
+    @property
+    def leads(self) -> str:
+        """The metric of differences, verdicts and figures."""
+        return leading(self.records)
+
     def row(self, name: str) -> RowRuns:
         """The runs of a row; of several joined by "or", those of the best on the select split.
 
@@ -88,6 +94,11 @@ class Block:
     entries: tuple[Entry, ...]
     """rows in the order of the tables: upstreams, methods, controls"""
     columns: tuple[Column, ...]
+
+    @property
+    def leads(self) -> str:
+        """The metric of differences, verdicts and figures, the same on all data sets."""
+        return self.setting[LEADS]
 
     @cached_property
     def by_name(self) -> dict[str, Entry]:
@@ -218,11 +229,11 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
 
     ``given`` are labels in addition to those that methods declare.
 
-    Runs of another network, protocol, thread count, device type or code form another block. The
-    training may differ between data sets, but if one data set was trained in two ways, each way
-    is a block. Runs joined from elsewhere (``Record.origin``) go with the others, whatever device
-    and release they come from; their rows stay apart from ours, and change neither the names of
-    ours nor what these are compared with.
+    Runs of another network, protocol, thread count, device type or code form another block, and so
+    do data sets on which another metric leads. The training may differ between data sets, but if
+    one data set was trained in two ways, each way is a block. Runs joined from elsewhere
+    (``Record.origin``) go with the others, whatever device and release they come from; their rows
+    stay apart from ours, and change neither the names of ours nor what these are compared with.
 
     Raises:
         NamingError: two rows or data sets of a block have the same label.
@@ -233,8 +244,13 @@ def split(records: Iterable[Record], given: Labels | None = None) -> list[Block]
     # Of a run that was joined too, ours.
     by_id = {record.run.id: record for record in sorted(records, key=lambda each: not each.origin)}
     groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    sets: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        groups.setdefault(shared_by(record), []).append(record)
+        sets.setdefault((column_of(record), record.run.data), []).append(record)
+    leads = {name: leading(members) for name, members in sets.items()}
+    for record in records:
+        led = LEADS, leads[column_of(record), record.run.data]
+        groups.setdefault((*shared_by(record), led), []).append(record)
     found = []
     for shared, members in groups.items():
         for machine, same in _by_machine(members).items():

@@ -24,10 +24,10 @@ from analysis.contents import (
 from analysis.differences import RowRuns, advised, cost_ratio, difference
 from analysis.findings import Finding, of_rows
 from analysis.labels import Labels, labelled, legend
-from analysis.metrics import SHOWN
+from analysis.metrics import MEASURES, SHOWN, to_test
 from analysis.numbers import MISSING, POINTS, estimated, mean_sd, number, p_value
 from analysis.question import MARGIN
-from analysis.records import Record
+from analysis.records import Record, leading
 from analysis.runs import PRESETS
 from analysis.stats import FEW_SEEDS, INFERENCE_SEEDS
 from analysis.table import WIDTH, table, text, wrapped
@@ -60,6 +60,7 @@ def as_text(
     done = [record for row in rows for record in row.records if record.done]
     if not done:
         return "No run has a result.\n" + "\n".join(_reasons(rows))
+    leads = leading(done)
     names = legend((row.name, one.name) for row, one in zip(rows, full, strict=True))
     shown = {one.name: row.name for row, one in zip(rows, full, strict=True)}
     found = [
@@ -68,7 +69,7 @@ def as_text(
     ]
     blocks = [
         _heading(rows, done, when),
-        "\n".join([_scores(rows, found, when), *_footnotes(found, done, margin)]),
+        "\n".join([_scores(rows, found, when, leads), *_footnotes(found, done, margin, leads)]),
         _on_corrupted(rows, found, margin),
         "\n".join(wrapped(told) for row in rows if (told := learning_told(row))),
         "\n".join([*_reasons(rows), *_not_tested(found), *map(wrapped, names)]),
@@ -76,14 +77,19 @@ def as_text(
     if verbose:
         further = {
             "more": [_more(rows, when)],
-            "differences": [_differences(rows, found, metric, when) for metric in SHOWN],
+            "differences": [
+                _differences(rows, found, metric, when, leads)
+                for metric in SHOWN[leads]
+                if metric in to_test(leads)
+            ],
             "labels-found": [_detection(rows)],
             "attacked-rows": [_attacks(rows)],
             "corrupted": _more_on_corrupted(rows, found, margin),
         }
         blocks += [each for listed in further.values() for each in listed]
         shown = {name for name, listed in further.items() if any(listed)}
-        told = [f"{word}: {meaning}" for word, meaning in words.of({"cost", *shown}).items()]
+        defined = words.of({"cost", *shown, *words.about([leads])}, [leads])
+        told = [f"{word}: {meaning}" for word, meaning in defined.items()]
         blocks.append("\n".join(map(wrapped, [*_remarks(rows, done), *told])))
     return "\n\n".join(block for block in blocks if block)
 
@@ -114,6 +120,7 @@ def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
         *(f"Seeds      {told}" for told in _seeds(rows, record)),
         *(f"Patients   {told}" for told in patients_told(record)),
         *(f"Selection  {told}" for told in _not_offered(done, when)),
+        *(f"Leading    {told}" for told in words.led(leading(done))),
         *(f"Labels     {told}" for told in _corrupted(record)),
         *(f"Caveat     {told}" for told in (*one_class(rows), *data["caveats"])),
         *(f"Data       {told}" for told in data["notes"]),
@@ -178,7 +185,7 @@ def _corrupted(record: Record) -> list[str]:
     ]
 
 
-def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str) -> str:
+def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str, leads: str) -> str:
     """The table: each row with its scores, its difference from its base, verdict and cost."""
     names, against = {row.name: row for row in rows}, {each.row: each for each in found}
     body = []
@@ -186,15 +193,20 @@ def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str) -> str
         records, base = list(row.by_seed().values()), names.get(row.upstream)
         scores = [
             mean_sd([POINTS * each.metric(metric, when=when) for each in records], 2)
-            for metric in SHOWN
+            for metric in SHOWN[leads]
         ]
         ratio = number(cost_ratio(row, base) if base is not None else math.nan, 2)
         body.append([row.name, str(len(records)), *scores, *_judged(against.get(row.name)), ratio])
-    head = ["", "n", *(f"{name}, %" for name in SHOWN.values()), "difference [95 % CI]",
-            "verdict", "cost"]  # fmt: skip
+    head = ["", "n", *(_headed(MEASURES[name].name) for name in SHOWN[leads]),
+            "difference [95 % CI]", "verdict", "cost"]  # fmt: skip
     which = "last epoch" if when == "last" else "best epoch on select"
     title = f"Test scores, {which}: mean ± standard deviation over n seeds"
     return _fitting(title, head, body)
+
+
+def _headed(name: str) -> str:
+    """The heading of a column of scores, a word a line."""
+    return "\n".join(f"{name}, %".split(" ", name.count(" ")))
 
 
 def _judged(found: Finding | None) -> tuple[str, str]:
@@ -234,7 +246,9 @@ def folded(name: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) -> list[str]:
+def _footnotes(
+    found: Sequence[Finding], done: Sequence[Record], margin: float, leads: str
+) -> list[str]:
     """What the columns mean, in three lines."""
     folds, patients = done[0].folds, done[0].patients
     over = "other seeds and test images"
@@ -244,7 +258,8 @@ def _footnotes(found: Sequence[Finding], done: Sequence[Record], margin: float) 
         over = "other seeds only" if patients == 1 else "other seeds and patients"
     lines = []
     if found:
-        lines.append(f"difference: points of accuracy over {_bases(found)}; 95 % CI: {over}.")
+        of = MEASURES[leads].name
+        lines.append(f"difference: points of {of} over {_bases(found)}; 95 % CI: {over}.")
     tested = [each for each in found if each.verdict != "not tested"]
     if tested:
         level = "5 % level" + (f" after Holm over {len(tested)} rows" if len(tested) > 1 else "")
@@ -328,10 +343,12 @@ def _selecting(records: Sequence[Record], when: str) -> str:
     return mean_sd([POINTS * r.metric(r.selecting[0], "select", when) for r in records], 2)
 
 
-def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str, when: str) -> str:
+def _differences(
+    rows: Sequence[RowRuns], found: Sequence[Finding], metric: str, when: str, leads: str
+) -> str:
     """Each difference with both intervals; p-values only for the metric of the verdicts."""
     names = {row.name: row for row in rows}
-    headline = metric == next(iter(SHOWN))
+    headline = metric == leads
     body = []
     for each in found:
         made = each.difference if headline else difference(
@@ -341,7 +358,7 @@ def _differences(rows: Sequence[RowRuns], found: Sequence[Finding], metric: str,
         body.append([*told, p_value(each.p)] if headline else told)
     head = ["", "n", "difference", "training 95 % CI", "population 95 % CI", "detectable"]
     head += ["p (Holm)"] if headline else []
-    title = f"Differences in test {SHOWN[metric]}, in points, paired by seed"
+    title = f"Differences in test {MEASURES[metric].name}, in points, paired by seed"
     return text(table(metric, title, head, body)) if body else ""
 
 

@@ -15,13 +15,13 @@ from analysis.blocks import Block, Column, bases
 from analysis.contents import hardly_learned
 from analysis.differences import Difference, RowRuns, difference
 from analysis.facts import NONE
-from analysis.metrics import MEASURES, TESTED
+from analysis.metrics import MEASURES, to_test
 from analysis.numbers import POINTS
 from analysis.question import Question
+from analysis.records import leading
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 
 Verdict = Literal["better", "worse", "equivalent", "undecided", "not tested"]
-HEADLINE = "accuracy"
 SAME_SCANS = ("organamnist", "organcmnist", "organsmnist")
 """Views of the same scans: one data set wherever data sets are counted."""
 
@@ -85,7 +85,7 @@ def findings(block: Block, question: Question) -> list[Finding]:
     for column in block.columns:
         for row, base in pairs:
             other = column.row(base)
-            made = difference(column.rows[row], other, HEADLINE)
+            made = difference(column.rows[row], other, block.leads)
             hardly = hardly_learned(column.rows[row])
             chosen = "" if other.name == base else other.name
             found.append(Finding(row, base, column.name, made, hardly=hardly, chosen=chosen))
@@ -103,11 +103,12 @@ def of_rows(rows: Sequence[RowRuns], margin: float, when: str = "last") -> list[
     names = {row.name: row for row in rows}
     own = {row.name: _own_base(row, names) for row in rows}
     first = next(name for name, base in own.items() if not base)
+    leads = leading(record for row in rows for record in row.records)
     found = []
     for row in rows:
         base = own[row.name] or first
         if row.name not in (base, NONE) and not row.origin:
-            made = difference(row, names[base], HEADLINE, when)
+            made = difference(row, names[base], leads, when)
             column = next((each.run.benchmark for each in row.records), "")
             found.append(Finding(row.name, base, column, made, fallback=not own[row.name]))
     return judged(found, margin)
@@ -177,7 +178,8 @@ def overall(block: Block, found: Sequence[Finding], margin: float) -> tuple[list
         estimates = [_mean(group) for group in kept]
         wins, ties, losses = stats.win_tie_loss(estimates, margin)
         chances = [
-            np.mean([_improvement(columns[each.column], each) for each in group]) for group in kept
+            np.mean([_improvement(columns[each.column], each, block.leads) for each in group])
+            for group in kept
         ]
         made.append(
             Overall(
@@ -232,12 +234,12 @@ def _interval(groups: Sequence[Sequence[Finding]]) -> Interval | None:
     return stats.mean_interval(known)
 
 
-def _improvement(column: Column, found: Finding) -> float:
-    ours, theirs = (scores(column.row(name)) for name in (found.row, found.base))
+def _improvement(column: Column, found: Finding, metric: str) -> float:
+    ours, theirs = (scores(column.row(name), metric) for name in (found.row, found.base))
     return stats.probability_of_improvement(ours, theirs)
 
 
-def scores(row: RowRuns, metric: str = HEADLINE, when: str = "last") -> list[float]:
+def scores(row: RowRuns, metric: str, when: str = "last") -> list[float]:
     """A metric for each seed for which it is defined; if it is a percentage, in points."""
     scale = POINTS if MEASURES[metric].percent else 1
     values = [scale * each.metric(metric, when=when) for each in row.by_seed().values()]
@@ -268,7 +270,7 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
         return Best("", frozenset(), frozenset())
     sign = -1 if MEASURES[metric].lower else 1
     top = max(means, key=lambda name: sign * float(np.mean(means[name])))
-    if metric not in TESTED:
+    if metric not in to_test(column.leads):
         return Best(top, frozenset(), frozenset())
     others = [name for name in means if name != top]
     made = {name: difference(column.rows[name], column.rows[top], metric) for name in others}
@@ -284,9 +286,7 @@ def best(column: Column, names: Sequence[str], metric: str) -> Best:
     return Best(top, tied, frozenset(others) - tested.keys(), detectable)
 
 
-def mean_ranks(
-    block: Block, metric: str = HEADLINE
-) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
+def mean_ranks(block: Block, metric: str) -> tuple[tuple[str, ...], stats.Ranks, int] | None:
     """Names and ranks of the rows with three seeds on each data set, and the number of sets."""
     sign = -1 if MEASURES[metric].lower else 1
     columns = [column for column in block.columns if column.done]

@@ -63,8 +63,14 @@ MEASURES = {
 those on corrupted test images (``ON_CORRUPTED``)."""
 FURTHER = ("f1", "precision", "sensitivity", "specificity", "mcc")
 """Metrics that no run stores; they are computed from predictions when a table asks for them."""
-SHOWN = {name: MEASURES[name].name for name in ("accuracy", "auc")}
-"""Metrics with a main table, and their names there; ``item_values`` gives the spread of each."""
+HEADLINE = "accuracy"
+"""The metric that leads, unless the runs on a data set name another: differences, verdicts and
+figures are of this metric."""
+SHOWN: Mapping[str, tuple[str, ...]] = {
+    HEADLINE: (HEADLINE, "auc"),
+    "auc": ("auc", "auprc", "balanced_accuracy"),
+}
+"""Metrics with a main table, by the one that leads."""
 ON_CORRUPTED = (
     "corrupted_accuracy",
     "corrupted_auc",
@@ -74,10 +80,14 @@ ON_CORRUPTED = (
 )
 """Metrics of a run on corrupted test images, last epoch: means over severities, then over
 corruptions. ``corrupted.value`` computes them, ``corrupted.item_values`` gives their spread."""
-TESTED = (*SHOWN, *ON_CORRUPTED)
-"""Metrics with a known spread, whose differences can be tested."""
-ITEMS = (*SHOWN, "balanced_accuracy")
+ITEMS = ("accuracy", "auc", "balanced_accuracy")
 """Metrics that are means over rows, with the values of ``item_values``."""
+
+
+def to_test(leads: str) -> frozenset[str]:
+    """The metrics whose differences are tested where this one leads: their spread is known."""
+    main = {*SHOWN[HEADLINE], *SHOWN[leads]}
+    return frozenset({*main.intersection(ITEMS), *ON_CORRUPTED})
 
 
 def selecting(kind: str) -> tuple[str, str]:

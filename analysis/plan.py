@@ -13,6 +13,7 @@ from scipy import special
 from analysis import blocks, chosen, findings
 from analysis.blocks import Block, Column
 from analysis.findings import Finding
+from analysis.metrics import HEADLINE, MEASURES
 from analysis.numbers import number
 from analysis.question import Question
 from analysis.records import Record
@@ -241,8 +242,9 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     ]
     columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
                f"seeds, family of {len(found)}", "more hours"]  # fmt: skip
+    of = "" if block.leads == HEADLINE else f" of {MEASURES[block.leads].name}"
     title = (
-        f"Seeds needed to show a true difference of {_points(effect)} with {100 * wanted:g} % "
+        f"Seeds needed to show a true difference of {_points(effect)}{of} with {100 * wanted:g} % "
         "power (population interval)"
     )
     remarks = [*_remarks(listed, effect), *_left_out(listed, found)]

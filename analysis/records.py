@@ -219,9 +219,20 @@ class Record:
         return self.result["data"]["kind"]
 
     @property
+    def leads(self) -> str:
+        """The metric of differences, verdicts and figures on its data set."""
+        return self.result.get("data", {}).get("leads", metrics.HEADLINE)
+
+    @property
     def selecting(self) -> tuple[str, str]:
         """The metric on the select split by which epochs are chosen, and its name."""
         return metrics.selecting(self.kind)
+
+
+def leading(records: Iterable[Record]) -> str:
+    """The metric that leads on the data set of these runs; those without a result do not say it."""
+    told = (record.leads for record in records)
+    return next((name for name in told if name != metrics.HEADLINE), metrics.HEADLINE)
 
 
 def read(folders: Iterable[Path]) -> list[Record]:

@@ -17,6 +17,9 @@ from analysis.measures import Bools, Floats
 
 Ints = NDArray[np.intp]
 
+RARE = 0.2
+"""Of fewer of the rows than this share, a class is rare."""
+
 
 class Scoring:
     """One of K classes per row: stored labels are int (N,), the class with the highest
@@ -28,6 +31,8 @@ class Scoring:
     name: ClassVar[str] = "multi-class"
     selects: ClassVar[str] = "auc"
     """the metric on the select split by which epochs and settings are chosen; higher is better"""
+    leads: ClassVar[tuple[str, str]] = ("accuracy", "auc")
+    """the metric of differences, verdicts and figures: usually, and on a table with a rare class"""
     exclusive: ClassVar[bool] = True
     """whether each row has exactly one class"""
     columns: ClassVar[tuple[int, float]] = (2, np.inf)
@@ -44,6 +49,11 @@ class Scoring:
     def counts(self, labels: NDArray, classes: int) -> NDArray:
         """(K,) rows of each class."""
         return np.bincount(labels, minlength=classes)
+
+    def leading(self, labels: NDArray, classes: int) -> str:
+        """The metric that leads on a table whose test rows have these labels."""
+        rarest = self.counts(labels, classes).min()
+        return self.leads[bool(rarest < RARE * len(labels))]
 
     def truth(self, labels: ArrayLike, rows: int, classes: int) -> Bools:
         """Stored labels, one True per row.

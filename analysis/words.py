@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from analysis.metrics import HEADLINE, MEASURES
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "scores": {
@@ -21,6 +23,12 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "@train+meta on both, @meta on the meta rows alone.",
         "[passes of X], [time of X]": "the row trained for longer, with as many forward and "
         "backward passes, or as much training time, as X: an equal budget instead of equal steps.",
+    },
+    "leading": {
+        "leading metric": "the metric of differences, verdicts, ranks and figures: accuracy, but "
+        "AUC on a table whose rarest class has less than a fifth of the test rows. The main tables "
+        "are then AUC, AUPRC (average precision, which is not tested) and balanced accuracy (mean "
+        "of the recalls of all classes).",
     },
     "metrics": {
         "F1, precision, sensitivity, specificity": "with two classes, of the second class; "
@@ -134,7 +142,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "default": "the argument is not given: it has the default of the method or of its preset."
     },
     "ranks": {
-        "mean rank": "by mean test accuracy, over data sets; 1 is best. Ranks closer than the "
+        "mean rank": "by mean test {leads}, over data sets; 1 is best. Ranks closer than the "
         "critical difference (Nemenyi, 5 %) are not significantly different.",
     },
     "more": {
@@ -168,10 +176,24 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 """By table, in the order of a report."""
 
 
-def of(tables: Collection[str]) -> dict[str, str]:
-    """The terms of these tables with their definitions, in the order of a report."""
+def about(leads: Sequence[str]) -> tuple[str, ...]:
+    """Whose terms say which metric leads, unless it is accuracy everywhere."""
+    return () if {*leads} <= {HEADLINE} else ("leading",)
+
+
+def led(leads: str) -> list[str]:
+    """That another metric than accuracy leads, and why; may be empty."""
+    if leads == HEADLINE:
+        return []
+    return [f"{MEASURES[leads].name}, because a class has less than a fifth of the test rows"]
+
+
+def of(tables: Collection[str], leads: Sequence[str] = (HEADLINE,)) -> dict[str, str]:
+    """The terms of these tables with their definitions, in the order of a report; ``leads`` are the
+    metrics that lead in them."""
+    names = " or ".join(MEASURES[name].name for name in dict.fromkeys(leads))
     return {
-        word: meaning
+        word: meaning.replace("{leads}", names)
         for name, words in WORDS.items()
         if name in tables
         for word, meaning in words.items()

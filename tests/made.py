@@ -51,6 +51,7 @@ def make_run(
     selected: bool = False,
     meta: int = 0,
     folds: int = 0,
+    leads: str = "",
     **changes: Any,
 ) -> Path:
     """The directory of a made run; ``changes`` are fields of the run."""
@@ -96,6 +97,7 @@ def make_run(
     made = _result(scores, cost, epochs, device, test_rows) | (result or {})
     made["data"]["rows"]["meta"] = meta or made["data"]["rows"]["meta"]
     made["data"] |= {"folds": folds} if folds else {}
+    made["data"] |= {"leads": leads} if leads else {}
     made["files"] = {
         path.name: path.stat().st_size
         for path in folder.iterdir()

@@ -70,6 +70,19 @@ def test_what_must_not_be_mixed_is_another_block(other: dict, tmp_path: Path) ->
     assert one.setting != two.setting or one.columns[0].training != two.columns[0].training
 
 
+def test_a_data_set_that_another_metric_leads_on_is_another_block(tmp_path: Path) -> None:
+    for method in ("none", "mixup"):
+        make_run(tmp_path, method)
+        make_run(tmp_path, method, benchmark="a", leads="auc")
+    make_run(tmp_path, "crop", benchmark="a", status="failed", reason="so")
+    images, table = read(tmp_path)
+    assert [column.name for column in images.columns] == ["digits"] and images.leads == "accuracy"
+    assert [column.name for column in table.columns] == ["a"] and table.leads == "auc"
+    assert names(table) == ["none", "crop", "mixup"] and names(images) == ["none", "mixup"]
+    apart = tables.blocks_table([(1, images), (2, table)])
+    assert "leading metric" in apart.head
+
+
 def test_other_versions_of_a_method_and_other_data_are_named(tmp_path: Path) -> None:
     make_run(tmp_path, "mixup", versions={"trainer": 1, "model": 1, "Mixup": 1})
     make_run(tmp_path, "mixup", versions={"trainer": 1, "model": 1, "Mixup": 2})
@@ -357,7 +370,7 @@ def test_with_few_seeds_nothing_is_inferred_over_data_sets_either(tmp_path: Path
     alone = Question(family=(("crop", ""),))
     (crop,), reason = findings.overall(block, findings.findings(block, alone), 0.5)
     assert crop.p <= 0.05 and reason == ""
-    ranked = findings.mean_ranks(block)
+    ranked = findings.mean_ranks(block, "accuracy")
     assert ranked is not None and ranked[0] == ("none", "crop") and ranked[2] == 8
     table = tables.ranks_table(block, "ranks")
     assert table is not None
@@ -377,7 +390,7 @@ def test_views_of_the_same_scans_are_one_data_set(tmp_path: Path) -> None:
     organs = np.mean([value for name, value in of.items() if name != "digits"])
     mixup = next(each for each in over if each.row == "mixup")
     assert mixup.estimate == pytest.approx((organs + of["digits"]) / 2)
-    ranked = findings.mean_ranks(block)
+    ranked = findings.mean_ranks(block, "accuracy")
     assert ranked is not None and ranked[2] == 2
 
 
@@ -480,7 +493,7 @@ def test_a_base_is_chosen_on_select_for_each_data_set(tmp_path: Path) -> None:
         assert found[column.name].difference == own
     ((over,), _) = findings.overall(block, list(found.values()), 0.5)
     assert (over.base, over.sets) == (base, 2)
-    notes = tables.differences_table(list(found.values()), "differences", 0.5).notes
+    notes = tables.differences_table(list(found.values()), "differences", 0.5, "accuracy").notes
     told = f"randaugment on digits and {strong} on breastmnist."
     other = f"{strong} on breastmnist and randaugment on digits."
     assert notes[-1].startswith(f"{base}: ") and notes[-1].endswith((told, other))

@@ -65,10 +65,10 @@ def test_the_figure_of_a_report(tmp_path: Path) -> None:
     runs_by_labels(tmp_path / "runs", (10, 20, 40))
     (block,) = blocks.split(records.scan(tmp_path / "runs")[0])
     found = findings.findings(block, Question())
-    line = figures._worth(block.columns, "mixup", "none")
+    line = figures._worth(block.columns, "mixup", "none", "accuracy")
     assert [each.rows for each in line] == [100, 200, 400]
     means = {
-        (column.benchmark, row): np.mean(findings.scores(column.rows[row]))
+        (column.benchmark, row): np.mean(findings.scores(column.rows[row], "accuracy"))
         for column in block.columns
         for row in ("none", "mixup")
     }

@@ -10,12 +10,15 @@ import pytest
 
 from analysis import metrics
 from analysis.metrics import (
+    ITEMS,
+    SHOWN,
     evaluate,
     item_values,
     probabilities,
     quick,
+    to_test,
 )
-from analysis.tasks import TASKS
+from analysis.tasks import TASKS, task_named
 
 KINDS = tuple(TASKS)
 CLASSES = {"multi-class": 5, "binary-class": 2, "ordinal-regression": 4, "multi-label": 6}
@@ -304,13 +307,28 @@ def test_one_row(kind):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("metric", ["accuracy", "auc"])
+@pytest.mark.parametrize("metric", ITEMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_item_values_average_to_the_metric(kind, metric, ties):
     logits, targets = draw(kind, 11, ties=ties)
     values = item_values(logits, targets, kind, metric)
     assert values.shape == (len(logits),)
     assert values.mean() == pytest.approx(evaluate(logits, targets, kind)[metric], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "leads"),
+    [((81, 19), "auc"), ((80, 20), "accuracy"), ((40, 60), "accuracy"), ((70, 25, 5), "auc")],
+)
+def test_auc_leads_where_a_class_has_less_than_a_fifth(counts, leads):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert task_named("multi-class").leading(labels, len(counts)) == leads
+    assert leads in SHOWN[leads] and leads in to_test(leads)
+
+
+def test_what_stands_beside_auc_is_tested_where_its_spread_is_known():
+    assert {"auc", "balanced_accuracy"} <= to_test("auc") and "auprc" not in to_test("auc")
+    assert "balanced_accuracy" not in to_test("accuracy")
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -121,8 +121,8 @@ DOCS = Path(__file__).parent.parent / "docs" / "reports.md"
 
 def test_the_docs_define_the_terms_as_reports_do() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    for name, terms in words.WORDS.items():
-        listed = "".join(f"- **{term}**: {told}\n" for term, told in terms.items())
+    for name in words.WORDS:
+        listed = "".join(f"- **{term}**: {told}\n" for term, told in words.of([name]).items())
         assert f"\n\n{listed}\n" in text, name
 
 
@@ -208,6 +208,38 @@ def test_a_training_that_differs_between_data_sets_alone_sets_no_blocks_apart(
     report(Options(tmp_path, tmp_path / "out", ["md"]))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "| block | data sets | protocol | runs |" in text
+
+
+def test_a_table_with_a_rare_class_is_reported_by_auc(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for seed in range(3):
+            for method, skill in (("none", 0.2), ("mixup", 3.0), ("crop", 1.0)):
+                make_run(tmp_path, method, seed, skill, benchmark=name, leads="auc", selected=True)
+            for argument in (0.1, 0.5):
+                method = f"mixup(alpha={argument})"
+                make_run(tmp_path, method, seed, 2.0, benchmark=name, leads="auc")
+    report(Options(tmp_path, tmp_path / "out", ("md", "csv")))
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    stems = {path.stem for path in (tmp_path / "out" / "tables").glob("*.csv")}
+    assert stems >= {"auc", "auprc", "balanced_accuracy", "selected", "ranks", "arguments"}
+    assert "accuracy" not in stems
+    body, definitions = page.split("## Definitions")
+    assert set(re.findall(r".*accuracy", body)) == {
+        line for line in re.findall(r".*accuracy", body) if "balanced accuracy" in line
+    }
+    assert "comparisons of test AUC, differences in points" in body
+    for title in ("Differences in test AUC, last epoch", "AUC against charged time",
+                  "Differences in test AUC over all data sets", "Test AUC by argument",
+                  "Mean ranks by test AUC", "Paired differences in test AUC"):  # fmt: skip
+        assert title in body, title
+    assert "leading metric" in definitions and "by mean test AUC, over data sets" in definitions
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    (over, *_), _ = findings.overall(block, findings.findings(block, Question()), 0.5)
+    means = [
+        np.mean([findings.scores(column.rows[row], "auc") for column in block.columns])
+        for row in (over.row, over.base)
+    ]
+    assert over.estimate == pytest.approx(means[0] - means[1])
 
 
 def test_formats_are_those_asked_for(tmp_path: Path) -> None:
@@ -669,7 +701,7 @@ def test_how_far_learning_went_and_that_it_hardly_did(tmp_path: Path) -> None:
     for each in found:
         says = "hardly learned there" in sentences.finding(each, 0.5, 3)
         assert says is each.hardly
-    assert sentences.answer(found).count("hardly learned") == 1
+    assert sentences.answer(found, block.leads).count("hardly learned") == 1
     text = " ".join(as_text(list(block.columns[0].rows.values())).split())
     assert (
         "autodo: 150 outer steps; moved in the median by probability 3.0 %, magnitude 4.0 %, "

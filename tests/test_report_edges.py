@@ -68,7 +68,7 @@ def test_a_comparison_over_data_sets_tells_its_seeds(tmp_path: Path) -> None:
     (over,), reason = findings.overall(block, findings.findings(block, Question()), 0.5)
     assert sorted(over.seeds) == [2, 4]
     assert "mean of 2 data sets (n = 2 to 4)" in sentences.overall(over, 0.5)
-    table = tables.overall_table(block.columns, [over], reason, "overall")
+    table = tables.overall_table(block, [over], reason, "overall")
     assert dict(zip(table.head, [c.text for c in table.groups[0].rows[0]], strict=True))["n"] == (
         "2 to 4"
     )
@@ -284,7 +284,7 @@ def test_what_no_row_beats_is_drawn_however_many_rows_there_are(
     points = {
         entry.name: (
             block.columns[0].rows[entry.name].records[0].result["cost"]["charged_seconds"],
-            findings.scores(block.columns[0].rows[entry.name])[0],
+            findings.scores(block.columns[0].rows[entry.name], "accuracy")[0],
         )
         for entry in block.compared
     }

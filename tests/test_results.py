@@ -147,6 +147,8 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     assert text.count("## 3,000 rows") == 1 and "2 data sets" in text
     assert text.count("| `saflex_x` over `frozen(upstream=saflex)` |") == 2  # overview, section
     assert "[one](results/one.md) and [two](results/two.md)" in text
+    (tmp_path / "two.md").write_text(STUDY.replace("test accuracy", "test AUC"))
+    assert "two.md" not in guide.written(guide.of_pages(tmp_path))  # of a table, not of images
     (tmp_path / "one.md").write_text("no table")
     with pytest.raises(ValueError, match="found none"):
         guide.of_pages(tmp_path)

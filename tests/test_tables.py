@@ -96,6 +96,30 @@ def test_equal_predictions_tell_nothing_of_what_could_be_found() -> None:
     assert np.isnan(found.detectable)
 
 
+def test_a_comparison_where_auc_leads_is_of_auc() -> None:
+    def led(method: str, skill: float) -> RowRuns:
+        made = row(method, 4, skill)
+        for each in made.records:
+            each.result["data"]["leads"] = "auc"
+        return made
+
+    rows = [led("none", 0.5), led("mixup", 1.5)]
+    (found,) = findings.of_rows(rows, 0.5)
+    assert found.difference == difference(rows[1], rows[0], "auc") and found.p < 0.05
+    text = as_text(rows, verbose=True)
+    assert "Leading    AUC, because a class has less than a fifth of the test rows" in text
+    assert "difference: points of AUC over none" in text and "accuracy, %" in text
+    shown = [
+        f"{100 * np.mean([each.metric(name) for each in rows[1].records]):.2f}"
+        for name in ("auc", "auprc", "balanced_accuracy")
+    ]
+    assert [cell.split()[0] for cell in line_of(text, "mixup")[2:5]] == shown
+    assert "Differences in test AUC" in text and "Differences in test balanced accuracy" in text
+    assert "Differences in test accuracy" not in text and "in test AUPRC" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Leading" not in as_text([row("none", 4, 0.5), row("mixup", 4, 1.5)])
+
+
 def test_only_seeds_of_both_rows_are_paired() -> None:
     base, ours = row("none", 6, 0.5), row("mixup", 4, 1.5)
     found = difference(ours, base, "accuracy")

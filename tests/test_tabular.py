@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 import methods
+from analysis import runs
 from benchmarks.contract import Case, bench, splits
 from benchmarks.data import sources, tables
 from benchmarks.data.carving import NotApplicable
@@ -30,7 +31,10 @@ from benchmarks.data.names import canonical, parse_benchmark
 from benchmarks.data.preparing import fit, prepared
 from benchmarks.data.splits import Protocol, arrays_of, make_splits
 from benchmarks.data.table_catalogue import TABLES
+from benchmarks.running import disk
+from benchmarks.studies import cells
 from benchmarks.training import models
+from benchmarks.training.evaluation import EVALUATION_BATCH
 from benchmarks.training.tabular import Columns, saint
 from benchmarks.training.tasks import MultiClass
 from methods.base import Model, Spec
@@ -620,3 +624,31 @@ class TestNetworks:
 
         expected = (at(1e-6) - at(-1e-6)) / 2e-6
         torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("every", "leads"), [(2, None), (10, "auc")])
+@pytest.mark.parametrize("model", ["mlp(width=0.1)", "saint(width=4)"])
+def test_a_run_says_which_metric_leads_and_whether_rows_are_apart(
+    every: int, leads: str | None, model: str, tmp_path: Path
+) -> None:
+    made = frame(200)
+    made["ill"] = np.where(np.arange(len(made)) % every, "no", "yes")
+    benchmark = parse_benchmark(f"csv:{written(tmp_path, made)}(target=ill)")
+    protocol = Protocol()
+    cell = cells.make_cell(
+        cells.parse_row("none", protocol),
+        benchmark,
+        models.canonical(model),
+        cells.training_of("medmnist", {"epochs": 1}),
+        protocol,
+        0,
+        checksum=arrays_of(benchmark, tmp_path).checksum,
+    )
+    options = disk.Options(data_root=tmp_path)
+    status = disk.execute(cell.run, cell.recorded, tmp_path, options, cell.benchmark)
+    assert status.state == "done", status
+    data = (runs.read_result(runs.folder_of(tmp_path, cell.run)) or {})["data"]
+    assert data.get("leads") == leads
+    told = [each for each in data["caveats"] if "test rows are not independent" in each]
+    assert len(told) == model.startswith("saint")
+    assert all(f"in batches of {EVALUATION_BATCH} in the order" in each for each in told)

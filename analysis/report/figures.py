@@ -21,11 +21,12 @@ from analysis.blocks import (
 from analysis.differences import RowRuns, difference
 from analysis.exchange import LEVELS, Worth, worth
 from analysis.facts import NONE, call_in
-from analysis.findings import HEADLINE, Finding, mean_ranks, of_rows, scores
+from analysis.findings import Finding, mean_ranks, of_rows, scores
 from analysis.labels import labelled
-from analysis.numbers import POINTS
+from analysis.metrics import HEADLINE, MEASURES
+from analysis.numbers import POINTS, starting
 from analysis.question import MARGIN, OR
-from analysis.records import Record
+from analysis.records import Record, leading
 from analysis.report import plots
 from analysis.report.plots import (
     Band,
@@ -56,6 +57,8 @@ UPSTREAMS = 3
 FEW_ROWS = 5
 """A confidence bin with fewer rows is not drawn."""
 MOST_CLASSES = 20
+IMAGES = 4
+"""Axes of images, (N, H, W, C); rows of a table have two."""
 LABELLED = ("train", "meta")
 """Rows that cost a label."""
 MANY = f", or with more than {plots.BANDS} rows"
@@ -72,7 +75,7 @@ class Figure:
 
 
 def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None:
-    """Draw test accuracy of rows on one benchmark, and the differences in their table.
+    """Draw the leading metric of rows on one benchmark, and the differences in their table.
 
     A long upstream that several rows share is called U; rows whose method declares a label are
     shown with it.
@@ -85,18 +88,16 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
     done = [record for row in rows for record in row.records if record.done]
     if not done:
         raise ValueError("no run has ended with a result")
+    leads = leading(done)
     upstream = common_upstream(rows)
     names = [row.name.replace(upstream, "U") if upstream else row.name for row in rows]
     bars = []
     for row, one, name in zip(rows, given, names, strict=True):
         found = against.get(one.name)
-        accuracies = [
-            POINTS * each.metric("accuracy", when=when) for each in row.by_seed().values()
-        ]
         bars.append(
             Bar(
                 name=name,
-                values=[value for value in accuracies if not math.isnan(value)],
+                values=scores(row, leads, when),
                 difference=math.nan if found is None else found.estimate,
                 training=_ends(found.training) if found is not None else None,
                 population=_ends(found.population) if found is not None else None,
@@ -109,9 +110,13 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
         title=f"{run.benchmark}, {run.model}, {run.training.epochs} epochs, protocol "
         f"{run.protocol}, {seeds} seeds",
         note=f"U = {upstream}" if upstream else "",
-        axis_name="test accuracy, %",
+        axis_name=_axis(leads),
         path=path,
     )
+
+
+def _axis(metric: str) -> str:
+    return f"test {MEASURES[metric].name}, %"
 
 
 def common_upstream(rows: Sequence[RowRuns]) -> str:
@@ -157,10 +162,24 @@ class _Drawing:
     def columns(self) -> list[Column]:
         return [column for column in self.block.columns if column.done]
 
+    @property
+    def measure(self) -> str:
+        """The name of the leading metric."""
+        return MEASURES[self.block.leads].name
+
+    @property
+    def axis(self) -> str:
+        """The name of an axis that shows it."""
+        return _axis(self.block.leads)
+
+    def of(self, column: Column, name: str) -> list[float]:
+        """The leading metric of each seed of a row, in points."""
+        return scores(column.rows[name], self.block.leads)
+
     def shown(self, kept: Container[str] = ()) -> tuple[list[Entry], str]:
         """Rows for a line plot, without controls, and a note on those left out.
 
-        ``none`` goes first, then the rows to keep, then those with the highest accuracy.
+        ``none`` goes first, then the rows to keep, then those with the best leading metric.
         """
         there = {
             entry: mean for entry in self.block.compared if (mean := self._mean(entry)) is not None
@@ -171,24 +190,25 @@ class _Drawing:
         what = "none, those that no other row beats in both, then" if kept else "none, then"
         return (
             [entry for entry in there if entry in wanted],
-            f" {MOST} of {len(there)} rows are drawn: {what} those with the highest accuracy.",
+            f" {MOST} of {len(there)} rows are drawn: {what} those with the highest "
+            f"{self.measure}.",
         )
 
     def _mean(self, entry: Entry) -> float | None:
-        """Mean accuracy minus that of all rows, over the data sets with results, if any."""
+        """Mean score minus that of all rows, over the data sets with results, if any."""
         own = [
             float(np.mean(values)) - self._middle[column.name]
             for column in self.columns
-            if (values := scores(column.rows[entry.name]))
+            if (values := self.of(column, entry.name))
         ]
         return float(np.mean(own)) if own else None
 
     @cached_property
     def _middle(self) -> dict[str, float]:
-        """Mean accuracy over the rows of each data set."""
+        """Mean score over the rows of each data set."""
         return {
             column.name: float(
-                np.mean([np.mean(v) for row in column.rows.values() if (v := scores(row))])
+                np.mean([np.mean(v) for name in column.rows if (v := self.of(column, name))])
             )
             for column in self.columns
         }
@@ -223,13 +243,13 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
     if not panels:
         return None
     names, note = drawing.short([f"{row} over {base}" for row, base in labels])
-    plots.intervals(panels, names, drawing.margin, "points of accuracy", paths)
+    plots.intervals(panels, names, drawing.margin, f"points of {drawing.measure}", paths)
     few = all(span is None or span.population is None for _, spans in panels for span in spans)
     told = f"fewer than {INFERENCE_SEEDS} seeds: no interval is drawn" if few else (
         "thin: population (other seeds and images), thick: training (other seeds)"
     )  # fmt: skip
     cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])
-    return "Paired differences in test accuracy", (
+    return f"Paired differences in test {drawing.measure}", (
         f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
         f"of {drawing.margin:g} points.{note}"
     )
@@ -247,7 +267,10 @@ def _upstreams(drawing: _Drawing, paths: Paths) -> Told:
             suffix = "@train" if entry.facts.needs_meta else ""
             base = drawing.block.beside(entry, upstream + suffix)
             none = drawing.block.beside(entry, NONE + suffix)
-            spans = [_span(column, *pair) for pair in ((base, none), (entry.name, base))]
+            spans = [
+                _span(column, *pair, drawing.block.leads)
+                for pair in ((base, none), (entry.name, base))
+            ]
             if spans[0] is None or spans[1] is None:
                 continue
             letter = letters.setdefault(upstream, chr(ord("a") + len(letters) % 26))
@@ -263,16 +286,16 @@ def _upstreams(drawing: _Drawing, paths: Paths) -> Told:
     plots.gains(panels, names, axes, paths)
     told = ", ".join(f"{letter}: {upstream}" for upstream, letter in letters.items())
     return "What a method adds to an upstream, against what the upstream does", (
-        "Mean paired differences in test accuracy with 95 % intervals (population, or training "
-        "where there is none); for methods that learn from meta rows on the same training rows "
-        f"(@train). On the dotted line a row gives back all that its upstream costs. {told}."
+        f"Mean paired differences in test {drawing.measure} with 95 % intervals (population, or "
+        "training where there is none); for methods that learn from meta rows on the same training "
+        f"rows (@train). On the dotted line a row gives back all that its upstream costs. {told}."
     )
 
 
-def _span(column: Column, row: str, base: str) -> Span | None:
+def _span(column: Column, row: str, base: str, metric: str) -> Span | None:
     if not (row and base) or row == base:
         return None
-    made = difference(column.rows[row], column.rows[base], HEADLINE)
+    made = difference(column.rows[row], column.rows[base], metric)
     if made is None:
         return None
     return Span(made.estimate, _ends(made.training), _ends(made.population))
@@ -283,17 +306,17 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
     for column in drawing.columns:
         points = []
         for entry in drawing.block.compared:
-            accuracies = scores(column.rows[entry.name])
+            values = drawing.of(column, entry.name)
             records = column.rows[entry.name].by_seed().values()
-            if accuracies:
+            if values:
                 seconds = np.mean([each.result["cost"]["charged_seconds"] for each in records])
-                sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else math.nan
-                points.append(Point(entry.name, float(seconds), float(np.mean(accuracies)), sd))
+                sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+                points.append(Point(entry.name, float(seconds), float(np.mean(values)), sd))
         if points:
             fronts.append((column.name, points, [points[each].name for each in pareto(points)]))
     if not fronts:
         return None
-    # The grey line is computed from all rows; its rows are kept before merely accurate ones.
+    # The grey line is computed from all rows; its rows are kept before merely good ones.
     entries, left_out = drawing.shown(frozenset().union(*(best for _, _, best in fronts)))
     names, note = drawing.short([entry.name for entry in entries])
     renamed = dict(zip([entry.name for entry in entries], names, strict=True))
@@ -305,8 +328,8 @@ def _cost_front(drawing: _Drawing, paths: Paths) -> Told:
         panels.append(
             Front(heading, [each._replace(name=renamed[each.name]) for each in drawn], front)
         )
-    plots.fronts(panels, names, ("charged seconds per run", "test accuracy, %"), paths)
-    return "Accuracy against charged time", (
+    plots.fronts(panels, names, ("charged seconds per run", drawing.axis), paths)
+    return f"{starting(drawing.measure)} against charged time", (
         "Mean over seeds; whiskers: one standard deviation over seeds (none with one seed). Grey "
         f"line: rows that no other row beats in both.{left_out}{note}"
     )
@@ -366,7 +389,7 @@ def _path(record: Record) -> tuple[list[float], list[float]] | None:
 
 
 def _ranks(drawing: _Drawing, paths: Paths) -> Told:
-    found = mean_ranks(drawing.block)
+    found = mean_ranks(drawing.block, drawing.block.leads)
     if found is None or len(found[0]) < 3:
         return None
     names, ranks, sets = found
@@ -376,8 +399,8 @@ def _ranks(drawing: _Drawing, paths: Paths) -> Told:
         shown, ranks.mean.tolist(), ranks.critical_difference, ranks.groups, title, paths
     )
     return "Mean ranks with the critical difference", (
-        f"Ranks of mean test accuracy over {sets} data sets; Nemenyi, 5 %. With few data sets the "
-        f"critical difference is wide.{note}"
+        f"Ranks of mean test {drawing.measure} over {sets} data sets; Nemenyi, 5 %. With few data "
+        f"sets the critical difference is wide.{note}"
     )
 
 
@@ -487,17 +510,18 @@ def _robustness(drawing: _Drawing, paths: Paths) -> Told:
     for heading, parameter, levels in corrupted(drawing.columns):
         made = []
         for entry, name in zip(entries, names, strict=True):
-            of = [(level, scores(column.rows[entry.name])) for level, column in levels]
+            of = [(level, drawing.of(column, entry.name)) for level, column in levels]
             curve = _curve(name, [(level, values) for level, values in of if values])
             if curve is not None:
                 made.append(curve)
         if made:
-            panels.append(Panel(heading, parameter, "test accuracy, %", made))
+            panels.append(Panel(heading, parameter, drawing.axis, made))
     if not panels:
         return None
     plots.curves(panels, names, paths)
     return "Robustness to corrupted labels and classes", (
-        "Mean test accuracy against the share of wrong labels or the imbalance of classes; band: "
+        f"Mean test {drawing.measure} against the share of wrong labels or the imbalance of "
+        "classes; band: "
         f"one standard deviation over seeds (none with one seed{MANY}).{left_out}{note}"
     )
 
@@ -578,12 +602,12 @@ def _levels(
 
 def _exchange(drawing: _Drawing, paths: Paths) -> Told:
     """What each row is worth in labelled rows of its base."""
-    panels, names = [], []
+    panels, names, leads = [], [], drawing.block.leads
     pairs = list(dict.fromkeys((each.row, each.base) for each in drawing.found))
     for heading, levels in _levels(drawing.columns, "rows_per_class", 0):
-        lines = {}
+        lines, columns = {}, [column for _, column in levels]
         for row, base in pairs:
-            line = [] if OR in base else _worth([column for _, column in levels], row, base)
+            line = [] if OR in base else _worth(columns, row, base, leads)
             if line:
                 lines[f"{row} over {base}"] = line
         if lines:
@@ -599,9 +623,12 @@ def _exchange(drawing: _Drawing, paths: Paths) -> Told:
         ("labelled rows", "labelled rows that its base needs for as much"),
         paths,
     )
+    as_good, values = f"has the {drawing.measure} that a row has", "values"
+    if drawing.block.leads == HEADLINE:
+        as_good, values = "is as accurate as a row is", "accuracies"
     return "What a row is worth in labelled rows", (
-        "With how many labelled rows its base is as accurate as a row is with those on the x axis, "
-        "by the base's own accuracies (isotonic, linear in the logarithm between them), to which "
+        f"With how many labelled rows its base {as_good} with those on the x axis, "
+        f"by the base's own {values} (isotonic, linear in the logarithm between them), to which "
         "the difference is added. On the grey line the row is worth no label. Bars: 95 % interval "
         "of the difference (population, or training where there is none), with the base's curve "
         "taken as measured. Triangles: beyond the numbers of rows that the base was trained on."
@@ -609,7 +636,7 @@ def _exchange(drawing: _Drawing, paths: Paths) -> Told:
     )
 
 
-def _worth(columns: Sequence[Column], row: str, base: str) -> list[Worth]:
+def _worth(columns: Sequence[Column], row: str, base: str, metric: str) -> list[Worth]:
     """By rising numbers of labelled rows; empty if the base was trained with too few numbers, or
     if the row has other numbers of labelled rows than the base."""
     known = []
@@ -619,7 +646,7 @@ def _worth(columns: Sequence[Column], row: str, base: str) -> list[Worth]:
             rows = {_labelled(each) for each in records}
             if len(rows | {_labelled(e) for e in column.rows[row].by_seed().values()}) > 1:
                 return []
-            mean = float(np.mean(scores(column.rows[base])))
+            mean = float(np.mean(scores(column.rows[base], metric)))
             known.append((float(rows.pop()), mean, column, float(len(records))))
     known.sort(key=lambda each: each[0])
     rows, means, places, weights = zip(*known, strict=True) if known else ((), (), (), ())
@@ -627,7 +654,7 @@ def _worth(columns: Sequence[Column], row: str, base: str) -> list[Worth]:
         return []
     gains = []
     for column in places:
-        span = _span(column, row, base)
+        span = _span(column, row, base, metric)
         gains.append(None if span is None else (span.estimate, span.population or span.training))
         column.forget()
     return worth(rows, means, gains, weights)
@@ -668,22 +695,22 @@ def _sensitivity(drawing: _Drawing, paths: Paths) -> Told:
                 made = []
                 for label, points in lines.items():
                     ordered = sorted(points, key=lambda each: ticks.index(each[0]))
-                    of = [(ticks.index(v), scores(column.rows[e.name])) for v, e in ordered]
+                    of = [(ticks.index(v), drawing.of(column, e.name)) for v, e in ordered]
                     curve = _curve(
                         label, [(float(place), values) for place, values in of if values]
                     )
                     if curve is not None:
                         made.append(curve)
                 heading = f"{column.name}, {method} over {over}"
-                panels.append(Panel(heading, argument, "test accuracy, %", made, ticks))
+                panels.append(Panel(heading, argument, drawing.axis, made, ticks))
     panels = [panel for panel in panels if panel.curves][:MOST]
     if not panels or len(names) > 2 * MOST:
         return None
     plots.curves(panels, names, paths)
     return "Sensitivity to hyper-parameters", (
-        "Mean test accuracy of rows that differ only in one argument; default: the argument is "
-        "not given. Band: one standard deviation over seeds. A value chosen here was chosen on the "
-        f"test split.{drawing.short(['U'])[1]}"
+        f"Mean test {drawing.measure} of rows that differ only in one argument; default: the "
+        "argument is not given. Band: one standard deviation over seeds. A value chosen here was "
+        f"chosen on the test split.{drawing.short(['U'])[1]}"
     )
 
 
@@ -762,7 +789,7 @@ def _samples(drawing: _Drawing, paths: Paths) -> Told:
     for entry in drawing.shown()[0]:
         stored = (r.arrays("samples.npz") for r in column.rows[entry.name].by_seed().values())
         arrays = next((each for each in stored if each), None)
-        if arrays is None or entry.row == NONE:
+        if arrays is None or entry.row == NONE or arrays["drawn"].ndim != IMAGES:
             continue
         pairs = np.stack([arrays["drawn"], arrays["trained"]], axis=1) / 255
         captions = ["drawn", "trained on"] * len(pairs)

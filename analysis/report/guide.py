@@ -23,6 +23,8 @@ PAGE = Path("docs/what_to_try.md")
 TAKEN = "frozen"
 """In the name of a row without learning."""
 DIFFERENCES = "### Differences in test accuracy, last epoch"
+OTHERS = re.compile(r"^### Differences in test (?!accuracy)", re.MULTILINE)
+"""On the page of a study on tables, where AUC leads on some: it says nothing of images."""
 SCORES = "### Test accuracy, %, mean ± standard deviation over n seeds; last epoch"
 VERDICTS = ("better", "equivalent", "undecided", "worse", "not tested")
 IMAGES = {
@@ -107,12 +109,14 @@ def merged(sets: Sequence[DataSet]) -> list[DataSet]:
 
 
 def read(page: Path) -> list[DataSet]:
-    """The data sets of a study's page.
+    """The data sets of a study's page; none if it is about tables.
 
     Raises:
         ValueError: the page has no table of differences.
     """
     text = page.read_text(encoding="utf-8")
+    if OTHERS.search(text):
+        return []
     records: Any = pd.read_parquet(page.with_suffix(".parquet"))
     costs = {line[""]: line["cost ratio"] for line in table(text, SCORES)}
     lines = table(text, DIFFERENCES)

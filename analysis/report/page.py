@@ -211,6 +211,7 @@ def _made(
         for number, block in enumerate(made, start=1)
     ]
     found_searches = _searches(options)
+    leads = [block.leads for block in made]
     names = {each.name for part in parts for section in part.sections for each in section.tables}
     return Report(
         title=f"augbench report: {root.resolve().name}",
@@ -240,7 +241,9 @@ def _made(
                 *names,
                 *(["metrics"] if options.metrics else []),
                 *(["search"] if found_searches else []),
-            }
+                *words.about(leads),
+            },
+            leads,
         ),
         command=options.command,
     )
@@ -342,7 +345,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         drawn = figures.draw_all(block, found, asked.margin, place, options.suffixes)
     main = [
         results.main_table(block, metric, metric, options.published, "last")
-        for metric in dict.fromkeys((*SHOWN, *options.metrics))
+        for metric in dict.fromkeys((*SHOWN[block.leads], *options.metrics))
     ]
     offered = [
         column
@@ -350,7 +353,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         if any("selected" in record.result["metrics"] for record in column.done)
     ]
     chosen = replace(block, columns=tuple(offered))
-    selected = results.main_table(chosen, "accuracy", "selected", False, "selected")
+    selected = results.main_table(chosen, block.leads, "selected", False, "selected")
     further = [
         selected if offered else None,
         tables.detection_table(block, "labels-found"),
@@ -359,8 +362,10 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
         tables.ranks_table(block, "ranks"),
     ]
     compared = [
-        tables.differences_table(found, "differences", asked.margin) if found else None,
-        tables.overall_table(block.columns, over, reason, "overall") if over else None,
+        tables.differences_table(found, "differences", asked.margin, block.leads)
+        if found
+        else None,
+        tables.overall_table(block, over, reason, "overall") if over else None,
     ]
     moved = tables.learning_table(block, "moved")
     names = tables.names_table(block, "names")
@@ -395,7 +400,7 @@ def _part(options: Options, asked: Question, block: Block, folder: str) -> Part:
     return Part(
         folder=folder,
         title=_title(block),
-        answer=sentences.answer(found),
+        answer=sentences.answer(found, block.leads),
         sections=[each for each in sections if each.tables or each.figures or each.texts],
         protocol=_protocol(options.root, block, _title(block) if folder else ""),
     )

@@ -15,7 +15,7 @@ from analysis.blocks import Block, Column, Entry
 from analysis.contents import one_class
 from analysis.findings import Best, best, mean_ranks, scores
 from analysis.labels import legend
-from analysis.metrics import MEASURES, ON_CORRUPTED, TESTED
+from analysis.metrics import MEASURES, ON_CORRUPTED, to_test
 from analysis.numbers import MISSING, count, counted, listed, mean_sd, number
 from analysis.report import published
 from analysis.report.tables import folds_note, patients_note, ratio
@@ -76,8 +76,9 @@ class Scores:
     @cached_property
     def counts(self) -> dict[tuple[str, str], int]:
         """The number of seeds, by data set and row."""
+        leads = self.block.leads
         return {
-            (column.name, entry.name): len(scores(column.rows[entry.name], when=self.when))
+            (column.name, entry.name): len(scores(column.rows[entry.name], leads, self.when))
             for column in self.block.columns
             for entry in self.block.entries
         }
@@ -145,6 +146,7 @@ class Scores:
         notes, lines = [], []
         lower = any(MEASURES[metric].lower for metric in self.metrics)
         best_of = "best" if lower else "highest"
+        testing = to_test(self.block.leads)
         if enough:
             controls = ", without control rows" if self.block.controls else ""
             tested = (
@@ -153,12 +155,12 @@ class Scores:
             )
             notes.append(
                 f"Bold (best): the {best_of} mean of a column{controls}"
-                f"{tested if set(TESTED) & set(self.metrics) else ''}."
+                f"{tested if testing & set(self.metrics) else ''}."
             )
             fewest = min(self.counts[name, told[name, metric].top] for name, metric in enough)
-            if fewest < FEW_SEEDS and set(TESTED) & set(self.metrics):
+            if fewest < FEW_SEEDS and testing & set(self.metrics):
                 notes.append(f"Few seeds: with fewer than {FEW_SEEDS}, italics are less reliable.")
-            untested = [MEASURES[each].name for each in self.metrics if each not in TESTED]
+            untested = [MEASURES[each].name for each in self.metrics if each not in testing]
             if untested:
                 notes.append(f"Not tested, so nothing is in italics: {', '.join(untested)}.")
         few = {key: top.top for key, top in told.items() if key not in enough}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.metrics import SHOWN
+from analysis.metrics import MEASURES
 from analysis.numbers import POINTS, number, signed
 from analysis.question import STUDIES
 from analysis.report import plots, sentences
@@ -37,7 +37,7 @@ class Search:
     @property
     def metric(self) -> str:
         """The metric that chose, as it is printed."""
-        return SHOWN[self.rows[0]["metric"]]
+        return MEASURES[self.rows[0]["metric"]].name
 
     @property
     def tables(self) -> dict[str, list[Row]]:

@@ -19,8 +19,19 @@ from analysis.blocks import (
 from analysis.contents import HARDLY, hardly_learned, one_class
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
-from analysis.findings import HEADLINE, Finding, Overall
-from analysis.numbers import MISSING, bounds, count, counted, number, p_value, signed
+from analysis.findings import Finding, Overall
+from analysis.metrics import HEADLINE, MEASURES, SHOWN
+from analysis.numbers import (
+    MISSING,
+    bounds,
+    count,
+    counted,
+    listed,
+    number,
+    p_value,
+    signed,
+    starting,
+)
 from analysis.question import Question
 from analysis.records import Record
 from analysis.report.tables import folds_note, patients_note
@@ -33,6 +44,7 @@ from analysis.runs import (
 )
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 from analysis.table import Table, table
+from analysis.words import led
 from methods.naming import render, with_path
 
 RUNS = "runs"
@@ -154,8 +166,8 @@ def overall(each: Overall, margin: float) -> str:
     return f"{told}; P(improvement) {each.improvement:.2f}."
 
 
-def answer(found: Sequence[Finding]) -> str:
-    """Which comparisons had which verdict, each with its difference in points."""
+def answer(found: Sequence[Finding], metric: str) -> str:
+    """Which comparisons of the leading metric had which verdict, each with its difference."""
     if not found:
         return "Nothing is compared."
     several = len({each.column for each in found}) > 1
@@ -166,7 +178,8 @@ def answer(found: Sequence[Finding]) -> str:
         where = f"{each.column} ({estimate})" if several else f"({estimate})"
         pairs = verdicts.setdefault(each.told, {})
         pairs.setdefault(f"{each.row} over {each.base}", []).append(where)
-    told = [f"{count(len(found), 'comparison')} of test accuracy, differences in points"]
+    name = MEASURES[metric].name
+    told = [f"{count(len(found), 'comparison')} of test {name}, differences in points"]
     for verdict, pairs in verdicts.items():
         on = " on " if several else " "
         names = [f"{pair}{on}{', '.join(places)}" for pair, places in pairs.items()]
@@ -192,21 +205,21 @@ def controls(
         for entry in block.compared:
             beside = block.controls_of(entry)
             base = block.baseline(entry) if beside else ""
-            gain = _gain(column, entry.name, base, family) if base else ""
+            gain = _gain(column, entry.name, base, family, block.leads) if base else ""
             explained, readings = [], dict[str, str]()
             few = False
             for control in beside:
-                made = difference(column.rows[entry.name], column.rows[control], HEADLINE)
+                made = difference(column.rows[entry.name], column.rows[control], block.leads)
                 if made is None:
                     continue
                 read = reading(made, margin)
                 rows.append(
                     [f"{entry.name} over {control}", column.name, made.seeds,
                      signed(made.estimate), bounds(made.population), number(made.detectable, 2),
-                     f"{read} (few seeds)" if made.few and read in SHOWN else read]
+                     f"{read} (few seeds)" if made.few and read in OF_SEEDS else read]
                 )  # fmt: skip
                 if not block.by_name[control].facts.dirty:
-                    explained.append(_explained(control, read, margin))
+                    explained.append(_explained(control, read, margin, block.leads))
                     readings[control] = read
                     few |= made.few
             if gain and hardly_learned(column.rows[entry.name]):
@@ -234,11 +247,12 @@ def controls(
         *folds_note(block.columns),
         *patients_note(block.columns),
     ]
-    title = "Methods against their control rows, test accuracy, last epoch"
+    name_of = MEASURES[block.leads].name
+    title = f"Methods against their control rows, test {name_of}, last epoch"
     return sentences, table(name, title, head, rows, notes)
 
 
-SHOWN = ("above", "same", "below", "open")
+OF_SEEDS = ("above", "same", "below", "open")
 """Readings that depend on an interval, and so on the number of seeds."""
 
 
@@ -256,7 +270,7 @@ def reading(made: Difference, margin: float) -> str:
 
 
 def _gain(
-    column: Column, row: str, base: str, family: Mapping[tuple[str, str, str], Finding]
+    column: Column, row: str, base: str, family: Mapping[tuple[str, str, str], Finding], metric: str
 ) -> str:
     """That a row gains over its base, and how this is known; empty if it is not."""
     tested = family.get((row, base, column.name))
@@ -264,7 +278,7 @@ def _gain(
         made, shown = tested.difference, tested.p <= ALPHA
         known = "after Holm, few seeds" if made is not None and made.few else "after Holm"
     else:
-        made = difference(column.rows[row], column.rows[base], HEADLINE)
+        made = difference(column.rows[row], column.rows[base], metric)
         shown = made is not None and made.population is not None and made.population.low > 0
         known = "by its own population interval, not corrected"
     gained = shown and made is not None and made.estimate > 0
@@ -298,15 +312,17 @@ def _of_learning(named: Mapping[str, str], others: Mapping[str, str]) -> str:
     return f"{told}."
 
 
-def _explained(control: str, read: str, margin: float) -> str:
+def _explained(control: str, read: str, margin: float, metric: str) -> str:
+    alike = "is correct on the same images"
+    if metric != HEADLINE:
+        alike = f"has the same {MEASURES[metric].name} on the same rows"
     told = {
         "above": "scores lower, so it does not explain the whole gain",
         "same": f"is equivalent within the margin of {margin:g}, so the gain beyond that may not "
         "be due to the method",
         "below": "scores higher, so the gain may not be due to the method",
         "open": "is not significantly different, so whether it explains the gain is undecided",
-        "identical": "is correct on the same images for every seed, so the gain is not due to the "
-        "method",
+        "identical": f"{alike} for every seed, so the gain is not due to the method",
         "not tested": "has too few seeds, only one test patient or no complete repeat of folds, so "
         "whether it explains the gain is unknown",
     }[read]
@@ -338,9 +354,12 @@ def advice(block: Block) -> list[str]:
 
 def selection(block: Block) -> list[str]:
     """How epochs were chosen, and why the secondary choice is missing, if it is."""
+    names = listed([MEASURES[each].name for each in SHOWN[block.leads]])
     told = [
         "Numbers are from the last epoch unless a table says otherwise, and nothing was chosen on "
-        "the test split. Accuracy and AUC are on the test split, the official one if there is one.",
+        f"the test split. {starting(names)} are on the test split, the official one if there is "
+        "one.",
+        *(f"The leading metric is {why}." for why in led(block.leads)),
         *folds_note(block.columns),
     ]
     reasons: dict[str, list[str]] = {}

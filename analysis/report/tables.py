@@ -35,6 +35,7 @@ from analysis.findings import (
     mean_ranks,
     scores,
 )
+from analysis.metrics import MEASURES
 from analysis.numbers import (
     MISSING,
     bounds,
@@ -110,8 +111,8 @@ def training_text(column: Column) -> str:
     return text
 
 
-def differences_table(found: Sequence[Finding], name: str, margin: float) -> Table:
-    """Every comparison with both intervals, the test and its verdict."""
+def differences_table(found: Sequence[Finding], name: str, margin: float, metric: str) -> Table:
+    """Every comparison with both intervals, the test and its verdict; of the leading metric."""
     rows = []
     for each in found:
         *told, detectable = difference_cells(each.difference)
@@ -129,7 +130,8 @@ def differences_table(found: Sequence[Finding], name: str, margin: float) -> Tab
         *([cut] if folds else []),
         *chosen_note(found),
     ]
-    return table(name, "Differences in test accuracy, last epoch", head, rows, notes)
+    title = f"Differences in test {MEASURES[metric].name}, last epoch"
+    return table(name, title, head, rows, notes)
 
 
 def chosen_note(found: Sequence[Finding]) -> list[str]:
@@ -145,10 +147,9 @@ def chosen_note(found: Sequence[Finding]) -> list[str]:
     ]
 
 
-def overall_table(
-    columns: Sequence[Column], found: Sequence[Overall], reason: str, name: str
-) -> Table:
+def overall_table(block: Block, found: Sequence[Overall], reason: str, name: str) -> Table:
     """Comparisons over all data sets."""
+    columns = block.columns
     rows = [
         [
             f"{each.row} over {each.base}",
@@ -167,7 +168,7 @@ def overall_table(
     notes = [*folds_note(columns), *patients_note(columns)]
     if reason:
         notes.append(f"No Wilcoxon test: {reason}.")
-    title = "Differences in test accuracy over all data sets, last epoch"
+    title = f"Differences in test {MEASURES[block.leads].name} over all data sets, last epoch"
     return table(name, title, head, rows, notes)
 
 
@@ -275,7 +276,7 @@ def ablation_table(block: Block, name: str) -> Table | None:
                 [
                     entry.name,
                     *(given.get(key, "default") for key in keys),
-                    *(mean_sd(scores(c.rows[entry.name]), 2) for c in block.columns),
+                    *(mean_sd(scores(c.rows[entry.name], block.leads), 2) for c in block.columns),
                 ]
             )
             for entry, given in rows
@@ -283,12 +284,13 @@ def ablation_table(block: Block, name: str) -> Table | None:
         groups.append(Group(f"{method} over {upstream}", tuple(body)))
     head = ("", *keys, *(f"{column.name}, % ↑" for column in block.columns))
     note = "default: not given, so the default of the method or of its preset."
-    return Table(name, "Test accuracy by argument, last epoch", head, tuple(groups), (note,))
+    title = f"Test {MEASURES[block.leads].name} by argument, last epoch"
+    return Table(name, title, head, tuple(groups), (note,))
 
 
 def ranks_table(block: Block, name: str) -> Table | None:
     """Mean ranks over data sets; None without two sets, or two rows with three seeds on each."""
-    found = mean_ranks(block)
+    found = mean_ranks(block, block.leads)
     if found is None:
         return None
     names, ranks, sets = found
@@ -304,7 +306,7 @@ def ranks_table(block: Block, name: str) -> Table | None:
         notes.append(
             f"Left out, with fewer than {INFERENCE_SEEDS} seeds on a data set: {', '.join(left)}."
         )
-    title = "Mean ranks by test accuracy, last epoch, 1 is best"
+    title = f"Mean ranks by test {MEASURES[block.leads].name}, last epoch, 1 is best"
     return table(name, title, ["", "mean rank ↓"], rows, notes)
 
 

@@ -21,6 +21,7 @@ class UsageError(ValueError):
 
 OF_PRESET = _default("the preset's")
 DATA = _default("AUGBENCH_DATA, else ~/.cache/augbench")
+MAIN = _default("accuracy,auc; where AUC leads auc,auprc,balanced_accuracy")
 WITH = arg(name="with", metavar="PATH ...", help_behavior_hint="(default: none)")
 
 
@@ -359,7 +360,7 @@ class ReportCommand:
     """folder to write: report.html (one file), report.md, figures, tables, records.parquet"""
     published: bool = False
     """show published numbers next to ours"""
-    metrics: Annotated[str, _default("accuracy,auc")] = ""
+    metrics: Annotated[str, MAIN] = ""
     """more metrics, each with a table: f1,precision,sensitivity,specificity,mcc,auprc,nll,
     corrupted_auc,..."""
     format: str = "html,md,tex,csv"
@@ -389,7 +390,7 @@ class TableCommand:
     label with a comma in quotes"""
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or an unambiguous part of it; NAME=LABEL as for rows"""
-    metrics: str = "accuracy,auc"
+    metrics: Annotated[str, MAIN] = ""
     """metrics, separated by commas; corrupted_accuracy and others on corrupted test images, and f1,
     mcc, specificity, ece and others, which are not tested"""
     format: Annotated[
@@ -442,7 +443,7 @@ class PlanCommand:
     benchmarks: Annotated[str, _default("all")] = ""
     """benchmarks, by name or an unambiguous part of it, separated by commas"""
     detect: float = 1.0
-    """the difference to show, in points of accuracy"""
+    """the difference to show, in points of accuracy, or of AUC where it leads"""
     power: float = 0.8
     """probability of finding it"""
     all_versions: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from analysis import blocks, joined, question, records, table, versions
 from analysis.blocks import Block
 from analysis.chosen import Choice
-from analysis.metrics import MEASURES
+from analysis.metrics import MEASURES, SHOWN
 from analysis.question import Question
 from analysis.records import Record, Unread
 from analysis.report import results, tables
@@ -76,7 +76,9 @@ def written(command: TableCommand) -> str:
     )
     made = _of_block(
         command,
-        lambda block: results.paper_table(block, metrics, name, command.selection, options),
+        lambda block: results.paper_table(
+            block, metrics or SHOWN[block.leads], name, command.selection, options
+        ),
     )
     text = WRITERS[kind](made)
     if command.out is None:
@@ -92,7 +94,10 @@ def numbers(command: TableCommand) -> DataFrame:
     metrics = _metrics(command)
     if command.out is not None:
         written(command)
-    return _of_block(command, lambda block: results.frame(block, metrics, command.selection))
+    return _of_block(
+        command,
+        lambda block: results.frame(block, metrics or SHOWN[block.leads], command.selection),
+    )
 
 
 def _format(command: TableCommand) -> str:
@@ -107,8 +112,9 @@ def _format(command: TableCommand) -> str:
 
 
 def _metrics(command: TableCommand) -> list[str]:
+    """The metrics that the command names; none: those of a report's main tables."""
     wanted = metrics_in(command.metrics)
-    if not wanted:
+    if command.metrics and not wanted:
         raise UsageError(f"metrics: expected some of {', '.join(MEASURES)}, got none")
     if command.published and (more := [each for each in wanted if not MEASURES[each].percent]):
         raise UsageError(f"published: expected only accuracy and auc with it, got {more[0]}")

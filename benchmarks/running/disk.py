@@ -37,7 +37,7 @@ from benchmarks.training.errors import (
     first_line,
     out_of_memory,
 )
-from benchmarks.training.evaluation import labels_of, logits_of
+from benchmarks.training.evaluation import caveats_of, labels_of, logits_of
 from benchmarks.training.progress import Gone, Progress, Silent
 from benchmarks.training.saved import network_of
 from benchmarks.training.tasks import task_of
@@ -218,7 +218,7 @@ def _attempt(
         "checksum": arrays.checksum,
         "verified": arrays.verified,
         "folds": benchmark.folds,
-        "caveats": list(splits.caveats),
+        "caveats": [*splits.caveats, *caveats_of(fitted.model, splits.test)],
         "notes": list(splits.notes),
         "kind": splits.kind,
         "classes": list(splits.classes),
@@ -232,6 +232,11 @@ def _attempt(
         "corruption": splits.corruption,
         "select_trained": splits.select_trained,
     }
+    if arrays.table is not None:
+        # of the stored test rows, not of a fold, so that it is the same for every run
+        leads = task_named(arrays.kind).leading(arrays.test_y, len(arrays.classes))
+        if leads != metrics.HEADLINE:
+            result["data"]["leads"] = leads
     if splits.groups is not None:
         result["data"]["groups"] = splits.groups
     return _conclude(folder, {"status": "done", **result})

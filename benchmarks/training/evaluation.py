@@ -19,7 +19,7 @@ from benchmarks.data.streams import Rows, shape_of
 from benchmarks.training.checkpoint import State
 from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.precision import tf32
-from methods.base import Part, overrides
+from methods.base import Model, Part, overrides
 
 EVALUATION_BATCH = 512
 EVALUATION_VALUES = EVALUATION_BATCH * 3 * 64 * 64
@@ -125,6 +125,22 @@ def strata_of(rows: Rows, splits: Splits) -> np.ndarray:
     return task.strata(labels_of(rows, splits.kind), len(splits.classes))
 
 
+def batch_of(rows: Rows) -> int:
+    """How many rows are evaluated at once."""
+    values = rows.channels * math.prod(shape_of(rows.x)[1:])
+    return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // values))
+
+
+def caveats_of(model: nn.Module, rows: Rows) -> tuple[str, ...]:
+    """What a reader should know about how a network predicts rows."""
+    if not isinstance(model, Model) or model.rows_apart:
+        return ()
+    return (
+        f"the network predicts rows in batches of {batch_of(rows)} in the order of the split, and "
+        "the prediction of a row depends on the others of its batch: test rows are not independent",
+    )
+
+
 def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
     """float32 logits (N, K) in eval mode and float32; the mode of the network is restored.
 
@@ -136,9 +152,7 @@ def logits_of(model: nn.Module, rows: Rows) -> np.ndarray:
     logits = torch.empty(0)
     model.eval()
     with torch.no_grad(), tf32(False):
-        values = rows.channels * math.prod(shape_of(rows.x)[1:])
-        most = max(1, EVALUATION_VALUES // values)
-        order = torch.arange(len(rows)).split(min(EVALUATION_BATCH, most))
+        order = torch.arange(len(rows)).split(batch_of(rows))
         for index, read in zip(order, rows.ahead(order), strict=True):
             x = rows.inputs(index.to(rows.y.device)) if read is None else read
             found = model(x)
