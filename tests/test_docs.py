@@ -327,7 +327,7 @@ def test_a_table_in_three_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert main.run([*given, *(quick if given[0] == "compare" else [])]) == 0
     told = capsys.readouterr().out
     assert "1 of categories (group 3)" in told and "boosting" in told
-    assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "report" / "report.html").exists()
 
 
 @pytest.mark.usefixtures("reader")
