@@ -51,7 +51,7 @@ def rows_of(batch: Batch, part: slice) -> Batch:
     return Batch(inputs_at(batch.x, part), batch.y[part], batch.w[part], batch.index[part])
 
 
-def each_input(x: Tensor) -> tuple[Tensor, ...]:
+def each_input(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs of a batch, one or several."""
     return x if isinstance(x, tuple) else (x,)
 

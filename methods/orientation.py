@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Context
 from methods.learner import Learner
-
-if TYPE_CHECKING:
-    from sklearn.base import ClassifierMixin
 
 SMALLEST = 1e-7
 """Probabilities below it are raised to it, so that their logarithms are finite."""
@@ -43,7 +40,7 @@ class Orientation(Learner):
         self._fitted: Fitted | None = None
         self._loss = torch.zeros(())
 
-    def classifier(self, categories: tuple[int, ...]) -> ClassifierMixin:
+    def classifier(self, categories: tuple[int, ...]) -> Any:
         """A new one, for a table with so many values of each column, 0 for numbers."""
         raise NotImplementedError
 
@@ -51,7 +48,7 @@ class Orientation(Learner):
         """Fit it to the training rows, each with the class of its target."""
         super().setup(ctx)
         rows = ctx.train.rows(ctx.train.index)
-        made: Any = self.classifier(ctx.spec.categories)
+        made = self.classifier(ctx.spec.categories)
         made.fit(rows.x.cpu().numpy(), rows.y.argmax(dim=1).cpu().numpy())
         self._fitted = Fitted(made, ctx.spec.classes)
         self._loss = ctx.task.losses(self._fitted(rows.x), rows.y).mean()
@@ -76,11 +73,11 @@ class Boosting(Orientation):
 
     source = "Ke et al., LightGBM, NeurIPS 2017; Pedregosa et al., scikit-learn, JMLR 12, 2011"
 
-    def classifier(self, categories: tuple[int, ...]) -> ClassifierMixin:
+    def classifier(self, categories: tuple[int, ...]) -> Any:
         """A new one, with a fixed seed."""
         from sklearn.ensemble import HistGradientBoostingClassifier  # noqa: PLC0415 - a second
 
-        coded = [0 < count <= 255 for count in categories] or None  # its own limit
+        coded: Any = [0 < count <= 255 for count in categories] or None  # its own limit
         return HistGradientBoostingClassifier(categorical_features=coded, random_state=0)
 
 
@@ -98,7 +95,7 @@ class Logistic(Orientation):
             raise ValueError(f"c: expected a number above 0, got {c}")
         self.c = c
 
-    def classifier(self, categories: tuple[int, ...]) -> ClassifierMixin:
+    def classifier(self, categories: tuple[int, ...]) -> Any:
         """A new one, with an inverse penalty of ``c``."""
         from sklearn.compose import ColumnTransformer  # noqa: PLC0415
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415

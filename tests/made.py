@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import methods
 from analysis import facts, metrics, runs
 from analysis.runs import Run, Training
+from benchmarks.data.streams import Rows
 
 CLASSES = ("a", "b", "c")
 PHASES = {"data": 0.1, "outer": 0.0, "augment": 0.3, "forward": 1.0, "backward": 1.6}
@@ -186,3 +189,9 @@ def compiled(source: Path) -> str:
     log = made.stdout.decode("latin-1")
     assert made.returncode == 0, log[-2000:]
     return log
+
+
+def inputs_of(rows: Rows | None) -> Tensor:
+    """The inputs of all rows, (N, ...)."""
+    assert rows is not None
+    return rows.inputs(torch.arange(len(rows)))

@@ -1146,6 +1146,16 @@ def test_captions_of_the_upstream_are_told_too() -> None:
         assert all(each.startswith("mirrored") for each in told)
 
 
+OWN_LOSS = "autodo needs the task's loss, but its upstream has a loss of its own"
+AFTER_FORWARD = (
+    "autodo works on rows before this step's forward pass, which its upstream has already run"
+)
+IN_TRAINING = (
+    "autodo also runs its upstream in the outer phase, where the network is frozen, but its "
+    "upstream needs the network in training"
+)
+
+
 class TestSupports:
     @pytest.mark.parametrize(
         ("upstream", "reason"),
@@ -1153,16 +1163,22 @@ class TestSupports:
             ("mixup", "autodo learns hyper-parameters per row, but its upstream mixes rows"),
             ("balanced+crop", "autodo visits every row once, but its upstream draws its own rows"),
             ("flip+cutmix", "autodo learns hyper-parameters per row, but its upstream mixes rows"),
-            ("gce", "autodo has its own loss, and so does its upstream"),
-            ("crop+logit_adjustment", "autodo has its own loss, and so does its upstream"),
-            ("autodo", "autodo has its own loss, and so does its upstream"),
+            ("gce", OWN_LOSS),
+            (
+                "crop+logit_adjustment",
+                OWN_LOSS,
+            ),
+            (
+                "autodo",
+                IN_TRAINING,
+            ),
             (
                 "saflex",
-                "autodo warps rows before the forward pass, but its upstream returns logits",
+                AFTER_FORWARD,
             ),
             (
                 "l2rw(upstream=crop)",
-                "autodo warps rows before the forward pass, but its upstream returns logits",
+                AFTER_FORWARD,
             ),
         ],
     )
@@ -1182,7 +1198,10 @@ class TestSupports:
         assert "square" in build("autodo(upstream=rotate90)").supports(MultiClass(), spec)
 
     def test_it_needs_images_features_and_meta_rows(self) -> None:
-        assert build("autodo").requires() == {"meta", "features", "image"}
+        assert build("autodo").requires() == {"meta", "features"}
+        vectors = Spec(rows=9, classes=3, shape=(5,), kind="vector")
+        reason = build("autodo").supports(MultiClass(), vectors)
+        assert reason == "autodo needs images, but the data are vectors"
 
     @pytest.mark.parametrize(
         ("argument", "message"),

@@ -489,7 +489,7 @@ class TestComposition:
                 assert overrides(method, "losses") == own
 
     def test_two_losses_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"\['OwnLoss', 'Above'\]"):
+        with pytest.raises(ValueError, match=r"\['ownloss', 'above'\]"):
             Chain([OwnLoss([], "a"), Recorder([], "b"), Above(OwnLoss([], "c"))])
 
     def test_one_link_is_no_chain(self) -> None:

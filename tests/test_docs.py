@@ -305,7 +305,7 @@ def test_the_learner_trains_both_networks() -> None:
     assert fitted.result["cost"]["passes_per_row"] == 4
     losses = [json.loads(line)["select"]["nll"] for line in fitted.state.metric_lines]
     assert losses[-1] < losses[0]
-    one, other = fitted.model.pair  # type: ignore[misc]
+    one, other = (fitted.model.get_submodule(f"pair.{k}") for k in (0, 1))
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     assert all(not torch.equal(a, b) for a, b in pairs)
 

@@ -276,6 +276,7 @@ def test_the_kinds_of_our_methods() -> None:
         "frozen", "random_label", "self_distil", "shuffled_weights", "norm_noise", "head_refit",
         "shuffled_strengths", "mean_strength", "isotropic_noise", "shuffled_policy",
         "no_consistency", "one_chain", "unconstrained", "shuffled_policies",
+        "boosting", "logistic",
     }  # fmt: skip
     for name in methods.BUILTIN:
         made = methods.build(name if name != "wrap" else "wrap(call=py:tests.pipelines:turned)")

@@ -444,10 +444,10 @@ def test_the_state_makes_the_next_steps_the_same(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("isda(upstream=gce)", "isda has its own loss, and so does its upstream"),
-        ("bsda(upstream=crop+logit_adjustment)", "bsda has its own loss, and so does"),
-        ("isda(upstream=self_distil)", "isda runs this step's forward pass, and so does"),
-        ("bsda(upstream=saflex)", "bsda runs this step's forward pass, and so does"),
+        ("isda(upstream=gce)", "isda needs the task's loss, but its upstream"),
+        ("bsda(upstream=crop+logit_adjustment)", "bsda needs the task's loss, but its upstream"),
+        ("isda(upstream=self_distil)", "isda works on rows before this step's forward pass, which"),
+        ("bsda(upstream=saflex)", "bsda works on rows before this step's forward pass, which"),
         ("isotropic_noise", "isotropic_noise needs upstream=isda or upstream=bsda"),
         ("isotropic_noise(upstream=crop)", "isotropic_noise needs upstream=isda"),
         ("frozen(upstream=isda)", "frozen needs upstream="),

@@ -35,6 +35,7 @@ from benchmarks.training.trainer import fit
 from methods.base import Batch, Context
 from methods.learner import Learner, Supervised, follow
 from methods.naming import NamingError
+from tests.made import inputs_of
 
 ROOT = Path(__file__).parent.parent
 IMAGES, TABLE = Case(1), Case(6, inputs="table")
@@ -180,11 +181,10 @@ class TestOrientation:
     def test_boosting_is_scikit_learn_s(self) -> None:
         made = splits(TABLE, False)
         fitted = fit(a_run(TABLE), made, methods.build("boosting"))
-        theirs = HistGradientBoostingClassifier(
-            categorical_features=[False, True] * 3, random_state=0
-        )
-        theirs.fit(made.train.x.numpy(), made.train.y.argmax(1).numpy())
-        expected = theirs.predict_proba(made.test.x.numpy())
+        coded: Any = [False, True] * 3
+        theirs = HistGradientBoostingClassifier(categorical_features=coded, random_state=0)
+        theirs.fit(inputs_of(made.train).numpy(), made.train.y.argmax(1).numpy())
+        expected = theirs.predict_proba(inputs_of(made.test).numpy())
         found = metrics.probabilities(fitted.predictions["test_last_logits"], "multi-class")
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         assert fitted.result["cost"]["passes_per_row"] == 0
@@ -194,14 +194,14 @@ class TestOrientation:
         fitted = fit(a_run(TABLE), made, methods.build("logistic(c=0.5)"))
 
         def columns(x: np.ndarray) -> np.ndarray:
-            return np.column_stack([coder.transform(x[:, 1::2]), x[:, ::2]])
+            return np.column_stack([np.asarray(coder.transform(x[:, 1::2])), x[:, ::2]])
 
-        train = made.train.x.numpy()
+        train = inputs_of(made.train).numpy()
         coder = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(train[:, 1::2])
         theirs = LogisticRegression(C=0.5, max_iter=1000)
         theirs.fit(columns(train), made.train.y.argmax(1).numpy())
         found = metrics.probabilities(fitted.predictions["test_last_logits"], "multi-class")
-        expected = theirs.predict_proba(columns(made.test.x.numpy()))
+        expected = theirs.predict_proba(columns(inputs_of(made.test).numpy()))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_they_are_no_part_of_a_method(self) -> None:

@@ -821,7 +821,7 @@ class TestSelection:
 
 
 class TestBatch:
-    @pytest.mark.parametrize("case", CASES, ids=str)
+    @pytest.mark.parametrize("case", [each for each in CASES if each.inputs != "pair"], ids=str)
     def test_attacked_rows_follow_with_their_share(self, case: Case) -> None:
         ready = bench(lambda: build("lpa3(preset=strict, ratio=0.5, weight=0.3, warmup=0)"), case)
         batch = ready.batch()
@@ -961,7 +961,7 @@ class TestBatch:
         ],
     )
     def test_the_second_set_is_asked_for_through_what_holds_it(self, text: str) -> None:
-        assert {"auxiliary_norm", "features", "image"} <= build(text).requires()
+        assert {"auxiliary_norm", "features"} <= build(text).requires()
         fitted = short_with_meta(text.replace("true", "true, warmup=1"))
         assert fitted.result["auxiliary_norm"]
         assert json.loads(fitted.state.metric_lines[-1])["log"]["attack_selected"] > 0
@@ -1116,14 +1116,14 @@ class TestUpstreams:
             ("lpa3(upstream=mixup)", "its upstream mixes rows: set ratio=1"),
             ("lpa3(upstream=mixup, ratio=1.0)", ""),
             ("lpa3(upstream=crop, preset=fast, refresh=2)", "its upstream may change the pixels"),
-            ("lpa3(upstream=self_distil)", "has already run this step's forward pass"),
+            ("lpa3(upstream=self_distil)", "its upstream has already run"),
             ("lpa3(upstream=lpa3)", ""),
             ("norm_noise", "needs upstream=lpa3"),
             ("norm_noise(upstream=crop)", "needs upstream=lpa3"),
             ("norm_noise(upstream=lpa3(preset=code))", ""),
             (
                 "saflex(upstream=lpa3(auxiliary_norm=true))",
-                "has already run this step's forward pass",
+                "which its upstream has already run",
             ),
         ],
     )

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.training.models import build, canonical
-from benchmarks.training.networks import MODELS, Normalize, Trunk
+from benchmarks.training.networks import IMAGES, Normalize, Trunk
 from methods.base import Model, Spec
 from methods.branches import BranchedNorm, has_branches
 from methods.naming import NamingError
 
 ROOT = Path(__file__).parents[1]
 NARROW = {"resnet18": 0.125, "resnet50": 0.0625, "wrn28_10": 0.05, "small_cnn": 0.25, "mlp": 0.25}
-"""A width at which each network runs in milliseconds."""
+"""Networks for images, each with a width at which it runs in milliseconds."""
 
 
 def spec(size: int = 28, channels: int = 3, classes: int = 9) -> Spec:
@@ -78,14 +78,14 @@ class TestParameters:
         colour, grey = (count(skeleton(name, spec(size, channels))) for channels in (3, 1))
         assert colour - grey == 2 * 64 * kernel**2
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_classes_change_the_head_only(self, name: str) -> None:
         two, nine = (skeleton(name, spec(classes=classes)) for classes in (2, 9))
         assert isinstance(two, Model)
         assert count(nine) - count(two) == 7 * (two.head.in_features + 1)
         assert two.head.out_features == 2
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_width_multiplies_the_channels(self, name: str) -> None:
         whole, half = (skeleton(f"{name}(width={width})", spec()) for width in (1, 0.5))
         assert isinstance(whole, Model)
@@ -97,7 +97,7 @@ class TestParameters:
         if name != "mlp":  # most of its weights are between pixels and the first layer
             assert 3.5 < count(whole) / count(half) < 4.1
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_a_tiny_width_keeps_a_channel(self, name: str) -> None:
         model = build(f"{name}(width=0.001)", spec(classes=2)).eval()
         assert model(images(2, spec())).shape == (2, 2)
@@ -105,7 +105,7 @@ class TestParameters:
 
 class TestParts:
     @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     @pytest.mark.parametrize("size", [28, 32, 64])
     def test_head_of_embed_of_features_is_the_model(
         self, name: str, channels: int, size: int
@@ -126,7 +126,7 @@ class TestParts:
             assert logits.isfinite().all()
         assert len(features) == len(model.trunk.get_submodule("stages")._modules)
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_works_at_224(self, name: str) -> None:
         of = spec(224)
         model, x = narrow(name, of).eval(), images(1, of)
@@ -134,7 +134,7 @@ class TestParts:
             features = model.features(x)
             assert torch.equal(model.head(model.embed(features)), model(x))
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_works_on_images_that_are_not_square(self, name: str) -> None:
         of = Spec(rows=10, classes=4, shape=(1, 30, 70))
         assert narrow(name, of).eval()(images(2, of)).shape == (2, 4)
@@ -159,7 +159,7 @@ class TestParts:
             features = narrow(name, of).eval().features(images(1, of))
         assert [each.shape[2:] for each in features] == [(side, side) for side in sides]
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_gradients_reach_every_parameter(self, name: str) -> None:
         for activation in ("relu", "celu"):
             model = narrow(name, spec(), activation=activation)
@@ -171,7 +171,7 @@ class TestParts:
 
 
 class TestStructure:
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_inputs_are_normalised_inside(self, name: str) -> None:
         """[0, 1] to [-1, 1] before anything else: the trunk without it gets 2 x - 1."""
         model, x = narrow(name, spec()).eval(), images(2, spec())
@@ -190,7 +190,7 @@ class TestStructure:
             assert torch.allclose(layer(x)[:, channel], (x[:, channel] - mean) / std)
         assert layer.state_dict().keys() == {"mean", "std"}
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_celu_replaces_every_relu(self, name: str) -> None:
         for activation, wanted, other in (("relu", nn.ReLU, nn.CELU), ("celu", nn.CELU, nn.ReLU)):
             model = narrow(name, spec(64), activation=activation)
@@ -208,7 +208,7 @@ class TestStructure:
             pools = [each for each in stem.modules() if isinstance(each, nn.MaxPool2d)]
             assert len(pools) == (0 if small else 1)
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_no_convolution_before_a_norm_has_a_bias(self, name: str) -> None:
         assert all(each.bias is None for each in convolutions(narrow(name, spec(64))))
 
@@ -224,7 +224,7 @@ class TestStructure:
             x = torch.randn(2, features[0].shape[1], 8, 8)
             assert torch.equal(block(x), x)
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     def test_initialisation_is_a_function_of_the_global_seed(self, name: str) -> None:
         one, same, other = (narrow(name, spec(), seed).state_dict() for seed in (1, 1, 2))
         assert all(torch.equal(one[key], same[key]) for key in one)
@@ -279,7 +279,7 @@ class TestNames:
                 act(text)
             assert all(word in str(caught.value) for word in words)
 
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", NARROW)
     @pytest.mark.parametrize("width", ["0", "-1"])
     def test_a_width_is_above_zero(self, name: str, width: str) -> None:
         with pytest.raises(NamingError, match=rf"width: expected .* got {width}"):
@@ -296,6 +296,9 @@ class TestNames:
     def test_imagenet_weights_need_what_they_were_trained_with(self, text: str, of: Spec) -> None:
         with pytest.raises(NamingError, match="weights=imagenet needs 3 channels"):
             build(text, of)
+
+    def test_every_network_for_images_is_tested(self) -> None:
+        assert set(NARROW) == IMAGES
 
     def test_vectors_are_refused(self) -> None:
         with pytest.raises(NamingError, match="needs images, but the data are vectors"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import methods
 from methods import BUILTIN, Unavailable, build, canonical
-from methods.base import Chain, Method
+from methods.base import Chain, Method, Part
 from methods.naming import (
     Call,
     Links,
@@ -630,7 +630,7 @@ class TestPlugIns:
             assert "no such library" in str(caught.value)
         for name in ("twice", *BARE):
             assert canonical(name) == name
-            assert isinstance(build(name), Method)
+            assert isinstance(build(name), Part)
             assert methods.summary(name).reason == ""
 
     @pytest.mark.parametrize(
@@ -737,7 +737,7 @@ class TestSummary:
     @pytest.mark.parametrize("name", BARE)
     def test_every_default_is_its_own_canonical_form(self, name: str) -> None:
         assert canonical(name) == name
-        assert isinstance(build(name), Method)
+        assert isinstance(build(name), Part)
 
     def test_versions_name_every_class_of_a_chain(self) -> None:
         found = methods.versions("head_refit(upstream=crop+mixup)")

@@ -530,6 +530,6 @@ def test_what_is_not_supported_is_said() -> None:
         vectors = replace(images, kind="vector", shape=(8,))
         assert method.supports(task, vectors) == f"{name} needs images, but the data are vectors"
         handed = methods.build(f"{name}(upstream=saflex)")
-        assert handed.supports(task, images).endswith("but its upstream returns logits")
+        assert handed.supports(task, images).endswith("which its upstream has already run")
     said = methods.build("shuffled_policies(upstream=autodo)").supports(task, images)
     assert said.startswith("shuffled_policies needs upstream=, a method with a policy network")

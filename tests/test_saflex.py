@@ -1775,22 +1775,20 @@ class TestLearned:
         assert set(desk.method.learned()) == {"weight", "label", "seen", "policy"}
 
 
+OWN_LOSS = "needs the task's loss, but its upstream has a loss of its own"
+AFTER_FORWARD = "works on rows before this step's forward pass, which its upstream has already run"
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("upstream", "reason"),
         [
-            ("gce", "the scores are those of the task's loss, but the upstream has its own loss"),
-            (
-                "logit_adjustment",
-                "the scores are those of the task's loss, but the upstream has its own",
-            ),
-            (
-                "crop+gce",
-                "the scores are those of the task's loss, but the upstream has its own loss",
-            ),
-            ("saflex", "the upstream has already run this step's forward pass"),
-            ("l2rw(upstream=crop)", "the upstream has already run this step's forward pass"),
-            ("crop+lpa3(preset=code)", "the upstream has already run this step's forward pass"),
+            ("gce", OWN_LOSS),
+            ("logit_adjustment", OWN_LOSS),
+            ("crop+gce", OWN_LOSS),
+            ("saflex", AFTER_FORWARD),
+            ("l2rw(upstream=crop)", AFTER_FORWARD),
+            ("crop+lpa3(preset=code)", AFTER_FORWARD),
         ],
     )
     def test_an_upstream_that_cannot_be_refined_is_refused(

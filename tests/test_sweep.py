@@ -650,6 +650,7 @@ def test_each_run_of_a_trial_shows_its_own_seconds(
         "cost": cost,
         "metrics": {"last": {"select": {"auc": 0.5}}},
         "device": {"type": "cpu"},
+        "data": {"kind": "multi-class"},
     }
     for cell in (one, other):
         board.ended(cell, Status("done"), result)

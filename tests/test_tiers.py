@@ -24,6 +24,7 @@ from benchmarks.studies.plan import Plan, chosen
 from benchmarks.studies.rounds import Work
 from benchmarks.studies.schema import Study
 from benchmarks.studies.shards import Shard
+from methods.base import Spec
 from methods.naming import NamingError
 from tests.sweeping import weights_beside
 from tests.test_study import finish
@@ -266,12 +267,14 @@ def test_hours_by_runs_that_are_done(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_shipped_table_goes_by_operations() -> None:
-    plain = shipped_cost("resnet18", (3, 28, 28), 9, "cpu")
+    small = Spec(rows=1, classes=9, shape=(3, 28, 28))
+    plain = shipped_cost("resnet18", small, "cpu")
     assert plain == pytest.approx(SHIPPED["cpu"].seconds, rel=0.01)
-    narrow = shipped_cost("resnet18(width=0.25)", (3, 28, 28), 9, "cpu")
+    narrow = shipped_cost("resnet18(width=0.25)", small, "cpu")
     assert plain / narrow == pytest.approx(16, rel=0.05), "a quarter of the width, inside and out"
     gmac = 5.2 / 0.457  # of wrn28_10 at 32 x 32 and of resnet18 at 28 x 28
-    assert shipped_cost("wrn28_10", (3, 32, 32), 10, "cpu") / plain == pytest.approx(gmac, rel=0.03)
+    wide = shipped_cost("wrn28_10", Spec(1, 10, (3, 32, 32)), "cpu")
+    assert wide / plain == pytest.approx(gmac, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -515,7 +515,7 @@ class TestLilaw:
 class TestBoth:
     @pytest.mark.parametrize(
         ("upstream", "said"),
-        [("gce", "the upstream has its own loss"), ("saflex", "it returns logits")],
+        [("gce", "its upstream has a loss of its own"), ("saflex", "has already run")],
     )
     def test_upstreams_that_cannot_be_weighed(self, name: str, upstream: str, said: str) -> None:
         method = methods.build(f"{name}(upstream={upstream})")

@@ -5,6 +5,7 @@ import tarfile
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def load_digits(entry: Entry) -> Arrays:
     )
     y = table[:, -1].astype(np.int64)
     parts = stratified_split(y, entry.counts, SPLIT_SEED)
-    pieces = {
+    pieces: dict[str, Any] = {
         f"{split}_{letter}": array[rows]
         for split, rows in zip(SPLITS, parts, strict=True)
         for letter, array in (("x", x), ("y", y))

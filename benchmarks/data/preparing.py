@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -83,9 +83,10 @@ def fit(x: np.ndarray, table: Table, scale: Scale) -> Fitted:
     numbers, gaps = numbers[told[numbers]], numbers[missing[numbers]]
     coded = np.flatnonzero(varied & table.coded)
     if scale == "quantile":
+        every: Any = None  # rows: the annotation of scikit-learn has numbers only
         count = min(MOST_QUANTILES, len(x))
         scaler = QuantileTransformer(
-            n_quantiles=count, output_distribution="normal", subsample=None
+            n_quantiles=count, output_distribution="normal", subsample=every
         )
     else:
         scaler = StandardScaler()

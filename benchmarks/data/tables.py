@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -115,9 +115,9 @@ def _openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame,
     from sklearn.datasets import fetch_openml  # noqa: PLC0415 - slow, and only for these
 
     number = reading.id.isdigit()
-    asked = {"data_id": int(reading.id)} if number else {"name": reading.id}
-    if not number:
-        asked["version"] = reading.version
+    asked: dict[str, Any] = {"name": reading.id, "version": reading.version}
+    if number:
+        asked = {"data_id": int(reading.id)}
     place = root / "openml"
     kept = place / f"{reading.id}-{reading.version}.json"
     if not download and not kept.exists():
@@ -125,7 +125,7 @@ def _openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its retries; the error says what it was
-            found = fetch_openml(**asked, data_home=str(place), as_frame=True, parser="pandas")
+            found: Any = fetch_openml(**asked, data_home=str(place), as_frame=True, parser="pandas")
     except (OSError, ValueError) as error:
         raise DataError(
             f"openml:{reading.id} cannot be fetched ({_line(error)}): check the number at "
@@ -167,7 +167,7 @@ def _arrays(
         whole = len(frame)
         frame = frame.drop_duplicates().reset_index(drop=True)
         notes.append(f"{whole - len(frame)} copies of other rows are left out (dedup)")
-    y, classes = _labels(frame[reading.target], reading.target, where, entry)
+    y, classes = _labels(_cells(frame, reading.target), reading.target, where, entry)
     if reading.rows:
         frame, y = _subset(frame, y, reading.rows, where)
         notes.append(f"{len(y)} of its rows, stratified, split seed {SPLIT_SEED}")
@@ -181,7 +181,7 @@ def _arrays(
     for name in known:
         if name == reading.target or name in reading.drop:
             continue
-        made = _column(frame[name], name, name in reading.categorical, where)
+        made = _column(_cells(frame, name), name, name in reading.categorical, where)
         if isinstance(made, str):
             notes.append(made)
             continue
@@ -236,6 +236,10 @@ def _check_named(reading: Reading, known: Sequence[str], where: str) -> None:
         )
 
 
+def _cells(frame: pd.DataFrame, name: str) -> pd.Series:
+    return cast("pd.Series", frame[name])
+
+
 def _missing(cells: pd.Series) -> np.ndarray:
     return cells.str.strip().str.lower().isin(MISSING).to_numpy()
 
@@ -287,7 +291,6 @@ def _column(
     cells: pd.Series, name: str, categorical: bool, where: str
 ) -> tuple[Column, np.ndarray, list[str]] | str:
     """A column, its values (N,) and notes on it; or why it is left out."""
-    import pandas as pd  # noqa: PLC0415
 
     text = cells.str.strip()
     empty = _missing(text)
@@ -297,7 +300,7 @@ def _column(
         return f"column {name!r} {what} and is left out"
     if categorical:
         return *_codes(text, empty, name, where), []
-    numbers = pd.to_numeric(text.where(~empty), errors="coerce").to_numpy(dtype=np.float64)
+    numbers = _numbers(text, empty)
     known = ~np.isnan(numbers) & ~empty
     if not np.isfinite(numbers[known]).all():
         raise DataError(f"{where}: column {name!r} has infinite values: remove them.")
@@ -337,6 +340,14 @@ def _days(text: pd.Series) -> np.ndarray:
     return since.to_numpy(dtype=np.float64)
 
 
+def _numbers(text: pd.Series, empty: np.ndarray) -> np.ndarray:
+    """Numbers (N,) as float64, nan where there is none."""
+    import pandas as pd  # noqa: PLC0415
+
+    numbers = cast("pd.Series", pd.to_numeric(text.where(~empty), errors="coerce"))
+    return numbers.to_numpy(dtype=np.float64)
+
+
 def _numbering(numbers: np.ndarray, name: str) -> list[str]:
     """A note on a column that seems to number the rows."""
     steps = np.diff(numbers)
@@ -346,7 +357,7 @@ def _numbering(numbers: np.ndarray, name: str) -> list[str]:
 
 
 def _codes(text: pd.Series, empty: np.ndarray, name: str, where: str) -> tuple[Column, np.ndarray]:
-    levels = sorted(text[~empty].unique(), key=_by_size)
+    levels = sorted(set(text[~empty]), key=_by_size)
     if len(levels) > MOST_LEVELS:
         raise DataError(
             f"{where}: column {name!r} has {len(levels)} categories: expected at most "
@@ -399,7 +410,6 @@ def rows_of_file(
     Raises:
         DataError: a column is missing, or holds text where the table has numbers.
     """
-    import pandas as pd  # noqa: PLC0415
 
     entry = TABLES.get(name)
     assert arrays.table is not None
@@ -409,7 +419,7 @@ def rows_of_file(
     for column in arrays.table.columns:
         if column.name not in frame:
             raise DataError(f"{path}: it has no column {column.name!r}, which the network needs.")
-        text = frame[column.name].str.strip()
+        text = _cells(frame, column.name).str.strip()
         empty = _missing(text)
         if column.kind == "category":
             number = {value: place for place, value in enumerate(column.levels)}
@@ -417,7 +427,7 @@ def rows_of_file(
         elif column.kind == "date":
             found = _days(text)
         else:
-            found = pd.to_numeric(text.where(~empty), errors="coerce").to_numpy(np.float64)
+            found = _numbers(text, empty)
         wrong = np.isnan(found) & ~empty
         if wrong.any():
             raise DataError(
@@ -426,8 +436,8 @@ def rows_of_file(
             )
         values.append(np.where(empty, np.nan, found))
     labels = None
-    if target in frame and not _missing(frame[target]).all():
-        text = frame[target].str.strip()
+    if target in frame and not _missing(_cells(frame, target)).all():
+        text = _cells(frame, target).str.strip()
         if entry is not None and entry.positives:
             labels = text.isin(entry.positives).to_numpy().astype(np.int64)
         else:

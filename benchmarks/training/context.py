@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from analysis.runs import Training
 from benchmarks.data.seeding import preserved, seed_global
 from benchmarks.data.splits import Splits
-from benchmarks.data.streams import Rows, RowStream, rows_from_tensors
+from benchmarks.data.streams import Rows, RowStream, rows_from_tensors, shape_of
 from benchmarks.training.charging import Clock, PassCounter
 from benchmarks.training.checks import check_batch
 from benchmarks.training.errors import TrainingFailed
@@ -268,14 +268,14 @@ def own_loop(
     kind = "multi-label" if multi_label else "multi-class"
     rows, batch_size = _rows(train, classes, device)
     held = None if meta is None else _rows(meta, classes, device)[0]
-    spec = Spec(rows=len(rows), classes=classes, shape=tuple(rows.x.shape[1:]))
+    spec = Spec(rows=len(rows), classes=classes, shape=shape_of(rows.x))
     ctx = OwnLoop(
         model,
         optimizer,
         task_of(kind),
         spec,
         RowStream(rows, seed, "train", True, kind),
-        held and RowStream(held, seed, "meta", False, kind),
+        None if held is None else RowStream(held, seed, "meta", False, kind),
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,

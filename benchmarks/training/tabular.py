@@ -176,7 +176,7 @@ class Saint(Model):
 
     def entered(self, x: Tensor) -> Tensor:
         """(B, width, 1 + D)"""
-        return self.trunk.stem(x)
+        return self.trunk.get_submodule("stem")(x)
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """(B, 1000)"""
