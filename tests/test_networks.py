@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -734,6 +735,14 @@ class TestWeights:
         with pytest.raises(NamingError) as caught:
             self.loaded(self.file(tmp_path, state), spec(64))
         assert all(word in str(caught.value) for word in words), str(caught.value)
+
+    def test_whose_weights_do_not_fit_is_said(self, tmp_path: Path) -> None:
+        run = run_of("none", "resnet18(width=0.25)")
+        cell = {"id": run.id, "run": asdict(run), "recorded": {}}
+        (tmp_path / "run.json").write_text(json.dumps(cell))
+        file = self.file(tmp_path, seeded(run.model, spec(64)).state_dict(), "model.pt")
+        with pytest.raises(NamingError, match=r"it is of a run with the network resnet18\(width="):
+            self.loaded(file, spec(64))
 
     def test_no_file_and_no_tensors(self, tmp_path: Path) -> None:
         with pytest.raises(NamingError, match=r"no file 'gone\.pt'"):

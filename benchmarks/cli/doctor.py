@@ -24,7 +24,7 @@ from benchmarks.training.machine import describe_device
 from benchmarks.training.precision import automatic
 from benchmarks.training.trainer import threads
 
-OPTIONAL = ("optuna", "tensorboard", "wandb", "mlflow")
+OPTIONAL = ("timm", "torchcam", "optuna", "tensorboard", "wandb", "mlflow")
 LOW_GIB = 1.0
 """Free space for results below which there is a warning."""
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis import runs
+
 SHOWN = 3
 """Tensors that an error names."""
 FROZEN = "trunk.backbone."
@@ -133,12 +135,22 @@ def copy_into(network: nn.Module, state: Mapping[str, Tensor], head: str, file: 
         if listed
     ]
     if told:
-        raise ValueError(f"weights: {file!r} does not fit this network: {'; '.join(told)}")
+        raise ValueError(
+            f"weights: {file!r} does not fit this network: {'; '.join(told)}{_whose(_path(file))}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in given:
                 tensor.copy_(given[name])
     return fits
+
+
+def _whose(path: Path) -> str:
+    """Of the network of a run, the name that it fits."""
+    if path.name != runs.MODEL or not (path.parent / "run.json").is_file():
+        return ""
+    run, _ = runs.read_run(path.parent)
+    return f"; it is of a run with the network {run.model}, whose weights fit that alone"
 
 
 def _told(number: int, what: str, listed: list[str]) -> str:
