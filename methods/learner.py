@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ class Learner(Part, ABC):
     kept as by a method: in buffers, modules and ``get_extra_state``. The network being trained and
     its optimiser are those of the context; others are made in ``setup``.
     """
+
+    trains_network: ClassVar[bool] = True
+    """Whether its predictions are those of a network, which can be saved."""
 
     def networks(self) -> Iterator[nn.Module]:
         """The networks beside ``ctx.model``; their passes are counted."""

@@ -34,6 +34,7 @@ class Orientation(Learner):
 
     kinds = frozenset({"vector", "categories"})
     control = True
+    trains_network = False
 
     def __init__(self) -> None:
         super().__init__()

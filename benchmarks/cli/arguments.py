@@ -221,7 +221,7 @@ class ListCommand:
 
 @dataclass(kw_only=True)
 class PredictCommand:
-    """Predict the images of a file or folder with the network of a run made with --save-model.
+    """Predict images, or rows of a table, with the network of a run made with --save-model.
 
     Example: augbench predict runs/0123456789abcdef --data npz:scans.npz --out scans.csv
     """
@@ -230,7 +230,8 @@ class PredictCommand:
     """run directory"""
     data: str
     """npz:FILE with images (and labels), or with MedMNIST's keys (the test split is used); or
-    folder:DIR, all images below it, resized as for training"""
+    folder:DIR, all images below it, resized as for training; csv:FILE for a run on a table, with
+    its columns (and classes), whose own table must still be there"""
     out: Path = Path("predictions.csv")
     """.csv (row or file, probability of each class) or .npz (probabilities, logits, files)"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

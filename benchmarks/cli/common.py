@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+import methods
 from analysis import runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.data import facts, sources, splits
 from benchmarks.data.download import DataError
-from benchmarks.data.names import names_in
+from benchmarks.data.names import OPENML, OWN, Benchmark, names_in, parse_benchmark
 from benchmarks.data.splits import Protocol
 from benchmarks.running import capacity
 from benchmarks.running.codes import FAILURE, USAGE
@@ -28,7 +29,8 @@ from benchmarks.studies.plan import checks
 from benchmarks.studies.schema import Block, Resources, Study
 from benchmarks.training import progress
 from methods import Unavailable
-from methods.naming import NamingError, split
+from methods.learner import learner_of
+from methods.naming import NamingError, split, with_path
 
 FIGURES = (".png", ".pdf", ".svg")
 """Suffixes of figures."""
@@ -67,12 +69,32 @@ def root_of(given: Path | None) -> Path:
     Raises:
         UsageError: it is the name of a benchmark.
     """
-    if given is not None and str(given).startswith(("folder:", "npz:")):
+    if given is not None and str(given).startswith(tuple(f"{kind}:" for kind in (*OWN, OPENML))):
         raise UsageError(
-            f"data: expected the folder for data sets, got {str(given)!r}: your own images are a "
+            f"data: expected the folder for data sets, got {str(given)!r}: your own data are a "
             f"benchmark, --benchmark {str(given)!r}"
         )
     return (given or sources.default_root()).expanduser().absolute()
+
+
+def benchmark_of(run: runs.Run, recorded: Mapping[str, Any]) -> Benchmark:
+    """The benchmark of a run on disk, with the path that was recorded."""
+    path = recorded.get("path")
+    return parse_benchmark(with_path(run.benchmark, path) if path else run.benchmark)
+
+
+def check_saved(names: Sequence[str]) -> None:
+    """Refuse to save the networks of methods that train none.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    for name in names:
+        if not learner_of(methods.build(name)).trains_network:
+            raise UsageError(
+                f"save-model: {name} trains no network that could be saved: run it in a command "
+                "without --save-model"
+            )
 
 
 def device_of(name: str) -> str:

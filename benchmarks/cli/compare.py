@@ -12,7 +12,14 @@ from analysis.joined import Source
 from analysis.table import wrapped
 from benchmarks.cli import arguments, results
 from benchmarks.cli.arguments import UsageError
-from benchmarks.cli.common import FIGURES, device_of, options_of, read_data, study_of
+from benchmarks.cli.common import (
+    FIGURES,
+    check_saved,
+    device_of,
+    options_of,
+    read_data,
+    study_of,
+)
 from benchmarks.data.download import DataError
 from benchmarks.running import executors, firstlook
 from benchmarks.running.codes import FAILURE
@@ -61,6 +68,8 @@ def _compare(
     plan = Plan(study, options.data_root)
     if not any(experiment.rows for experiment in plan.experiments):
         raise UsageError("; ".join(reason for _, reason in plan.experiments[0].missing))
+    if command.save_model:
+        check_saved([row.method for each in plan.experiments for row in each.rows])
     ledger = Ledger(root, study.retries, command.retry_failed, command.save_model)
     shard = Shard.of(command.shard)
     work = Work(plan, root, lambda cell: True, shard)

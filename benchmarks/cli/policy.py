@@ -13,15 +13,14 @@ from analysis import runs
 from analysis.runs import Run
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
-from benchmarks.cli.common import root_of
-from benchmarks.data.names import parse_benchmark
+from benchmarks.cli.common import benchmark_of, root_of
 from benchmarks.data.splits import Protocol, arrays_of, make_splits
 from benchmarks.training.evaluation import strata_of
 from methods import own
 from methods.autoaugment import written
 from methods.base import Chain, Method
 from methods.controls import Frozen, ShuffledWeights
-from methods.naming import Call, Links, call_of, parse, render, with_path
+from methods.naming import Call, Links, call_of, parse, render
 from methods.pasted import code
 from methods.policy_net import ShuffledPolicies
 
@@ -46,6 +45,11 @@ def carry_out(command: arguments.PolicyCommand) -> int:
     result = runs.read_result(folder)
     if result is None or result["status"] != "done":
         raise UsageError(f"run: expected a run that is done, {folder} is not")
+    if len(result["data"]["shape"]) == 1:
+        raise UsageError(
+            f"run: {run.row} on {run.benchmark} has no policy: a policy is made of operations on "
+            "images"
+        )
     _check_files(run)
     learned, arrays, how = {}, {}, ""
     if (folder / "learned.npz").exists():
@@ -117,8 +121,7 @@ def _groups(
         return [everything]
     if count == classes:  # learned by class
         return list(everything[:, None])
-    path = recorded.get("path")
-    benchmark = parse_benchmark(with_path(run.benchmark, path) if path else run.benchmark)
+    benchmark = benchmark_of(run, recorded)
     arrays = arrays_of(benchmark, root_of(command.data))
     if arrays.checksum != run.data:
         raise UsageError(f"run: {run.benchmark} has other data now than those of the run")

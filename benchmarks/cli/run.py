@@ -8,7 +8,14 @@ from pathlib import Path
 from analysis import corrupted, metrics, runs
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
-from benchmarks.cli.common import metric, options_of, protocol_of, read_data, study_of
+from benchmarks.cli.common import (
+    check_saved,
+    metric,
+    options_of,
+    protocol_of,
+    read_data,
+    study_of,
+)
 from benchmarks.running import disk, firstlook
 from benchmarks.running.codes import FAILURE
 from benchmarks.studies import cells
@@ -26,6 +33,8 @@ def carry_out(command: arguments.RunCommand) -> int:
         raise UsageError(f"seed: expected 0 or more, got {command.seed}")
     row = cells.parse_row(command.method, protocol_of(command))
     study = study_of(command, command.method, (command.seed,), whole=False)
+    if command.save_model:
+        check_saved([row.method])
     experiments = Plan(study, options.data_root, whole=False).experiments
     if len(experiments) != 1:
         raise UsageError(

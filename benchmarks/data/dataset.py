@@ -469,6 +469,8 @@ class Table:
     nan where a value is missing."""
 
     columns: tuple[Column, ...]
+    target: str
+    """The column that holds the classes, which is not one of ``columns``."""
 
     @property
     def coded(self) -> np.ndarray:

@@ -157,6 +157,10 @@ def _call_and_path(text: str) -> tuple[Call, str]:
         number = int(which[1]) if which[1].isdigit() else which[1]
         return Call(OPENML, (*call.arguments, ("id", number))), ""
     if not colon or kind not in OWN:
+        file = Path(text.partition("(")[0].strip(" \"'"))
+        if file.suffix in (".csv", ".tsv", ".npz"):
+            own = f"npz:{file}" if file.suffix == ".npz" else f"csv:{file}(target=COLUMN)"
+            raise NamingError(f"benchmark {text!r}: expected the kind of the file too, '{own}'")
         call = parse(text)
         if not isinstance(call, Call):
             raise NamingError(f"benchmark {text!r}: expected one name or call, not a chain")

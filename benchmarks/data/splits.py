@@ -23,7 +23,7 @@ from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, 
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
-from benchmarks.data.preparing import prepared
+from benchmarks.data.preparing import Fitted, fit, prepared
 from benchmarks.data.seeding import seed_of
 from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
 from benchmarks.data.table_catalogue import Reading
@@ -194,11 +194,8 @@ def make_splits(
         NotApplicable: too few rows or patients of a class for the meta split, or a corruption that
             is not defined for the task; the message is the reason.
     """
-    classes = len(arrays.classes)
-    origin = None
-    if benchmark.folds:
-        arrays, origin = cross_validated(arrays, benchmark.folds, seed, benchmark.groups == 0)
-    kept, inputs = _subset(arrays, benchmark.rows_per_class), ()
+    classes, inputs = len(arrays.classes), ()
+    arrays, origin, kept = _cut(arrays, benchmark, seed)
     if arrays.table is not None:
         arrays, inputs = prepared(arrays, kept, benchmark.scale)
     uses_meta = needs_meta or control in ("train", "meta")
@@ -235,6 +232,23 @@ def make_splits(
         groups=_counted(arrays, trained, meta),
         inputs=inputs,
     )
+
+
+def _cut(
+    arrays: Arrays, benchmark: Benchmark, seed: int
+) -> tuple[Arrays, np.ndarray | None, np.ndarray]:
+    """The arrays with the folds of a seed, the stored rows then, and the train rows used."""
+    origin = None
+    if benchmark.folds:
+        arrays, origin = cross_validated(arrays, benchmark.folds, seed, benchmark.groups == 0)
+    return arrays, origin, _subset(arrays, benchmark.rows_per_class)
+
+
+def refitted(arrays: Arrays, benchmark: Benchmark, seed: int) -> Fitted:
+    """The preprocessing of a table as in the runs of a seed."""
+    arrays, _, kept = _cut(arrays, benchmark, seed)
+    assert arrays.table is not None
+    return fit(arrays.train_x[kept], arrays.table, benchmark.scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,8 @@ SHARES = (0.65, 0.15, 0.2)
 MISSING = ("", "?", "na", "n/a", "nan", "null")
 """Cells that hold no value, in any case."""
 MOST_CLASSES, MOST_LEVELS = 200, 100_000
+UNKNOWN = -2
+"""Code of categories that a table does not have."""
 FEWEST = 3
 """Rows of each class: one for each split."""
 ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?")
@@ -81,7 +83,8 @@ def _frame(path: Path, reading: Reading, entry: TableEntry | None) -> pd.DataFra
 
     header = entry.header if entry else reading.header
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file: expected a table in a CSV file.")
+        said = "it is no file" if path.exists() else "there is no such file"
+        raise DataError(f"{path}: {said}: expected a table in a CSV file.")
     try:
         kept = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -90,6 +93,8 @@ def _frame(path: Path, reading: Reading, entry: TableEntry | None) -> pd.DataFra
         top = pd.read_csv(path, header=None, nrows=1, sep=separator, **kept)
         names = [str(each).strip() for each in top.iloc[0]]
         frame = pd.read_csv(path, header=None, skiprows=int(header), sep=separator, **kept)
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path}: it has no rows.") from error
     except (OSError, ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
         raise DataError(f"{path} cannot be read as a CSV file: {_line(error)}.") from error
     if not header:
@@ -210,16 +215,21 @@ def _arrays(
         caveats=entry.caveats if entry else (),
         source=entry.source if entry else "the user's own data",
         notes=tuple(notes),
-        table=Table(tuple(columns)),
+        table=Table(tuple(columns), reading.target),
     )
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
 def _check_named(reading: Reading, known: Sequence[str], where: str) -> None:
-    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    listed = _some(known)
     if not reading.target:
+        kind = "" if reading.id else "csv:"
         raise DataError(
-            f"{where}: no target: name the column that holds the classes, target=NAME, one of "
-            f"{listed}."
+            f"{where}: no target: name the column that holds the classes, such as "
+            f"'{kind}{where}(target={known[-1]})': one of {listed}."
         )
     for what, names in (
         ("target", (reading.target,)),
@@ -405,50 +415,65 @@ def rows_of_file(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Rows (N, D) of another file with the columns of a table, and their classes if it has them.
 
-    Categories that the table does not have get the code -2.
+    It is read as the table ``name`` itself is. Categories that the table does not have get the code
+    ``UNKNOWN``.
 
     Raises:
-        DataError: a column is missing, or holds text where the table has numbers.
+        DataError: it has no rows, a column is missing, holds text where the table has numbers, or
+            a class is not one of the table's.
     """
-
     entry = TABLES.get(name)
     assert arrays.table is not None
     frame = _frame(path, reading, entry)
-    target = entry.target if entry else reading.target
     values = []
     for column in arrays.table.columns:
         if column.name not in frame:
-            raise DataError(f"{path}: it has no column {column.name!r}, which the network needs.")
+            raise DataError(
+                f"{path}: it has no column {column.name!r}, which the network was trained on: it "
+                f"has {_some(list(frame.columns))}."
+            )
         text = _cells(frame, column.name).str.strip()
         empty = _missing(text)
         if column.kind == "category":
             number = {value: place for place, value in enumerate(column.levels)}
-            found = text.map(number).fillna(-2).to_numpy(dtype=np.float64)
+            found = text.map(number).fillna(UNKNOWN).to_numpy(dtype=np.float64)
         elif column.kind == "date":
             found = _days(text)
         else:
             found = _numbers(text, empty)
-        wrong = np.isnan(found) & ~empty
+        wrong = ~np.isfinite(found) & ~empty
         if wrong.any():
             raise DataError(
-                f"{path}: column {column.name!r} holds {column.kind}s, but row "
-                f"{int(wrong.argmax())} has {text.iloc[int(wrong.argmax())]!r}."
+                f"{path}: column {column.name!r} holds {column.kind}s in the table of the run, but "
+                f"row {int(wrong.argmax())} has {text.iloc[int(wrong.argmax())]!r}."
             )
         values.append(np.where(empty, np.nan, found))
-    labels = None
-    if target in frame and not _missing(_cells(frame, target)).all():
-        text = _cells(frame, target).str.strip()
-        if entry is not None and entry.positives:
-            labels = text.isin(entry.positives).to_numpy().astype(np.int64)
-        else:
-            unknown = ~text.isin(arrays.classes)
-            if unknown.any():
-                raise DataError(
-                    f"{path}: row {int(unknown.argmax())} has the class "
-                    f"{text.iloc[int(unknown.argmax())]!r}, which the network does not know."
-                )
-            labels = text.map({c: k for k, c in enumerate(arrays.classes)}).to_numpy(np.int64)
-    return np.column_stack(values), labels
+    return np.column_stack(values), _known_classes(frame, arrays, path, entry)
+
+
+def _known_classes(
+    frame: pd.DataFrame, arrays: Arrays, path: Path, entry: TableEntry | None
+) -> np.ndarray | None:
+    """Classes (N,) of another file's rows, as the table numbers them; None if it has none."""
+    target = arrays.table.target if arrays.table else ""
+    if target not in frame or _missing(_cells(frame, target)).all():
+        return None
+    text = _cells(frame, target).str.strip()
+    empty = _missing(text)
+    if empty.any():
+        raise DataError(
+            f"{path}: {empty.sum()} of {len(text)} rows have no value in the target {target!r}, "
+            f"the first is row {int(empty.argmax())}: fill them, or leave the column out."
+        )
+    if entry is not None and entry.positives:
+        return text.isin(entry.positives).to_numpy().astype(np.int64)
+    unknown = ~text.isin(arrays.classes).to_numpy()
+    if unknown.any():
+        raise DataError(
+            f"{path}: row {int(unknown.argmax())} has {text.iloc[int(unknown.argmax())]!r} in the "
+            f"target {target!r}: expected one of {_some(arrays.classes)}, or no such column."
+        )
+    return text.map({c: k for k, c in enumerate(arrays.classes)}).to_numpy(np.int64)
 
 
 def as_text(rows: np.ndarray, table: Table) -> list[list[str]]:

@@ -46,6 +46,11 @@ def settings_of(name: str, benchmark: Benchmark) -> tuple[str, dict[str, Setting
     """
     if name not in SETS:
         raise NamingError(f"corruptions: expected {' or '.join(SETS)}, got {name!r}")
+    if benchmark.is_table:
+        raise NamingError(
+            f"corruptions: they change images, but the rows of {canonical(benchmark)} are those of "
+            "a table: leave them out"
+        )
     if name == "common":
         return COMMON, REGISTRY[COMMON]
     if benchmark.name == COMMON or benchmark.name not in REGISTRY:

@@ -269,7 +269,9 @@ def _check_kind(name: str, spec: Spec) -> None:
     if name not in fits and not (name.startswith(TIMM) and kinds == ["image"]):
         data = " and ".join(PLURAL[kind] for kind in kinds)
         needs = " or ".join(PLURAL[kind] for kind, names in taken.items() if name in names)
-        known = f"known for them: {', '.join(sorted(fits))}" if fits else "write your own (py:)"
+        known = "write your own (py:)"
+        if fits:
+            known = f"for them there are {', '.join(sorted(fits))} (--model {min(fits)})"
         raise NamingError(
             f"model {name!r} needs {needs or 'images'}, but the data are {data}; {known}"
         )
