@@ -17,8 +17,8 @@ from analysis.measures import Bools, Floats
 
 Ints = NDArray[np.intp]
 
-RARE = 0.2
-"""Of fewer of the rows than this share, a class is rare."""
+RARE = 0.4
+"""A class with a smaller part of its even share, 1/K of the rows, is rare."""
 
 
 class Scoring:
@@ -52,8 +52,8 @@ class Scoring:
 
     def leading(self, labels: NDArray, classes: int) -> str:
         """The metric that leads on a table whose test rows have these labels."""
-        rarest = self.counts(labels, classes).min()
-        return self.leads[bool(rarest < RARE * len(labels))]
+        even = len(labels) / (classes if self.exclusive else 2)
+        return self.leads[bool(self.counts(labels, classes).min() < RARE * even)]
 
     def truth(self, labels: ArrayLike, rows: int, classes: int) -> Bools:
         """Stored labels, one True per row.

@@ -26,9 +26,9 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "leading": {
         "leading metric": "the metric of differences, verdicts, ranks and figures: accuracy, but "
-        "AUC on a table whose rarest class has less than a fifth of the test rows. The main tables "
-        "are then AUC, AUPRC (average precision, which is not tested) and balanced accuracy (mean "
-        "of the recalls of all classes).",
+        "AUC on a table with a rare class: of K classes one has less than 0.4/K of the test rows. "
+        "The main tables are then AUC, AUPRC (average precision, which is not tested) and balanced "
+        "accuracy (mean of the recalls of all classes).",
     },
     "metrics": {
         "F1, precision, sensitivity, specificity": "with two classes, of the second class; "
@@ -185,7 +185,10 @@ def led(leads: str) -> list[str]:
     """That another metric than accuracy leads, and why; may be empty."""
     if leads == HEADLINE:
         return []
-    return [f"{MEASURES[leads].name}, because a class has less than a fifth of the test rows"]
+    return [
+        f"{MEASURES[leads].name}, because a class is rare: of K classes it has less than 0.4/K of "
+        "the test rows"
+    ]
 
 
 def of(tables: Collection[str], leads: Sequence[str] = (HEADLINE,)) -> dict[str, str]:

@@ -318,9 +318,15 @@ def test_item_values_average_to_the_metric(kind, metric, ties):
 
 @pytest.mark.parametrize(
     ("counts", "leads"),
-    [((81, 19), "auc"), ((80, 20), "accuracy"), ((40, 60), "accuracy"), ((70, 25, 5), "auc")],
+    [
+        ((81, 19), "auc"),
+        ((80, 20), "accuracy"),
+        ((40, 60), "accuracy"),
+        ((70, 25, 5), "auc"),
+        ((100,) * 6, "accuracy"),
+    ],
 )
-def test_auc_leads_where_a_class_has_less_than_a_fifth(counts, leads):
+def test_auc_leads_where_a_class_has_less_than_two_fifths_of_its_share(counts, leads):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert task_named("multi-class").leading(labels, len(counts)) == leads
     assert leads in SHOWN[leads] and leads in to_test(leads)

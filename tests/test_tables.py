@@ -107,7 +107,7 @@ def test_a_comparison_where_auc_leads_is_of_auc() -> None:
     (found,) = findings.of_rows(rows, 0.5)
     assert found.difference == difference(rows[1], rows[0], "auc") and found.p < 0.05
     text = as_text(rows, verbose=True)
-    assert "Leading    AUC, because a class has less than a fifth of the test rows" in text
+    assert "Leading    AUC, because a class is rare: of K classes it has less than 0.4/K" in text
     assert "difference: points of AUC over none" in text and "accuracy, %" in text
     shown = [
         f"{100 * np.mean([each.metric(name) for each in rows[1].records]):.2f}"
