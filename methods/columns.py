@@ -85,4 +85,5 @@ class TabularCutMix(Method):
 
 
 def _told(cells: Tensor) -> list[str]:
-    return [f"{count} cells of another row" if count else "" for count in cells.sum(dim=1).tolist()]
+    counts = cells.sum(dim=1).tolist()
+    return [f"{n} cell{'s' * (n > 1)} of another row" if n else "" for n in counts]

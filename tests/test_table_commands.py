@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from analysis import runs
-from benchmarks.cli import main
+from analysis.report import plots
+from benchmarks.cli import main, show
 from benchmarks.data import splits
 from benchmarks.data.carving import cross_validated
 from benchmarks.data.names import parse_benchmark
@@ -228,3 +232,158 @@ class TestWrongArguments:
         assert run.model == "mlp(width=0.1)"
         text = failed(capsys, "policy", str(folder), "--out", str(tmp_path / "p.yaml"))
         assert "none on csv(target=ill) has no policy: a policy is made of operations" in text
+
+
+class TestShow:
+    @pytest.fixture
+    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> list[plots.Shelf]:
+        found: list[plots.Shelf] = []
+        real = plots.shelves
+
+        def spy(rows: list[plots.Shelf], title: str, path: Path) -> None:
+            found[:] = rows
+            real(rows, title, path)
+
+        monkeypatch.setattr(show, "shelves", spy)
+        return found
+
+    def given(self, table: Path, out: Path, method: str, *more: str) -> list[str]:
+        first = ["show", "--benchmark", f"csv:{table}({ILL})", "--model", "mlp(width=0.1)"]
+        return [*first, "--method", method, "--out", str(out), *more]
+
+    @pytest.mark.parametrize(
+        "method",
+        [
+            "none",
+            "cell_swap(p=0.5)",
+            "tabular_cutmix(alpha=1.0)",
+            "saflex(upstream=cell_swap(p=0.5))",
+            "isda",
+            "balanced",
+        ],
+    )
+    def test_rows_before_and_after(
+        self, method: str, table: Path, tmp_path: Path, drawn: list[plots.Shelf]
+    ) -> None:
+        """Each cell is one of the file, in its units, and the row before is that of the file."""
+        out = tmp_path / "rows.png"
+        assert main.run(self.given(table, out, method, "--rows", "3", "--draws", "2")) == 0
+        assert out.stat().st_size > 5000 and len(drawn) == 3
+        made = patients()
+        years = made["age"].replace("", np.nan).dropna().astype(float)
+        number = {float(f"{float(value):.4g}") for value in made["bmi"]}
+        known = {
+            "age": {f"{value:.4g}" for value in [*years.unique(), years.median()]},
+            "sex": {"f", "m"},
+            "ward": {"north", "south", "east"},
+            "visit": set(made["visit"]),
+            "age missing": {"yes", "no"},
+        }
+        cells = [cell for shelf in drawn for card in shelf.cards for cell in card.cells]
+        for name, old, new in cells:
+            assert old != new
+            for value in (old, new):
+                assert float(value) in number if name == "bmi" else value in known[name]
+        swaps = method.startswith(("cell", "tab", "saf"))
+        assert bool(cells) == swaps and (len({name for name, *_ in cells}) > 3) == swaps
+        assert all(shelf.heading.split(": ")[1] in ("no", "yes") for shelf in drawn)
+        told = [line for shelf in drawn for card in shelf.cards for line in card.told]
+        assert any("of another row" in line for line in told) == swaps
+        if method.startswith("tabular"):
+            assert any(line.startswith("label ") and ", " in line for line in told)
+        if method.startswith("saflex"):
+            assert any(line.startswith("weight x ") for line in told)
+
+    def test_numbers_in_no_unit_of_the_file_are_scaled(
+        self, tmp_path: Path, drawn: list[plots.Shelf]
+    ) -> None:
+        """Noise on a column of 0 and 1 changes what the network sees, but no value of the file."""
+        rng = np.random.default_rng(0)
+        columns = {f"flag {k}": rng.integers(0, 2, 90) for k in range(10)}
+        pd.DataFrame({**columns, "ill": np.arange(90) % 2}).to_csv(tmp_path / "t.csv", index=False)
+        out = tmp_path / "rows.svg"
+        assert main.run(self.given(tmp_path / "t.csv", out, "gaussian_noise(sigma=0.1)")) == 0
+        cards = [card for shelf in drawn for card in shelf.cards]
+        assert len(drawn) == 6 and {len(shelf.cards) for shelf in drawn} == {3}
+        assert all(len(card.cells) == 8 and card.more == "and 2 more" for card in cards)
+        scaled = [cell for card in cards for cell in card.cells if cell[0].endswith(" (scaled)")]
+        assert scaled and all(abs(float(old)) > 5 for _, old, _ in scaled)
+
+    def test_added_rows(
+        self, table: Path, tmp_path: Path, drawn: list[plots.Shelf], capsys: Said
+    ) -> None:
+        out = tmp_path / "rows.pdf"
+        text = failed(capsys, *self.given(table, out, "lpa3(warmup=0)"))
+        assert "differ in the embeddings of their categories, which are no cells" in text
+        patients().drop(columns=["sex", "ward"]).to_csv(tmp_path / "t.csv", index=False)
+        assert main.run(self.given(tmp_path / "t.csv", out, "lpa3(warmup=0)", "--rows", "5")) == 0
+        assert [len(shelf.cards) for shelf in drawn] == [3, 2]
+        for card in (card for shelf in drawn for card in shelf.cards):
+            assert card.told[0] in ("label: no", "label: yes") and len(card.cells) >= 3
+            assert card.told[1].startswith("predicted ") and card.told[3].startswith("norm ")
+
+    @pytest.mark.parametrize("method", ["saflex(upstream=cell_swap(p=0.5))", "l2rw"])
+    def test_extreme_weights(
+        self, method: str, table: Path, tmp_path: Path, drawn: list[plots.Shelf]
+    ) -> None:
+        """Where nothing is augmented, the most unusual cells of a row are drawn."""
+        out = tmp_path / "weight.png"
+        given = self.given(table, out, method, "--by", "weight", "--epochs", "1")
+        assert main.run(given) == 0 and out.exists()
+        assert drawn[0].heading == "highest weight"
+        cards = [card for shelf in drawn for card in shelf.cards]
+        for card in cards:
+            assert card.told[0].startswith("row ") and "weight x " in " ".join(card.told)
+            assert bool(card.more) == (not card.cells[0][2])
+        assert all(card.more.startswith("unchanged") for card in cards) == (method == "l2rw")
+
+    def test_features(self, table: Path, tmp_path: Path) -> None:
+        out = tmp_path / "features.png"
+        given = self.given(table, out, "none", "--by", "embedding", "--epochs", "1")
+        assert main.run(given) == 0 and out.exists()
+
+    @pytest.mark.parametrize(
+        ("method", "more", "said"),
+        [
+            ("boosting", (), "it trains no network and changes no row, so nothing can be drawn"),
+            ("crop", (), "crop needs images, but the data are vectors"),
+            ("mixup", (), "mixup needs numbers, but 2 of 6 columns are categories"),
+            ("none", ("--by", "class"), "--by rows draws the augmented rows"),
+            ("none", ("--by", "weight"), "--by rows draws the augmented rows"),
+            ("none", ("--by", "cam", "--epochs", "1"), "heat maps lie over images"),
+        ],
+    )
+    def test_what_cannot_be_shown(
+        self, method: str, more: tuple[str, ...], said: str, table: Path, tmp_path: Path,
+        capsys: Said,
+    ) -> None:  # fmt: skip
+        text = failed(capsys, *self.given(table, tmp_path / "x.png", method, *more))
+        assert f"method: {method} cannot be shown here: " in text and said in text
+        assert not list(tmp_path.iterdir())
+
+    def test_no_text_lies_over_another(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        figures: list[Figure] = []
+        real = Figure.savefig
+
+        def spy(figure: Figure, *given: Any, **more: Any) -> None:
+            figures.append(figure)
+            real(figure, *given, **more)
+
+        monkeypatch.setattr(Figure, "savefig", spy)
+        long = "a column whose name does not end $x$ 東京" * 3
+        cells = [(long, long, long), ("age", "missing", "-1.235e+08"), (long, long, "")] * 2
+        card = plots.Card(["5 cells of another row", long], cells, "and 33 more")
+        shelves = [plots.Shelf(long, [card] * 3), plots.Shelf("", [plots.Card([], [], "")])]
+        plots.shelves(shelves, long, tmp_path / "x.png")
+        (figure,) = figures
+        texts = [each for each in figure.findobj(Text) if each.get_text().strip()]  # type: ignore[attr-defined]
+        boxes = [(each.get_text(), each.get_window_extent()) for each in texts]
+        assert len(boxes) == 1 + 1 + 3 * (3 + 6 * 2 + 4 * 2) + 1
+        for (one, box), (other, beside) in combinations(boxes, 2):
+            flat = box.y0 + 2 >= beside.y1 or beside.y0 + 2 >= box.y1  # descenders of a line
+            assert flat or box.x1 <= beside.x0 or beside.x1 <= box.x0, f"{one!r} over {other!r}"
+        for text, box in boxes:
+            assert box.x0 >= 0 and box.y0 >= 0, text
+            assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text

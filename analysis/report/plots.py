@@ -42,6 +42,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.exchange import Worth
@@ -125,6 +126,88 @@ def sample_bands(bands: Sequence[Band], title: str, paths: Sequence[Path]) -> No
         for axis in row[len(texts) :]:
             axis.set_axis_off()
     _save(figure, paths)
+
+
+class Card(NamedTuple):
+    """A row of a table: lines on it, its cells, and a last line."""
+
+    told: Sequence[str]
+    cells: Sequence[tuple[str, str, str]]
+    """a column, its value, and the new one, or nothing"""
+    more: str
+
+
+class Shelf(NamedTuple):
+    """Cards that have something in common, side by side, perhaps under a heading."""
+
+    heading: str
+    cards: Sequence[Card]
+
+
+CARD, CARD_LINE, CARD_SIZE = 3.0, 0.135, 7.0
+"""Inches of a card's width with its margin and of a line, and its font size."""
+NAMES, OLD, NEW = 0.1, 1.98, 2.2
+"""Inches from the left of a card: where names start, where values end, where new ones start."""
+
+
+def shelves(rows: Sequence[Shelf], title: str, path: Path) -> None:
+    """A line of cards for each shelf; an arrow and bold type, not a colour, mark what changed."""
+    width = CARD * max(2, *(len(shelf.cards) for shelf in rows)) + 0.1
+    shown = textwrap.fill(_drawn(title), int(13 * width), break_on_hyphens=False)
+    top = 0.2 + 0.16 * (shown.count("\n") + 1)
+    heights = [CARD_LINE * (0.8 + max(map(_lines, shelf.cards))) for shelf in rows]
+    spaces = [0.36 if shelf.heading else 0.14 for shelf in rows]
+    height = top + sum(heights) + sum(spaces)
+    figure = Figure(figsize=(width, height), dpi=150)
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axis.set_axis_off()
+    axis.text(width / 2, 0.1, shown, size=9, ha="center", va="top", parse_math=False)
+    for shelf, tall, space in zip(rows, heights, spaces, strict=True):
+        _fitting(axis, NAMES, top + 0.16, shelf.heading, width - 2 * NAMES, size=8, weight="bold")
+        for place, card in enumerate(shelf.cards):
+            _put(axis, card, place * CARD + 0.05, top + space - 0.12, tall)
+        top += space + tall
+    _save(figure, [path])
+
+
+def _lines(card: Card) -> int:
+    return len(card.told) + max(1, len(card.cells)) + bool(card.more)
+
+
+def _put(axis: Axes, card: Card, left: float, top: float, tall: float) -> None:
+    axis.add_patch(Rectangle((left, top), CARD - 0.1, tall, fill=False, ec="0.7", lw=0.7))
+    y, whole = top + CARD_LINE, CARD - 2 * NAMES - 0.05
+    for line in card.told:
+        _fitting(axis, left + NAMES, y, line, whole, style="italic")
+        y += CARD_LINE
+    for number, (name, old, new) in enumerate(card.cells):
+        if number % 2 == 0:
+            place = (left + 0.03, y - 0.73 * CARD_LINE)
+            axis.add_patch(Rectangle(place, CARD - 0.16, CARD_LINE, fc="0.94", lw=0))
+        _fitting(axis, left + NAMES, y, name, 1.12)
+        end = OLD if new else CARD - 2 * NAMES
+        _fitting(axis, left + end, y, old, end - 1.27, ha="right", color="0.25")
+        if new:
+            axis.text(left + (OLD + NEW) / 2, y, "\u2192", size=CARD_SIZE, ha="center")
+            _fitting(axis, left + NEW, y, new, CARD - 0.15 - NEW, weight="bold")
+        y += CARD_LINE
+    if not card.cells:
+        _fitting(axis, left + NAMES, y, "no cell changed", whole, color="0.25")
+        y += CARD_LINE
+    if card.more:
+        _fitting(axis, left + NAMES, y, card.more, whole, color="0.25")
+
+
+def _fitting(axis: Axes, x: float, y: float, text: str, width: float, **how: Any) -> None:
+    """A text on one line, cut where it is wider than so many inches."""
+    shown, figure = _drawn(text), axis.get_figure(root=True)
+    label = axis.text(x, y, shown, parse_math=False, **{"size": CARD_SIZE, **how})
+    assert figure is not None and isinstance(figure.canvas, FigureCanvasAgg)
+    canvas, room = figure.canvas, width * figure.dpi
+    while (wide := label.get_window_extent(canvas.get_renderer()).width) > room and len(shown) > 1:
+        shown = shown[: max(1, min(len(shown) - 1, int(len(shown) * room / wide)))]
+        label.set_text(f"{shown.rstrip()}…")
 
 
 def heatmaps(

@@ -242,7 +242,7 @@ class PredictCommand:
 
 @dataclass(kw_only=True)
 class ShowCommand:
-    """Draw training images as a method augments them, in a PNG, PDF or SVG grid.
+    """Draw training images, or rows of a table, as a method augments them: a PNG, PDF or SVG file.
 
     Example: augbench show --benchmark pneumoniamnist --method randaugment --out show.png
     """
@@ -256,14 +256,15 @@ class ShowCommand:
     epochs: int = 0
     """passes that first train the network under the method, as run does; 0: as initialised"""
     by: Literal["rows", "weight", "class", "cam", "embedding"] = "rows"
-    """rows: images and their draws; weight: of 512 rows, those with extreme weights and labels;
-    class: learned probability and magnitude of each operation; cam: heat maps of the trained
-    network on select images; embedding: its features of training and select rows, by t-SNE"""
+    """rows: images and their draws, of a table the cells that changed; weight: of 512 rows, those
+    with extreme weights and labels; class: learned probability and magnitude of each operation;
+    cam: heat maps of the trained network on select images; embedding: its features of training and
+    select rows, by t-SNE"""
     rows: int = 6
-    """by rows and cam: number of images, from each class in turn (added rows are drawn with
+    """by rows and cam: number of images or rows, from each class in turn (added rows are drawn with
     originals)"""
-    draws: int = 8
-    """by rows: draws per image, or one if the method adds rows; by weight: images per band"""
+    draws: Annotated[int | None, _default("8; of a table 3")] = None
+    """by rows: draws per image or row, or one if the method adds rows; by weight: rows per band"""
     seed: int = 0
     """seeds images, draws and network"""
     out: Path = Path("show.png")

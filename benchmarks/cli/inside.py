@@ -1,4 +1,4 @@
-"""Figures of what a trained network does with images: heat maps, and its features in the plane."""
+"""Figures of what a trained network does: heat maps of images, and its features in the plane."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ def check(by: str, model: nn.Module, splits: Splits) -> None:
     """
     if not task_named(splits.kind).exclusive:
         raise NotApplicable(f"by {by}: images with several labels have no one class")
+    if by == "cam" and any(each.kind != "image" for each in splits.spec.inputs):
+        raise NotApplicable("by cam: heat maps lie over images, and these data have none")
     if by == "embedding":
         _whole(model, by)
         return

@@ -1,4 +1,4 @@
-"""Figures of what a method does to images: draws, extreme weights, the learned policy."""
+"""Figures of what a method does to images or rows of a table: draws, extreme weights, policies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,18 +16,22 @@ from torch.optim import Optimizer
 import methods
 from analysis.report.plots import (
     Band,
+    Card,
+    Shelf,
     augmentation_grid,
     heatmaps,
     sample_bands,
+    shelves,
 )
 from analysis.runs import Run, Training
 from analysis.tasks import task_named
 from benchmarks.cli import arguments, inside
 from benchmarks.cli.arguments import UsageError
+from benchmarks.cli.cards import Cards
 from benchmarks.cli.common import FIGURES, root_of
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
-from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
+from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits, refitted
 from benchmarks.data.streams import chunks, rows_from_tensors
 from benchmarks.running import firstlook
 from benchmarks.running.codes import FAILURE, INTERRUPTED
@@ -40,8 +44,11 @@ from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import fit
 from methods import own
-from methods.base import Batch, Context, Method
+from methods.base import ANYTHING, Batch, Context, Method
+from methods.learner import Learner
 
+DRAWS, DRAWS_OF_ROWS = 8, 3
+"""of an image, and of a row of a table"""
 POOL = 512
 """Number of augmented rows (at most one epoch) from which the extremes are drawn."""
 SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
@@ -52,8 +59,9 @@ SAME_WEIGHT, SAME_LABEL = 1e-3, 5e-3
 def carry_out(command: arguments.ShowCommand) -> int:
     """Draw the figure; return the exit code."""
     for name, least in (("rows", 1), ("draws", 1), ("epochs", 0), ("seed", 0)):
-        if getattr(command, name) < least:
-            raise UsageError(f"{name}: expected {least} or more, got {getattr(command, name)}")
+        given = getattr(command, name)
+        if given is not None and given < least:
+            raise UsageError(f"{name}: expected {least} or more, got {given}")
     if command.by in ("cam", "embedding") and not command.epochs:
         raise UsageError(
             f"epochs: expected 1 or more by {command.by}, which needs a trained network"
@@ -96,7 +104,7 @@ def show(
     path: Path,
     *,
     rows: int = 6,
-    draws: int = 8,
+    draws: int | None = None,
     seed: int = 0,
     epochs: int = 0,
     by: Literal["rows", "weight", "class", "cam", "embedding"] = "rows",
@@ -104,23 +112,28 @@ def show(
 ) -> None:
     """Write the figure, by ``rows``, ``weight``, ``class``, ``cam`` or ``embedding``.
 
-    ``rows``: a column of originals and ``draws`` draws of each, with captions of what was done. If
-    the method adds rows, each added row once, next to its original, with their difference and the
-    network's prediction for both. ``weight``: from a pool of augmented rows, ``draws`` rows with
+    ``rows``: a column of originals and ``draws`` draws of each, with captions of what was done; of
+    a table, the cells of some rows that each draw changed. If the method adds rows, each added row
+    once, next to its original, with their difference and the network's prediction for both.
+    ``weight``: from a pool of augmented rows, ``draws`` rows with
     the highest and the lowest weight, and those whose label changed most. ``class``: the learned
     probability and magnitude of each operation, averaged over the training rows of each class.
     ``cam``: heat maps of the network on rows of the select split. ``embedding``: its features. The
     network first trains under the method for ``epochs`` epochs, as in a run; the first three show
-    the next epoch.
+    the next epoch. Without ``draws`` they are 8, of a table 3.
 
     Raises:
-        NotApplicable: the method does not work on these data, changes no weight or label (by
-        weight), learns nothing about operations (by class), or adds no row yet.
+        NotApplicable: the method does not work on these data, changes no row, changes no weight or
+        label (by weight), learns nothing about operations (by class), or adds no row yet.
         TrainingFailed: the network could not be trained.
         Interrupted: SIGINT or SIGTERM while it trained.
     """
     device = torch.device("cpu")
     method = methods.build(method_name)
+    if isinstance(method, Learner):
+        if not method.trains_network:
+            raise NotApplicable("it trains no network and changes no row, so nothing can be drawn")
+        raise NotApplicable("it takes the training steps itself; only methods can be drawn")
     needs_meta = "meta" in method.requires()
     arrays = arrays_of(benchmark, root)
     for part in methods.own_parts(method_name):
@@ -128,6 +141,9 @@ def show(
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )
+    cards = Cards(refitted(arrays, benchmark, seed)) if arrays.table is not None else None
+    if draws is None:
+        draws = DRAWS if cards is None else DRAWS_OF_ROWS
     if by in ("cam", "embedding"):
         inside.check(by, models.build(model_name, splits.spec), splits)
     training = Training(epochs=max(1, epochs))
@@ -170,9 +186,11 @@ def show(
     if by == "rows":
         title = f"{method_name} on {shown}, training rows, {state}seed {seed}"
         if method.added() is not None:
-            _draw_added(method, ctx, splits, rows, training.batch_size, seed, title, path)
-            return
-        _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
+            _draw_added(method, ctx, splits, rows, training.batch_size, seed, title, path, cards)
+        elif cards is not None:
+            _draw_changes(method, ctx, splits, cards, rows, draws, seed, title, path)
+        else:
+            _draw_rows(method, ctx, splits, rows, draws, seed, title, path)
         return
     if by == "class":
         state = state or "before the first epoch, "
@@ -184,12 +202,16 @@ def show(
     title = (
         f"{method_name} on {shown}: {len(pool.x)} augmented training rows, {state}seed {seed}{note}"
     )
-    sample_bands(bands, title, [path])
+    if cards is None:
+        sample_bands([_of_images(band, pool) for band in bands], title, [path])
+    else:
+        shelves([_of_cells(band, pool, ctx, cards) for band in bands], title, path)
 
 
 class _Watched(Method):
     """Wraps an upstream; keeps the run's optimiser and the first batch of each step."""
 
+    kinds = ANYTHING
     optimizer: Optimizer
     given: Batch | None = None
 
@@ -242,6 +264,45 @@ def _draw_rows(
     augmentation_grid(_images(batch.x), np.stack(drawn, axis=1), labels, told, title, path)
 
 
+def _draw_changes(
+    method: Method,
+    ctx: TrainingContext,
+    splits: Splits,
+    cards: Cards,
+    rows: int,
+    draws: int,
+    seed: int,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw the cells of some rows of a table that each of ``draws`` draws changed.
+
+    The rows are the first of a whole batch, so that a method that mixes rows has others to mix.
+    """
+    batch = ctx.train.rows(_of_each_class(splits, max(rows, ctx.batch_size), seed))
+    drawn: list[list[Card]] = []
+    for _ in range(draws):
+        ctx.enter("augment")
+        out = method.augment(batch, ctx)
+        own = out.index[:rows].clamp_min(0)  # a method may draw other rows
+        told = _changes(batch, out, method.captions(), splits.classes, "label ")[:rows]
+        for parts, new, old in zip(told, own.tolist(), batch.index.tolist(), strict=False):
+            if new != old:
+                parts.insert(0, f"row {new} instead")
+        drawn.append(cards.of(ctx.train.rows(own).x, out.x[:rows], told))
+        ctx.step += 1
+    shelves(
+        [
+            Shelf(f"row {row}: {_named(y, splits.classes)}", [each[place] for each in drawn])
+            for place, (row, y) in enumerate(
+                zip(batch.index[:rows].tolist(), batch.y, strict=False)
+            )
+        ],
+        title,
+        path,
+    )
+
+
 def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None:
     """Draw what was learned about each operation, class by class.
 
@@ -254,7 +315,7 @@ def _draw_policy(method: Method, splits: Splits, title: str, path: Path) -> None
     if not found:
         raise NotApplicable(
             "by class: it learns no probability or magnitude of operations; --by rows draws the "
-            "augmented images"
+            f"augmented {'rows' if splits.inputs else 'images'}"
         )
     labels = strata_of(splits.train, splits)
     groups = [("all rows", np.arange(len(labels)))]
@@ -290,6 +351,7 @@ def _draw_added(
     seed: int,
     title: str,
     path: Path,
+    cards: Cards | None,
 ) -> None:
     """Draw the rows that the method adds to a training batch, next to their originals.
 
@@ -313,6 +375,29 @@ def _draw_added(
         told = [ctx.task.labels(ctx.model(each), 1.0) for each in (origin, x)]
     before, after = ([_likeliest(p, splits.classes) for p in each] for each in told)
     change = x - origin
+    title = f"{title}; predictions in eval mode"
+    if cards is not None:
+        if not change.any():
+            raise NotApplicable(
+                "the rows that it adds differ in the embeddings of their categories, which are no "
+                "cells that could be drawn"
+            )
+        told = [
+            [
+                f"label: {_named(each, splits.classes)}",
+                f"predicted {one}",
+                f"\u2192 {two}",
+                f"norm {float(n):.2f} (scaled)",
+            ]
+            for each, one, two, n in zip(y, before, after, change.norm(dim=1), strict=True)
+        ]
+        made = cards.of(origin, x, told)
+        shown = [
+            Shelf("", made[start : start + DRAWS_OF_ROWS])
+            for start in range(0, len(made), DRAWS_OF_ROWS)
+        ]
+        shelves(shown, title, path)
+        return
     scale = 0.5 / max(float(change.abs().max()), 1e-6)
     drawn = np.stack([_images(x), _images((0.5 + scale * change).clamp(0, 1))], axis=1)
     norms = change.flatten(1).norm(dim=1)
@@ -325,7 +410,7 @@ def _draw_added(
             [f"predicted {said}", f"norm {float(n):.2f}"]
             for said, n in zip(after, norms, strict=True)
         ],
-        f"{title}; predictions in eval mode",
+        title,
         path,
         columns=("augmented", f"difference x {scale:.3g}"),
     )
@@ -341,7 +426,7 @@ class _Pool:
     """Augmented rows, with their targets and weights before and after the method."""
 
     x: Tensor
-    """(n, C, H, W)"""
+    """(n, *S)"""
     before: Tensor
     """(n, K) targets after the augmentation"""
     after: Tensor
@@ -350,6 +435,8 @@ class _Pool:
     """(n,) weight after the method, relative to that after the augmentation"""
     captions: list[str]
     """n strings: what was done to each image"""
+    index: Tensor
+    """(n,) rows of the training split, -1 for others"""
 
     @property
     def moved(self) -> Tensor:
@@ -392,6 +479,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
                 after=out.y[:count].detach(),
                 factor=torch.where(old > 0, new / torch.where(old > 0, old, 1.0), 1.0),
                 captions=captions + [""] * (count - len(captions)),
+                index=out.index[:count],
             )
         )
         ctx.step += 1
@@ -403,6 +491,7 @@ def _pool(method: Method, ctx: TrainingContext, name: str, batch_size: int) -> _
         after=torch.cat([each.after for each in kept])[:POOL],
         factor=torch.cat([each.factor for each in kept])[:POOL],
         captions=[text for each in kept for text in each.captions][:POOL],
+        index=torch.cat([each.index for each in kept])[:POOL],
     )
 
 
@@ -434,7 +523,33 @@ def _as_drawn(out: Batch, batch: Batch, ctx: TrainingContext) -> Batch:
     return replace(out, y=y, w=w, logits=None)
 
 
-def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tuple[list[Band], str]:
+class _Picked(NamedTuple):
+    """Rows of a pool that have something in common."""
+
+    heading: str
+    rows: Tensor
+    captions: list[str]
+
+
+def _of_images(band: _Picked, pool: _Pool) -> Band:
+    return Band(band.heading, _images(pool.x[band.rows]), band.captions)
+
+
+def _of_cells(band: _Picked, pool: _Pool, ctx: TrainingContext, cards: Cards) -> Shelf:
+    """The rows of a table, with their cells that differ from those of the training row."""
+    index = pool.index[band.rows]
+    x = pool.x[band.rows]
+    own = torch.where(index[:, None] >= 0, ctx.train.rows(index.clamp_min(0)).x, x)
+    told = [
+        [f"row {row}" if row >= 0 else "a row of its own", *text.split("\n")]
+        for row, text in zip(index.tolist(), band.captions, strict=True)
+    ]
+    return Shelf(band.heading, cards.either(own, x, told))
+
+
+def _bands(
+    pool: _Pool, draws: int, classes: tuple[str, ...], kind: str
+) -> tuple[list[_Picked], str]:
     """The bands of the figure, and a note for the title on those that are empty.
 
     Raises:
@@ -446,7 +561,7 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
     if not varied and not changed:
         raise NotApplicable(
             f"by weight: over {rows} augmented rows all weights are equal and no label changed; "
-            f"--by rows draws the augmented images"
+            f"--by rows draws the augmented {'images' if pool.x.dim() == 4 else 'rows'}"
         )
     chosen, notes = [], []
     if varied:
@@ -469,11 +584,7 @@ def _bands(pool: _Pool, draws: int, classes: tuple[str, ...], kind: str) -> tupl
         notes.append("no label changed")
     several = not task_named(kind).exclusive
     bands = [
-        Band(
-            heading,
-            _images(pool.x[index]),
-            [_told(pool, int(row), classes, several) for row in index],
-        )
+        _Picked(heading, index, [_told(pool, int(row), classes, several) for row in index])
         for heading, index in chosen
     ]
     return bands, "".join(f"; {note}" for note in notes)
@@ -516,15 +627,22 @@ def _images(x: Tensor) -> np.ndarray:
 
 def _captions(batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...]) -> list[str]:
     """What the method reports, else the change of target and weight."""
+    return [", ".join(parts) for parts in _changes(batch, out, told, classes)]
+
+
+def _changes(
+    batch: Batch, out: Batch, told: list[str], classes: tuple[str, ...], label: str = ""
+) -> list[list[str]]:
+    """The same, each in parts."""
     texts = []
     for row in range(len(batch)):
         parts = [told[row]] if row < len(told) and told[row] else []
         if not torch.allclose(out.y[row], batch.y[row], atol=1e-4):
-            parts.append(_named(out.y[row], classes))
+            parts.append(f"{label}{_named(out.y[row], classes)}")
         change = float(out.w[row] / batch.w[row])
         if abs(change - 1) > 1e-3:
             parts.append(f"weight x {change:.2f}")
-        texts.append(", ".join(parts))
+        texts.append(parts)
     return texts
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.data.carving import NotApplicable
-from benchmarks.data.dataset import Arrays, Table
+from benchmarks.data.dataset import Arrays, Column, Table
 from methods.base import Input
 
 if TYPE_CHECKING:
@@ -40,8 +40,14 @@ def prepared(arrays: Arrays, kept: np.ndarray, scale: Scale) -> tuple[Arrays, tu
 class Fitted:
     """Preprocessing that was fitted on some rows of a table."""
 
-    def __init__(self, steps: ColumnTransformer, levels: tuple[int, ...], left_out: list[str]):
-        self._steps, self._levels = steps, levels
+    def __init__(
+        self,
+        steps: ColumnTransformer,
+        table: Table,
+        levels: tuple[int, ...],
+        left_out: list[str],
+    ):
+        self._steps, self._table, self._levels = steps, table, levels
         self.notes: tuple[str, ...] = ()
         if left_out:
             shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
@@ -62,6 +68,47 @@ class Fitted:
         coded = np.array(self._levels) > 0
         made[:, coded] += 1  # 0 is for unknown ones
         return made.astype(np.float32)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns D'."""
+        columns = [
+            (part, self._table.columns[place].name)
+            for part, _, places in self._steps.transformers_
+            if part in PARTS
+            for place in places
+        ]
+        return [f"{name} missing" if part == "gaps" else name for part, name in columns]
+
+    def cells(self, x: np.ndarray) -> list[list[str]]:
+        """Prepared rows (N, D') in the units of the table: numbers, dates, names of categories."""
+        columns: list[list[str]] = []
+        for part, step, places in self._steps.transformers_:
+            if part not in PARTS:
+                continue
+            inner = x[:, len(columns) : len(columns) + len(places)].astype(np.float64)
+            values = step[-1].inverse_transform(inner) if part == "numbers" else inner
+            for place, column in enumerate(places):
+                told = self._table.columns[column]
+                known = step[-1].categories_[place] if part == "codes" else np.empty(0)
+                columns.append([_cell(part, value, told, known) for value in values[:, place]])
+        return [list(row) for row in zip(*columns, strict=True)]
+
+
+PARTS = ("numbers", "gaps", "codes")
+"""The prepared columns, in their order."""
+
+
+def _cell(part: str, value: float, column: Column, known: np.ndarray) -> str:
+    """A value as people read it; ``known`` are the codes of the categories, -1 a missing one."""
+    if part == "gaps":
+        return {0.0: "no", 1.0: "yes"}.get(value, f"{value:.3g}")
+    if part == "codes":
+        code = known[int(value) - 1] if value >= 1 else np.nan
+        return "unknown" if np.isnan(code) else "missing" if code < 0 else column.levels[int(code)]
+    if column.kind == "date":
+        return str(np.datetime64("1970-01-01") + np.timedelta64(round(value), "D"))
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def fit(x: np.ndarray, table: Table, scale: Scale) -> Fitted:
@@ -93,9 +140,9 @@ def fit(x: np.ndarray, table: Table, scale: Scale) -> Fitted:
     codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     filled = SimpleImputer(strategy="constant", fill_value=-1.0)
     parts = [
-        ("numbers", make_pipeline(SimpleImputer(strategy="median"), scaler), numbers),
-        ("gaps", MissingIndicator(features="all"), gaps),
-        ("codes", make_pipeline(filled, codes), coded),
+        (PARTS[0], make_pipeline(SimpleImputer(strategy="median"), scaler), numbers),
+        (PARTS[1], MissingIndicator(features="all"), gaps),
+        (PARTS[2], make_pipeline(filled, codes), coded),
     ]
     steps = ColumnTransformer([part for part in parts if len(part[2])], sparse_threshold=0)
     if not steps.transformers:
@@ -104,4 +151,4 @@ def fit(x: np.ndarray, table: Table, scale: Scale) -> Fitted:
     known = [len(np.unique(np.where(np.isnan(c), -1, c))) + 1 for c in x[:, coded].T]
     levels = (*[0] * (len(numbers) + len(gaps)), *known)
     left_out = [each.name for each, keep in zip(table.columns, varied, strict=True) if not keep]
-    return Fitted(steps, levels, left_out)
+    return Fitted(steps, table, levels, left_out)
