@@ -428,8 +428,8 @@ def pool_of(
     rows = len(factor)
     x = torch.arange(rows).view(-1, 1, 1, 1) / rows  # the grey value tells the row
     told = [f"turned {row}" if row % 2 else "" for row in range(rows)]
-    parts = (torch.tensor(each) for each in (before, after, factor))
-    return drawing._Pool(x, *parts, told, torch.arange(rows))
+    old, new, weights = (torch.tensor(each) for each in (before, after, factor))
+    return drawing._Pool(x, old, new, weights, told, torch.arange(rows))
 
 
 def rows_of(band: Any) -> list[int]:
