@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from matplotlib.text import Text
 from analysis import runs
 from analysis.report import plots
 from benchmarks.cli import main, show
-from benchmarks.data import splits
+from benchmarks.data import splits, table_catalogue
 from benchmarks.data.carving import cross_validated
+from benchmarks.data.download import md5_of
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.splits import arrays_of
+from benchmarks.data.table_catalogue import TABLES
 
 Said = pytest.CaptureFixture[str]
 ILL = "target=ill"
@@ -387,3 +391,47 @@ class TestShow:
         for text, box in boxes:
             assert box.x0 >= 0 and box.y0 >= 0, text
             assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
+
+
+class TestDataSets:
+    def test_lists_and_checks_the_files_of_tables(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    ) -> None:
+        (tmp_path / "tabular").mkdir()
+        file = tmp_path / "tabular" / "biodeg.csv"
+        patients().to_csv(file, index=False)
+        place = ["--data", str(tmp_path)]
+        assert main.run(["data", "list", *place]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"qsar +on disk +CC BY 4.0\n", shown)
+        assert re.search(r"credit +not on disk +DbCL 1.0\n", shown)
+        assert main.run(["data", "list", "qsar", "openml:31", *place]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"openml:31 +not on disk", shown) and "digits" not in shown
+        for names in ((), ("qsar",)):
+            assert main.run(["data", "verify", *names, *place]) == 1
+            shown = capsys.readouterr().out
+            assert "biodeg.csv: WRONG, MD5 " in shown and "credit" not in shown
+            assert "expected 72bb5d19099965a38e0ca04565cb03c9" in shown
+        entry = TABLES["qsar"]
+        md5 = md5_of(file)
+        monkeypatch.setitem(table_catalogue.TABLES, "qsar", replace(entry, md5=md5))  # type: ignore[arg-type]
+        assert main.run(["data", "verify", *place]) == 0
+        assert capsys.readouterr().out == f"biodeg.csv: correct ({file}), expected {md5}\n"
+        assert main.run(["data", "verify", "credit", *place]) == 1
+        assert "credit: not found; get creditcard.csv from https" in capsys.readouterr().out
+        text = failed(capsys, "data", "remove", "qsar", *place)
+        assert f"qsar is no streamed set, and only these are removed: its file is {file}" in text
+        own = f"csv:{file}(target=ill)"
+        text = failed(capsys, "data", "verify", own, *place)
+        assert "expected an official data set" in text and "show describes your own" in text
+
+    def test_doctor_names_them(self, tmp_path: Path, capsys: Said) -> None:
+        (tmp_path / "tabular").mkdir()
+        (tmp_path / "tabular" / "biodeg.csv").touch()
+        (tmp_path / "openml").mkdir()
+        (tmp_path / "openml" / "credit-g-2.json").touch()
+        given = ["doctor", "--device", "cpu", "--data", str(tmp_path), "--out", str(tmp_path)]
+        assert main.run(given) == 0
+        shown = capsys.readouterr().out
+        assert "digits (ships with scikit-learn), qsar, openml:credit-g(version=2)\n" in shown

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from torch.func import functional_call
 
 import methods
 from analysis import runs
+from benchmarks.cli import main
 from benchmarks.contract import Case, bench, splits
 from benchmarks.data import sources, tables
 from benchmarks.data.carving import NotApplicable
@@ -369,13 +371,24 @@ def openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     server.server_close()
 
 
-def test_openml_against_a_local_server(openml: dict[str, Any], tmp_path: Path) -> None:
+def test_openml_against_a_local_server(
+    openml: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arrays = arrays_of(parse_benchmark("openml:7"), tmp_path)
     assert arrays.table is not None and arrays.classes == ("no", "yes")
     assert [each.kind for each in arrays.table.columns] == ["number", "number", "category"]
     before = openml["count"]
     again = sources.load("openml", reading=parse_benchmark("openml:7").reading, root=tmp_path)
     assert again.checksum == arrays.checksum and openml["count"] == before  # from its cache
+    place = ["--data", str(tmp_path)]
+    assert main.run(["data", "list", *place]) == main.run(["data", "verify", *place]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"openml:7 +on disk", shown)
+    assert f"openml:7: correct, as when it was first read, MD5 {arrays.checksum}" in shown
+    assert main.run(["data", "verify", "openml:8", *place]) == 1
+    assert capsys.readouterr().out == "openml:8: not found\n"
+    assert main.run(["data", "remove", "openml:7", *place]) == 2
+    assert f"only these are removed: it is in {tmp_path / 'openml'}" in capsys.readouterr().err
     kept = next((tmp_path / "openml").glob("*.json"))
     kept.write_text(json.dumps({"md5": "0"}))
     with pytest.raises(DataError, match="is not what it was when it was first read"):

@@ -14,8 +14,9 @@ from analysis.numbers import count
 from benchmarks.cli import arguments
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import device_of, root_of
-from benchmarks.data import sources
+from benchmarks.data import sources, tables
 from benchmarks.data.catalogue import CATALOGUE
+from benchmarks.data.table_catalogue import TABLES
 from benchmarks.running import agreement, capacity
 from benchmarks.running.codes import FAILURE
 from benchmarks.running.problems import IN_THE_WAY
@@ -129,6 +130,8 @@ def _sets(root: Path) -> str:
         if sizes:
             text = "" if sizes == [28] else f" ({', '.join(map(str, sizes))} px)"
             found.append(f"{name}{text}")
+    found += [name for name, entry in TABLES.items() if tables.located(entry, root)]
+    found += tables.fetched(root)
     return ", ".join(found)
 
 

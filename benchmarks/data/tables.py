@@ -24,7 +24,7 @@ from benchmarks.data.table_catalogue import TABLES, Reading, TableEntry
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "tabular"
+FOLDER, OPENML = "tabular", "openml"
 """below the data folder"""
 SHARES = (0.65, 0.15, 0.2)
 """of train, val and test, as SAINT's authors cut (somepago/saint)"""
@@ -45,8 +45,8 @@ def load_table(name: str, path: str, reading: Reading, root: Path, download: boo
     Raises:
         DataError: the file or a column cannot be used; the message says what to do.
     """
-    if name == "openml":
-        frame, reading, checksum = _openml(reading, root, download)
+    if name == OPENML:
+        frame, reading, checksum = openml(reading, root, download)
         where, title, entry = f"openml:{reading.id}", f"openml:{reading.id}", None
     else:
         entry = TABLES.get(name)
@@ -67,10 +67,31 @@ def load_table(name: str, path: str, reading: Reading, root: Path, download: boo
     return with_duplicates(made, own=entry is None)
 
 
+def located(entry: TableEntry, root: Path) -> Path | None:
+    """The file of a table on this machine, or None if it is not there."""
+    places = (place / entry.file for place in (root / FOLDER, root))
+    return next((place for place in places if place.is_file()), None)
+
+
+def fetched(root: Path) -> list[str]:
+    """The sets of OpenML that were fetched, by the names of their benchmarks."""
+    found = []
+    for path in sorted((root / OPENML).glob("*.json")):
+        which, _, version = path.stem.rpartition("-")
+        plain = which.isdigit() or version == "1"
+        found.append(f"{OPENML}:{which}{'' if plain else f'(version={version})'}")
+    return found
+
+
+def remembered(reading: Reading, root: Path) -> Path:
+    """The file that remembers the checksum of a set of OpenML, once it is fetched."""
+    return root / OPENML / f"{reading.id}-{reading.version}.json"
+
+
 def _file_of(entry: TableEntry, root: Path) -> Path:
-    for place in (root / FOLDER, root):
-        if (place / entry.file).is_file():
-            return place / entry.file
+    found = located(entry, root)
+    if found is not None:
+        return found
     raise DataError(
         f"{entry.name}: {entry.file} is not in {root / FOLDER}: it is not downloaded by itself; "
         f"get it from {entry.where} and put it there ({entry.licence})."
@@ -115,16 +136,19 @@ def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
-def _openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame, Reading, str]:
-    """The cells of a set of OpenML as text, its default target, and a checksum that is kept."""
+def openml(reading: Reading, root: Path, download: bool) -> tuple[pd.DataFrame, Reading, str]:
+    """The cells of a set of OpenML as text, its default target, and a checksum that is kept.
+
+    Raises:
+        DataError: it cannot be fetched, or is not what it was when it was first read.
+    """
     from sklearn.datasets import fetch_openml  # noqa: PLC0415 - slow, and only for these
 
     number = reading.id.isdigit()
     asked: dict[str, Any] = {"name": reading.id, "version": reading.version}
     if number:
         asked = {"data_id": int(reading.id)}
-    place = root / "openml"
-    kept = place / f"{reading.id}-{reading.version}.json"
+    place, kept = root / OPENML, remembered(reading, root)
     if not download and not kept.exists():
         raise DataError(f"openml:{reading.id} is not in {place}, and downloading is off.")
     try:
