@@ -16,6 +16,7 @@ from benchmarks.studies import cells, loading, shipped
 from benchmarks.studies.cells import Row
 from benchmarks.studies.plan import Experiment, Plan
 from methods.naming import Call, Links, bind, call_of, parameters, parse, render, written_out
+from tests.sweeping import tables_beside
 
 HEADING = "# setting | paper | here | why"
 STUDIES = (
@@ -25,6 +26,7 @@ STUDIES = (
     "medmnist_gpu",
     "medmnist_small",
     "saflex_table1",
+    "saflex_table2",
 )
 
 
@@ -124,7 +126,8 @@ def differences(path: Path, *settings: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_is_what_its_table_says(name: str) -> None:
+def test_a_study_is_what_its_table_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables_beside(monkeypatch)
     assert not differences(shipped.find(Path(name)))
 
 

@@ -64,3 +64,39 @@ def test_numbers_at_64_and_224_pixels_stand_beside_those_sizes_alone(tmp_path: P
     assert bsda[28] is bsda[64] is None
     assert bsda[224] is not None and (bsda[224].mean, bsda[224].std) == (86.1, 1.5)
     assert "best validation AUC" in bsda[224].note and "lowest validation loss" in str(doerrich[64])
+
+
+def test_a_metric_that_is_not_stated_stands_beside_auc_on_any_split(tmp_path: Path) -> None:
+    """SAFLEX's Table 2; the 42 numbers, digit for digit, by method over the sets in its order."""
+    sets = ("appetency", "arrhythmia", "click", "credit", "qsar", "shrutime", "volkert")
+    table = {
+        ("mlp", "none"): "49.03 81.53 52.54 66.91 91.84 86.27 61.14",
+        ("mlp", "cutmix"): "48.98 81.57 52.59 73.68 91.87 86.39 61.20",
+        ("mlp", "saflex over cutmix"): "51.04 83.02 52.81 74.61 92.69 86.90 61.51",
+        ("saint", "none"): "78.90 83.90 65.72 79.49 98.18 87.53 66.82",
+        ("saint", "cutmix"): "81.05 85.32 65.77 79.71 98.61 87.61 68.23",
+        ("saint", "saflex over cutmix"): "81.33 85.27 66.12 79.93 98.59 87.93 68.91",
+    }
+    found = {
+        (each.model, each.name, each.dataset): each.mean
+        for each in published.read("auc")
+        if (each.source, each.table) == ("saflex", "2")
+    }
+    assert found == {
+        (model, name, dataset): float(number)
+        for (model, name), numbers in table.items()
+        for dataset, number in zip(sets, numbers.split(), strict=True)
+    }
+    assert not any((p.source, p.table) == ("saflex", "2") for p in published.read("accuracy"))
+    names = ("click", "qsar(folds=5)", "appetency(dedup=true, rows=20000)", "breastmnist(folds=5)")
+    for benchmark in names:
+        make_run(tmp_path, benchmark=benchmark, model="mlp(dropout=0.2)")
+    beside = {}
+    for block in blocks.split(records.scan(tmp_path)[0]):
+        columns = [column.benchmark for column in block.columns]
+        rows = dict(published.beside(block, "auc"))
+        for name, numbers in rows.items():
+            for column, each in zip(columns, numbers, strict=True):
+                beside[name, column] = each and each.mean
+    saflex = {name: beside["saflex over cutmix [saflex, table 2]", name] for name in names}
+    assert saflex == dict(zip(names, (52.81, 92.69, None, None), strict=True))

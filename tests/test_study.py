@@ -30,9 +30,8 @@ from benchmarks.studies.plan import Plan, chosen, label
 from benchmarks.studies.rounds import Round, Work
 from benchmarks.studies.schema import Study
 from benchmarks.training.tasks import task_of
-from methods.base import Spec
 from methods.naming import NamingError, expand
-from tests.sweeping import weights_beside
+from tests.sweeping import tables_beside, weights_beside
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
 
@@ -668,6 +667,7 @@ def test_shipped_studies_fit_the_constructors(
 ) -> None:
     """Every row is built and every network is, on the shapes of every data set."""
     weights_beside(monkeypatch, tmp_path, path.stem)
+    tables_beside(monkeypatch)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     for word in ("Reproduces", "Cost", "Deviations"):
@@ -687,8 +687,8 @@ def test_shipped_studies_fit_the_constructors(
         built, reasons = methods.build(row), set()
         for experiment in plan.experiments:
             entry = catalogue.CATALOGUE.get(experiment.benchmark.name)
-            spec = Spec(rows=2, classes=experiment.source.classes, shape=experiment.source.shape)
-            reasons.add(built.supports(task_of(entry.kind if entry else "multi-class"), spec))
+            task = task_of(entry.kind if entry else "multi-class")
+            reasons.add(built.supports(task, experiment.source.spec))
         assert "" in reasons, f"{row} runs nowhere: {reasons}"
     if made.tune is not None:
         from benchmarks.studies.search import listed
@@ -728,6 +728,7 @@ def test_studies_are_shipped() -> None:
         "medmnist_corruptions",
         "saflex_upstreams",
         "saflex_table1",
+        "saflex_table2",
         "lpa3_small",
         "lpa3_table3",
         "autodo_tables",

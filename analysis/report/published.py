@@ -14,6 +14,10 @@ from analysis.facts import NONE, call_in, outer
 
 SIZE = re.compile(r"(.+?)(?:_(64|128|224))?")
 """A network, and the pixels of its images if these are not 28."""
+FOLDS = re.compile(r"\(folds=\d+\)")
+"""All arguments of a benchmark that is only cut into folds."""
+UNSTATED = "unstated"
+"""The metric of tables that do not say which one they show, and how they split the rows."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,27 @@ class Printed:
     """nan if the paper prints none"""
     note: str
     """how its epoch was selected, and where the paper took it from"""
+    split: bool = True
+    """Whether the paper says which rows are for testing: if not, any split of ours stands beside"""
 
 
 def read(metric: str) -> list[Printed]:
-    """Every published accuracy or AUC; an error of e % is converted to 100 - e."""
+    """Every published accuracy or AUC; an error of e % is converted to 100 - e.
+
+    A metric that the paper does not state counts as AUC, which fits its numbers best.
+    """
     text = resources.files("analysis.report").joinpath("published.csv").read_text(encoding="utf-8")
     found = []
     for line in csv.DictReader(text.splitlines()):
         kind, _, unit = line["metric"].partition("_")
-        if {"error": "accuracy"}.get(kind, kind) != metric:
+        if {"error": "accuracy", UNSTATED: "auc"}.get(kind, kind) != metric:
             continue
         mean = float(line["mean"]) * (1 if unit else 100)
         note = f"epoch: {line['selection']}"
         if kind == "error":
             mean, note = 100 - mean, f"{note}; printed as an error"
+        if kind == UNSTATED:
+            note += "; metric and splits not stated, AUC is the likeliest"
         if line["copied_from"]:
             note += f"; copied from {line['copied_from']}"
         over = f" over {line['upstream']}" if line["method"] not in ("none", "baseline") else ""
@@ -59,6 +70,7 @@ def read(metric: str) -> list[Printed]:
                 mean,
                 float(line["std"]) * (1 if unit else 100) if line["std"] else math.nan,
                 note,
+                kind != UNSTATED,
             )
         )
     return found
@@ -80,22 +92,27 @@ def beside(
     """Rows of published numbers on the data sets of a block, with a value or None per column.
 
     They are for the same network, whatever its width, and for data sets of the same name, size and
-    corruption; a row is one method of one table. ``only`` restricts them to methods and upstreams
-    of the same names as these rows, whatever their arguments.
+    corruption, whose folds count only where the paper says how it splits; a row is one method of
+    one table. ``only`` restricts them to methods and upstreams of the same names as these rows,
+    whatever their arguments.
     """
     names = None if only is None else {_name(entry) for entry in only}
-    wanted = [_known(column.benchmark) for column in block.columns]
+    told = [_known(column.benchmark) for column in block.columns]
+    uncut = [FOLDS.sub("", each) for each in told]
     network = outer(block.setting["model"])
-    rows: dict[tuple[str, str, str], dict[str, Printed]] = {}
+    rows: dict[tuple[str, str, str], list[Printed | None]] = {}
     for each in read(metric):
         if names is not None and each.name not in names:
             continue
         name, size = SIZE.fullmatch(each.model).groups()  # type: ignore[union-attr]
         dataset = each.dataset + (f"@{size}" if size else "")
+        wanted = told if each.split else uncut
         if name == network and dataset in wanted:
-            rows.setdefault((each.source, each.table, each.name), {})[dataset] = each
+            row = rows.setdefault((each.source, each.table, each.name), [None] * len(wanted))
+            for place, known in enumerate(wanted):
+                row[place] = each if known == dataset else row[place]
     return [
-        (f"{name} [{source}, table {table}]", [values.get(name) for name in wanted])
+        (f"{name} [{source}, table {table}]", values)
         for (source, table, name), values in rows.items()
     ]
 

@@ -64,7 +64,9 @@ def seconds(wanted: Mapping[Setting, tuple[Run, int]], device: str) -> dict[Sett
         left = SECONDS - (time.perf_counter() - begun)
         if left <= 0:
             break
-        size = min(run.training.batch_size, CPU_BATCH if device == "cpu" else 10**9)
+        # rows of a table are small, and a step is mostly what does not depend on their number
+        small = device == "cpu" and not setting.inputs
+        size = min(run.training.batch_size, CPU_BATCH if small else 10**9)
         try:
             with threads(run.threads):
                 made = rows_like(size, setting.shape, classes, torch.device(device), setting.inputs)
