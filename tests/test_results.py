@@ -164,10 +164,11 @@ def test_every_row_has_ten_runs_on_every_set() -> None:
     assert RECORDS.stat().st_size < 2e6
 
 
-def test_the_page_quotes_the_prediction_of_the_file() -> None:
-    file = (ROOT / "ray_configs" / "learnable_small.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["learnable_small", "saflex_table2"])
+def test_the_page_quotes_the_prediction_of_the_file(name: str) -> None:
+    file = (ROOT / "ray_configs" / f"{name}.yaml").read_text(encoding="utf-8")
     prediction = yaml.safe_load(file)["prediction"]
-    page = (RESULTS / "learnable-small.md").read_text(encoding="utf-8")
+    page = (RESULTS / f"{name.replace('_', '-')}.md").read_text(encoding="utf-8")
     if "This page is of the study's first version" in page:
         pytest.skip("the page is of the study's first version, with the prediction of that time")
     quoted = " ".join(re.findall(r"^> (.*)$", page, re.MULTILINE))

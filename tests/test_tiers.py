@@ -24,7 +24,7 @@ from benchmarks.studies.plan import Plan, chosen
 from benchmarks.studies.rounds import Work
 from benchmarks.studies.schema import Study
 from benchmarks.studies.shards import Shard
-from methods.base import Spec
+from methods.base import Input, Spec
 from methods.naming import NamingError
 from tests.sweeping import tables_beside, weights_beside
 from tests.test_study import finish
@@ -235,6 +235,23 @@ def test_a_probe_takes_real_steps_and_is_over_in_time(monkeypatch: pytest.Monkey
     assert all(each > 0 for each in found.values())
     monkeypatch.setattr(probe, "SECONDS", 0.0)
     assert probe.seconds(wanted, "cpu") == {}, "the table stands in"
+
+
+@pytest.mark.parametrize(("inputs", "rows"), [((), 32), ((Input("vector", (9,), -5.0, 5.0),), 128)])
+def test_a_probe_takes_whole_batches_of_a_table(
+    inputs: tuple[Input, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU too: a step on rows of a table takes about as long whatever their number."""
+    (cell, *_) = Plan(loading.load(shipped.find(Path("quickstart"))), Path()).experiments[0].cells()
+    run = replace(cell.run, training=replace(cell.run.training, batch_size=128))
+    shape = (9,) if inputs else (1, 8, 8)
+    setting = Setting.of(run, shape, inputs)
+    taken: list[int] = []
+    monkeypatch.setattr(
+        probe, "_steps", lambda run, made, limit: taken.append(len(made.train)) or [1.0]
+    )
+    assert probe.seconds({setting: (run, 2)}, "cpu") == {setting: 1 / rows}
+    assert taken == [rows]
 
 
 def test_hours_by_the_shipped_table(
