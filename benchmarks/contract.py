@@ -41,7 +41,7 @@ from benchmarks.training.errors import TrainingFailed, first_line
 from benchmarks.training.schedule import make_optimizer
 from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import Fitted, fit, train_step
-from methods.base import Batch, Input, Method, Model, Spec
+from methods.base import Batch, Input, Method, Model, Part, Spec
 from methods.functional import each_input, inputs_at
 from methods.learner import Learner, learner_of
 
@@ -94,7 +94,7 @@ class Bench:
 
     def batch(self, rows: int = BATCH, elsewhere: int = 0, step: int = 0) -> Batch:
         """Rows of the training split; the last ``elsewhere`` have index -1."""
-        count = self.ctx.spec.rows
+        count = len(self.ctx.train.targets)
         index = torch.randperm(count, generator=generator("contract batch", step))[:rows]
         index = index.to(self.ctx.device)
         batch = self.ctx.train.rows(index)
@@ -116,7 +116,7 @@ class Bench:
         self.method.begin_epoch(self.ctx)
 
 
-def splits(case: Case, meta: bool) -> Splits:
+def splits(case: Case, meta: bool, unlabelled: bool = False) -> Splits:
     """Random images whose labels can be learned, the same at every call and on every device."""
     rng = generator("contract data", case.channels, case.kind)
     count = 2 * (ROWS + META_ROWS)
@@ -138,7 +138,14 @@ def splits(case: Case, meta: bool) -> Splits:
         classes=tuple("abc"),
         pool=ROWS,
         inputs=_described(case),
+        unlabelled=replace(parts[3], y=torch.zeros_like(parts[3].y)) if unlabelled else None,
     )
+
+
+def splits_for(method: Part, case: Case) -> Splits:
+    """Those with the rows that a method needs."""
+    needs = method.requires()
+    return splits(case, "meta" in needs, "unlabelled" in needs)
 
 
 def _inputs(case: Case, bright: Tensor, labels: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ def bench(make: Callable[[], Method], case: Case, *, epochs: int = 4) -> Bench:
     method = make()
     if isinstance(method, Learner):
         raise Skipped("it takes the steps of a run itself, and makes no batches")
-    made = splits(case, "meta" in method.requires())
+    made = splits_for(method, case)
     return set_up(method, made, network_for(case), case, epochs)
 
 
@@ -436,7 +443,7 @@ def train(
     training, network = Training(epochs=epochs, batch_size=batch_size), network_for(case)
     name, maker = (network, None) if isinstance(network, str) else ("own", network)
     run = Run(benchmark="contract", data="", model=name, method="own", training=training)
-    made = splits(case, "meta" in method.requires())
+    made = splits_for(method, case)
     try:
         return fit(run, made, method, device=case.device, model=maker, **arguments)  # type: ignore[arg-type]
     except NotApplicable as reason:
@@ -493,7 +500,7 @@ def waits(make: Callable[[], Method], case: Case) -> None:
     is ``torch.tensor(values, device=...)``, a copy that waits too.
     """
     method = make()
-    made = splits(case, "meta" in method.requires())
+    made = splits_for(method, case)
     ready = set_up(method, made, network_for(case), case, context=_Unread)
     reason = next((part.waits for part in method.parts() if part.waits), "")
     found = _on_meta(ready, made)

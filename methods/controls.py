@@ -20,6 +20,7 @@ from methods.functional import (
     unclean,
 )
 from methods.lpa3 import Lpa3
+from methods.semi_supervised import FixMatch
 
 DECAYS = (1e6, 100.0, 10.0, 1.0, 0.1, 0.01, 1e-3)
 """Weight decays that HeadRefit chooses from; the first keeps the head as it was trained."""
@@ -268,6 +269,12 @@ class ShuffledWeights(Method):
         return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
 
 
+def attack_of(method: Method | None) -> Lpa3 | None:
+    """lpa3 itself, or that in fixmatch; None if it is another method."""
+    attack = method.attack if isinstance(method, FixMatch) else method
+    return attack if isinstance(attack, Lpa3) else None
+
+
 class NormNoise(Method):
     """Replace the attacks of ``upstream`` with uniform noise of the same norm, row by row.
 
@@ -280,12 +287,13 @@ class NormNoise(Method):
 
     def __init__(self, *, upstream: Method | None = None) -> None:
         super().__init__(upstream)
-        if isinstance(upstream, Lpa3):
-            upstream.noise_instead = True
+        attack = attack_of(upstream)
+        if attack is not None:
+            attack.noise_instead = True
 
     def supports(self, task: Task, spec: Spec) -> str:
-        """Only lpa3."""
-        if not isinstance(self.upstream, Lpa3):
+        """Only lpa3, and fixmatch with it."""
+        if attack_of(self.upstream) is None:
             return (
                 "norm_noise needs upstream=lpa3, or lpa3(...) with its own settings and upstream, "
                 "such as norm_noise(upstream=lpa3(upstream=crop))"

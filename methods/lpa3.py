@@ -356,7 +356,7 @@ class Lpa3(Method):
         self._enters = False
         self._attacks = self._looked = 0
         self._pairs: list[Pair] = []
-        self._added = Added(*torch.zeros(3, 0))
+        self._added, self._entered = Added(*torch.zeros(3, 0)), torch.zeros(0)
 
     def requires(self) -> frozenset[str]:
         """Images and the network's stages; with ``auxiliary_norm`` a second set of norms."""
@@ -428,23 +428,31 @@ class Lpa3(Method):
             batch = self.upstream.augment(batch, ctx)
         if batch.logits is not None:
             raise ValueError("the upstream of lpa3 has already run this step's forward pass")
-        places, x = self._positives(batch, ctx)
-        y = batch.y[places]
-        made = batch.x[places] if self._enters else x
-        self._added = Added(batch.x[places], made, y)
-        ctx.log(attack_selected=len(places) / len(batch))
-        if not len(places):
+        made = self.attacked(batch, ctx)
+        if not len(made):
             return batch
-        index = torch.full_like(places, -1)
-        out = joined(batch, Batch(made, y, self._weights(batch, places), index))
+        out = joined(batch, made)
         if not self.hands(ctx.spec):
             return out
         if not self.auxiliary_norm:
             clean = cast("Model", ctx.model).entered(batch.x)
-            return replace(out, logits=ctx.forward(torch.cat([clean, x])))
+            return replace(out, logits=ctx.forward(torch.cat([clean, self._entered])))
         logits = ctx.forward(batch.x)
         with on_branch(ctx.model, 1):
-            return replace(out, logits=torch.cat([logits, ctx.model(x)]))
+            return replace(out, logits=torch.cat([logits, ctx.model(made.x)]))
+
+    def attacked(self, batch: Batch, ctx: Context) -> Batch:
+        """The attacked rows alone, with the targets of their rows; may be none.
+
+        Where embedded rows are attacked, the inputs are those of their rows.
+        """
+        places, x = self._positives(batch, ctx)
+        y, self._entered = batch.y[places], x
+        made = batch.x[places] if self._enters else x
+        self._added = Added(batch.x[places], made, y)
+        ctx.log(attack_selected=len(places) / len(batch))
+        index = torch.full_like(places, -1)
+        return Batch(made, y, self._weights(batch, places), index)
 
     def added(self) -> Added:
         """The attacked rows of the last batch."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import methods
 from analysis import metrics, runs
 from analysis.runs import PRESETS, Run, Training
-from benchmarks.contract import CASES, Case, network_for, splits
+from benchmarks.contract import CASES, Case, network_for, splits, splits_for
 from benchmarks.data.seeding import seed_global
 from benchmarks.data.splits import NotApplicable, Splits
 from benchmarks.data.streams import rows_from_tensors
@@ -148,7 +148,7 @@ def test_resumes_bit_for_bit(
     """Killed in the middle of an epoch, and of the next, a run redoes them as if undisturbed."""
     if reason := methods.build(name).supports(task_of(case.kind), splits(case, False).spec):
         pytest.skip(reason)
-    made = splits(case, "meta" in methods.build(name).requires())
+    made = splits_for(methods.build(name), case)
     network = network_for(case)
     run = replace(a_run(name, epochs=3), model=network if isinstance(network, str) else "own")
     model = None if isinstance(network, str) else network

@@ -17,6 +17,10 @@ SPLITS = {"train": "train", "select": "val", "test": "test"}
 """The names of the splits in a run, and in the arrays."""
 MOST_CLASSES, MOST_COLUMNS = 40, 8
 """More are summarised in one line."""
+CHANGED = frozenset(
+    {"folds", "rows_per_class", "labelled", "noise", "imbalance", "meta_noise", "dedup", "rows"}
+)
+"""Arguments of a benchmark that change its rows."""
 
 
 def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str]:
@@ -42,8 +46,7 @@ def lines(arrays: Arrays, benchmark: Benchmark, brief: bool = False) -> list[str
     changed = [
         f"{key}={value}"
         for key, value in vars(benchmark).items()
-        if key in ("folds", "rows_per_class", "noise", "imbalance", "meta_noise", "dedup", "rows")
-        and value != getattr(Benchmark(name=""), key)
+        if key in CHANGED and value != getattr(Benchmark(name=""), key)
     ]
     if changed:
         told.append(f"  applied by each run: {', '.join(changed)}")

@@ -50,6 +50,8 @@ class Benchmark:
     as_rgb: bool = False
     folds: int = 0
     rows_per_class: int = 0
+    labelled: int = 0
+    """Labelled rows of each class; the other rows of the pool are unlabelled. 0: all are."""
     noise: float = 0.0
     noise_kind: Literal["symmetric", "pair"] = "symmetric"
     imbalance: float = 1.0
@@ -118,6 +120,11 @@ def parse_benchmark(text: str) -> Benchmark:
             )
     _check_table(benchmark, {name for name, _ in call.arguments})
     _within(call.name, "rows_per_class", benchmark.rows_per_class, 0, 10**9)
+    _within(call.name, "labelled", benchmark.labelled, 0, 10**9)
+    if benchmark.labelled and benchmark.corrupts:
+        raise NamingError(
+            f"{call.name}: labelled: expected none of noise, meta_noise and imbalance with it"
+        )
     _within(call.name, "noise", benchmark.noise, 0, 1)
     _within(call.name, "meta_noise", benchmark.meta_noise, 0, 1)
     _within(call.name, "imbalance", benchmark.imbalance, 1, 10**6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -201,7 +201,7 @@ def make_splits(
     uses_meta = needs_meta or control in ("train", "meta")
     pool = _pool(arrays, kept, benchmark, protocol, seed, uses_meta)
     trained = pool.trained(control, needs_meta)
-    meta = (trained if pool.folds else pool.meta) if needs_meta else None
+    meta = (trained if pool.shared else pool.meta) if needs_meta else None
 
     images = as_stored(arrays.train_x, device), as_stored(arrays.val_x, device)
     test_images = as_stored(arrays.test_x, device)
@@ -211,8 +211,12 @@ def make_splits(
         return _rows(part, images, channels, classes, device)
 
     train_rows = rows(trained)
-    meta_rows = None if meta is None else train_rows if pool.folds else rows(meta)
+    meta_rows = None if meta is None else train_rows if pool.shared else rows(meta)
     select_part = _untouched(arrays.val_y, len(arrays.train_y))
+    notes = arrays.notes
+    if benchmark.labelled:
+        select_part = _first(select_part, _few(arrays.val_y, benchmark.labelled, seed, "select"))
+        notes = (*notes, _told(len(trained.where), len(pool.unlabelled), len(select_part.where)))
     corrupts = benchmark.corrupts
     return Splits(
         train=train_rows,
@@ -227,10 +231,11 @@ def make_splits(
         corruption=record(benchmark, classes, pool.train, pool.meta) if corrupts else None,
         corrupted=changes(trained, origin) if corrupts else None,
         caveats=arrays.caveats,
-        notes=arrays.notes,
+        notes=notes,
         test_groups=arrays.test_groups,
-        groups=_counted(arrays, trained, meta),
+        groups=_counted(arrays, trained, meta, select_part),
         inputs=inputs,
+        unlabelled=_without_labels(rows(_unlabelled(pool))) if benchmark.labelled else None,
     )
 
 
@@ -262,9 +267,16 @@ class _Pool:
     """what a method without meta rows trains on"""
     folds: list[np.ndarray]
     """crossfit: positions in ``train``"""
+    unlabelled: np.ndarray
+    """stored rows whose labels are not used"""
+
+    @property
+    def shared(self) -> bool:
+        """Whether meta rows are those trained on: in crossfit, and where few rows have labels."""
+        return bool(self.folds or len(self.unlabelled))
 
     def trained(self, control: Control, needs_meta: bool) -> Part:
-        if control == "all":
+        if control == "all" or len(self.unlabelled):
             return self.train if needs_meta else self.whole
         if control == "train+meta":
             return _joined(self.train, self.meta)
@@ -287,6 +299,8 @@ def _pool(
         raise NotApplicable("label noise and imbalance are not defined for multi-label data")
     if benchmark.corrupts and protocol.crossfit > 1:
         raise NotApplicable("crossfit trains on every row, so its meta rows cannot stay clean")
+    if benchmark.labelled:
+        return _few_labels(labels, kept, benchmark.labelled, protocol, task.exclusive, seed)
     strata = task.strata(labels, classes)
     train, meta = np.arange(len(kept)), np.empty(0, np.int64)
     if protocol.name == "equal" and protocol.crossfit == 1:
@@ -307,7 +321,55 @@ def _pool(
     folds = []
     if protocol.crossfit > 1 and uses_meta:
         folds = stratified_folds(strata, protocol.crossfit, seed, "crossfit", groups)
-    return _Pool(train_part, meta_part, whole, folds)
+    return _Pool(train_part, meta_part, whole, folds, np.empty(0, np.int64))
+
+
+def _few_labels(
+    labels: np.ndarray, kept: np.ndarray, count: int, protocol: Protocol, exclusive: bool, seed: int
+) -> _Pool:
+    """A pool of which ``count`` rows of each class have labels, drawn by the run's seed.
+
+    All methods train on these and on no other labels, so meta rows are the same rows.
+    """
+    if not exclusive:
+        raise NotApplicable("labelled is not defined for multi-label data")
+    if protocol.name == "paper" or protocol.crossfit > 1:
+        raise NotApplicable("labelled: meta rows are the labelled rows, so it has no protocols")
+    found = np.unique(labels, return_counts=True)[1]
+    if found.min() <= count:
+        raise NotApplicable(
+            f"labelled={count}: a class has {found.min()} rows, and one or more must be unlabelled"
+        )
+    chosen = _few(labels, count, seed, "labelled")
+    part = Part(kept[chosen], labels[chosen], labels[chosen])
+    return _Pool(part, part, part, [], np.delete(kept, chosen))
+
+
+def _few(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
+    """Positions of ``count`` rows of each class, all rows of a class that has fewer."""
+    rng = np.random.default_rng(seed_of(seed, f"{purpose} rows"))
+    found = (np.flatnonzero(labels == label) for label in np.unique(labels))
+    return np.sort(np.concatenate([rng.permutation(rows)[:count] for rows in found]))
+
+
+def _first(part: Part, chosen: np.ndarray) -> Part:
+    return Part(part.where[chosen], part.clean[chosen], part.given[chosen])
+
+
+def _told(labelled: int, unlabelled: int, select: int) -> str:
+    return (
+        f"{labelled} labelled rows, {unlabelled:,} unlabelled; the select split is cut to {select} "
+        "rows, as many of each class as are labelled"
+    )
+
+
+def _unlabelled(pool: _Pool) -> Part:
+    nothing = np.zeros(len(pool.unlabelled), np.int64)
+    return Part(pool.unlabelled, nothing, nothing)
+
+
+def _without_labels(rows: Rows) -> Rows:
+    return replace(rows, y=torch.zeros_like(rows.y))
 
 
 def _untouched(labels: np.ndarray, behind: int = 0) -> Part:
@@ -315,14 +377,15 @@ def _untouched(labels: np.ndarray, behind: int = 0) -> Part:
     return Part(behind + np.arange(len(labels)), labels, labels)
 
 
-def _counted(arrays: Arrays, train: Part, meta: Part | None) -> dict[str, int] | None:
-    """Groups among these rows of train and behind them val, in val and in test, where known."""
+def _counted(arrays: Arrays, train: Part, meta: Part | None, select: Part) -> dict[str, int] | None:
+    """Groups among these rows of train and behind them val, and in test, where known."""
     if arrays.groups is None:
         return None
     of_train, of_val, of_test = arrays.groups
     both = np.concatenate([of_train, of_val])
     of_meta = both[:0] if meta is None else both[meta.where]
-    sides = {"train": both[train.where], "meta": of_meta, "select": of_val, "test": of_test}
+    of_select = both[select.where]
+    sides = {"train": both[train.where], "meta": of_meta, "select": of_select, "test": of_test}
     return {name: len(np.unique(each)) for name, each in sides.items()}
 
 

@@ -232,6 +232,8 @@ def _attempt(
         "corruption": splits.corruption,
         "select_trained": splits.select_trained,
     }
+    if splits.unlabelled is not None:
+        result["data"]["rows"]["unlabelled"] = len(splits.unlabelled)
     if arrays.table is not None:
         # of the stored test rows, not of a fold, so that it is the same for every run
         leads = task_named(arrays.kind).leading(arrays.test_y, len(arrays.classes))

@@ -106,6 +106,8 @@ def pool_of(benchmark: Benchmark, source: Source) -> float:
         rows = sum(source.counts) * (1 - 1 / benchmark.folds) * 7 / 8
     if benchmark.rows_per_class:
         rows = min(rows, benchmark.rows_per_class * source.classes)
+    if benchmark.labelled:
+        rows = min(rows, benchmark.labelled * source.classes)
     return rows / 2 * (1 + 1 / benchmark.imbalance)  # half of the classes are reduced
 
 

@@ -374,7 +374,8 @@ def _samples(rows: Rows, learner: Learner, batch: Batch) -> dict[str, np.ndarray
     if added is not None and len(added.x):
         drawn, made = added.origin[:SAMPLES], added.x[:SAMPLES]
     else:
-        known = (batch.index >= 0).nonzero()[:SAMPLES, 0]
+        ours = (batch.index >= 0) & (batch.index < len(rows))  # behind them are unlabelled ones
+        known = ours.nonzero()[:SAMPLES, 0]
         drawn, made = rows.inputs(batch.index[known]), batch.x[known]
     return {"drawn": _pixels(drawn), "trained": _pixels(made)} if len(made) else {}
 

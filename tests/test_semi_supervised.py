@@ -1,0 +1,357 @@
+"""Learning from unlabelled rows, against the formulas in float64, and what the rows may tell."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import methods
+from analysis.runs import Run, Training
+from benchmarks.contract import Bench, Case, bench, network_for, splits, splits_for
+from benchmarks.data import splits as data
+from benchmarks.data.carving import NotApplicable
+from benchmarks.data.dataset import Arrays
+from benchmarks.data.names import parse_benchmark
+from benchmarks.data.splits import Protocol, Splits, make_splits
+from benchmarks.training.context import TrainingContext
+from benchmarks.training.tasks import MultiClass, MultiLabel
+from benchmarks.training.trainer import fit
+from methods.base import Batch, Context, Method, Spec
+from methods.learner import learner_of
+from methods.naming import NamingError
+from methods.semi_supervised import FixMatch, MeanTeacher, MixMatch, guess, ramp, sharpened
+from tests.made import inputs_of
+
+IMAGES = Case(1)
+CPU = torch.device("cpu")
+
+
+class Dimmed(Method):
+    """Multiplies inputs by a factor, the next one at each call."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors, self.calls = factors, 0
+
+    def augment(self, batch: Batch, ctx: Context) -> Batch:
+        factor = self.factors[self.calls % len(self.factors)]
+        self.calls += 1
+        return replace(batch, x=batch.x * factor)
+
+
+def drawn(made: Bench, rows: int, epoch: int = 0) -> Batch:
+    """The unlabelled rows that the method draws at the first step of an epoch."""
+    assert made.ctx.unlabelled is not None
+    made.ctx.epoch, made.ctx.step = epoch, 0
+    made.ctx.enter("augment")
+    return made.ctx.unlabelled.draw(rows)
+
+
+class TestFixMatch:
+    @pytest.mark.parametrize(("share", "weight"), [(1.0, 1.0), (0.5, 0.7), (0.0, 1.0)])
+    def test_the_loss_is_that_of_the_paper(self, share: float, weight: float) -> None:
+        """Eq. 3 and 4, with each row's terms from the network itself."""
+        # The weak change of the rows for the guess, of those for the strong view, of labelled ones.
+        made = bench(
+            lambda: FixMatch(
+                upstream=Dimmed(0.9, 0.8, 0.7), strong=Dimmed(0.3), mu=2, threshold=1.0 - share,
+                weight=weight,
+            ),
+            IMAGES,
+        )  # fmt: skip
+        batch = made.batch()
+        rows, model = drawn(made, 16), made.ctx.model
+        if share == 0.5:
+            cast("FixMatch", made.method).threshold = float(
+                guess(model, 0.9 * rows.x).max(dim=1).values.median()
+            )
+        threshold = cast("FixMatch", made.method).threshold
+        out = made.augment(batch)
+        logits = model(out.x)
+        found = out.w @ made.method.losses(logits, out, made.ctx)
+        q = guess(model, 0.9 * rows.x)
+        labels, sure = q.argmax(dim=1), q.max(dim=1).values >= threshold
+        z = model(torch.cat([0.7 * batch.x, 0.3 * 0.8 * rows.x]))
+        own = -(batch.y * z[:8].log_softmax(dim=1)).sum(dim=1).mean()
+        theirs = (sure * F.cross_entropy(z[8:], labels, reduction="none")).mean()
+        torch.testing.assert_close(found, own + weight * theirs, rtol=1e-5, atol=1e-6)
+        assert {1.0: 16, 0.0: 0}.get(share, 9) == int(sure.sum())
+        assert torch.equal(out.index[8:], rows.index) and int(rows.index.min()) >= 36
+
+    def test_the_control_trains_on_the_view_that_was_seen(self) -> None:
+        text = "pseudo_label(upstream=fixmatch(upstream=gaussian_noise, threshold=0.0, mu=2))"
+        one, other = (
+            bench(lambda name=name: methods.build(name), IMAGES) for name in (text, text[22:-1])
+        )
+        a, b = one.augment(one.batch()), other.augment(other.batch())
+        assert torch.equal(a.x[:8], b.x[:8]) and torch.equal(a.y, b.y) and torch.equal(a.w, b.w)
+        assert not torch.equal(a.x[8:], b.x[8:])
+        weak = a.x[8:]
+        assert torch.equal(guess(one.ctx.model, weak).argmax(dim=1), a.y[8:].argmax(dim=1))
+
+    def test_rows_of_an_attack_are_those_of_lpa3_on_the_weak_views(self) -> None:
+        text = (
+            "fixmatch(mu=2, threshold=0.0, attack_threshold=0.0, attack=lpa3(warmup=0, ratio=1.0))"
+        )
+        made = bench(lambda: methods.build(text), IMAGES)
+        rows = drawn(made, 16)
+        out = made.augment(made.batch())
+        assert len(out) == 8 + 16 + 16 and out.index[24:].tolist() == [-1] * 16
+        assert torch.equal(out.y[24:], out.y[8:24]), "the predicted classes"
+        assert float(out.w[24:].sum()) == pytest.approx(1.0)
+        moved = out.x[24:] - rows.x
+        assert bool((moved.flatten(1).norm(dim=1) > 0).all())
+        noise = bench(lambda: methods.build(f"norm_noise(upstream={text})"), IMAGES)
+        other = noise.augment(noise.batch())
+        theirs = other.x[24:] - rows.x
+        assert torch.equal(other.x[:8], out.x[:8]) and not torch.equal(theirs, moved)
+        torch.testing.assert_close(
+            theirs.flatten(1).norm(dim=1), moved.flatten(1).norm(dim=1), rtol=0.3, atol=1e-3
+        )
+
+    def test_unsure_rows_are_attacked_without_weight(self) -> None:
+        text = "fixmatch(mu=2, attack_threshold=1.0, attack=lpa3(warmup=0, ratio=0.5))"
+        out = (made := bench(lambda: methods.build(text), IMAGES)).augment(made.batch())
+        assert len(out) == 8 + 16 + 8 and float(out.w[8:].sum()) == 0
+
+    def test_a_second_set_of_norms_serves_the_attacked_rows(self) -> None:
+        text = "fixmatch(mu=2, attack_threshold=0.0, attack=lpa3(warmup=0, auxiliary_norm=true))"
+        made = bench(lambda: methods.build(text), IMAGES)
+        assert "auxiliary_norm" in made.method.requires() and made.method.hands(made.ctx.spec)
+        out = made.augment(made.batch())
+        assert out.logits is not None and len(out.logits) == len(out) == 8 + 16 + 8
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("fixmatch(strong=mixup)", "strong: expected a method that changes each row by itself"),
+            ("fixmatch(upstream=balanced)", "upstream: expected a method that changes each row"),
+            ("fixmatch(strong=saflex)", "learns nothing, such as .* got saflex"),
+            ("fixmatch(strong=gce)", "got gce"),
+            ("fixmatch(attack=crop)", "attack: expected lpa3 without an upstream, .* got crop"),
+            ("fixmatch(attack=lpa3(upstream=crop))", "attack: expected lpa3 without an upstream"),
+            ("fixmatch(mu=0)", "mu: expected 1 or more, got 0"),
+            ("fixmatch(threshold=1.5)", r"threshold: expected a probability in \[0, 1\], got 1.5"),
+            ("fixmatch(weight=-1.0)", "weight: expected a number of 0 or more"),
+            ("mixmatch(temperature=0.0)", "temperature: expected a number above 0"),
+            ("mixmatch(mu=0)", "mu: expected 1 or more"),
+            ("mean_teacher(keep=1.0)", r"keep: expected a share in \[0, 1\)"),
+            ("mean_teacher(weight=-1.0)", "weight: expected a number of 0 or more"),
+            ("saflex(upstream=mean_teacher)", "takes the steps of a run itself"),
+        ],
+    )
+    def test_arguments_that_are_refused(self, text: str, told: str) -> None:
+        with pytest.raises(NamingError, match=told):
+            methods.build(text)
+
+    def test_what_they_do_not_take_is_said(self) -> None:
+        spec = Spec(rows=9, classes=3, shape=(1, 8, 8))
+        vector = Spec(rows=9, classes=3, shape=(5,), kind="vector")
+        for name in ("fixmatch", "mixmatch", "mean_teacher"):
+            assert methods.build(name).supports(MultiClass(), spec) == ""
+            assert "one label per row" in methods.build(name).supports(MultiLabel(), spec)
+            with pytest.raises(NotApplicable, match=f"{name} needs unlabelled rows"):
+                fit(a_run(name), splits(IMAGES, False), methods.build(name))
+        assert "randaugment needs images" in methods.build("fixmatch").supports(
+            MultiClass(), vector
+        )
+        assert methods.build("fixmatch(strong=gaussian_noise)").supports(MultiClass(), spec) == ""
+        said = methods.build("pseudo_label(upstream=crop)").supports(MultiClass(), spec)
+        assert said.startswith("pseudo_label needs upstream=fixmatch")
+        said = methods.build("norm_noise(upstream=fixmatch)").supports(MultiClass(), spec)
+        assert said.startswith("norm_noise needs upstream=lpa3")
+
+
+def a_run(name: str, **training: Any) -> Run:
+    settings = {"epochs": 3, "batch_size": 8, **training}
+    return Run(
+        benchmark="test", data="", model=str(network_for(IMAGES)), method=name,
+        training=Training(**settings),
+    )  # fmt: skip
+
+
+def test_sharpening_is_that_of_the_formula_and_survives_zeros() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    expected = p.square() / p.square().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(sharpened(p, 0.5), expected, rtol=1e-12, atol=1e-12)
+
+
+class TestMixMatch:
+    def test_rows_targets_and_loss_are_those_of_the_paper(self) -> None:
+        made = bench(lambda: MixMatch(upstream=Dimmed(0.9, 0.8, 0.7), mu=2, weight=30.0), IMAGES)
+        batch, rows = made.batch(), drawn(made, 16, epoch=3)
+        out = made.augment(batch, epoch=3)
+        assert len(out) == 8 + 2 * 16 and float(out.w[8:].sum()) == pytest.approx(1.0)
+        model = made.ctx.model
+        q = (guess(model, 0.8 * rows.x) + guess(model, 0.7 * rows.x)) / 2
+        q = q.square() / q.square().sum(dim=1, keepdim=True)
+        x = torch.cat([0.9 * batch.x, 0.8 * rows.x, 0.7 * rows.x])
+        y = torch.cat([batch.y, q, q])
+        for place in range(
+            len(out)
+        ):  # each is a mixture of its row and another one, mostly its own
+            fits = []
+            for other in range(len(out)):
+                apart = x[other] - x[place]
+                if other == place:
+                    share = 0.0
+                else:
+                    share = float(((out.x[place] - x[place]) * apart).sum() / apart.square().sum())
+                same = torch.allclose(out.x[place], x[place] + share * apart, atol=1e-5)
+                target = y[place] + share * (y[other] - y[place])
+                fits.append(
+                    same and -1e-5 <= share <= 0.5 + 1e-5
+                    and torch.allclose(out.y[place], target, atol=1e-4)
+                )  # fmt: skip
+            assert any(fits), place
+        assert out.logits is not None
+        found = made.method.losses(out.logits, out, made.ctx)
+        p = out.logits.softmax(dim=1)
+        own = -(out.y[:8] * p[:8].log()).sum(dim=1)
+        theirs = 30.0 * (p[8:] - out.y[8:]).square().sum(dim=1) / 3
+        torch.testing.assert_close(found, torch.cat([own, theirs]), rtol=1e-5, atol=1e-6)
+
+    def test_the_weight_rises(self) -> None:
+        made = bench(lambda: methods.build("mixmatch"), IMAGES, epochs=8)
+        for epoch, linear, curved in (
+            (0, 0.0, np.exp(-5)),
+            (1, 0.5, np.exp(-1.25)),
+            (2, 1, 1),
+            (7, 1, 1),
+        ):
+            made.ctx.epoch = epoch
+            assert ramp(made.ctx, linear=True) == pytest.approx(linear)
+            assert ramp(made.ctx, linear=False) == pytest.approx(curved)
+
+
+def test_a_step_of_mean_teacher_is_that_of_the_formula() -> None:
+    """Parameters after a step of gradient descent, and the teacher's, in a copy by hand."""
+    made = splits(IMAGES, False, unlabelled=True)
+    method = MeanTeacher(upstream=Dimmed(0.9, 0.8, 0.7, 0.6), mu=2, keep=0.9, weight=20.0)
+    plain = bench(lambda: methods.build("none"), IMAGES)
+    ctx = TrainingContext.of_splits(
+        model := plain.ctx.model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        MultiClass(), made, epochs=4, seed=0,
+    )  # fmt: skip
+    learner = learner_of(method)
+    ctx.epoch = 3
+    learner.setup(ctx)
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    teacher = next(iter(learner.networks()))
+    batch = ctx.train.rows(torch.arange(8))
+    ctx.enter("augment")
+    assert ctx.unlabelled is not None
+    rows = ctx.unlabelled.draw(16)
+    by_hand = copy.deepcopy(model)
+    goal = copy.deepcopy(teacher)(torch.cat([0.7 * batch.x, 0.6 * rows.x])).softmax(dim=1).detach()
+    z = by_hand(torch.cat([0.9 * batch.x, 0.8 * rows.x]))
+    loss = F.cross_entropy(z[:8], batch.y) + 20 * F.mse_loss(z.softmax(dim=1), goal)
+    loss.backward()
+    ctx.enter("step")
+    found, _ = learner.step(batch, ctx)
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-5, atol=1e-6)
+    for (name, after), hand, mean in zip(
+        model.named_parameters(), by_hand.parameters(), teacher.parameters(), strict=True
+    ):
+        assert hand.grad is not None
+        torch.testing.assert_close(
+            after.detach(), before[name] - 0.1 * hand.grad, rtol=1e-4, atol=1e-6
+        )
+        expected = 0.9 * before[name] + 0.1 * after.detach()
+        torch.testing.assert_close(mean.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert learner.predictor(ctx) is teacher
+
+
+@pytest.mark.parametrize(
+    "name", ["fixmatch(upstream=crop, mu=2)", "mixmatch", "mean_teacher(keep=0.9, mu=2)"]
+)
+def test_a_run_counts_its_passes_and_learns(name: str) -> None:
+    method = methods.build(name)
+    fitted = fit(a_run(name, steps_per_epoch=10), splits_for(method, IMAGES), method)
+    passes = {"fix": 3 + 2 + 3, "mix": 3 + 2 + 3, "mea": 3 + 3 + 3}[name[:3]]
+    assert fitted.result["cost"]["passes_per_row"] == pytest.approx(passes)
+    assert fitted.result["metrics"]["last"]["test"]["nll"] < 1.2
+
+
+def images(rows: int = 40, classes: int = 3) -> Arrays:
+    rng = np.random.default_rng(0)
+    labels = [np.arange(count) % classes for count in (rows * classes, 12, 12)]
+    pixels = [rng.integers(0, 256, (len(each), 8, 8, 1), dtype=np.uint8) for each in labels]
+    return Arrays(
+        name="made", kind="multi-class", classes=tuple("abc"), train_x=pixels[0],
+        train_y=labels[0], val_x=pixels[1], val_y=labels[1], test_x=pixels[2], test_y=labels[2],
+        checksum="", verified=True, caveats=(), source="", notes=(),
+    )  # fmt: skip
+
+
+def cut(arrays: Arrays, text: str = "digits(labelled=2)", seed: int = 0, **more: Any) -> Splits:
+    return make_splits(
+        arrays, parse_benchmark(text), Protocol(), needs_meta=more.pop("needs_meta", False),
+        seed=seed, device=CPU, **more,
+    )  # fmt: skip
+
+
+class TestLabelled:
+    def test_a_few_rows_of_each_class_have_labels(self) -> None:
+        made = cut(images())
+        assert len(made.train) == made.pool == 6 and made.unlabelled is not None
+        assert made.train.y.sum(dim=0).tolist() == [2, 2, 2]
+        assert len(made.unlabelled) == 114 and made.spec.rows == 120
+        assert len(made.select) == 6 and made.select.y.sum(dim=0).tolist() == [2, 2, 2]
+        seen = torch.cat([inputs_of(made.train), inputs_of(made.unlabelled)])
+        assert len(torch.unique(seen, dim=0)) == 120, "no row is both"
+        assert made.notes[-1].startswith("6 labelled rows, 114 unlabelled; the select split is cut")
+        assert len(made.test) == 12
+
+    def test_meta_rows_are_the_labelled_rows_and_nobody_has_more(self) -> None:
+        plain, meta = cut(images()), cut(images(), needs_meta=True)
+        assert meta.meta is meta.train
+        for control in ("train", "train+meta", "meta"):
+            other = cut(images(), needs_meta=False, control=control)
+            assert torch.equal(inputs_of(other.train), inputs_of(plain.train))
+        assert torch.equal(inputs_of(meta.train), inputs_of(plain.train))
+        other = cut(images(), seed=1)
+        assert not torch.equal(inputs_of(other.train), inputs_of(plain.train))
+
+    def test_labels_of_the_others_are_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With the same rows labelled, results are equal whatever the labels of the others are."""
+        chosen = np.arange(6)
+        monkeypatch.setattr(data, "_few", lambda labels, *_: chosen[: len(labels)])
+        arrays = images()
+        poisoned = arrays.train_y.copy()
+        poisoned[6:] = 2 - poisoned[6:]
+        assert not np.array_equal(poisoned, arrays.train_y)
+        lines = []
+        for labels in (arrays.train_y, poisoned):
+            made = cut(replace(arrays, train_y=labels))
+            assert made.unlabelled is not None and not bool(made.unlabelled.y.any())
+            for name in ("fixmatch(threshold=0.0)", "mixmatch", "mean_teacher"):
+                lines.append(fit(a_run(name), made, methods.build(name)).state.metric_lines)
+        assert lines[:3] == lines[3:]
+
+    @pytest.mark.parametrize(
+        ("text", "error", "told"),
+        [
+            ("digits(labelled=40)", NotApplicable, "labelled=40: a class has 40 rows"),
+            ("digits(labelled=2, noise=0.1)", NamingError, "expected none of noise"),
+            ("digits(labelled=-1)", NamingError, "labelled: expected"),
+        ],
+    )
+    def test_what_cannot_be_is_said(self, text: str, error: type[Exception], told: str) -> None:
+        with pytest.raises(error, match=told):
+            cut(images(), text)
+
+    def test_protocols_with_meta_rows_of_their_own_are_refused(self) -> None:
+        for protocol in (Protocol(name="paper"), Protocol(crossfit=2)):
+            with pytest.raises(NotApplicable, match="labelled: meta rows are the labelled rows"):
+                make_splits(
+                    images(), parse_benchmark("digits(labelled=2)"), protocol, needs_meta=True,
+                    seed=0, device=CPU,
+                )  # fmt: skip
