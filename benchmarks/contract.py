@@ -515,7 +515,8 @@ def _on_meta(ready: Bench, made: Splits) -> str:
     """Why two steps do not run on the meta device; "" where they do."""
     method, ctx = ready.method, ready.ctx
     rows = _moved(made.train)
-    for stream, own in ((ctx.train, made.train), (ctx.meta, made.meta)):
+    given = (made.train, made.meta, made.unlabelled)
+    for stream, own in zip((ctx.train, ctx.meta, ctx.unlabelled), given, strict=True):
         if stream is not None and own is not None:
             stream.draw(1, stratified=True)  # which looks at the targets once a run
             stream._rows = _moved(own)
