@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -67,7 +67,11 @@ class Loop:
         device: str = "cpu",
         **training: Any,
     ) -> None:
-        self.method, self.name, self.splits = build(method), canonical(method), splits
+        self.method, self.name = build(method), canonical(method)
+        if "unlabelled" in self.method.requires():
+            blind = replace(splits.train, y=torch.zeros_like(splits.train.y))
+            splits = replace(splits, unlabelled=blind)
+        self.splits = splits
         self.order = training_order(len(splits.train), (), rows, steps, 0, 0, "train")
         place = torch.device(device)
         seed_global(place, 0, "init")
