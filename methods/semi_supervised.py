@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -114,6 +114,7 @@ class FixMatch(Method):
     needs = frozenset({"unlabelled"})
     before_forward = True
     controls = ("pseudo_label(upstream={self})",)
+    costs: Mapping[str, float] = {"published": 11.6}
     source = "Sohn et al., FixMatch, NeurIPS 2020, arXiv:2001.07685"
     space: ClassVar = {
         "threshold": ("uniform", 0.8, 0.99),
@@ -272,6 +273,7 @@ class MixMatch(Method):
     before_forward = True
     mixes_rows = True
     hands_logits = True  # whoever came after it could not tell its labelled rows apart
+    costs: Mapping[str, float] = {"published": 3.7}
     source = "Berthelot et al., MixMatch, NeurIPS 2019, arXiv:1905.02249"
     space: ClassVar = {
         "weight": ("loguniform", 10.0, 150.0),
@@ -349,6 +351,7 @@ class MeanTeacher(Learner):
 
     kinds = ONE_LABEL
     needs = frozenset({"unlabelled"})
+    costs: Mapping[str, float] = {"published": 9.6}
     source = "Tarvainen and Valpola, Mean teachers, NeurIPS 2017, arXiv:1703.01780"
     space: ClassVar = {"weight": ("loguniform", 10.0, 300.0)}
 

@@ -270,13 +270,14 @@ def test_the_kinds_of_our_methods() -> None:
     kinds = {name: each.kind for name, each in declared.items() if each is not None}
     assert {name for name, kind in kinds.items() if kind == "method"} == {
         "saflex", "l2rw", "meta_weight_net", "lilaw", "autodo", "lpa3", "entaugment", "sra",
-        "isda", "bsda", "augmix", "adaaug", "madaug", "probe",
+        "isda", "bsda", "augmix", "adaaug", "madaug", "probe", "fixmatch", "mixmatch",
+        "mean_teacher",
     }  # fmt: skip
     assert {name for name, kind in kinds.items() if kind == "control"} == {
         "frozen", "random_label", "self_distil", "shuffled_weights", "norm_noise", "head_refit",
         "shuffled_strengths", "mean_strength", "isotropic_noise", "shuffled_policy",
         "no_consistency", "one_chain", "unconstrained", "shuffled_policies",
-        "boosting", "logistic",
+        "boosting", "logistic", "pseudo_label",
     }  # fmt: skip
     for name in methods.BUILTIN:
         made = methods.build(name if name != "wrap" else "wrap(call=py:tests.pipelines:turned)")

@@ -71,7 +71,9 @@ WHOLE = {
 """Methods that need arguments to be shown, mostly controls of another method."""
 TABLES = ("cell_swap", "tabular_cutmix", "boosting", "logistic")
 """Methods for tables only."""
-SHOWN = [name for name in methods.BUILTIN if name not in TABLES]
+FEW_LABELS = ("fixmatch", "pseudo_label", "mixmatch", "mean_teacher")
+"""Methods that need unlabelled rows."""
+SHOWN = [name for name in methods.BUILTIN if name not in (*TABLES, *FEW_LABELS)]
 
 
 @pytest.mark.parametrize("method", [*SHOWN, "crop+flip+randaugment(n=3)", OWN[0]])
