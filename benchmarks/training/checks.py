@@ -40,7 +40,10 @@ def check_fits(
             "a network with batch normalisation, such as resnet18"
         )
     if "unlabelled" in needs and splits.unlabelled is None:
-        raise NotApplicable(f"{name} needs unlabelled rows, and these data have none")
+        raise NotApplicable(
+            f"{name} needs unlabelled rows, and these data have none: write labelled=N behind the "
+            "benchmark's name, such as digits(labelled=4)"
+        )
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)
