@@ -91,7 +91,7 @@ def as_text(
         defined = words.of({"cost", *shown, *words.about([leads])}, [leads])
         told = [f"{word}: {meaning}" for word, meaning in defined.items()]
         blocks.append("\n".join(map(wrapped, [*_remarks(rows, done), *told])))
-    return "\n\n".join(block for block in blocks if block)
+    return words.fitting("\n\n".join(block for block in blocks if block), done)
 
 
 def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:

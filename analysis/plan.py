@@ -19,6 +19,7 @@ from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Crossed
 from analysis.table import table, text
+from analysis.words import fitting
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9
@@ -222,10 +223,11 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     found = findings.findings(block, question)
     listed = needs(block, found, effect, wanted)
     if not listed:
-        return (
+        return fitting(
             f"{head}\nNo variance can be estimated yet: a comparison needs at least two seeds "
             "with different predictions on the same test images (of at least two patients, if "
-            "known)."
+            "known).",
+            block.done,
         )
     body = [
         [
@@ -248,6 +250,7 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
         "power (population interval)"
     )
     remarks = [*_remarks(listed, effect), *_left_out(listed, found)]
+    columns, remarks = ([fitting(each, block.done) for each in told] for told in (columns, remarks))
     return f"{head}\n{text(table('seeds', title, columns, body, remarks))}"
 
 

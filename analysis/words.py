@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from analysis.metrics import HEADLINE, MEASURES
+from analysis.records import Record
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "scores": {
@@ -189,6 +191,21 @@ def led(leads: str) -> list[str]:
         f"{MEASURES[leads].name}, because a class is rare: of K classes it has less than 0.4/K of "
         "the test rows"
     ]
+
+
+OF_IMAGES = re.compile(
+    r"\b((?:[Tt]est|training|labelled|added|augmented|clean|same|every|per|and|If|[\d,]+)\s+)"
+    r"image(s?)\b|(\b)image()(?= se\b)"
+)
+"""Where a sentence of ours, not a name of the user's, speaks of images."""
+
+
+def fitting(text: str, found: Iterable[Record]) -> str:
+    """The text, with rows for images where all these runs are of tables."""
+    shapes = [each.result["data"]["shape"] for each in found if each.done]
+    if not shapes or any(len(shape) != 1 for shape in shapes):
+        return text
+    return OF_IMAGES.sub(r"\1\3row\2", text)
 
 
 def of(tables: Collection[str], leads: Sequence[str] = (HEADLINE,)) -> dict[str, str]:

@@ -19,6 +19,7 @@ from analysis.report import plots
 from benchmarks.cli import main, show
 from benchmarks.data import splits, table_catalogue
 from benchmarks.data.carving import cross_validated
+from benchmarks.data.dataset import about_splits
 from benchmarks.data.download import md5_of
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.splits import arrays_of
@@ -435,3 +436,49 @@ class TestDataSets:
         assert main.run(given) == 0
         shown = capsys.readouterr().out
         assert "digits (ships with scikit-learn), qsar, openml:credit-g(version=2)\n" in shown
+
+
+class TestWording:
+    def test_rows_are_no_images(self, table: Path, tmp_path: Path, capsys: Said) -> None:
+        """From progress to report, of one's own sentences none speaks of images."""
+        given = ["compare", "--benchmark", f"csv:{table}({ILL})", "--model", "mlp(width=0.1)"]
+        given += ["--epochs", "1", "--seeds", "3", "--jobs", "1", "--methods", "none,cell_swap"]
+        out = tmp_path / "runs"
+        assert main.run([*given, "--out", str(out), "--verbose"]) == 0
+        told = capsys.readouterr()
+        assert "95 % CI: other seeds and test rows." in told.out
+        assert "other seeds and other test rows" in told.out
+        run = ["run", *given[1:7], "--out", str(tmp_path / "one")]
+        assert main.run(run) == 0
+        progress = capsys.readouterr().err
+        assert re.search(r"epoch 1/1, loss .* rows/s, ", progress)
+        assert main.run(["plan", str(out)]) == 0
+        assert main.run(["report", str(out), "--out", str(tmp_path / "report")]) == 0
+        plan = capsys.readouterr().out
+        page = (tmp_path / "report" / "report.md").read_text()
+        assert "Every row has the same labelled rows" in page
+        for text in (told.out, told.err, progress, plan, page):
+            assert not re.search(r"\bimages?\b|img/s|pixel", text)
+
+    def test_copies_are_the_same_cell_for_cell(self, tmp_path: Path, capsys: Said) -> None:
+        twice = pd.concat([patients(30)] * 4)
+        twice.to_csv(tmp_path / "t.csv", index=False)
+        assert main.run(["data", "show", f"csv:{tmp_path / 't.csv'}({ILL})"]) == 0
+        told = capsys.readouterr().out
+        assert "test rows are in train too, cell for cell" in told and "pixel" not in told
+        assert any(
+            "cell for cell" in each
+            for each in about_splits(
+                arrays_of(parse_benchmark(f"csv:{tmp_path / 't.csv'}({ILL})"), tmp_path)
+            )
+        )
+
+    def test_names_of_the_user_stay(self, tmp_path: Path, capsys: Said) -> None:
+        images = tmp_path / "images.csv"
+        patients().rename(columns={"ill": "image"}).to_csv(images, index=False)
+        given = ["compare", "--benchmark", f"csv:{images}(target=image)", "--model", "mlp"]
+        given += ["--methods", "crop,none", "--epochs", "1", "--seeds", "1", "--jobs", "1"]
+        assert main.run([*given, "--out", str(tmp_path / "runs")]) == 0
+        told = capsys.readouterr().out
+        assert f"csv(target=image) {images}:" in told
+        assert "crop: skipped" in told and "crop needs images, but the data are vectors" in told

@@ -44,6 +44,7 @@ from analysis.report.plots import (
 from analysis.report.tables import folds_note, patients_note, variants
 from analysis.stats import INFERENCE_SEEDS, Interval
 from analysis.tasks import task_named
+from analysis.words import fitting
 from methods.naming import call_of, render
 
 LONG = 12
@@ -111,6 +112,7 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
         f"{run.protocol}, {seeds} seeds",
         note=f"U = {upstream}" if upstream else "",
         axis_name=_axis(leads),
+        over=fitting("other seeds and images", done),
         path=path,
     )
 

@@ -182,7 +182,7 @@ def _report(options: Options, others: Sequence[Source], around: Sequence[Source]
             found.remove(hurt)
             unread.append(records.Unread(damaged.folder, damaged.reason, hurt.run))
         else:
-            return _written(whole, options.out, options.formats)
+            return _written(whole, options.out, options.formats, found)
     raise NoRuns(
         f"{options.root}: expected run directories with results, got {count(len(found), 'run')} "
         f"without metrics and {len(unread)} unfinished; make some with augbench compare"
@@ -476,15 +476,17 @@ APART = (
 )
 
 
-def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
+def _written(
+    whole: Report, out: Path, wanted: Collection[str], found: Sequence[records.Record]
+) -> list[Path]:
     made = []
     if {"tex", "csv"} & set(wanted):
         (out / "tables").mkdir(parents=True, exist_ok=True)
     if "html" in wanted:
-        _write(out / "report.html", html(whole))
+        _write(out / "report.html", words.fitting(html(whole), found))
         made.append(out / "report.html")
     if "md" in wanted:
-        _write(out / "report.md", markdown(whole, out))
+        _write(out / "report.md", words.fitting(markdown(whole, out), found))
         made.append(out / "report.md")
     writers = {"tex": table.latex, "csv": table.comma_separated}
     for suffix in (each for each in ("tex", "csv") if each in wanted):

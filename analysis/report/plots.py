@@ -338,7 +338,14 @@ class Bar(NamedTuple):
     population: tuple[float, float] | None
 
 
-def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Path) -> None:
+def forest(
+    bars: Sequence[Bar],
+    title: str,
+    note: str,
+    axis_name: str,
+    path: Path,
+    over: str = "other seeds and images",
+) -> None:
     """Seeds and means of each row, and its difference from its base with both intervals."""
     longest = max(len(bar.name) for bar in bars)
     size = (5.2 + 0.068 * longest, 1.5 + 0.27 * len(bars) + 0.14 * note.count("\n"))
@@ -357,7 +364,7 @@ def forest(bars: Sequence[Bar], title: str, note: str, axis_name: str, path: Pat
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
     right.set_xlabel(
         "difference from the upstream (or none), points; 95 % intervals:\n"
-        "thick: other seeds, thin: other seeds and images",
+        f"thick: other seeds, thin: {over}",
         fontsize=7.5,
     )
     right.axvline(0, lw=0.8, ls="--", color="0.4")

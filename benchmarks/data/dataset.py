@@ -18,8 +18,8 @@ from benchmarks.data.ondisk import GIB, OnDisk, Pixels, blocks, taken
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 0
 NUMBERED = "Number the classes from 0 without gaps."
-TWICE = "too, pixel for pixel"
-"""Part of a caveat about images that are in two splits."""
+TWICE, TWICE_ROWS = "too, pixel for pixel", "too, cell for cell"
+"""Part of a caveat about images, or rows of a table, that are in two splits."""
 MADE = ("split 60/20/20", "validation split cut", "split 65/15/20")
 """How a note starts that says how splits were made: all three, or only val."""
 ROUNDING = 1e-6  # floats up to this far outside [0, 1] count as rounding errors and are clipped
@@ -261,13 +261,15 @@ def duplicates(arrays: "Arrays") -> list[str]:
         ]
         for split, images in zip(SPLITS, arrays.images, strict=True)
     }
-    found, what = [], "rows" if arrays.table is not None else "images"
+    found, what, how = [], "images", TWICE
+    if arrays.table is not None:
+        what, how = "rows", TWICE_ROWS
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         known = set(marks[one])
         twice = [row for row, mark in enumerate(marks[other]) if mark in known]
         if twice:
             found.append(
-                f"{len(twice)} of {len(marks[other])} {other} {what} are in {one} {TWICE} "
+                f"{len(twice)} of {len(marks[other])} {other} {what} are in {one} {how} "
                 f"(the first is row {twice[0]} of {other})"
             )
     return found
@@ -288,7 +290,9 @@ def about_splits(arrays: "Arrays") -> list[str]:
         for letter, what in (("y", "y"), ("g", "groups"))
         if (array := getattr(arrays, f"{split}_{what}")) is not None
     }
-    twice = [each for each in arrays.caveats if TWICE in each]  # found when they were read
+    twice = [
+        each for each in arrays.caveats if TWICE in each or TWICE_ROWS in each
+    ]  # found when read
     made = [each for each in arrays.notes if each.startswith(MADE)]
     return [*_shared(pieces), *_lacking(pieces, arrays.classes), *twice, *made]
 

@@ -160,8 +160,9 @@ def _cost(name: str, arrays: Arrays, benchmark: Benchmark, run: Run, device: tor
     with threads(run.threads):
         plain, ours = _seconds([methods.build("none"), methods.build(name)], made, run, size)
     rows = min(size, len(made.train))
+    what = "images" if arrays.table is None else "rows"
     return (
-        f"a step of {rows} images takes {1000 * ours:.3g} ms, a plain one {1000 * plain:.3g}: "
+        f"a step of {rows} {what} takes {1000 * ours:.3g} ms, a plain one {1000 * plain:.3g}: "
         f"{ours / plain:.2g} times the cost"
     )
 

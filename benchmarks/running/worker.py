@@ -134,7 +134,7 @@ class Told(Silent):
         return bool(self._until) and self._done >= self._until
 
     def begin(
-        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+        self, name: str, epochs: int, done: int, rows: int, selecting: tuple[str, str], unit: str
     ) -> None:
         """The run stands here."""
         self._done = done

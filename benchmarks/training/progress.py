@@ -17,11 +17,12 @@ class Progress(Protocol):
     """What the trainer calls while it works."""
 
     def begin(
-        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+        self, name: str, epochs: int, done: int, rows: int, selecting: tuple[str, str], unit: str
     ) -> None:
-        """A run of ``epochs`` epochs of ``images`` rows begins; ``done`` epochs are done.
+        """A run of ``epochs`` epochs of ``rows`` rows begins; ``done`` epochs are done.
 
-        ``selecting``: the metric on the select split to be shown, and its name.
+        ``selecting``: the metric on the select split to be shown, and its name; ``unit``: what a
+        row is called.
         """
         ...
 
@@ -46,7 +47,7 @@ class Silent:
     """No output."""
 
     def begin(
-        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+        self, name: str, epochs: int, done: int, rows: int, selecting: tuple[str, str], unit: str
     ) -> None:
         """Nothing."""
 
@@ -64,7 +65,7 @@ class Silent:
 
 
 class Bar:
-    """One bar per run, with images per second and the time left."""
+    """One bar per run, with images or rows per second and the time left."""
 
     def __init__(self) -> None:
         from tqdm import tqdm  # noqa: PLC0415 - a run without a terminal does not need it
@@ -73,16 +74,16 @@ class Bar:
         self._epochs, self._epoch, self._metric, self._selecting = 0, 0, "", ("", "")
 
     def begin(
-        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+        self, name: str, epochs: int, done: int, rows: int, selecting: tuple[str, str], unit: str
     ) -> None:
         """Open the bar at the current epoch."""
         self._epochs, self._epoch, self._metric, self._selecting = epochs, done, "", selecting
         with _unheard():
             self._bar = self._tqdm(
-                total=epochs * images,
-                initial=done * images,
+                total=epochs * rows,
+                initial=done * rows,
                 desc=name,
-                unit="img",
+                unit=unit,
                 unit_scale=True,
                 dynamic_ncols=True,
             )
@@ -122,14 +123,14 @@ class Lines:
         self._seconds, self._name, self._epochs = seconds, "", 0
         self._start = self._last = time.monotonic()
         self._images = self._first = 0
-        self._selecting = ("", "")
+        self._selecting, self._unit = ("", ""), ""
 
     def begin(
-        self, name: str, epochs: int, done: int, images: int, selecting: tuple[str, str]
+        self, name: str, epochs: int, done: int, rows: int, selecting: tuple[str, str], unit: str
     ) -> None:
         """Remember the run."""
         self._name, self._epochs, self._first, self._images = name, epochs, done, 0
-        self._selecting = selecting
+        self._selecting, self._unit = selecting, unit
         self._start = self._last = time.monotonic()
 
     def advance(self, images: int, loss: float) -> None:
@@ -146,7 +147,7 @@ class Lines:
         left = spent / max(1, number - self._first) * (self._epochs - number)
         self.note(
             f"{self._name}: epoch {number}/{self._epochs}, loss {line['train_loss']:.4f}, "
-            f"{_selected(line, self._selecting)}, {self._images / spent:,.0f} img/s, "
+            f"{_selected(line, self._selecting)}, {self._images / spent:,.0f} {self._unit}/s, "
             f"{left:,.0f} s left"
         )
 

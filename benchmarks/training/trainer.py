@@ -240,7 +240,8 @@ def _train(job: _Job) -> tuple[State, dict[str, np.ndarray]]:
     epochs, steps = run.training.epochs, run.training.steps_per_epoch
     pool = steps * run.training.batch_size or job.splits.pool
     selecting = metrics.selecting(job.splits.kind)
-    job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool, selecting)
+    unit = "rows" if job.splits.inputs else "img"
+    job.progress.begin(f"{run.method} seed {run.seed}", epochs, state.epoch, pool, selecting, unit)
     held: dict[str, Any] | None = None
     samples: dict[str, np.ndarray] = {}
     for number in range(state.epoch, epochs):
