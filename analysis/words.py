@@ -202,7 +202,7 @@ OF_IMAGES = re.compile(
 
 def fitting(text: str, found: Iterable[Record]) -> str:
     """The text, with rows for images where all these runs are of tables."""
-    shapes = [each.result["data"]["shape"] for each in found if each.done]
+    shapes = [each.result["data"].get("shape", ()) for each in found if each.done]
     if not shapes or any(len(shape) != 1 for shape in shapes):
         return text
     return OF_IMAGES.sub(r"\1\3row\2", text)
