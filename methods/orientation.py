@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ class Orientation(Learner):
         self._fitted: Fitted | None = None
         self._loss = torch.zeros(())
 
+    @abstractmethod
     def classifier(self, categories: tuple[int, ...]) -> Any:
         """A new one, for a table with so many values of each column, 0 for numbers."""
-        raise NotImplementedError
 
     def setup(self, ctx: Context) -> None:
         """Fit it to the training rows, each with the class of its target."""

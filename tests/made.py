@@ -1,4 +1,4 @@
-"""Run directories without a training: predictions of a given skill, and what a run writes."""
+"""Run directories without a training, and what several tests do to a run or a figure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import methods
 from analysis import facts, metrics, runs
 from analysis.runs import Run, Training
 from benchmarks.data.streams import Rows
+from benchmarks.training import trainer
 
 CLASSES = ("a", "b", "c")
 PHASES = {"data": 0.1, "outer": 0.0, "augment": 0.3, "forward": 1.0, "backward": 1.6}
@@ -195,3 +198,28 @@ def inputs_of(rows: Rows | None) -> Tensor:
     """The inputs of all rows, (N, ...)."""
     assert rows is not None
     return rows.inputs(torch.arange(len(rows)))
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt training before this step from now on, once."""
+    steps, real = iter(range(10**6)), trainer.train_step
+
+    def dies(*arguments: Any) -> Any:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "train_step", dies)
+
+
+def saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved from now on."""
+    figures: list[Figure] = []
+    real = Figure.savefig
+
+    def spy(figure: Figure, *given: Any, **more: Any) -> None:
+        figures.append(figure)
+        real(figure, *given, **more)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return figures

@@ -35,7 +35,7 @@ from benchmarks.training.trainer import fit
 from methods.base import Batch, Context
 from methods.learner import Learner, Supervised, follow
 from methods.naming import NamingError
-from tests.made import inputs_of
+from tests.made import inputs_of, interrupt_at
 
 ROOT = Path(__file__).parent.parent
 IMAGES, TABLE = Case(1), Case(6, inputs="table")
@@ -97,14 +97,7 @@ class TestMeans:
         made, run = splits(Case(1), True), a_run(ema=0.9)
         name = "saflex(upstream=crop)"
         whole = fit(run, made, methods.build(name))
-        steps, real = iter(range(10**6)), trainer.train_step
-
-        def dies(*arguments: Any) -> Any:
-            if next(steps) == 8:
-                raise KeyboardInterrupt
-            return real(*arguments)
-
-        monkeypatch.setattr(trainer, "train_step", dies)
+        interrupt_at(8, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             fit(run, made, methods.build(name), folder=tmp_path)
         again = fit(run, made, methods.build(name), folder=tmp_path)
@@ -164,14 +157,7 @@ def test_a_learner_with_two_networks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     x = made.test.inputs(torch.arange(len(made.test)))
     np.testing.assert_allclose(stored, by_hand(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
-    steps, real = iter(range(10**6)), trainer.train_step
-
-    def dies(*arguments: Any) -> Any:
-        if next(steps) == 7:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trainer, "train_step", dies)
+    interrupt_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fit(run, made, Two(), folder=tmp_path)
     same(fit(run, made, Two(), folder=tmp_path), whole)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
@@ -24,6 +23,7 @@ from benchmarks.data.splits import NotApplicable
 from benchmarks.training import errors, trainer
 from benchmarks.training.context import TrainingContext
 from methods.base import Batch, Chain, Context, Method
+from tests.made import saved_figures
 from tests.pipelines import OWN
 
 SMALL = ["--model", "small_cnn(width=0.25)"]
@@ -631,14 +631,7 @@ LONG = "abcdefghijklmn…"
 def test_no_text_lies_over_another_or_is_cut(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures: list[Figure] = []
-    real = Figure.savefig
-
-    def spy(figure: Figure, *given: Any, **more: Any) -> None:
-        figures.append(figure)
-        real(figure, *given, **more)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
+    figures = saved_figures(monkeypatch)
     captions = [
         f"{LONG}: 0.70, {LONG}: 0.30 -> {LONG}: 0.80, {LONG}: 0.20\nweight x 128.00",
         "pneumonia: 0.70, normal: 0.30 -> pneumonia: 0.95, normal: 0.05\nweight x 0.00",

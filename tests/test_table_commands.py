@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from analysis import runs
@@ -24,6 +23,7 @@ from benchmarks.data.download import md5_of
 from benchmarks.data.names import parse_benchmark
 from benchmarks.data.splits import arrays_of
 from benchmarks.data.table_catalogue import TABLES
+from tests.made import saved_figures
 
 Said = pytest.CaptureFixture[str]
 ILL = "target=ill"
@@ -369,14 +369,7 @@ class TestShow:
     def test_no_text_lies_over_another(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        figures: list[Figure] = []
-        real = Figure.savefig
-
-        def spy(figure: Figure, *given: Any, **more: Any) -> None:
-            figures.append(figure)
-            real(figure, *given, **more)
-
-        monkeypatch.setattr(Figure, "savefig", spy)
+        figures = saved_figures(monkeypatch)
         long = "a column whose name does not end $x$ 東京" * 3
         cells = [(long, long, long), ("age", "missing", "-1.235e+08"), (long, long, "")] * 2
         card = plots.Card(["5 cells of another row", long], cells, "and 33 more")

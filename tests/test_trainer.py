@@ -30,6 +30,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method, Spec
 from methods.branches import BranchedNorm
+from tests.made import interrupt_at
 from tests.pipelines import OWN
 
 CPU = torch.device("cpu")
@@ -636,17 +637,9 @@ def test_what_setup_costs_is_counted_once_also_in_a_resumed_run(
     made = splits(Case(1), False)
     whole = fit(a_run(epochs=3), made, Looks())
     assert json.loads(whole.state.metric_lines[0])["rows"]["forward"] == 36 + 7
-    steps, real = iter(range(10**6)), trainer.train_step
-
-    def dies(*arguments: Any) -> Any:
-        if next(steps) == 7:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trainer, "train_step", dies)
+    interrupt_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fit(a_run(epochs=3), made, Looks(), folder=tmp_path)
-    monkeypatch.setattr(trainer, "train_step", real)
     again = fit(a_run(epochs=3), made, Looks(), folder=tmp_path)
     assert again.state.resumed == 1
     assert again.state.metric_lines == whole.state.metric_lines

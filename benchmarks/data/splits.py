@@ -68,8 +68,8 @@ class Splits:
     @property
     def spec(self) -> Spec:
         """What a method may know about the data."""
-        more = 0 if self.unlabelled is None else len(self.unlabelled)
-        rows, classes = len(self.train) + more, len(self.classes)
+        blind = 0 if self.unlabelled is None else len(self.unlabelled)
+        rows, classes = len(self.train) + blind, len(self.classes)
         if not self.inputs:
             shape = (self.train.channels, *shape_of(self.train.x)[1:])
             return Spec(rows=rows, classes=classes, shape=shape)
@@ -213,10 +213,18 @@ def make_splits(
     train_rows = rows(trained)
     meta_rows = None if meta is None else train_rows if pool.shared else rows(meta)
     select_part = _untouched(arrays.val_y, len(arrays.train_y))
-    notes = arrays.notes
+    notes, unlabelled = arrays.notes, None
     if benchmark.labelled:
-        select_part = _first(select_part, _few(arrays.val_y, benchmark.labelled, seed, "select"))
-        notes = (*notes, _told(len(trained.where), len(pool.unlabelled), len(select_part.where)))
+        few = _few(arrays.val_y, benchmark.labelled, seed_of(seed, "select rows"))
+        select_part = Part(*(each[few] for each in vars(select_part).values()))
+        nothing = np.zeros(len(pool.unlabelled), np.int64)
+        blind = rows(Part(pool.unlabelled, nothing, nothing))
+        unlabelled = replace(blind, y=torch.zeros_like(blind.y))
+        told = (
+            f"{len(trained.where)} labelled rows, {len(blind):,} unlabelled; the select split is "
+            f"cut to {len(few)} rows, as many of each class as are labelled"
+        )
+        notes = (*notes, told)
     corrupts = benchmark.corrupts
     return Splits(
         train=train_rows,
@@ -235,7 +243,7 @@ def make_splits(
         test_groups=arrays.test_groups,
         groups=_counted(arrays, trained, meta, select_part),
         inputs=inputs,
-        unlabelled=_without_labels(rows(_unlabelled(pool))) if benchmark.labelled else None,
+        unlabelled=unlabelled,
     )
 
 
@@ -340,36 +348,16 @@ def _few_labels(
         raise NotApplicable(
             f"labelled={count}: a class has {found.min()} rows, and one or more must be unlabelled"
         )
-    chosen = _few(labels, count, seed, "labelled")
+    chosen = _few(labels, count, seed_of(seed, "labelled rows"))
     part = Part(kept[chosen], labels[chosen], labels[chosen])
     return _Pool(part, part, part, [], np.delete(kept, chosen))
 
 
-def _few(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Positions of ``count`` rows of each class, all rows of a class that has fewer."""
-    rng = np.random.default_rng(seed_of(seed, f"{purpose} rows"))
+def _few(labels: np.ndarray, count: int, drawn: int) -> np.ndarray:
+    """Positions of ``count`` rows of each class, all rows of a class that has fewer; seeded."""
+    rng = np.random.default_rng(drawn)
     found = (np.flatnonzero(labels == label) for label in np.unique(labels))
     return np.sort(np.concatenate([rng.permutation(rows)[:count] for rows in found]))
-
-
-def _first(part: Part, chosen: np.ndarray) -> Part:
-    return Part(part.where[chosen], part.clean[chosen], part.given[chosen])
-
-
-def _told(labelled: int, unlabelled: int, select: int) -> str:
-    return (
-        f"{labelled} labelled rows, {unlabelled:,} unlabelled; the select split is cut to {select} "
-        "rows, as many of each class as are labelled"
-    )
-
-
-def _unlabelled(pool: _Pool) -> Part:
-    nothing = np.zeros(len(pool.unlabelled), np.int64)
-    return Part(pool.unlabelled, nothing, nothing)
-
-
-def _without_labels(rows: Rows) -> Rows:
-    return replace(rows, y=torch.zeros_like(rows.y))
 
 
 def _untouched(labels: np.ndarray, behind: int = 0) -> Part:
@@ -428,14 +416,9 @@ def _subset(arrays: Arrays, rows_per_class: int) -> np.ndarray:
         return np.arange(len(arrays.train_y))
     if not task_named(arrays.kind).exclusive:
         raise NotApplicable("rows_per_class is not defined for multi-label data")
-    rng = np.random.default_rng(seed_of(0, "rows per class"))
     counts = np.bincount(arrays.train_y, minlength=len(arrays.classes))
     if counts.min() < rows_per_class:
         raise NotApplicable(
             f"rows_per_class={rows_per_class}: class {counts.argmin()} has {counts.min()} rows"
         )
-    chosen = [
-        rng.permutation(np.flatnonzero(arrays.train_y == label))[:rows_per_class]
-        for label in range(len(counts))
-    ]
-    return np.sort(np.concatenate(chosen))
+    return _few(arrays.train_y, rows_per_class, seed_of(0, "rows per class"))
