@@ -441,12 +441,14 @@ class Lpa3(Method):
         with on_branch(ctx.model, 1):
             return replace(out, logits=torch.cat([logits, ctx.model(made.x)]))
 
-    def attacked(self, batch: Batch, ctx: Context) -> Batch:
+    def attacked(self, batch: Batch, ctx: Context, logits: Tensor | None = None) -> Batch:
         """The attacked rows alone, with the targets of their rows; may be none.
 
-        Where embedded rows are attacked, the inputs are those of their rows.
+        Where embedded rows are attacked, the inputs are those of their rows. With ``logits``
+        (B, K), which the network has already given for the rows, all of which have state, the
+        share ``ratio`` is chosen by these, without another pass, and rows of weight 0 come last.
         """
-        places, x = self._positives(batch, ctx)
+        places, x = self._positives(batch, ctx, logits)
         y, self._entered = batch.y[places], x
         made = batch.x[places] if self._enters else x
         self._added = Added(batch.x[places], made, y)
@@ -458,6 +460,17 @@ class Lpa3(Method):
         """The attacked rows of the last batch."""
         return self._added
 
+    def passes(self, *, chooses: bool = True) -> float:
+        """Forward plus backward passes of a row of the batch: those of the attack, and training.
+
+        Without ``chooses`` the rows are chosen by logits that are there already.
+        """
+        each = 2 if self.rules.radius is not None else 3
+        whole = chooses and self.ratio < 1
+        reference = not (whole and self.running)
+        attacked = reference + self.rules.steps * each + self.rules.best + 2
+        return whole + self.ratio * attacked
+
     def _weights(self, batch: Batch, places: Tensor) -> Tensor:
         """(n,) weights of attacked rows, in proportion to those of their rows; 0 if all are 0.
 
@@ -466,9 +479,11 @@ class Lpa3(Method):
         clean, own = (batch.w * (batch.index >= 0)).sum(), batch.w[places]
         return self.weight * clean * own / own.sum().clamp_min(torch.finfo(own.dtype).tiny)
 
-    def _positives(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _positives(
+        self, batch: Batch, ctx: Context, logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Positions (n,) of the attacked rows in the batch, and the rows after the attack."""
-        if surely_known(batch.index, ctx.drawn):
+        if logits is not None or surely_known(batch.index, ctx.drawn):
             known = torch.arange(len(batch), device=batch.x.device)
         else:  # how many are known decides shapes, which waits for the device
             known = (batch.index >= 0).nonzero()[:, 0]
@@ -477,7 +492,7 @@ class Lpa3(Method):
         model = cast("Model", ctx.model)
         self._looked = 0
         with self._still(model):
-            places, reference = self._choose(model, batch, known, ctx)
+            places, reference = self._choose(model, batch, known, ctx, logits)
             if reference is None:
                 return known[:0], batch.x[:0]
             x, index = batch.x[places], batch.index[places]
@@ -514,12 +529,15 @@ class Lpa3(Method):
         return look(model, x)
 
     def _choose(
-        self, model: Model, batch: Batch, known: Tensor, ctx: Context
+        self, model: Model, batch: Batch, known: Tensor, ctx: Context, given: Tensor | None
     ) -> tuple[Tensor, Reference | None]:
         """Positions of the rows to attack, and their reference; None if there are too few."""
         places, features = known, None
         with torch.no_grad():
-            if self.ratio < 1:
+            if self.ratio < 1 and given is not None:
+                consistency = self._consistency(batch.index, given, ctx)
+                places = lowest(consistency.where(batch.w > 0, math.inf), self.ratio)
+            elif self.ratio < 1:
                 self._looked += len(known)
                 features = model.features(batch.x[known])
                 logits = logits_of(model, features)

@@ -65,6 +65,8 @@ NAMES = [
     "adaaug(preset=exact, upstream=mixup)",
     "madaug(preset=exact, upstream=crop)",
     "shuffled_policies(upstream=madaug)",
+    "fixmatch(mu=1, attack=lpa3(warmup=0))",
+    "fixmatch(mu=1, attack=lpa3(preset=fast, warmup=0), attack_sure=true)",
 ]
 
 

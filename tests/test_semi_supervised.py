@@ -24,6 +24,7 @@ from benchmarks.training.tasks import MultiClass, MultiLabel
 from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method, Spec
 from methods.learner import learner_of
+from methods.lpa3 import Lpa3
 from methods.naming import NamingError
 from methods.semi_supervised import FixMatch, MeanTeacher, MixMatch, guess, ramp, sharpened
 from tests.made import inputs_of
@@ -120,6 +121,29 @@ class TestFixMatch:
         out = (made := bench(lambda: methods.build(text), IMAGES)).augment(made.batch())
         assert len(out) == 8 + 16 + 8 and float(out.w[8:].sum()) == 0
 
+    def test_sure_rows_are_attacked_first_and_then_the_least_consistent(self) -> None:
+        """Of two visits with other rows in between, against the divergence of the predictions."""
+        text = "fixmatch(mu=2, threshold=0.0, attack=lpa3(warmup=0, ratio=0.25), attack_sure=true)"
+        made = bench(lambda: methods.build(text), IMAGES)
+        method, model = cast("FixMatch", made.method), made.ctx.model
+        rows = drawn(made, 16)
+        before = torch.randn(made.ctx.spec.rows, 3)
+        attack = cast("Lpa3", method.attack)
+        attack.get_buffer("before").copy_(before)
+        attack.get_buffer("visited").fill_(True)
+        q = guess(model, rows.x)
+        method.attack_threshold = float(q.max(dim=1).values.sort().values[-10])
+        sure = q.max(dim=1).values >= method.attack_threshold
+        old = before[rows.index].softmax(dim=1)
+        moved = (q * (q.log() - old.log())).sum(dim=1)
+        expected = moved.where(sure, -1.0).argsort(descending=True)[:4].sort().values
+        out = made.augment(made.batch())
+        assert len(out) == 8 + 16 + 4 and int(sure.sum()) == 10
+        assert torch.equal(out.y[24:], F.one_hot(q.argmax(dim=1), 3)[expected].float())
+        near = (out.x[24:, None] - rows.x[None]).flatten(2).norm(dim=2).argmin(dim=1)
+        assert torch.equal(near, expected)
+        torch.testing.assert_close(out.w[24:], torch.full((4,), 10 / 16 / 4))
+
     def test_a_second_set_of_norms_serves_the_attacked_rows(self) -> None:
         text = "fixmatch(mu=2, attack_threshold=0.0, attack=lpa3(warmup=0, auxiliary_norm=true))"
         made = bench(lambda: methods.build(text), IMAGES)
@@ -136,6 +160,7 @@ class TestFixMatch:
             ("fixmatch(strong=gce)", "got gce"),
             ("fixmatch(attack=crop)", "attack: expected lpa3 without an upstream, .* got crop"),
             ("fixmatch(attack=lpa3(upstream=crop))", "attack: expected lpa3 without an upstream"),
+            ("fixmatch(attack_sure=true)", "attack_sure: expected attack=lpa3"),
             ("fixmatch(mu=0)", "mu: expected 1 or more, got 0"),
             ("fixmatch(threshold=1.5)", r"threshold: expected a probability in \[0, 1\], got 1.5"),
             ("fixmatch(weight=-1.0)", "weight: expected a number of 0 or more"),
@@ -278,6 +303,30 @@ def test_a_run_counts_its_passes_and_learns(name: str) -> None:
     passes = {"fix": 3 + 2 + 3, "mix": 3 + 2 + 3, "mea": 3 + 3 + 3}[name[:3]]
     assert fitted.result["cost"]["passes_per_row"] == pytest.approx(passes)
     assert fitted.result["metrics"]["last"]["test"]["nll"] < 1.2
+
+
+@pytest.mark.parametrize(
+    ("attack", "ratio", "choosing", "each", "limit"),
+    [
+        ("lpa3(warmup=0, ratio=0.9)", 0.9, 7, 1 + 5 * 3 + 2, 6.3),
+        ("lpa3(warmup=0, ratio=0.2), attack_sure=true", 0.2, 0, 1 + 5 * 3 + 2, 2.2),
+        ("lpa3(preset=fast, warmup=0, ratio=0.35), attack_sure=true", 0.35, 0, 1 + 3 * 2 + 3, 2.2),
+        ("lpa3(preset=strict, warmup=0, ratio=0.5)", 0.5, 7, 5 * 2 + 3, 3.4),
+    ],
+)
+def test_a_step_with_an_attack_has_the_passes_of_the_formula(
+    attack: str, ratio: float, choosing: int, each: int, limit: float
+) -> None:
+    """A step of FixMatch has 15 forward and 8 backward passes of the labelled batch."""
+    name = f"fixmatch(attack={attack})"
+    method = methods.build(name)
+    run = a_run(name, steps_per_epoch=2, epochs=1, batch_size=2)
+    fitted = fit(run, splits_for(method, IMAGES), method)
+    expected = 23 + choosing + round(14 * ratio) / 2 * each
+    assert fitted.result["cost"]["passes_per_row"] == pytest.approx(expected)
+    whole = 23 + choosing + 7 * ratio * each  # in a batch whose share is a whole number of rows
+    assert method.costs["published"] == pytest.approx(whole / 2, abs=0.051)
+    assert whole / 23 < limit
 
 
 def images(rows: int = 40, classes: int = 3) -> Arrays:
