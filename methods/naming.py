@@ -72,6 +72,9 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [part for part in parts if part]
 
 
+QUOTED = "a path is written in quotes, as is other text with spaces or signs"
+
+
 def parse(text: str) -> Call | Links:
     """Parse ``text`` into an expression.
 
@@ -87,8 +90,8 @@ def parse(text: str) -> Call | Links:
         if not re.search(r"'[][(){}]'", reason):  # Python names a bracket that has no partner
             reason = (
                 "expected a name such as mixup, a call such as mixup(alpha=0.2), a chain such as "
-                "crop+flip+mixup, or code of your own such as py:mine:Mine for Mine in mine.py; a "
-                "path is written in quotes"
+                "crop+flip+mixup, or code of your own such as py:mine:Mine for Mine in mine.py; "
+                f"{QUOTED}"
             )
         raise NamingError(f"cannot read {text!r}: {reason}") from error
     if not isinstance(value, Call | Links):
@@ -152,7 +155,7 @@ def _value(node: ast.expr, text: str) -> Value:
             else:
                 raise NamingError(f"in {text!r}: + joins names and calls, got {side!r}")
         return Links(tuple(calls))
-    path = "; a path is written in quotes" if isinstance(node, ast.Attribute | ast.BinOp) else ""
+    path = f"; {QUOTED}" if isinstance(node, ast.Attribute | ast.BinOp) else ""
     raise NamingError(
         f"in {text!r}: {ast.unparse(node)!r} is not a name, a call or a literal{path}"
     )

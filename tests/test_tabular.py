@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import http.server
 import json
@@ -134,25 +135,40 @@ class TestReading:
                 ill=["" if k == 7 else v for k, v in enumerate(good["ill"])])  # fmt: skip
         refused("1 of 60 cells are text, the first 'ten' in row 3",
                 size=["ten" if k == 3 else v for k, v in enumerate(good["size"])])  # fmt: skip
+        refused("60 of 60 cells are text, the first '0,1' in row 0: write numbers such as 1.5",
+                size=[f"{k},1" for k in range(rows)])  # fmt: skip
+        refused("50 of 60 cells are text, the first '1 %'", size=(["1 %"] * 5 + ["2"]) * 10)
         refused("has 60 categories: expected at most 20", "target=ill, categorical=[id]",
                 id=[f"p{k}" for k in range(rows)])  # fmt: skip
         refused("looks like dates, such as '1.2.2020'", day=["1.2.2020", "3.4.2021"] * 30)
-        refused("infinite values", size=["inf"] * 2 + ["1"] * 58)
-        refused("class 'maybe' has 1 rows: expected 3 or more",
-                ill=["maybe", *good["ill"][1:]])  # fmt: skip
+        refused(
+            "looks like dates, such as '2020-02-30' in row 1",
+            day=["2020-02-01"] + ["2020-02-30"] * 59,
+        )
+        for large in ("inf", "1e39"):
+            refused("infinite values, or some above 3.4e", size=[large] * 2 + ["1"] * 58)
+        for count, split in ((1, "val"), (3, "test")):
+            refused(f"class 'maybe' has {count} rows?, and none of them is in {split}",
+                    ill=["maybe"] * count + list(good["ill"][count:]))  # fmt: skip
         with pytest.raises(DataError, match="several columns are named 'a'"):
             read(written(tmp_path, "a,a,ill\n1,2,no\n3,4,yes\n"))
-        with pytest.raises(DataError, match="1 rows: expected at least 6"):
-            read(written(tmp_path, "a,ill\n1,no\n"))
+        with pytest.raises(DataError, match="it has no rows"):
+            read(written(tmp_path, "a,ill\n"))
         with pytest.raises(DataError, match="there is no such file"):
             read(tmp_path / "none.csv")
         with pytest.raises(DataError, match="cannot be read as a CSV file"):
             read(written(tmp_path, 'a,ill\n1,no,3\n2,"yes'))
+        path = written(tmp_path, good)
+        path.write_text("größe,ill\n1,no\n", encoding="latin-1")
+        with pytest.raises(DataError, match=r"no text in UTF-8 .*: save it as CSV in UTF-8"):
+            read(path)
+        with pytest.raises(DataError, match=r"\(target='is ill'\)"):
+            read(written(tmp_path, good.rename(columns={"ill": "is ill"})), "header=true")
 
     def test_what_is_odd_is_said(self, tmp_path: Path) -> None:
         made = frame().assign(
             day=[f"2020-01-{1 + k % 28:02}" for k in range(60)],
-            same="1",
+            same=["1", "1.0", ".1e1"] * 20,
             copy=frame()["size"],
             number=[str(k) for k in range(60)],
             name=[f"patient {k}" for k in range(60)],
@@ -177,8 +193,27 @@ class TestReading:
         assert sum(map(len, arrays.images)) == 60
         assert "60 copies of other rows are left out (dedup)" in arrays.notes
         assert any("rows are in" in each for each in read(path).caveats)
+        numbered = written(tmp_path, twice.assign(id=range(120)))
+        assert sum(map(len, read(numbered, "target=ill, dedup=true, drop=[id]").images)) == 60
         some = read(path, "target=ill, rows=40")
         assert sum(map(len, some.images)) == 40
+
+    def test_what_spreadsheets_write(self, tmp_path: Path) -> None:
+        """Quoted separators, an empty line in front, spaces behind commas, and an index."""
+        made = frame().rename(columns={"size": "size, in cm, or\nfeet"}).to_csv(sep=";")
+        spaced = "\n" + frame().to_csv(index=False, quoting=csv.QUOTE_ALL).replace(",", ", ")
+        for text in (made, spaced):
+            arrays = read(written(tmp_path, text, f"{len(text)}.csv"))
+            assert arrays.table is not None and arrays.classes == ("no", "yes")
+            assert [each.kind for each in arrays.table.columns] == ["number"] * 2 + ["category"]
+            shown = {tuple(row) for row in tables.as_text(arrays.test_x, arrays.table)}
+            assert {row[2] for row in shown} <= {"red", "green", "blue"}
+            index = "a column without a name (an index?) is left out; a name keeps it"
+            assert (index in arrays.notes) == (text == made)
+
+    def test_words_for_infinity_among_others_are_words(self, tmp_path: Path) -> None:
+        arrays = read(written(tmp_path, frame().assign(dose=["low", "infinity", "high"] * 20)))
+        assert arrays.table is not None and "infinity" in arrays.table.columns[3].levels
 
     def test_semicolons_no_header_and_a_mark_in_front(self, tmp_path: Path) -> None:
         text = "\ufeff" + frame().to_csv(index=False, header=False, sep=";")
@@ -296,6 +331,9 @@ def test_the_published_counts_are_those_of_our_files(name: str) -> None:
     y = np.concatenate([arrays.train_y, arrays.val_y, arrays.test_y])
     assert (len(y), int(y.sum())) == (entry.published.rows, entry.published.positives)
     assert len(y) == entry.rows
+    constant = sum("has one value and is left out" in each for each in arrays.notes)
+    assert len(arrays.table.columns) + constant == entry.features
+    assert name != "arrhythmia" or constant == 17
 
 
 def test_a_table_that_is_not_here_says_where_it_is(tmp_path: Path) -> None:

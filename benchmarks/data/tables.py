@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import warnings
@@ -14,12 +16,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from analysis.numbers import count
 from benchmarks.data.cutting import stratified_split
-from benchmarks.data.dataset import MADE, SPLIT_SEED, Arrays, Column, Table, with_duplicates
+from benchmarks.data.dataset import (
+    MADE,
+    SPLIT_SEED,
+    SPLITS,
+    Arrays,
+    Column,
+    Table,
+    with_duplicates,
+)
 from benchmarks.data.download import DataError, md5_of
 from benchmarks.data.layout import shown
 from benchmarks.data.npz import replacing
 from benchmarks.data.table_catalogue import TABLES, Reading, TableEntry
+from methods.naming import render
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +45,14 @@ MISSING = ("", "?", "na", "n/a", "nan", "null")
 MOST_CLASSES, MOST_LEVELS = 200, 100_000
 UNKNOWN = -2
 """Code of categories that a table does not have."""
-FEWEST = 3
-"""Rows of each class: one for each split."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Networks compute in float32."""
 ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?")
-DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?")
+DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([T ].*)?")
+NUMBER = re.compile(r"[-+]?\d+([.,]\d+)* ?%?")
+"""What people take for a number: also 1,5 and 5 %."""
+TOP = 1 << 16
+"""Characters of a file in which its first row is looked for."""
 
 
 def load_table(name: str, path: str, reading: Reading, root: Path, download: bool) -> Arrays:
@@ -102,34 +118,55 @@ def _frame(path: Path, reading: Reading, entry: TableEntry | None) -> pd.DataFra
     """The cells of a file as text, by column."""
     import pandas as pd  # noqa: PLC0415 - only where tables are read
 
-    header = entry.header if entry else reading.header
     if not path.is_file():
         said = "it is no file" if path.exists() else "there is no such file"
         raise DataError(f"{path}: {said}: expected a table in a CSV file.")
     try:
-        kept = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline().decode("utf-8-sig")
-        separator = max(",;\t", key=line.count)
-        top = pd.read_csv(path, header=None, nrows=1, sep=separator, **kept)
-        names = [str(each).strip() for each in top.iloc[0]]
-        frame = pd.read_csv(path, header=None, skiprows=int(header), sep=separator, **kept)
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as file:
+            top = file.read(TOP)
+        frame = pd.read_csv(
+            path,
+            header=None,
+            sep=_separator(top),
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+        )
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: it has no rows.") from error
-    except (OSError, ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a CSV file: {_line(error)}.") from error
-    if not header:
-        names = list(entry.names) if entry and entry.names else [str(k) for k in range(len(names))]
-    if len(names) != frame.shape[1]:
+    except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: {len(names)} names of columns, but {frame.shape[1]} columns: expected as "
-            "many; a file without names needs header=false."
-        )
+            f"{path} is no text in UTF-8 ({error}): save it as CSV in UTF-8."
+        ) from error
+    except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a CSV file: {_line(error)}.") from error
+    if entry.header if entry else reading.header:
+        names = [str(each).strip() for each in frame.iloc[0]]
+        frame = frame.iloc[1:].reset_index(drop=True)
+        if not len(frame):
+            raise DataError(f"{path}: it has no rows.")
+    else:
+        names = list(entry.names if entry else ()) or [str(k) for k in range(frame.shape[1])]
+    if len(names) != frame.shape[1]:
+        raise DataError(f"{path}: {frame.shape[1]} columns: expected {len(names)}.")
     twice = sorted({each for each in names if names.count(each) > 1})
     if twice:
         raise DataError(f"{path}: several columns are named {', '.join(map(repr, twice))}.")
     frame.columns = names
     return frame
+
+
+def _separator(top: str) -> str:
+    """What separates the cells: that which cuts the first row into most of them."""
+
+    def cells(mark: str) -> int:
+        rows = csv.reader(io.StringIO(top, newline=""), delimiter=mark, skipinitialspace=True)
+        return len(next(filter(None, rows), ()))
+
+    return max(",;\t", key=cells)
 
 
 def _line(error: Exception) -> str:
@@ -189,26 +226,24 @@ def _arrays(
     """The columns of a table as numbers and codes, its classes, and its splits."""
     known = list(frame.columns)
     _check_named(reading, known, where)
-    if len(frame) < 2:
-        raise DataError(f"{where}: {len(frame)} rows: expected at least {2 * FEWEST}.")
     notes: list[str] = []
     if reading.dedup:
         whole = len(frame)
-        frame = frame.drop_duplicates().reset_index(drop=True)
+        used = frame.drop(columns=list(reading.drop))
+        frame = frame.loc[~used.duplicated()].reset_index(drop=True)
         notes.append(f"{whole - len(frame)} copies of other rows are left out (dedup)")
     y, classes = _labels(_cells(frame, reading.target), reading.target, where, entry)
     if reading.rows:
         frame, y = _subset(frame, y, reading.rows, where)
         notes.append(f"{len(y)} of its rows, stratified, split seed {SPLIT_SEED}")
-    rare = np.bincount(y, minlength=len(classes))
-    if rare.min() < FEWEST:
-        raise DataError(
-            f"{where}: class {classes[rare.argmin()]!r} has {rare.min()} rows: expected {FEWEST} "
-            "or more, one for each split; merge it with another or leave it out."
-        )
+    splits = stratified_split(y, SHARES, SPLIT_SEED)
+    _refuse_absent(y, splits, classes, where)
     columns, values = [], []
     for name in known:
         if name == reading.target or name in reading.drop:
+            continue
+        if not name:
+            notes.append("a column without a name (an index?) is left out; a name keeps it")
             continue
         made = _column(_cells(frame, name), name, name in reading.categorical, where)
         if isinstance(made, str):
@@ -222,7 +257,7 @@ def _arrays(
         raise DataError(f"{where}: no column is left beside the target: expected at least one.")
     x = np.column_stack(values)
     notes += _alike(x, columns)
-    train, val, test = stratified_split(y, SHARES, SPLIT_SEED)
+    train, val, test = splits
     notes.append(f"{MADE[2]} into train/val/test, stratified, split seed {SPLIT_SEED}")
     return Arrays(
         name=title,
@@ -243,6 +278,20 @@ def _arrays(
     )
 
 
+def _refuse_absent(
+    y: np.ndarray, splits: Sequence[np.ndarray], classes: tuple[str, ...], where: str
+) -> None:
+    """Refuse a class of which a split has no row: nothing could be said of it there."""
+    for split, rows in zip(SPLITS, splits, strict=True):
+        absent = np.flatnonzero(np.bincount(y[rows], minlength=len(classes)) == 0)
+        if len(absent):
+            found = int((y == absent[0]).sum())
+            raise DataError(
+                f"{where}: class {classes[absent[0]]!r} has {count(found, 'row')}, and none of "
+                f"them is in {split}: merge it with another class, or leave it out."
+            )
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
@@ -253,7 +302,7 @@ def _check_named(reading: Reading, known: Sequence[str], where: str) -> None:
         kind = "" if reading.id else "csv:"
         raise DataError(
             f"{where}: no target: name the column that holds the classes, such as "
-            f"'{kind}{where}(target={known[-1]})': one of {listed}."
+            f"'{kind}{where}(target={render(known[-1])})': one of {listed}."
         )
     for what, names in (
         ("target", (reading.target,)),
@@ -328,34 +377,36 @@ def _column(
 
     text = cells.str.strip()
     empty = _missing(text)
-    full = text[~empty]
-    if full.nunique() < 2:
+    full, numbers = text[~empty], _numbers(text, empty)
+    known = ~np.isnan(numbers) & ~empty
+    other = np.flatnonzero(~known & ~empty)
+    plain = not categorical and not len(other)
+    if (len(np.unique(numbers[known])) if plain else full.nunique()) < 2:  # .0 and 0.0 are one
         what = "is empty" if not len(full) else "has one value"
         return f"column {name!r} {what} and is left out"
     if categorical:
         return *_codes(text, empty, name, where), []
-    numbers = _numbers(text, empty)
-    known = ~np.isnan(numbers) & ~empty
-    if not np.isfinite(numbers[known]).all():
-        raise DataError(f"{where}: column {name!r} has infinite values: remove them.")
-    other = np.flatnonzero(~known & ~empty)
-    if not len(other):
+    if plain:
+        if np.abs(numbers[known]).max() > LARGEST:
+            raise DataError(
+                f"{where}: column {name!r} has infinite values, or some above {LARGEST:.2g}: "
+                "remove them, or leave the column out (drop=)."
+            )
         return Column(name, "number"), numbers, _numbering(numbers, name)
-    if full.str.fullmatch(ISO).all():
-        days = _days(text)
-        if not np.isnan(days[~empty]).any():
-            said = [f"column {name!r} holds dates: used as days since 1970"]
-            return Column(name, "date"), days, said
     if full.str.fullmatch(DATE).mean() > 0.9:
-        raise DataError(
-            f"{where}: column {name!r} looks like dates, such as {full.iloc[0]!r}: write them as "
-            "YYYY-MM-DD, or leave the column out (drop=)."
-        )
-    if 2 * known.sum() > len(full):
+        days = _days(text)
+        odd = np.flatnonzero(np.isnan(days) & ~empty)
+        if len(odd):
+            raise DataError(
+                f"{where}: column {name!r} looks like dates, such as {text.iloc[odd[0]]!r} in row "
+                f"{odd[0]}: write them as YYYY-MM-DD, or leave the column out (drop=)."
+            )
+        return Column(name, "date"), days, [f"column {name!r} holds dates: used as days since 1970"]
+    if 2 * (known | text.str.fullmatch(NUMBER).to_numpy(dtype=bool)).sum() > len(full):
         raise DataError(
             f"{where}: column {name!r} holds numbers, but {len(other)} of {len(full)} cells are "
-            f"text, the first {text.iloc[other[0]]!r} in row {other[0]}: correct them, or name the "
-            "column in categorical= or drop=."
+            f"text, the first {text.iloc[other[0]]!r} in row {other[0]}: write numbers such as "
+            "1.5, or name the column in categorical= or drop=."
         )
     if full.nunique() > max(50, len(full) / 2):
         return (
@@ -366,10 +417,11 @@ def _column(
 
 
 def _days(text: pd.Series) -> np.ndarray:
-    """Days since 1970 of dates as text, nan where there is none."""
+    """Days since 1970 of dates YYYY-MM-DD, nan where there is none."""
     import pandas as pd  # noqa: PLC0415
 
-    days = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
+    iso = text.where(text.str.fullmatch(ISO).to_numpy(dtype=bool))
+    days = pd.to_datetime(iso, errors="coerce", utc=True, format="ISO8601")
     since = (days - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
     return since.to_numpy(dtype=np.float64)
 
@@ -386,7 +438,8 @@ def _numbering(numbers: np.ndarray, name: str) -> list[str]:
     """A note on a column that seems to number the rows."""
     steps = np.diff(numbers)
     if len(steps) > 20 and (steps == 1).all():
-        return [f"column {name!r} numbers the rows (an identifier?): drop=[{name}] leaves it out"]
+        drop = f"drop={render((name,))}"
+        return [f"column {name!r} numbers the rows (an identifier?): {drop} leaves it out"]
     return []
 
 
@@ -465,7 +518,7 @@ def rows_of_file(
             found = _days(text)
         else:
             found = _numbers(text, empty)
-        wrong = ~np.isfinite(found) & ~empty
+        wrong = ~(np.abs(found) <= LARGEST) & ~empty
         if wrong.any():
             raise DataError(
                 f"{path}: column {column.name!r} holds {column.kind}s in the table of the run, but "
