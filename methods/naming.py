@@ -506,6 +506,13 @@ def with_path(name: str, path: str) -> str:
     return f"{kind}:{shown}{bracket}{arguments}"
 
 
+def with_argument(name: str, argument: str, value: Any) -> str:
+    """A name or call with this value for an argument."""
+    call = parse(name)
+    assert isinstance(call, Call), name
+    return render(call_of(call.name, {**dict(call.arguments), argument: value}))
+
+
 def call_of(name: str, arguments: Mapping[str, Any]) -> Call:
     """A call with these arguments in alphabetical order."""
     return Call(name, tuple(sorted(arguments.items())))

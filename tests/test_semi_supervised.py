@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import methods
 from analysis.runs import Run, Training
+from benchmarks.cli.common import benchmark_of
 from benchmarks.contract import Bench, Case, bench, network_for, splits, splits_for
 from benchmarks.data import splits as data
 from benchmarks.data.carving import NotApplicable
 from benchmarks.data.dataset import Arrays
-from benchmarks.data.names import parse_benchmark
+from benchmarks.data.download import DataError
+from benchmarks.data.names import canonical, parse_benchmark
+from benchmarks.data.ondisk import OnDisk
 from benchmarks.data.splits import Protocol, Splits, make_splits
+from benchmarks.studies.cells import Cell, Row, make_cell
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.tasks import MultiClass, MultiLabel
 from benchmarks.training.trainer import fit
@@ -404,3 +410,104 @@ class TestLabelled:
                     images(), parse_benchmark("digits(labelled=2)"), protocol, needs_meta=True,
                     seed=0, device=CPU,
                 )  # fmt: skip
+
+
+class TestUnlabelledImagesOfOnesOwn:
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> tuple[Path, np.ndarray]:
+        """A flat folder of 12 grey images, and one in a folder below, which means no class."""
+        folder, pixels = (
+            tmp_path / "more, of them",
+            np.random.default_rng(1).integers(0, 256, (13, 28, 28)),
+        )
+        (folder / "sub").mkdir(parents=True)
+        for number, image in enumerate(pixels.astype(np.uint8)):
+            name = f"{number:02}.png" if number < 12 else "sub/x.png"
+            Image.fromarray(image).save(folder / name)
+        (folder / "notes.txt").write_text("about them")
+        return folder, pixels
+
+    @pytest.mark.parametrize("memory", [4.0, 1e-9], ids=["memory", "disk"])
+    def test_rows_of_a_folder(
+        self, made: tuple[Path, np.ndarray], tmp_path: Path, memory: float
+    ) -> None:
+        folder, pixels = made
+        benchmark = parse_benchmark(f'digits(unlabelled="folder:{folder}")')
+        plain = data.arrays_of(parse_benchmark("digits"), tmp_path)
+        arrays = data.arrays_of(benchmark, tmp_path, memory_gib=memory)
+        assert arrays.checksum.startswith(f"{plain.checksum}+unlabelled:")
+        assert isinstance(arrays.unlabelled_x, OnDisk) == (memory < 1)
+        found = make_splits(arrays, benchmark, Protocol(), needs_meta=True, seed=0, device=CPU)
+        assert len(found.train) + len(found.meta or ()) == found.pool == len(plain.train_y)
+        assert found.unlabelled is not None and not bool(found.unlabelled.y.any())
+        assert found.spec.rows == len(found.train) + 13
+        seen = (inputs_of(found.unlabelled)[:, 0] * 255).round().int()
+        assert np.array_equal(seen.numpy(), pixels), "in the order of their names"
+        few = parse_benchmark(f'digits(labelled=4, unlabelled="folder:{folder}")')
+        cut = make_splits(arrays, few, Protocol(), needs_meta=False, seed=0, device=CPU)
+        assert len(cut.train) == 40 and len(cut.unlabelled or ()) == 13
+        assert any("13 unlabelled images from folder:more, of them" in n for n in cut.notes)
+        assert any("text files among the images are left out" in n for n in cut.notes)
+
+    def test_the_id_has_their_bytes_and_the_recorded_path_finds_them(
+        self, made: tuple[Path, np.ndarray], tmp_path: Path
+    ) -> None:
+        folder, _ = made
+        benchmark = parse_benchmark(f"digits(unlabelled='folder:{folder}')")
+        assert canonical(benchmark) == "digits(unlabelled='folder:more, of them')"
+
+        def cell(checksum: str) -> Cell:
+            row = Row("none")
+            return make_cell(
+                row, benchmark, "small_cnn", Training(), Protocol(), 0, checksum=checksum
+            )
+
+        before = data.arrays_of(benchmark, tmp_path).checksum
+        one = cell(before)
+        assert benchmark_of(one.run, one.recorded) == benchmark
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "00.png")
+        data._arrays.cache_clear()
+        assert data.arrays_of(benchmark, tmp_path).checksum != before
+
+    def test_a_file_and_test_images_in_it(self, tmp_path: Path) -> None:
+        digits = data.arrays_of(parse_benchmark("digits"), tmp_path)
+        np.savez(tmp_path / "some.npz", images=digits.test_x[:5], labels=np.full(5, 77.5))
+        arrays = data.arrays_of(
+            parse_benchmark(f"digits(unlabelled='npz:{tmp_path}/some.npz')"), tmp_path
+        )
+        assert arrays.unlabelled_x is not None and len(arrays.unlabelled_x) == 5
+        (caveat,) = set(arrays.caveats) - set(digits.caveats)
+        assert caveat.startswith("5 of ") and "test images are among the unlabelled" in caveat
+
+    @pytest.mark.parametrize(
+        ("shape", "told"),
+        [
+            ((3, 9, 8), "unlabelled images are 9 x 8, expected 28 x 28, as those of digits"),
+            ((3, 28, 28, 3), "are in colour, and those of digits are grey: convert them, or write"),
+        ],
+    )
+    def test_images_that_do_not_fit(
+        self, tmp_path: Path, shape: tuple[int, ...], told: str
+    ) -> None:
+        np.savez(tmp_path / "some.npz", images=np.zeros(shape, np.uint8))
+        text = f"digits(unlabelled='npz:{tmp_path}/some.npz')"
+        with pytest.raises(DataError, match=told):
+            data.arrays_of(parse_benchmark(text), tmp_path)
+        if len(shape) == 4:
+            benchmark = parse_benchmark(text.replace("(", "(as_rgb=true, ", 1))
+            arrays = data.arrays_of(benchmark, tmp_path)
+            found = make_splits(arrays, benchmark, Protocol(), needs_meta=False, seed=0, device=CPU)
+            assert found.unlabelled is not None
+            assert inputs_of(found.unlabelled).shape == (3, 3, 28, 28)
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("digits(unlabelled=folder)", "unlabelled: expected 'folder:DIR' or 'npz:FILE' in"),
+            ("digits(unlabelled='csv:a.csv')", "unlabelled: expected 'folder:DIR' or 'npz:FILE'"),
+            ("arrhythmia(unlabelled='npz:a.npz')", "unlabelled: expected none, because its rows"),
+        ],
+    )
+    def test_names_that_are_refused(self, text: str, told: str) -> None:
+        with pytest.raises(NamingError, match=told):
+            parse_benchmark(text)

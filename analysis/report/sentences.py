@@ -45,7 +45,7 @@ from analysis.runs import (
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Interval
 from analysis.table import Table, table
 from analysis.words import led
-from methods.naming import render, with_path
+from methods.naming import render, with_argument, with_path
 
 RUNS = "runs"
 """The default results folder."""
@@ -509,11 +509,11 @@ def samples(block: Block) -> list[str]:
 
 
 def _benchmark(column: Column) -> str:
-    """The data set as a command line names it, with the path of a user's own data."""
-    path = column.records[0].recorded.get("path")
-    if not path:
-        return column.benchmark
-    return with_path(column.benchmark, path)
+    """The data set as a command line names it, with the paths of a user's own data."""
+    recorded, name = column.records[0].recorded, column.benchmark
+    if recorded.get("unlabelled"):
+        name = with_argument(name, "unlabelled", recorded["unlabelled"])
+    return with_path(name, recorded["path"]) if recorded.get("path") else name
 
 
 def _training(column: Column, preset: str) -> list[str]:

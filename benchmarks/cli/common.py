@@ -30,7 +30,7 @@ from benchmarks.studies.schema import Block, Resources, Study
 from benchmarks.training import progress
 from methods import Unavailable
 from methods.learner import learner_of
-from methods.naming import NamingError, split, with_path
+from methods.naming import NamingError, split, with_argument, with_path
 
 FIGURES = (".png", ".pdf", ".svg")
 """Suffixes of figures."""
@@ -78,9 +78,11 @@ def root_of(given: Path | None) -> Path:
 
 
 def benchmark_of(run: runs.Run, recorded: Mapping[str, Any]) -> Benchmark:
-    """The benchmark of a run on disk, with the path that was recorded."""
-    path = recorded.get("path")
-    return parse_benchmark(with_path(run.benchmark, path) if path else run.benchmark)
+    """The benchmark of a run on disk, with the paths that were recorded."""
+    name, path = run.benchmark, recorded.get("path")
+    if recorded.get("unlabelled"):
+        name = with_argument(name, "unlabelled", recorded["unlabelled"])
+    return parse_benchmark(with_path(name, path) if path else name)
 
 
 def check_saved(names: Sequence[str]) -> None:

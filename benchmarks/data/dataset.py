@@ -253,14 +253,7 @@ def duplicates(arrays: "Arrays") -> list[str]:
 
     Images are compared pixel for pixel, as stored or resized; rows are counted from 0.
     """
-    marks = {
-        split: [
-            hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            for block in blocks(images)
-            for image in block
-        ]
-        for split, images in zip(SPLITS, arrays.images, strict=True)
-    }
+    marks = {split: _marks(images) for split, images in zip(SPLITS, arrays.images, strict=True)}
     found, what, how = [], "images", TWICE
     if arrays.table is not None:
         what, how = "rows", TWICE_ROWS
@@ -273,6 +266,26 @@ def duplicates(arrays: "Arrays") -> list[str]:
                 f"(the first is row {twice[0]} of {other})"
             )
     return found
+
+
+def _marks(images: Pixels) -> list[bytes]:
+    """A hash of each image."""
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for block in blocks(images)
+        for image in block
+    ]
+
+
+def tested(arrays: "Arrays", unlabelled: Pixels) -> list[str]:
+    """A caveat if test images are among the unlabelled ones; skips more than a GiB."""
+    if arrays.nbytes + unlabelled.nbytes > GIB:
+        return []
+    known = set(_marks(unlabelled))
+    twice = sum(mark in known for mark in _marks(arrays.test_x))
+    if not twice:
+        return []
+    return [f"{twice} of {len(arrays.test_x)} test images are among the unlabelled ones {TWICE}"]
 
 
 def with_duplicates(arrays: "Arrays", own: bool) -> "Arrays":
@@ -513,6 +526,8 @@ class Arrays:
     test_groups: np.ndarray | None = None
     table: Table | None = None
     """The columns, if the rows are those of a table: then `*_x` are float64 (N, D)."""
+    unlabelled_x: Pixels | None = None
+    """Images without labels, if they come from elsewhere."""
 
     @property
     def images(self) -> tuple[Pixels, Pixels, Pixels]:

@@ -18,7 +18,17 @@ SPLITS = {"train": "train", "select": "val", "test": "test"}
 MOST_CLASSES, MOST_COLUMNS = 40, 8
 """More are summarised in one line."""
 CHANGED = frozenset(
-    {"folds", "rows_per_class", "labelled", "noise", "imbalance", "meta_noise", "dedup", "rows"}
+    {
+        "folds",
+        "rows_per_class",
+        "labelled",
+        "unlabelled",
+        "noise",
+        "imbalance",
+        "meta_noise",
+        "dedup",
+        "rows",
+    }
 )
 """Arguments of a benchmark that change its rows."""
 

@@ -108,16 +108,34 @@ def images_only(
 
     Raises DataError if there are none, or one cannot be read.
     """
-    if not path.is_dir():
-        raise DataError(f"{shown(path)} is not a folder: expected one of images.")
+    images = _images_below(Walk(path), size, root, memory_gib)
+    return images.x, [shown(file.name) for file in images.files]
+
+
+def images_alone(
+    path: Path, size: int, root: Path, memory_gib: float = 4.0
+) -> tuple[Pixels, str, list[str]]:
+    """The same images, their checksum, and notes; names of folders mean nothing.
+
+    Raises DataError likewise.
+    """
     walk = Walk(path)
+    images = _images_below(walk, size, root, memory_gib)
+    walk.tell(images.texts, "text files among the images are left out")
+    walk.tell(images.warned, "images with warnings from the reader, used as read")
+    return images.x, _checksum(path, images, None), [*walk.notes, *pictures.told(images.done)]
+
+
+def _images_below(walk: Walk, size: int, root: Path, memory_gib: float) -> "_Images":
+    if not walk.root.is_dir():
+        raise DataError(f"{shown(walk.root)} is not a folder: expected one of images.")
     files = [File("", file, "", 0) for file in sorted(walk.files_below(""))]
     walk.raise_dangling()
     images = _images_of(walk, files, size, root, memory_gib)
     if not images.files:
-        raise DataError(f"{shown(path)} contains no image.")
-    _refuse_unknown_range(path, images.deep)
-    return images.x, [shown(file.name) for file in images.files]
+        raise DataError(f"{shown(walk.root)} contains no image.")
+    _refuse_unknown_range(walk.root, images.deep)
+    return images
 
 
 @dataclass

@@ -52,6 +52,8 @@ class Benchmark:
     rows_per_class: int = 0
     labelled: int = 0
     """Labelled rows of each class; the other rows of the pool are unlabelled. 0: all are."""
+    unlabelled: str = ""
+    """folder:DIR or npz:FILE of unlabelled images, instead of those of the pool."""
     noise: float = 0.0
     noise_kind: Literal["symmetric", "pair"] = "symmetric"
     imbalance: float = 1.0
@@ -109,7 +111,9 @@ def parse_benchmark(text: str) -> Benchmark:
         known = [*CATALOGUE, *TABLES, "npz:FILE", "folder:DIR", "csv:FILE", "openml:ID"]
         raise unknown("benchmark", call.name, known)
     given = Benchmark(call.name, path, **bind(call, Benchmark, "benchmark"))
-    benchmark = replace(given, size=_size(given), groups=_groups(given))
+    benchmark = replace(
+        given, size=_size(given), groups=_groups(given), unlabelled=_unlabelled(given)
+    )
     _within(call.name, "size", benchmark.size, 8, 1024)
     if benchmark.folds:
         _within(call.name, "folds", benchmark.folds, 2, MOST_FOLDS)
@@ -133,7 +137,7 @@ def parse_benchmark(text: str) -> Benchmark:
 
 def _check_table(benchmark: Benchmark, given: set[str]) -> None:
     """Refuse arguments of images for tables, and of tables for images."""
-    name, of_images = benchmark.name, {"size", "as_rgb", "groups"}
+    name, of_images = benchmark.name, {"size", "as_rgb", "groups", "unlabelled"}
     of_tables = {"target", "categorical", "drop", "header", "dedup", "rows", "scale"}
     if name in TABLES:  # the catalogue knows its columns
         of_tables = {"dedup", "rows", "scale"}
@@ -178,10 +182,7 @@ def _call_and_path(text: str) -> tuple[Call, str]:
         parse(f"{kind}{path[slip.start() :]}")  # its error says what cannot be read
     call = parse(f"{kind}{arguments}")
     assert isinstance(call, Call)  # a name, and perhaps parentheses
-    try:
-        return call, str(Path(path).expanduser().absolute())
-    except RuntimeError as error:
-        raise NamingError(f"{kind}: {path}: there is no such home directory") from error
+    return call, _absolute(kind, path)
 
 
 def _size(benchmark: Benchmark) -> int:
@@ -212,6 +213,26 @@ def _groups(benchmark: Benchmark) -> int | str | None:
             f"patients.csv or ../patients.csv:id, got {groups!r}"
         )
     return os.path.normpath(groups)
+
+
+def _unlabelled(benchmark: Benchmark) -> str:
+    """Where the unlabelled images are, with their whole path."""
+    kind, colon, path = benchmark.unlabelled.partition(":")
+    if not benchmark.unlabelled:
+        return ""
+    if kind not in ("folder", "npz") or not colon or not path.strip():
+        raise NamingError(
+            f"{benchmark.name}: unlabelled: expected 'folder:DIR' or 'npz:FILE' in quotes, got "
+            f"{benchmark.unlabelled!r}"
+        )
+    return f"{kind}:{_absolute(kind, path.strip())}"
+
+
+def _absolute(kind: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise NamingError(f"{kind}: {path}: there is no such home directory") from error
 
 
 def _path_and_arguments(kind: str, text: str) -> tuple[str, str]:
@@ -320,9 +341,15 @@ def _within(name: str, field: str, value: float, low: float, high: float) -> Non
 
 
 def canonical(benchmark: Benchmark) -> str:
-    """The benchmark's name with its arguments, without a path: that part of a run's id."""
+    """The benchmark's name with its arguments, without a path: that part of a run's id.
+
+    Of unlabelled images it has the name of the folder or file.
+    """
     defaults = asdict(Benchmark(name=""))
     arguments = {k: v for k, v in asdict(benchmark).items() if v != defaults[k]}
+    if benchmark.unlabelled:
+        kind, _, path = benchmark.unlabelled.partition(":")
+        arguments["unlabelled"] = f"{kind}:{Path(path).name}"
     silent = {"name", "path"}  # and arguments without effect
     if benchmark.is_table:
         silent.add("size")

@@ -41,24 +41,38 @@ def images_only(
     """
     path = path.expanduser()
     with opened(path) as archive:
-        members = _members(archive)
-        prefix = next((p for p in ("", "test_") if f"{p}images" in members), None)
-        if prefix is None:
-            raise DataError(
-                f"{path} has the keys {', '.join(members) or 'none'}: expected images "
-                f"(or test_images)."
-            )
-        key = f"{prefix}images"
-        if archive.getinfo(f"{key}.npy").file_size > memory_gib * GIB:
-            x = _on_disk(archive, [key], path, root, md5_of(path))[0][key]
-        else:
-            x, _ = checked_images(_member(archive, key, path), f"{path}, {key}")
-        if f"{prefix}labels" not in members:
+        x, key = _images(archive, path, root, memory_gib, "test_images")
+        labels = key.replace("images", "labels")
+        if labels not in _members(archive):
             return x, None
-        y = checked_labels(_member(archive, f"{prefix}labels", path), f"{path}, {prefix}labels")
+        y = checked_labels(_member(archive, labels, path), f"{path}, {labels}")
     if len(x) != len(y):
         raise DataError(f"{path} has {len(x)} images and {len(y)} labels: expected equal numbers.")
     return x, y
+
+
+def images_alone(path: Path, root: Path, memory_gib: float = 4.0) -> Pixels:
+    """`images` of an npz, or else its `train_images`; whether it has labels does not matter.
+
+    Raises DataError if the file or the array cannot be used.
+    """
+    with opened(path) as archive:
+        return _images(archive, path, root, memory_gib, "train_images")[0]
+
+
+def _images(
+    archive: zipfile.ZipFile, path: Path, root: Path, memory_gib: float, other: str
+) -> tuple[Pixels, str]:
+    """The array `images` or an `other` one, and which of them."""
+    members = _members(archive)
+    key = next((each for each in ("images", other) if each in members), None)
+    if key is None:
+        raise DataError(
+            f"{path} has the keys {', '.join(members) or 'none'}: expected images (or {other})."
+        )
+    if archive.getinfo(f"{key}.npy").file_size > memory_gib * GIB:
+        return _on_disk(archive, [key], path, root, md5_of(path))[0][key], key
+    return checked_images(_member(archive, key, path), f"{path}, {key}")[0], key
 
 
 def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:

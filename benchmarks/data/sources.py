@@ -27,11 +27,12 @@ from benchmarks.data.dataset import (
     assemble,
     by_group,
     counted,
+    tested,
     with_duplicates,
 )
 from benchmarks.data.download import DataError, by_hand, fetch, md5_of
 from benchmarks.data.layout import shown
-from benchmarks.data.npz import opened, read_npz, replacing
+from benchmarks.data.npz import images_alone, opened, read_npz, replacing
 from benchmarks.data.ondisk import taken
 from benchmarks.data.table_catalogue import Reading
 
@@ -110,6 +111,52 @@ def load(
     notes += _against_entry(arrays, raw, entry, size, paths[0], verified)
     return replace(
         arrays, checksum="+".join(checksums), verified=verified, notes=(*notes, *arrays.notes)
+    )
+
+
+def with_unlabelled(
+    arrays: Arrays, where: str, as_rgb: bool, root: Path, memory_gib: float = 4.0
+) -> Arrays:
+    """The arrays with the images of `where`, folder:DIR or npz:FILE, as unlabelled rows.
+
+    Those of a folder, at any depth, are resized to the images of the set; those of a file have
+    their shape. Grey images are shown in colour where those of the set are.
+
+    Raises DataError if they cannot be read, or have another shape.
+    """
+    kind, _, name = where.partition(":")
+    path, notes = Path(name), []
+    height, width = arrays.train_x.shape[1:3]
+    if kind == "folder":
+        from benchmarks.data.folders import images_alone as below  # noqa: PLC0415
+
+        if height != width:
+            raise DataError(
+                f"unlabelled images of {shown(path)} would be resized to a square, and those of "
+                f"{arrays.name} are {height} x {width}: put them into an npz file instead."
+            )
+        images, checksum, notes = below(path, height, root, memory_gib)
+    else:
+        images, checksum = images_alone(path, root, memory_gib), _checksum(path, root)
+    colour, shape = images.ndim == 4 and images.shape[3] == 3, tuple(images.shape[1:3])
+    if shape != (height, width):
+        raise DataError(
+            f"{shown(path)}: unlabelled images are {shape[0]} x {shape[1]}, expected "
+            f"{height} x {width}, as those of {arrays.name}: resize them."
+        )
+    grey = arrays.train_x.ndim == 3 or arrays.train_x.shape[3] == 1
+    if colour and grey and not as_rgb:
+        raise DataError(
+            f"{shown(path)}: unlabelled images are in colour, and those of {arrays.name} are "
+            f"grey: convert them, or write as_rgb=true behind the benchmark."
+        )
+    told = f"{len(images):,} unlabelled images from {kind}:{shown(path.name)}"
+    return replace(
+        arrays,
+        unlabelled_x=images,
+        checksum=f"{arrays.checksum}+unlabelled:{checksum}",
+        notes=(*arrays.notes, told, *(f"unlabelled images: {note}" for note in notes)),
+        caveats=(*arrays.caveats, *tested(arrays, images)),
     )
 
 

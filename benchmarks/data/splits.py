@@ -25,7 +25,7 @@ from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
 from benchmarks.data.preparing import Fitted, fit, prepared
 from benchmarks.data.seeding import seed_of
-from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
+from benchmarks.data.streams import Rows, as_stored, rows_of, shape_of, targets_of
 from benchmarks.data.table_catalogue import Reading
 from methods.base import Input, Spec
 
@@ -145,10 +145,15 @@ def arrays_of(
     return _arrays(*stored(benchmark), root, allow_unverified, memory_gib, download)
 
 
-def stored(benchmark: Benchmark) -> tuple[str, int, str, int | str | None, Reading | None]:
+Stored = tuple[str, int, str, int | str | None, Reading | None, tuple[str, bool] | None]
+"""Name, size, path, groups and reading of a data set, and where unlabelled images come from."""
+
+
+def stored(benchmark: Benchmark) -> Stored:
     """What determines the stored arrays of a benchmark; benchmarks that agree in it share them."""
     reading = benchmark.reading if benchmark.is_table else None
-    return benchmark.name, benchmark.size, benchmark.path, benchmark.groups, reading
+    more = (benchmark.unlabelled, benchmark.as_rgb) if benchmark.unlabelled else None
+    return benchmark.name, benchmark.size, benchmark.path, benchmark.groups, reading, more
 
 
 @lru_cache(maxsize=2)
@@ -158,11 +163,16 @@ def _arrays(
     path: str,
     groups: int | str | None,
     reading: Reading | None,
+    unlabelled: tuple[str, bool] | None,
     root: Path,
     allow_unverified: bool,
     memory_gib: float,
     download: bool,
 ) -> Arrays:
+    if unlabelled is not None:
+        more = (root, allow_unverified, memory_gib, download)
+        arrays = _arrays(name, size, path, groups, reading, None, *more)
+        return sources.with_unlabelled(arrays, *unlabelled, root, memory_gib)
     return sources.load(
         name,
         size=size,
@@ -214,15 +224,19 @@ def make_splits(
     meta_rows = None if meta is None else train_rows if pool.shared else rows(meta)
     select_part = _untouched(arrays.val_y, len(arrays.train_y))
     notes, unlabelled = arrays.notes, None
-    if benchmark.labelled:
-        few = _few(arrays.val_y, benchmark.labelled, seed_of(seed, "select rows"))
-        select_part = Part(*(each[few] for each in vars(select_part).values()))
+    if arrays.unlabelled_x is not None:
+        shape = (channels, *shape_of(images[0])[1:])
+        unlabelled = rows_of(arrays.unlabelled_x, shape, classes, device)
+    elif benchmark.labelled:
         nothing = np.zeros(len(pool.unlabelled), np.int64)
         blind = rows(Part(pool.unlabelled, nothing, nothing))
         unlabelled = replace(blind, y=torch.zeros_like(blind.y))
+    if benchmark.labelled:
+        few = _few(arrays.val_y, benchmark.labelled, seed_of(seed, "select rows"))
+        select_part = Part(*(each[few] for each in vars(select_part).values()))
         told = (
-            f"{len(trained.where)} labelled rows, {len(blind):,} unlabelled; the select split is "
-            f"cut to {len(few)} rows, as many of each class as are labelled"
+            f"{len(trained.where)} labelled rows, {len(unlabelled or ()):,} unlabelled; the select "
+            f"split is cut to {len(few)} rows, as many of each class as are labelled"
         )
         notes = (*notes, told)
     corrupts = benchmark.corrupts

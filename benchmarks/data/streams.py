@@ -143,7 +143,7 @@ def rows_from_tensors(x: Tensor, y: Tensor) -> Rows:
 
 
 def rows_of(images: Pixels, shape: tuple[int, ...], classes: int, device: torch.device) -> Rows:
-    """Rows without labels, for prediction: images (N, H, W[, C]) for a network of this shape.
+    """Rows without labels, whose targets are 0: images (N, H, W[, C]) for a network of this shape.
 
     Raises:
         DataError: the images do not fit the network.

@@ -260,6 +260,8 @@ def make_cell(
         "of": row.of,
         facts.ROW: asdict(told),  # type: ignore[call-overload]
     }
+    if benchmark.unlabelled:
+        recorded["unlabelled"] = benchmark.unlabelled
     return Cell(run, benchmark, recorded)
 
 

@@ -67,7 +67,8 @@ def source_of(benchmark: Benchmark, root: Path, study: Study) -> Source:
         DataError: a user's own file cannot be read.
     """
     entry = CATALOGUE.get(benchmark.name)
-    if entry is not None and any(entry.files.values()) and not study.allow_unverified:
+    official = entry is not None and any(entry.files.values()) and not benchmark.unlabelled
+    if entry is not None and official and not study.allow_unverified:
         size = benchmark.size if benchmark.size in entry.sizes else min(entry.sizes)
         channels = 3 if benchmark.as_rgb else entry.channels
         return Source(

@@ -42,7 +42,8 @@ def check_fits(
     if "unlabelled" in needs and splits.unlabelled is None:
         raise NotApplicable(
             f"{name} needs unlabelled rows, and these data have none: write labelled=N behind the "
-            "benchmark's name, such as digits(labelled=4)"
+            "benchmark's name, such as digits(labelled=4), or unlabelled='folder:DIR' for "
+            "images of your own"
         )
     reason = method.supports(task_of(splits.kind), spec)
     if reason:

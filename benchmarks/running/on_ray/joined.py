@@ -118,8 +118,11 @@ def check_here(root: str, flag: str, options: Options, benchmarks: list[Any]) ->
         problems.append(f"the results folder cannot be written: {said(error)}")
     for benchmark in benchmarks:
         entry = CATALOGUE.get(benchmark.name)
-        if entry is not None and None not in sources.locate(
-            entry, benchmark.size, options.data_root
+        official = entry is not None and not benchmark.unlabelled
+        if (
+            entry is not None
+            and official
+            and None not in sources.locate(entry, benchmark.size, options.data_root)
         ):
             continue
         try:
