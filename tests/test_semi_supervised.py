@@ -365,6 +365,13 @@ class TestLabelled:
         assert made.notes[-1].startswith("6 labelled rows, 114 unlabelled; the select split is cut")
         assert len(made.test) == 12
 
+    def test_a_select_split_with_more_rows_than_the_pool_is_called_out(self) -> None:
+        said = "the select split has 4 rows of a class of which the pool has 3"
+        assert cut(images(), "digits(rows_per_class=3)").notes[-1].startswith(said)
+        assert cut(images(), "digits(rows_per_class=4)").notes == ()
+        assert cut(images(), "digits(rows_per_class=6, labelled=2)").notes[0].startswith("6 label")
+        assert cut(images(2), "digits").notes == (), "all labels that there are"
+
     def test_meta_rows_are_the_labelled_rows_and_nobody_has_more(self) -> None:
         plain, meta = cut(images()), cut(images(), needs_meta=True)
         assert meta.meta is meta.train

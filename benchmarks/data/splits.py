@@ -239,6 +239,8 @@ def make_splits(
             f"split is cut to {len(few)} rows, as many of each class as are labelled"
         )
         notes = (*notes, told)
+    elif benchmark.rows_per_class and protocol.name == "equal":
+        notes = (*notes, *_more_to_select(select_part.given, pool.whole.given, classes))
     corrupts = benchmark.corrupts
     return Splits(
         train=train_rows,
@@ -372,6 +374,19 @@ def _few(labels: np.ndarray, count: int, drawn: int) -> np.ndarray:
     rng = np.random.default_rng(drawn)
     found = (np.flatnonzero(labels == label) for label in np.unique(labels))
     return np.sort(np.concatenate([rng.permutation(rows)[:count] for rows in found]))
+
+
+def _more_to_select(select: np.ndarray, pool: np.ndarray, classes: int) -> list[str]:
+    """A note if the select split has more rows of a class than the labelled pool."""
+    ours, theirs = (np.bincount(labels, minlength=classes) for labels in (pool, select))
+    if not (theirs > ours).any():
+        return []
+    label = int((theirs - ours).argmax())
+    return [
+        f"the select split has {theirs[label]} rows of a class of which the pool has "
+        f"{ours[label]}: it chooses epochs and hyper-parameters by more labels than there are to "
+        "learn from (with labelled=N in place of rows_per_class=N it is cut)"
+    ]
 
 
 def _untouched(labels: np.ndarray, behind: int = 0) -> Part:
