@@ -116,7 +116,7 @@ class Bench:
         self.method.begin_epoch(self.ctx)
 
 
-def splits(case: Case, meta: bool, unlabelled: bool = False) -> Splits:
+def splits(case: Case, meta: bool, unlabelled: bool = False, generated: bool = False) -> Splits:
     """Random images whose labels can be learned, the same at every call and on every device."""
     rng = generator("contract data", case.channels, case.kind)
     count = 2 * (ROWS + META_ROWS)
@@ -139,13 +139,14 @@ def splits(case: Case, meta: bool, unlabelled: bool = False) -> Splits:
         pool=ROWS,
         inputs=_described(case),
         unlabelled=replace(parts[3], y=torch.zeros_like(parts[3].y)) if unlabelled else None,
+        generated=parts[3] if generated else None,
     )
 
 
 def splits_for(method: Part, case: Case) -> Splits:
     """Those with the rows that a method needs."""
     needs = method.requires()
-    return splits(case, "meta" in needs, "unlabelled" in needs)
+    return splits(case, "meta" in needs, "unlabelled" in needs, "generated" in needs)
 
 
 def _inputs(case: Case, bright: Tensor, labels: Tensor) -> Tensor:
@@ -515,8 +516,9 @@ def _on_meta(ready: Bench, made: Splits) -> str:
     """Why two steps do not run on the meta device; "" where they do."""
     method, ctx = ready.method, ready.ctx
     rows = _moved(made.train)
-    given = (made.train, made.meta, made.unlabelled)
-    for stream, own in zip((ctx.train, ctx.meta, ctx.unlabelled), given, strict=True):
+    given = {"train": made.train, "meta": made.meta, **made.more}
+    for name, stream in ctx.streams.items():
+        own = given.get(name)
         if stream is not None and own is not None:
             stream.draw(1, stratified=True)  # which looks at the targets once a run
             stream._rows = _moved(own)

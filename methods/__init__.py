@@ -86,6 +86,7 @@ BUILTIN = {
     "pseudo_label": Entry("methods.semi_supervised:PseudoLabel"),
     "mixmatch": Entry("methods.semi_supervised:MixMatch"),
     "mean_teacher": Entry("methods.semi_supervised:MeanTeacher"),
+    "generated": Entry("methods.generated:Generated"),
     "entaugment": Entry("methods.strength:EntAugment"),
     "sra": Entry("methods.strength:Sra"),
     "isda": Entry("methods.feature_noise:Isda"),

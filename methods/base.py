@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NEEDS = frozenset({"meta", "unlabelled", "features", "auxiliary_norm", "stages", "frozen_trunk"})
+NEEDS = frozenset(
+    {"meta", "unlabelled", "generated", "features", "auxiliary_norm", "stages", "frozen_trunk"}
+)
 IMAGES = frozenset({"image", "labels"})
 """``Method.kinds`` of what works on images alone."""
 ANYTHING = frozenset({"image", "vector", "tokens", "categories", "several", "labels"})
@@ -38,7 +40,8 @@ class Batch:
     """(B,) weight of each row; 1/B as drawn."""
     index: Tensor
     """(B,) int64 number of the row: those of the training split come first, then the unlabelled
-    ones; -1 for rows that have no state, such as meta rows and rows that a method adds."""
+    ones, then those from elsewhere; -1 for rows that have no state, such as meta rows and rows that
+    a method adds."""
     logits: Tensor | None = None
     """(B, K) with graph: ``ctx.forward(x)``, if the method ran it, so that it runs only once."""
 
@@ -79,7 +82,7 @@ class Spec:
 
     rows: int
     """Number of rows that may have state: ``Batch.index`` is below it. Those of the training split,
-    and the unlabelled ones if there are any."""
+    and the unlabelled ones and those from elsewhere if there are any."""
     classes: int
     """K, the width of logits and targets; 0 if there are as many as rows (contrastive)."""
     shape: tuple[int, ...]
@@ -229,6 +232,11 @@ class Context(Protocol):
         """Rows whose labels are out of reach; None unless the method needs "unlabelled"."""
         ...
 
+    @property
+    def generated(self) -> Stream | None:
+        """Rows from elsewhere, with labels; None unless the method needs "generated"."""
+        ...
+
     def forward(self, x: Tensor) -> Tensor:
         """The trainer's own forward pass (its seed, its autocast); at most once per step."""
         ...
@@ -271,8 +279,11 @@ class Part(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of "meta", "unlabelled", "features" (stages and head of the network), "stages" (more than the
-    last of them), "auxiliary_norm" and "frozen_trunk" (only the head is trained)."""
+    """Of "meta", "unlabelled", "generated" (rows of ``rows_from``), "features" (stages and head of
+    the network), "stages" (more than the last of them), "auxiliary_norm" and "frozen_trunk" (only
+    the head is trained)."""
+    rows_from: str = ""
+    """Data from elsewhere whose rows it draws: ``npz:FILE`` or ``folder:DIR``."""
     kinds: frozenset[str] = IMAGES
     """What it works on: of "image", "vector", "tokens", "categories" (columns of codes in a
     vector), "several" (a tuple of inputs) and "labels" (several labels per row)."""

@@ -276,6 +276,35 @@ class ShowCommand:
 
 
 @dataclass(kw_only=True)
+class GenerateCommand:
+    """Make images like the training images of a data set, for the method generated: rows.npz, with
+    their labels and the classes that they really show, rows.json and a figure, rows.png.
+
+    Example: augbench generate --benchmark "digits(rows_per_class=20)" --wrong 0.2 --out made
+    """
+
+    benchmark: str
+    """data set, as for run; the generator learns from all training images that its runs have"""
+    out: Path
+    """folder to write to"""
+    kind: Literal["pca", "vae", "real"] = "pca"
+    """pca: a mixture of Gaussians over the principal components of each class; vae: a small
+    conditional variational autoencoder; real: training images that rows_per_class leaves out"""
+    rows: Annotated[int | None, _default("as many as it learns from")] = None
+    """number of images; each class has its share of the training images"""
+    wrong: float = 0.0
+    """share of the images whose label is changed to another class"""
+    epochs: int = 300
+    """of the vae"""
+    seed: int = 0
+    """seeds the generator and the wrong labels"""
+    data: Annotated[Path | None, DATA] = None
+    """data folder"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(kw_only=True)
 class PolicyCommand:
     """Write the policy of operations that a run learned, for autoaugment(policy=FILE).
 
@@ -535,6 +564,7 @@ Command = (
     | Annotated[SweepCommand, subcommand("sweep")]
     | Annotated[PredictCommand, subcommand("predict")]
     | Annotated[ShowCommand, subcommand("show")]
+    | Annotated[GenerateCommand, subcommand("generate")]
     | Annotated[PolicyCommand, subcommand("policy")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[TableCommand, subcommand("table")]

@@ -19,6 +19,7 @@ from benchmarks.cli.arguments import (
     CompareCommand,
     DataCommand,
     DoctorCommand,
+    GenerateCommand,
     ListCommand,
     PackCommand,
     PlanCommand,
@@ -46,6 +47,7 @@ AGAIN = (
     PackCommand,
     UnpackCommand,
     DoctorCommand,
+    GenerateCommand,
     PolicyCommand,
 )
 """Commands that start over when repeated."""
@@ -151,6 +153,7 @@ def _carry_out(
     | PredictCommand
     | PolicyCommand
     | ShowCommand
+    | GenerateCommand
     | DataCommand
     | DoctorCommand
     | ReportCommand
@@ -204,6 +207,10 @@ def _carry_out(
                 from benchmarks.cli import show
 
                 return show.carry_out(command)
+            case GenerateCommand():
+                from benchmarks.cli import generate
+
+                return generate.carry_out(command)
             case DataCommand():
                 from benchmarks.cli import data
 

@@ -29,6 +29,7 @@ from benchmarks.cli import arguments, inside
 from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.cards import Cards
 from benchmarks.cli.common import FIGURES, root_of
+from benchmarks.data.elsewhere import rows_from, with_rows
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.seeding import generator, seed_global
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits, refitted
@@ -141,6 +142,7 @@ def show(
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )
+    splits = with_rows(splits, rows_from(method), root)
     cards = Cards(refitted(arrays, benchmark, seed)) if arrays.table is not None else None
     if draws is None:
         draws = DRAWS if cards is None else DRAWS_OF_ROWS
@@ -517,8 +519,9 @@ def _refines(method: Method) -> bool:
 
 def _as_drawn(out: Batch, batch: Batch, ctx: TrainingContext) -> Batch:
     """The rows of ``out`` as the training split has them, with the weights of the drawn batch."""
-    known = out.index >= 0
-    y = torch.where(known[:, None], ctx.train.targets[out.index.clamp_min(0)], out.y)
+    targets = ctx.train.targets
+    known = (out.index >= 0) & (out.index < len(targets))
+    y = torch.where(known[:, None], targets[torch.where(known, out.index, 0)], out.y)
     w = torch.full_like(out.w, float(batch.w[0]))
     return replace(out, y=y, w=w, logits=None)
 

@@ -75,6 +75,15 @@ def _images(
     return checked_images(_member(archive, key, path), f"{path}, {key}")[0], key
 
 
+def array_in(path: Path, key: str) -> np.ndarray | None:
+    """An array of an npz, or None if it has none of that name.
+
+    Raises DataError if it cannot be used.
+    """
+    with opened(path) as archive:
+        return _member(archive, key, path) if key in _members(archive) else None
+
+
 def read_npz(path: Path, root: Path, md5: str, memory_gib: float, with_groups: bool = False) -> Raw:
     """The arrays of an npz; its images stay on disk if they exceed the budget."""
     with opened(path) as archive:

@@ -64,12 +64,22 @@ class Splits:
     """What a row consists of; empty for images"""
     unlabelled: Rows | None = None
     """Rows whose targets are all 0: their labels are not even here"""
+    generated: Rows | None = None
+    """Rows from elsewhere"""
+    truth: np.ndarray | None = None
+    """(N,) int64, the class that each row from elsewhere really shows, where it is known"""
+
+    @property
+    def more(self) -> dict[str, Rows]:
+        """Rows beside the training rows that have numbers of their own, in their order."""
+        found = {"unlabelled": self.unlabelled, "generated": self.generated}
+        return {name: rows for name, rows in found.items() if rows is not None}
 
     @property
     def spec(self) -> Spec:
         """What a method may know about the data."""
-        blind = 0 if self.unlabelled is None else len(self.unlabelled)
-        rows, classes = len(self.train) + blind, len(self.classes)
+        rows = len(self.train) + sum(map(len, self.more.values()))
+        classes = len(self.classes)
         if not self.inputs:
             shape = (self.train.channels, *shape_of(self.train.x)[1:])
             return Spec(rows=rows, classes=classes, shape=shape)
@@ -271,6 +281,12 @@ def _cut(
     if benchmark.folds:
         arrays, origin = cross_validated(arrays, benchmark.folds, seed, benchmark.groups == 0)
     return arrays, origin, _subset(arrays, benchmark.rows_per_class)
+
+
+def left_over(arrays: Arrays, benchmark: Benchmark) -> tuple[np.ndarray, np.ndarray]:
+    """The training images that ``rows_per_class`` leaves out, as stored, and their labels."""
+    others = np.setdiff1d(np.arange(len(arrays.train_y)), _subset(arrays, benchmark.rows_per_class))
+    return np.asarray(arrays.train_x[others]), arrays.train_y[others]
 
 
 def refitted(arrays: Arrays, benchmark: Benchmark, seed: int) -> Fitted:

@@ -20,6 +20,7 @@ from analysis.runs import MODEL, Run, Status
 from analysis.tasks import task_named
 from benchmarks.data.dataset import Arrays
 from benchmarks.data.download import DataError
+from benchmarks.data.elsewhere import check_version, with_rows
 from benchmarks.data.names import Benchmark
 from benchmarks.data.splits import NotApplicable, Protocol, Splits, arrays_of, make_splits
 from benchmarks.studies.cells import corruptions_of
@@ -83,8 +84,8 @@ def execute(
         Interrupted: SIGINT, SIGTERM or ``stop``; the same call resumes from the checkpoint.
         DataError: the data are unavailable; nothing is recorded.
         OSError: the results cannot be written (no room, no permission); nothing is recorded.
-        NamingError: the network's weights are not those that the run was planned with; nothing is
-            recorded.
+        NamingError: the network's weights, or rows from elsewhere, are not those that the run was
+            planned with; nothing is recorded.
         runs.Held: another process works on it and ``options.wait`` is off.
         NoMemory: it shares a GPU whose memory did not suffice; the same call resumes it.
     """
@@ -105,6 +106,9 @@ def execute(
             return _corrupt(run, folder, options, benchmark, asked, progress, stop)
         if "model" in run.versions:
             models.check_files(run.model, run.versions["model"])
+        source = recorded.get("rows_from", "")
+        if source:
+            check_version(source, run.versions["rows_from"])
         # A run that is trained again keeps the sets that it had been evaluated on.
         ended = runs.read_result(folder) if status.state == "done" else None
         known: list[str] = [] if ended is None else list(ended.get(KEY, {}))
@@ -119,7 +123,7 @@ def execute(
                 (folder / name).unlink(missing_ok=True)
         _write_cell(run, recorded, folder)
         try:
-            status = _attempt(run, folder, options, benchmark, sets, progress, stop)
+            status = _attempt(run, folder, options, benchmark, source, sets, progress, stop)
         except NotApplicable as reason:
             status = _conclude(folder, {"status": "skipped", "reason": str(reason)})
         except (Interrupted, Gone, DataError, runs.StorageError):
@@ -180,6 +184,7 @@ def _attempt(
     folder: Path,
     options: Options,
     benchmark: Benchmark,
+    source: str,
     corruptions: Sequence[str],
     progress: Progress,
     stop: Callable[[], bool] | None,
@@ -188,6 +193,7 @@ def _attempt(
     arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
     method = methods.build(run.method)
     splits = _splits(run, arrays, method, benchmark, device)
+    splits = with_rows(splits, source, options.data_root, options.memory_gib)
     for note in splits.notes:
         progress.note(f"{run.benchmark}: {note}")
     fitted = fit(
@@ -209,11 +215,8 @@ def _attempt(
     )
     _write(folder, fitted, learned, splits, options)
     _write_corrupted(folder, result, robust, splits)
-    if splits.corrupted is not None and task_named(splits.kind).exclusive and learned:
-        given = labels_of(splits.train, splits.kind)
-        clean = given.copy()
-        clean[splits.corrupted["rows"]] = splits.corrupted["before"]
-        result["detection"] = metrics.detection(learned, given, clean)
+    if found := _detection(splits, learned):
+        result["detection"] = found
     result["data"] = {
         "checksum": arrays.checksum,
         "verified": arrays.verified,
@@ -232,8 +235,8 @@ def _attempt(
         "corruption": splits.corruption,
         "select_trained": splits.select_trained,
     }
-    if splits.unlabelled is not None:
-        result["data"]["rows"]["unlabelled"] = len(splits.unlabelled)
+    for name, rows in splits.more.items():
+        result["data"]["rows"][name] = len(rows)
     if arrays.table is not None:
         # of the stored test rows, not of a fold, so that it is the same for every run
         leads = task_named(arrays.kind).leading(arrays.test_y, len(arrays.classes))
@@ -242,6 +245,28 @@ def _attempt(
     if splits.groups is not None:
         result["data"]["groups"] = splits.groups
     return _conclude(folder, {"status": "done", **result})
+
+
+def _detection(splits: Splits, learned: dict[str, np.ndarray]) -> dict[str, float]:
+    """How well wrong labels were found: of rows from elsewhere if theirs are known, or else of
+    training rows; empty if nothing was learned of them."""
+    if not learned or not task_named(splits.kind).exclusive:
+        return {}
+    if splits.generated is not None and splits.truth is not None:
+        given, clean = labels_of(splits.generated, splits.kind), splits.truth
+        first = splits.spec.rows - len(given)
+    elif splits.corrupted is not None:
+        given, first = labels_of(splits.train, splits.kind), 0
+        clean = given.copy()
+        clean[splits.corrupted["rows"]] = splits.corrupted["before"]
+    else:
+        return {}
+    of_rows = {
+        name: learned[name][first : first + len(given)]
+        for name in ("weight", "label", "seen")
+        if name in learned
+    }
+    return metrics.detection(of_rows, given, clean)
 
 
 def _splits(

@@ -71,6 +71,8 @@ class Loop:
         if "unlabelled" in self.method.requires():
             blind = replace(splits.train, y=torch.zeros_like(splits.train.y))
             splits = replace(splits, unlabelled=blind)
+        if "generated" in self.method.requires():
+            splits = replace(splits, generated=splits.train)
         self.splits = splits
         self.order = training_order(len(splits.train), (), rows, steps, 0, 0, "train")
         place = torch.device(device)

@@ -13,6 +13,7 @@ import methods
 from analysis import facts, runs
 from analysis.facts import column_key
 from analysis.runs import Run, Training
+from benchmarks.data.elsewhere import rows_from, version_of
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.data.splits import Control, Protocol
 from benchmarks.training import models, precision
@@ -225,6 +226,9 @@ def make_cell(
         "model": models.version_of(model),
         **methods.versions(row.method),
     }
+    source = rows_from(method)
+    if source:
+        versions["rows_from"] = version_of(source)
     # Only what affects a result is part of the id: these rows are the pool, however it is split.
     plain = row.control == "all" and not needs_meta and not benchmark.corrupts
     if protocol.name == "paper" or plain:
@@ -258,6 +262,7 @@ def make_cell(
         "path": benchmark.path,
         "budget": row.detail,
         "of": row.of,
+        **({"rows_from": source} if source else {}),
         facts.ROW: asdict(told),  # type: ignore[call-overload]
     }
     if benchmark.unlabelled:

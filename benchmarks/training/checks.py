@@ -45,6 +45,11 @@ def check_fits(
             "benchmark's name, such as digits(labelled=4), or unlabelled='folder:DIR' for "
             "images of your own"
         )
+    if "generated" in needs and splits.generated is None:
+        raise NotApplicable(
+            f"{name} needs rows from elsewhere: write generated(data='npz:FILE') or "
+            "generated(data='folder:DIR'); augbench generate makes such rows"
+        )
     reason = method.supports(task_of(splits.kind), spec)
     if reason:
         raise NotApplicable(reason)

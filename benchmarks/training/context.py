@@ -43,9 +43,11 @@ class TrainingContext:
         channels_last: bool = False,
         compiled: nn.Module | None = None,
         unlabelled: RowStream | None = None,
+        generated: RowStream | None = None,
     ) -> None:
         self.model, self.optimizer, self.task, self.spec = model, optimizer, task, spec
-        self.train, self.meta, self.unlabelled = train, meta, unlabelled
+        self.train, self.meta = train, meta
+        self.unlabelled, self.generated = unlabelled, generated
         self.epoch, self.epochs, self.step = 0, epochs, 0
         self.batch_size = batch_size
         self.drawn: Tensor | None = None
@@ -71,11 +73,11 @@ class TrainingContext:
     ) -> TrainingContext:
         """The context of a run, without select and test rows."""
         training = training or Training()
-        meta = unlabelled = None
-        if splits.unlabelled is not None:
-            unlabelled = RowStream(
-                splits.unlabelled, seed, "unlabelled", True, splits.kind, len(splits.train)
-            )
+        meta, first = None, len(splits.train)
+        more: dict[str, RowStream] = {}
+        for name, rows in splits.more.items():
+            more[name] = RowStream(rows, seed, name, True, splits.kind, first)
+            first += len(rows)
         if splits.meta is not None:
             # With crossfit the meta rows of an epoch are rows of the training split.
             meta = RowStream(splits.meta, seed, "meta", bool(splits.folds), splits.kind)
@@ -93,13 +95,18 @@ class TrainingContext:
             precision=training.precision,
             channels_last=training.channels_last,
             compiled=cast("nn.Module", torch.compile(model)) if training.compile else None,
-            unlabelled=unlabelled,
+            **more,
         )
 
     @property
     def streams(self) -> dict[str, RowStream | None]:
         """All rows that may be drawn, by name; None where there are none."""
-        return {"train": self.train, "meta": self.meta, "unlabelled": self.unlabelled}
+        return {
+            "train": self.train,
+            "meta": self.meta,
+            "unlabelled": self.unlabelled,
+            "generated": self.generated,
+        }
 
     def enter(self, call: str) -> None:
         """Begin a call of the method: seeds generators and draws by epoch, step and call."""

@@ -375,7 +375,7 @@ def _samples(rows: Rows, learner: Learner, batch: Batch) -> dict[str, np.ndarray
     if added is not None and len(added.x):
         drawn, made = added.origin[:SAMPLES], added.x[:SAMPLES]
     else:
-        ours = (batch.index >= 0) & (batch.index < len(rows))  # behind them are unlabelled ones
+        ours = (batch.index >= 0) & (batch.index < len(rows))  # behind them are others
         known = ours.nonzero()[:SAMPLES, 0]
         drawn, made = rows.inputs(batch.index[known]), batch.x[known]
     return {"drawn": _pixels(drawn), "trained": _pixels(made)} if len(made) else {}
