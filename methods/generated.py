@@ -14,8 +14,9 @@ KINDS = ("npz:", "folder:")
 class Generated(Method):
     """Replace a share of each batch by rows from elsewhere, such as those that a generator made.
 
-    ``data`` is ``npz:FILE``, with the arrays images and labels, or ``folder:DIR``, with one folder
-    per class; ``augbench generate`` makes such rows. The last round(``share`` B) of a batch's B
+    ``data`` is ``npz:FILE``, with the arrays images and labels (``npz:DIR``: the file in it that is
+    named as the data set is), or ``folder:DIR``, with one folder per class; ``augbench generate``
+    makes such rows. The last round(``share`` B) of a batch's B
     rows are replaced by rows of ``data``, drawn afresh at each step. A batch stays as large as it
     was, so a step costs what it did, and the row ``none`` has real images in their place.
 

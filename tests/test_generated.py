@@ -120,11 +120,24 @@ class TestDraws:
         with pytest.raises(NamingError, match=message):
             methods.build(f"generated({arguments})")
 
+    def test_a_folder_of_files_is_read_by_the_name_of_the_data_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        method = methods.build("crop")
+        assert elsewhere.rows_from(method, "digits") == ""
+        method.rows_from = "npz:made"
+        assert elsewhere.rows_from(method, "digits") == f"npz:{tmp_path / 'made'}"
+        (tmp_path / "made").mkdir()
+        assert elsewhere.rows_from(method, "digits") == f"npz:{tmp_path / 'made' / 'digits.npz'}"
+        method.rows_from = "folder:made"
+        assert elsewhere.rows_from(method, "digits") == f"folder:{tmp_path / 'made'}"
+
     def test_two_sources_are_refused(self) -> None:
         method = methods.build("saflex(upstream=generated(data='npz:a'))")
         method.rows_from = "npz:b"
         with pytest.raises(DataError, match=r"rows come from npz:a and npz:b"):
-            elsewhere.rows_from(method)
+            elsewhere.rows_from(method, "digits")
 
 
 class TestRead:
@@ -376,19 +389,21 @@ class TestCommand:
         assert main.run(["generate", *asked]) == 0
         told = capsys.readouterr().out
         assert "80 images, 20 of them with a wrong label" in told
-        with np.load(out / "rows.npz", allow_pickle=False) as stored:
+        with np.load(out / "digits.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         assert arrays["images"].shape == (80, 28, 28) and arrays["images"].dtype == np.uint8
         assert np.bincount(arrays["true_labels"]).tolist() == [8] * 10
         assert (arrays["labels"] != arrays["true_labels"]).sum() == 20
-        about = json.loads((out / "rows.json").read_text())
+        about = json.loads((out / "digits.json").read_text())
         assert about["benchmark"] == "digits(rows_per_class=8)" and about["wrong"] == 0.25
-        assert len(figures) == 1 and (out / "rows.png").exists()
+        assert len(figures) == 1 and (out / "digits.png").exists()
         captions = {text.get_text() for axis in figures[0].axes for text in axis.texts}
         captions |= {axis.get_xlabel() for axis in figures[0].axes}
         assert any("labelled" in text for text in captions)
         method = told.partition('--methods "')[2].partition('"')[0]
-        made = elsewhere.with_rows(digits(), elsewhere.rows_from(methods.build(method)), Path())
+        made = elsewhere.with_rows(
+            digits(), elsewhere.rows_from(methods.build(method), "digits"), Path()
+        )
         assert made.generated is not None and len(made.generated) == 80
 
     def test_a_generator_sees_the_training_rows_alone(
@@ -413,14 +428,14 @@ class TestCommand:
                 out = tmp_path / name / kind
                 asked = ["--benchmark", "digits(rows_per_class=8)", "--out", str(out)]
                 assert main.run(["generate", *asked, "--kind", kind, "--epochs", "2"]) == 0
-                found.append(runs.read_arrays(out / "rows.npz")["images"])
+                found.append(runs.read_arrays(out / "digits.npz")["images"])
         assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[3])
         assert not np.array_equal(found[0], found[1])
 
     def test_real_rows_are_those_that_no_run_has(self, tmp_path: Path) -> None:
         asked = ["--benchmark", DIGITS, "--kind", "real", "--rows", "50", "--out", str(tmp_path)]
         assert main.run(["generate", *asked]) == 0
-        made = runs.read_arrays(tmp_path / "rows.npz")
+        made = runs.read_arrays(tmp_path / "digits.npz")
         benchmark = parse_benchmark(DIGITS)
         x, y = left_over(arrays_of(benchmark, Path()), benchmark)
         known = {image.tobytes(): label for image, label in zip(x, y, strict=True)}
@@ -440,6 +455,7 @@ class TestCommand:
             (("digits", "--wrong", "1.5"), "wrong: expected a share"),
             (("digits", "--rows", "0"), "rows: expected 1 or more"),
             (("digitz",), "did you mean 'digits'"),
+            (("digits,digits(rows_per_class=10)",), "data sets of different names"),
         ],
     )
     def test_what_it_refuses(

@@ -277,14 +277,14 @@ class ShowCommand:
 
 @dataclass(kw_only=True)
 class GenerateCommand:
-    """Make images like the training images of a data set, for the method generated: rows.npz, with
-    their labels and the classes that they really show, rows.json and a figure, rows.png.
+    """Make images like the training images of data sets, for the method generated: for digits
+    digits.npz, with labels and the classes that images really show, digits.json and digits.png.
 
     Example: augbench generate --benchmark "digits(rows_per_class=20)" --wrong 0.2 --out made
     """
 
     benchmark: str
-    """data set, as for run; the generator learns from all training images that its runs have"""
+    """data sets, as for compare; a generator learns from all training images that its runs have"""
     out: Path
     """folder to write to"""
     kind: Literal["pca", "vae", "real"] = "pca"

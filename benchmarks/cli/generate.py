@@ -18,7 +18,7 @@ from benchmarks.cli.arguments import UsageError
 from benchmarks.cli.common import root_of
 from benchmarks.data import elsewhere, generators
 from benchmarks.data.generators import Made
-from benchmarks.data.names import Benchmark, canonical, parse_benchmark
+from benchmarks.data.names import Benchmark, canonical, names_in, parse_benchmark
 from benchmarks.data.splits import Protocol, Splits, arrays_of, left_over, make_splits
 from benchmarks.running import disk
 from methods.naming import NamingError
@@ -30,7 +30,7 @@ SHOWN, BANDS = 8, 12
 
 
 def carry_out(command: arguments.GenerateCommand) -> int:
-    """Write the images, what made them, and a figure; return the exit code."""
+    """For each data set write the images, what made them, and a figure; return the exit code."""
     for name, least in (("rows", 1), ("epochs", 1), ("seed", 0)):
         given = getattr(command, name)
         if given is not None and given < least:
@@ -38,27 +38,36 @@ def carry_out(command: arguments.GenerateCommand) -> int:
     if not 0 <= command.wrong <= 1:
         raise UsageError(f"wrong: expected a share in [0, 1], got {command.wrong}")
     try:
-        benchmark = parse_benchmark(command.benchmark)
+        asked = [parse_benchmark(name) for name in names_in(command.benchmark)]
     except NamingError as error:
         raise UsageError(str(error)) from error
-    refuse(benchmark)
+    if not asked or len({each.name for each in asked}) < len(asked):
+        raise UsageError("benchmark: expected data sets of different names")
+    for benchmark in asked:
+        refuse(benchmark)
+    for benchmark in asked:
+        _generate(command, benchmark)
+    print(f"Train on them: --methods \"generated(data='npz:{command.out}')\"")
+    return 0
+
+
+def _generate(command: arguments.GenerateCommand, benchmark: Benchmark) -> None:
+    """Write the images of one data set."""
     arrays = arrays_of(benchmark, root_of(command.data))
     if not task_named(arrays.kind).exclusive:
-        raise UsageError(f"benchmark: {command.benchmark} has several labels per row")
+        raise UsageError(f"benchmark: {canonical(benchmark)} has several labels per row")
     cpu = torch.device("cpu")
     splits = make_splits(arrays, benchmark, Protocol(), needs_meta=False, seed=0, device=cpu)
     try:
         made = _made(command, splits, benchmark, left_over(arrays, benchmark))
     except ValueError as error:
-        raise UsageError(f"kind: {error}") from error
+        raise UsageError(f"kind: {canonical(benchmark)}: {error}") from error
     path = _write(command, made, splits, benchmark, arrays.checksum)
     wrong = int((made.y != made.truth).sum())
     print(
         f"{path}: {len(made.y):,} images, {wrong:,} of them with a wrong label; drawn in "
-        f"{path.with_suffix('.png').name}\n"
-        f"Train on them: --methods \"generated(data='npz:{path}')\""
+        f"{path.with_suffix('.png').name}"
     )
-    return 0
 
 
 def refuse(benchmark: Benchmark) -> None:
@@ -98,8 +107,8 @@ def _made(
     if command.kind == "real":
         if len(others[1]) < count:
             raise ValueError(
-                f"real: expected {count:,} training images that {canonical(benchmark)} leaves out, "
-                f"there are {len(others[1]):,}: set rows_per_class behind its name, or --rows"
+                f"real: expected {count:,} training images that it leaves out, there are "
+                f"{len(others[1]):,}: set rows_per_class behind its name, or --rows"
             )
         order = np.random.default_rng(command.seed).permutation(len(others[1]))[:count]
         truth, x = others[1][order], others[0][order]
@@ -138,9 +147,9 @@ def _write(
     benchmark: Benchmark,
     checksum: str,
 ) -> Path:
-    """Write rows.npz, rows.json and rows.png; the path of the first."""
+    """Write the npz, the json and the png; the path of the first."""
     command.out.mkdir(parents=True, exist_ok=True)
-    path = command.out / "rows.npz"
+    path = command.out / f"{benchmark.name}.npz"
     disk.write_arrays(path, {"images": made.x, "labels": made.y, elsewhere.TRUTH: made.truth})
     told = {
         "benchmark": canonical(benchmark),

@@ -39,8 +39,10 @@ class Elsewhere(NamedTuple):
     truth: np.ndarray | None
 
 
-def rows_from(method: Part) -> str:
+def rows_from(method: Part, dataset: str) -> str:
     """The data from elsewhere that a method draws from, with an absolute path; "" if there is none.
+
+    Where npz names a folder, it is the file in it that is named as the data set is.
 
     Raises:
         DataError: it draws from several.
@@ -51,7 +53,10 @@ def rows_from(method: Part) -> str:
     if len(named) > 1:
         raise DataError(f"rows come from {' and '.join(named)}: expected one of them")
     kind, _, path = named[0].partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}"
+    place = Path(path).expanduser().absolute()
+    if kind == "npz" and place.is_dir():
+        place = place / f"{dataset}.npz"
+    return f"{kind}:{place}"
 
 
 @lru_cache(maxsize=8)

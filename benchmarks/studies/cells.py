@@ -226,7 +226,7 @@ def make_cell(
         "model": models.version_of(model),
         **methods.versions(row.method),
     }
-    source = rows_from(method)
+    source = rows_from(method, benchmark.name)
     if source:
         versions["rows_from"] = version_of(source)
     # Only what affects a result is part of the id: these rows are the pool, however it is split.
