@@ -152,6 +152,14 @@ class TestRead:
         assert np.array_equal(x.numpy()[:, 0], expected)
         assert made.notes[-1] == "30 rows from rows.npz, 6 of them known to have a wrong label"
 
+    def test_test_images_among_them_are_called_out(self, tmp_path: Path) -> None:
+        made = digits()
+        x = (255 * made.test.inputs(torch.arange(4))).round().to(torch.uint8)[:, 0].numpy()
+        x[3, 0, 0] ^= 1
+        given = elsewhere.with_rows(made, write(tmp_path / "a.npz", x, [0, 1, 2, 3]), Path())
+        told = "3 of 897 test images are among the rows from a.npz too, pixel for pixel"
+        assert given.caveats == (*made.caveats, told)
+
     def test_a_folder_by_the_names_of_the_classes(self, tmp_path: Path) -> None:
         """In whatever order they are listed; grey images in colour where the data are."""
         for name, level in (("7", 70), ("3", 30)):

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from analysis.tasks import task_named
 from benchmarks.data import folders, npz
 from benchmarks.data.carving import NotApplicable
-from benchmarks.data.dataset import checked_labels
+from benchmarks.data.dataset import TWICE, checked_labels
 from benchmarks.data.download import DataError, md5_of
 from benchmarks.data.layout import some
 from benchmarks.data.ondisk import OnDisk, Pixels
@@ -141,10 +142,25 @@ def with_rows(splits: Splits, source: str, root: Path, memory_gib: float = 4.0) 
     assert y is not None
     where = torch.arange(len(y), device="cpu" if isinstance(x, OnDisk) else device)
     rows = Rows(x, where, targets_of(y, len(splits.classes)).to(device), channels)
+    caveats = (*splits.caveats, *_tested(splits, x, Path(path).name))
     told = f"{len(y):,} rows from {Path(path).name}"
     if truth is not None:
         told = f"{told}, {int((truth != y).sum()):,} of them known to have a wrong label"
-    return replace(splits, generated=rows, truth=truth, notes=(*splits.notes, told))
+    return replace(
+        splits, generated=rows, truth=truth, caveats=caveats, notes=(*splits.notes, told)
+    )
+
+
+def _tested(splits: Splits, x: Tensor | OnDisk, name: str) -> list[str]:
+    """A caveat if test images are among those from elsewhere; skips what is not in memory."""
+    rows, where = splits.test.x, splits.test.where
+    if not isinstance(x, Tensor) or not isinstance(rows, Tensor) or x.dtype != rows.dtype:
+        return []
+    known = {image.tobytes() for image in x.cpu().numpy()}
+    twice = sum(image.tobytes() in known for image in rows[where].cpu().numpy())
+    if not twice:
+        return []
+    return [f"{twice} of {len(where)} test images are among the rows from {name} {TWICE}"]
 
 
 def _numbered(
