@@ -108,7 +108,8 @@ def test_no_step_waits_for_the_device(method: str, case: Case) -> None:
 def test_what_waits_for_the_device_says_so() -> None:
     said = {name for name in NAMES if any(part.waits for part in build_or_none(name))}
     wraps = {name for name in NAMES if name.startswith("wrap(")}
-    assert said == {*wraps, "lpa3(preset=fast, refresh=2, warmup=0)"}
+    stored = {"lpa3(preset=fast, refresh=2, warmup=0)", "fixmatch(mu=1, attack=lpa3(warmup=0))"}
+    assert said == {*wraps, *stored}
 
 
 def build_or_none(name: str) -> list[Method]:
