@@ -323,12 +323,18 @@ def controls_of(text: str) -> tuple[str, ...]:
 def cost(text: str) -> float:
     """Time of a training step with a method, in plain steps, as its classes declare it.
 
-    A method that is unavailable or declares no cost counts as a plain step.
+    A method that is unavailable or declares no cost counts as a plain step; a learner that trains
+    no network takes no steps, and costs 0.
     """
+    from methods.learner import Learner  # noqa: PLC0415 - imports torch
+
     total = 1.0
     with suppress(NamingError):
         for call in _calls(_canonical(parse(text))):
-            costs = _build(call).costs
+            made = _build(call)
+            if isinstance(made, Learner) and not made.trains_network:
+                return 0.0
+            costs = made.costs
             preset = str(dict(call.arguments).get("preset", ""))
             total += costs.get(preset, next(iter(costs.values()), 1.0)) - 1
     return total

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -611,6 +611,10 @@ def test_times_are_foreseen_from_runs_that_are_done(tmp_path: Path) -> None:
     assert costs.of(mixup.run) == pytest.approx(5.0 * epochs)
     assert costs.of(mixup.run, epochs - 1) == pytest.approx(5.0)
     assert costs.of(none.run) == pytest.approx(2.0 * epochs)
+    boosting = replace(none.run, method="boosting")
+    costs.saw(boosting, {"cost": {"charged_seconds": 1e6, "evaluation_seconds": 0, "epochs": 1}})
+    assert costs.of(none.run) == pytest.approx(2.0 * epochs), "it takes no steps"
+    assert costs.of(replace(none.run, method="logistic")) == 0
 
 
 def test_a_dry_run_starts_nothing_and_writes_nothing(

@@ -323,6 +323,7 @@ def test_costs_of_what_is_put_together() -> None:
     assert methods.cost("l2rw") == 3.3, "a function that makes a Saflex declares its own"
     assert methods.cost("shuffled_weights(upstream=saflex(preset=stable, beta=1.0))") == 1.9
     assert methods.cost("lpa3(warmup=1)") == methods.cost("lpa3")
+    assert methods.cost("boosting") == methods.cost("logistic") == 0, "they take no steps"
 
 
 @pytest.mark.parametrize(

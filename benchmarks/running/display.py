@@ -148,8 +148,9 @@ class Display:
         for name, told in self._reached.items():
             (begin, first), (last, then) = told[0], told[-1]
             other = self._left[name].run
-            if last > begin and costs.alike(other) == costs.alike(cell.run):
-                paces.append((then - first) / (last - begin) / methods.cost(other.method))
+            steps = methods.cost(other.method)
+            if last > begin and steps and costs.alike(other) == costs.alike(cell.run):
+                paces.append((then - first) / (last - begin) / steps)
         if not paces:
             return None
         epochs = cell.run.training.epochs - done

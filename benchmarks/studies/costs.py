@@ -71,8 +71,8 @@ class Costs:
             return
         seconds = (cost["charged_seconds"] + cost["evaluation_seconds"]) / cost["epochs"]
         self._exact.setdefault(_exactly(run), []).append(seconds)
-        plain = seconds / methods.cost(run.method)
-        self._alike.setdefault(alike(run), []).append(plain)
+        if steps := methods.cost(run.method):
+            self._alike.setdefault(alike(run), []).append(seconds / steps)
         if "corrupted_seconds" in cost:
             self._corrupted.setdefault(alike(run), []).append(cost["corrupted_seconds"])
 
