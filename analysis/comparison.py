@@ -91,7 +91,7 @@ def as_text(
         defined = words.of({"cost", *shown, *words.about([leads])}, [leads])
         told = [f"{word}: {meaning}" for word, meaning in defined.items()]
         blocks.append("\n".join(map(wrapped, [*_remarks(rows, done), *told])))
-    return words.fitting("\n\n".join(block for block in blocks if block), done)
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _heading(rows: Sequence[RowRuns], done: Sequence[Record], when: str) -> str:
@@ -251,7 +251,7 @@ def _footnotes(
 ) -> list[str]:
     """What the columns mean, in three lines."""
     folds, patients = done[0].folds, done[0].patients
-    over = "other seeds and test images"
+    over = "other seeds and test data"
     if folds:
         over = f"repeated {folds}-fold cross-validation"
     elif patients:
@@ -408,7 +408,7 @@ def _remarks(rows: Sequence[RowRuns], done: Sequence[Record]) -> list[str]:
     """How long rows of an equal budget trained, folds, and classes before noise."""
     lines, folds = budgets(rows), done[0].folds
     if folds:
-        lines.append(f"Seed s tests on fold s mod {folds}, so the test images are not fixed.")
+        lines.append(f"Seed s tests on fold s mod {folds}, so the test data are not fixed.")
     corruption = done[0].result["data"]["corruption"]
     if corruption is not None:
         counts = corruption["rows_of_each_class_before_noise"]

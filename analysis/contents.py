@@ -113,14 +113,14 @@ def patients_told(record: Record) -> list[str]:
 
 
 def one_class(rows: Iterable[RowRuns]) -> list[str]:
-    """Rows with runs that predict one class for every test image, so that scores say little."""
+    """Rows with runs that predict one class for every test row, so that scores say little."""
     told = []
     for row in rows:
         runs = list(row.by_seed().values())
         alike = sum(map(_predicts_one_class, runs))
         if alike:
             told.append(
-                f"{row.name}: {alike} of {len(runs)} runs predict one class for every image"
+                f"{row.name}: {alike} of {len(runs)} runs predict one class for every test row"
             )
     return told
 

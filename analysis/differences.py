@@ -108,8 +108,8 @@ def read_row(
 def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> Difference | None:
     """``row`` minus ``base`` in points, over the seeds that both have; None if there are none.
 
-    The population interval generalises to other seeds and other test images, or other patients
-    if these are known; the training interval to other seeds on these images.
+    The population interval generalises to other seeds and other test data, or other patients
+    if these are known; the training interval to other seeds on these data.
     """
     ours, theirs = row.by_seed(), base.by_seed()
     seeds = [
@@ -167,9 +167,9 @@ def difference(row: RowRuns, base: RowRuns, metric: str, when: str = "last") -> 
 def _unpaired(records: Sequence[Record], metric: str, when: str) -> str:
     """Why the test rows of these runs cannot be paired; empty if they can."""
     if any(not each.compares(metric, when) for each in records):
-        return f"{_from(records)} has no predictions for it, so test images are not paired"
+        return f"{_from(records)} has no predictions for it, so test rows are not paired"
     if any(not np.array_equal(each.targets, records[0].targets) for each in records[1:]):
-        return f"the test images of {_from(records)} are others, so they are not paired"
+        return f"the test rows of {_from(records)} are others, so they are not paired"
     return ""
 
 

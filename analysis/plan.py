@@ -19,7 +19,6 @@ from analysis.question import Question
 from analysis.records import Record
 from analysis.stats import ALPHA, INFERENCE_SEEDS, Crossed
 from analysis.table import table, text
-from analysis.words import fitting
 
 MOST_SEEDS = 1000
 VERY_MANY = 10**9
@@ -108,7 +107,7 @@ def seeds_needed(variances: Crossed, effect: float, wanted: float, level: float)
 
 
 def resolvable(variances: Crossed, effect: float, wanted: float, level: float) -> bool | None:
-    """Whether any number of seeds, however large, finds an effect on these test images.
+    """Whether any number of seeds, however large, finds an effect on these test data.
 
     False if it would not even with the smallest plausible variance of images (one-sided, 95 %);
     None if the runs do not tell.
@@ -223,11 +222,10 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
     found = findings.findings(block, question)
     listed = needs(block, found, effect, wanted)
     if not listed:
-        return fitting(
+        return (
             f"{head}\nNo variance can be estimated yet: a comparison needs at least two seeds "
-            "with different predictions on the same test images (of at least two patients, if "
-            "known).",
-            block.done,
+            "with different predictions on the same test data (of at least two patients, if "
+            "known)."
         )
     body = [
         [
@@ -242,7 +240,7 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
         ]
         for each in listed
     ]
-    columns = ["", "data set", "n", "seed sd", "image se", "seeds, alone",
+    columns = ["", "data set", "n", "seed sd", "test se", "seeds, alone",
                f"seeds, family of {len(found)}", "more hours"]  # fmt: skip
     of = "" if block.leads == HEADLINE else f" of {MEASURES[block.leads].name}"
     title = (
@@ -250,7 +248,6 @@ def _of_block(block: Block, question: Question, effect: float, wanted: float) ->
         "power (population interval)"
     )
     remarks = [*_remarks(listed, effect), *_left_out(listed, found)]
-    columns, remarks = ([fitting(each, block.done) for each in told] for told in (columns, remarks))
     return f"{head}\n{text(table('seeds', title, columns, body, remarks))}"
 
 
@@ -283,13 +280,13 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
     lines = []
     if never := [each for each in listed if each.ever[0] is False]:
         lines.append(
-            f"no number: more seeds cannot show {_points(effect)} on these test images. It would "
+            f"no number: more seeds cannot show {_points(effect)} on these test data. It would "
             f"take about: {'; '.join(map(_images, never))}."
         )
     if any(each.ever[0] is None for each in listed):
         lines.append(
-            f"unknown: with the seeds so far, the image se is too uncertain to tell whether more "
-            f"seeds can show {_points(effect)} on these test images."
+            f"unknown: with the seeds so far, the test se is too uncertain to tell whether more "
+            f"seeds can show {_points(effect)} on these test data."
         )
     hours = sum(each.hours for each in listed)
     if any(each.together is not None for each in listed):
@@ -301,14 +298,14 @@ def _remarks(listed: Sequence[Need], effect: float) -> list[str]:
         *lines,
         f"n: seeds so far. seed sd: standard deviation over seeds of the paired difference, in "
         f"points; the true value may be {low:.1f} to {high:.1f} times that of {few} seeds (95 %), "
-        "and the power is averaged over that range. image se: standard error due to the choice of "
-        f"test images{of}, which more seeds do not reduce. family: the level is 0.05 divided by "
+        "and the power is averaged over that range. test se: standard error due to the choice of "
+        f"test data{of}, which more seeds do not reduce. family: the level is 0.05 divided by "
         "the number of comparisons, the worst case of Holm's correction, so fewer seeds may do.",
     ]
 
 
 def _images(need: Need) -> str:
-    """The test images or patients that a comparison would need, and has."""
+    """The test rows or patients that a comparison would need, and has."""
     of = need.variances
-    what, there = ("patients", of.clusters) if of.clusters else ("images", of.images)
+    what, there = ("patients", of.clusters) if of.clusters else ("test rows", of.images)
     return f"{need.row} over {need.base} on {need.column} {need.images} {what} (has {there})"

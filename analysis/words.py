@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from analysis.metrics import HEADLINE, MEASURES
-from analysis.records import Record
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "scores": {
         "n": "number of seeds with a result. Each seed is a complete training run.",
         "accuracy, AUC": "on the test split at the last epoch, in percent: mean ± standard "
-        "deviation over the seeds. If images have several labels, the mean over labels.",
+        "deviation over the seeds. If there are several labels, the mean over them.",
         "best, tied": "the best mean of a column (bold), and what is not significantly different "
         "from it (italics; population interval, 5 % level, corrected for all pairs of rows of the "
         "column). Control rows and rows with fewer than three seeds are not marked. If a row with "
@@ -53,10 +51,10 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "upstream, none.",
         "difference": "test accuracy (or AUC) of the row minus that of its base, in percentage "
         "points, paired by seed.",
-        "population 95 % CI": "accounts for other seeds and other test images (other patients, "
+        "population 95 % CI": "accounts for other seeds and other test data (other patients, "
         "where patients are known; with cross-validation folds, the interval of Nadeau and Bengio, "
         "2003). Verdicts use it, and a single interval is always this one.",
-        "training 95 % CI": "accounts for other seeds on the same test images (a t interval).",
+        "training 95 % CI": "accounts for other seeds on the same test data (a t interval).",
         "p (Holm)": "p-value of no difference, from the population interval, with Holm's "
         "correction over the family: in a report all comparisons that the study tests, in a "
         "printed table its rows. Intervals are not corrected.",
@@ -69,15 +67,15 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "few seeds": "the verdict rests on fewer than ten seeds: its interval is valid, but wide.",
         "not tested": "fewer than three seeds in common, an incomplete repeat of cross-validation, "
         "only one test patient, or predictions that are the same or differ by the same amount for "
-        "every seed and image.",
+        "every seed and test row.",
         "detectable": "the smallest true difference that this comparison, on its own, would find "
         "with 80 % power.",
     },
     "overall": {
         "data sets": "number of data sets that both rows share. Sizes and corruptions of one set "
         "count once, as do OrganA, OrganC and OrganS, which are views of the same scans.",
-        "mean difference": "over data sets. Its interval accounts for other seeds and images of "
-        "these data sets, not for other data sets.",
+        "mean difference": "over data sets. Its interval accounts for other seeds and test "
+        "data of these sets, not for other data sets.",
         "win/tie/loss": "number of data sets with a difference above, within and below the margin.",
         "P(improvement)": "probability that a seed of the row scores above a seed of its base.",
         "Wilcoxon p (Holm)": "exact signed-rank test over data sets, shown where it can reach 0.05 "
@@ -95,14 +93,14 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     "controls": {
         "reading": "how a method compares with its control: above or below, the interval excludes "
         "0; same, the 90 % interval lies within the margin; open, neither; identical, correct on "
-        "the same images for every seed. Intervals are not corrected.",
+        "the same test rows for every seed. Intervals are not corrected.",
     },
     "moved": {
         "outer steps": "number of steps in which a method updated what it learns.",
         "probability, magnitude, weight, label": "how far what was learned is from its start at "
         "the end of training: the median over training rows (and operations), then over seeds. "
         "Probability and magnitude from 0 to 1; weight relative to 1, which means unchanged; label "
-        "by the share of its mass that moved (total variation), or with several labels per image "
+        "by the share of its mass that moved (total variation), or with several labels "
         "the mean difference.",
         "moved": "hardly learned: probabilities and magnitudes both moved by less than 5 % of "
         "their range, so a difference says nothing about learning. Of other methods and of control "
@@ -191,21 +189,6 @@ def led(leads: str) -> list[str]:
         f"{MEASURES[leads].name}, because a class is rare: of K classes it has less than 0.4/K of "
         "the test rows"
     ]
-
-
-OF_IMAGES = re.compile(
-    r"\b((?:[Tt]est|training|labelled|added|augmented|clean|same|every|per|and|If|[\d,]+)\s+)"
-    r"image(s?)\b|(\b)image()(?= se\b)"
-)
-"""Where a sentence of ours, not a name of the user's, speaks of images."""
-
-
-def fitting(text: str, found: Iterable[Record]) -> str:
-    """The text, with rows for images where all these runs are of tables."""
-    shapes = [each.result["data"].get("shape", ()) for each in found if each.done]
-    if not shapes or any(len(shape) != 1 for shape in shapes):
-        return text
-    return OF_IMAGES.sub(r"\1\3row\2", text)
 
 
 def of(tables: Collection[str], leads: Sequence[str] = (HEADLINE,)) -> dict[str, str]:

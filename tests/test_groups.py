@@ -383,7 +383,7 @@ def test_a_table_says_once_that_patients_are_the_units(tmp_path: Path) -> None:
     assert "95 % CI: other seeds and patients." in text
     assert text.count("the 60 test images are from 12 patients") == 1
     blind = " ".join(as_text(rows_with_patients(tmp_path / "blind", None)).split())
-    assert "95 % CI: other seeds and test images." in blind and "patient" not in blind
+    assert "95 % CI: other seeds and test data." in blind and "patient" not in blind
 
 
 def block_of(rows: list[RowRuns]) -> blocks.Block:
@@ -406,7 +406,7 @@ def test_a_report_and_a_plan_speak_of_patients(tmp_path: Path) -> None:
     assert many == pytest.approx(12 * rest * ((1.959964 + 0.841621) / 0.5) ** 2, abs=1)
     text = " ".join(plan.plan(list(block.done), Question(), 0.5, 0.8).split())
     assert f" {many} patients (has 12)" in text
-    assert "the choice of test images (of patients, where known)" in text
+    assert "the choice of test data (of patients, where known)" in text
 
 
 def test_one_test_patient_gives_no_population_interval_and_the_reason(tmp_path: Path) -> None:

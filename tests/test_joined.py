@@ -94,7 +94,7 @@ def test_a_records_file_pairs_accuracy_by_image(tmp_path: Path) -> None:
     auc, whole = over(read, "auc"), over(stored, "auc")
     assert auc is not None and whole is not None
     assert (auc.estimate, auc.training) == (whole.estimate, whole.training)
-    assert auc.population is None and auc.untested.endswith("test images are not paired")
+    assert auc.population is None and auc.untested.endswith("test rows are not paired")
 
 
 def test_a_records_file_beside_ones_own_runs(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_other_test_images_are_not_paired(tmp_path: Path) -> None:
     ours, theirs = RowRuns("none", "none", tuple(records.scan(own)[0])), RowRuns("m", "", (*more,))
     made = difference(theirs, ours, "accuracy")
     assert made is not None and made.population is None and made.training is not None
-    assert made.untested == "the test images of other are others, so they are not paired"
+    assert made.untested == "the test rows of other are others, so they are not paired"
 
 
 def test_runs_in_several_places(tmp_path: Path) -> None:

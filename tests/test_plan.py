@@ -254,8 +254,8 @@ def test_what_no_seeds_resolve_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     text = " ".join(plan.plan(found, Question(), 1.0, 0.8).split())
     images = plan.images_needed(few_images, 1.0, 0.8, 0.95)
     assert (
-        "more seeds cannot show 1 point on these test images. It would take about: "
-        f"mixup over none on digits {images} images (has 156)." in text
+        "more seeds cannot show 1 point on these test data. It would take about: "
+        f"mixup over none on digits {images} test rows (has 156)." in text
     )
     monkeypatch.undo()
     one = [record for record in found if record.run.seed == 0]

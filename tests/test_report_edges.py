@@ -110,7 +110,7 @@ def test_a_control_that_is_right_on_the_same_images_leaves_no_gain(tmp_path: Pat
             shutil.copy(one / name, other / name)
     assert told_of(tmp_path) == [
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); the control {SHUFFLED} is "
-        "correct on the same images for every seed, so the gain is not due to the method.",
+        "correct on the same test rows for every seed, so the gain is not due to the method.",
         f"digits: {SAFLEX} gains over mixup (after Holm, few seeds); a row without its learning "
         "has no result, so this does not show that learning helps. (Few seeds.)",
     ]

@@ -439,18 +439,22 @@ class TestWording:
         out = tmp_path / "runs"
         assert main.run([*given, "--out", str(out), "--verbose"]) == 0
         told = capsys.readouterr()
-        assert "95 % CI: other seeds and test rows." in told.out
-        assert "other seeds and other test rows" in told.out
+        assert "95 % CI: other seeds and test data." in told.out
         run = ["run", *given[1:7], "--out", str(tmp_path / "one")]
         assert main.run(run) == 0
         progress = capsys.readouterr().err
         assert re.search(r"epoch 1/1, loss .* rows/s, ", progress)
         assert main.run(["plan", str(out)]) == 0
-        assert main.run(["report", str(out), "--out", str(tmp_path / "report")]) == 0
+        report = ["report", str(out), "--out", str(tmp_path / "report")]
+        assert main.run([*report, "--formats", "md,tex,csv"]) == 0
         plan = capsys.readouterr().out
-        page = (tmp_path / "report" / "report.md").read_text()
-        assert "Every row has the same labelled rows" in page
-        for text in (told.out, told.err, progress, plan, page):
+        pages = [
+            each.read_text()
+            for each in (tmp_path / "report").rglob("*")
+            if each.suffix in (".md", ".tex", ".csv")
+        ]
+        assert len(pages) > 10
+        for text in (told.out, told.err, progress, plan, *pages):
             assert not re.search(r"\bimages?\b|img/s|pixel", text)
 
     def test_copies_are_the_same_cell_for_cell(self, tmp_path: Path, capsys: Said) -> None:
@@ -465,13 +469,3 @@ class TestWording:
                 arrays_of(parse_benchmark(f"csv:{tmp_path / 't.csv'}({ILL})"), tmp_path)
             )
         )
-
-    def test_names_of_the_user_stay(self, tmp_path: Path, capsys: Said) -> None:
-        images = tmp_path / "images.csv"
-        patients().rename(columns={"ill": "image"}).to_csv(images, index=False)
-        given = ["compare", "--benchmark", f"csv:{images}(target=image)", "--model", "mlp"]
-        given += ["--methods", "crop,none", "--epochs", "1", "--seeds", "1", "--jobs", "1"]
-        assert main.run([*given, "--out", str(tmp_path / "runs")]) == 0
-        told = " ".join(capsys.readouterr().out.split())  # long paths have a line of their own
-        assert f"csv(target=image) {images}:" in told
-        assert "crop: skipped" in told and "crop needs images, but the data are vectors" in told

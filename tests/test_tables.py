@@ -187,7 +187,7 @@ def test_a_table_of_long_names_fits_a_terminal_and_says_what_it_is_in_three_line
     notes = table.partition("difference: ")[2].splitlines()
     assert len(notes) == 3 and all(len(line) <= 100 for line in notes)
     assert notes[0] == (
-        "points of accuracy over the upstream (or none); 95 % CI: other seeds and test images."
+        "points of accuracy over the upstream (or none); 95 % CI: other seeds and test data."
     )
 
 
@@ -268,7 +268,7 @@ def test_what_a_reader_must_know_stands_below() -> None:
     rows[0].records[0].result["data"]["verified"] = False
     text = as_text(rows)
     assert "Caveat     the same lesion in train and test\n" in text
-    assert "for every image" not in text
+    assert "for every test row" not in text
     assert "UNVERIFIED DATA" in text
     assert "Seeds      10; 30 are recommended for 60 test rows\n" in text
     assert "last epoch" in text and "equal steps" in text
@@ -394,7 +394,7 @@ def test_runs_that_predict_one_class_alone_are_told() -> None:
         scores = metrics.evaluate(logits, TARGETS, "multi-class")
         rows[0].records[seed].result["metrics"]["last"]["test"] = scores
     text = as_text(rows)
-    assert "Caveat     none: 2 of 3 runs predict one class for every image\n" in text
+    assert "Caveat     none: 2 of 3 runs predict one class for every test row\n" in text
     assert "mixup: " not in text
     one_in_test = metrics.evaluate(logits, np.zeros(60, int), "multi-class")
     rows[0].records[0].result["metrics"]["last"]["test"] = one_in_test

@@ -44,7 +44,6 @@ from analysis.report.plots import (
 from analysis.report.tables import folds_note, patients_note, variants
 from analysis.stats import INFERENCE_SEEDS, Interval
 from analysis.tasks import task_named
-from analysis.words import fitting
 from methods.naming import call_of, render
 
 LONG = 12
@@ -112,7 +111,6 @@ def draw_forest(rows: Sequence[RowRuns], path: Path, when: str = "last") -> None
         f"{run.protocol}, {seeds} seeds",
         note=f"U = {upstream}" if upstream else "",
         axis_name=_axis(leads),
-        over=fitting("other seeds and images", done),
         path=path,
     )
 
@@ -248,7 +246,7 @@ def _differences(drawing: _Drawing, paths: Paths) -> Told:
     plots.intervals(panels, names, drawing.margin, f"points of {drawing.measure}", paths)
     few = all(span is None or span.population is None for _, spans in panels for span in spans)
     told = f"fewer than {INFERENCE_SEEDS} seeds: no interval is drawn" if few else (
-        "thin: population (other seeds and images), thick: training (other seeds)"
+        "thin: population (other seeds and test data), thick: training (other seeds)"
     )  # fmt: skip
     cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])
     return f"Paired differences in test {drawing.measure}", (

@@ -182,7 +182,7 @@ def _report(options: Options, others: Sequence[Source], around: Sequence[Source]
             found.remove(hurt)
             unread.append(records.Unread(damaged.folder, damaged.reason, hurt.run))
         else:
-            return _written(whole, options.out, options.formats, found)
+            return _written(whole, options.out, options.formats)
     raise NoRuns(
         f"{options.root}: expected run directories with results, got {count(len(found), 'run')} "
         f"without metrics and {len(unread)} unfinished; make some with augbench compare"
@@ -468,7 +468,7 @@ def _title(block: Block) -> str:
 
 
 AGAIN = "Each command does the missing runs of one data set and prints the numbers of all its runs."
-SAMPLES = "These commands draw more augmented training images for each row, without any training:"
+SAMPLES = "These commands draw more augmented training data for each row, without any training:"
 DEFINITIONS = "Terms of this report; docs/reports.md of augbench explains every table and figure."
 APART = (
     "These runs have {count} different settings, which are never mixed in one table. Each setting "
@@ -476,17 +476,15 @@ APART = (
 )
 
 
-def _written(
-    whole: Report, out: Path, wanted: Collection[str], found: Sequence[records.Record]
-) -> list[Path]:
+def _written(whole: Report, out: Path, wanted: Collection[str]) -> list[Path]:
     made = []
     if {"tex", "csv"} & set(wanted):
         (out / "tables").mkdir(parents=True, exist_ok=True)
     if "html" in wanted:
-        _write(out / "report.html", words.fitting(html(whole), found))
+        _write(out / "report.html", html(whole))
         made.append(out / "report.html")
     if "md" in wanted:
-        _write(out / "report.md", words.fitting(markdown(whole, out), found))
+        _write(out / "report.md", markdown(whole, out))
         made.append(out / "report.md")
     writers = {"tex": table.latex, "csv": table.comma_separated}
     for suffix in (each for each in ("tex", "csv") if each in wanted):

@@ -344,7 +344,6 @@ def forest(
     note: str,
     axis_name: str,
     path: Path,
-    over: str = "other seeds and images",
 ) -> None:
     """Seeds and means of each row, and its difference from its base with both intervals."""
     longest = max(len(bar.name) for bar in bars)
@@ -364,7 +363,7 @@ def forest(
     left.set_xlabel(f"{axis_name}; circles: seeds, diamond: mean", fontsize=7.5)
     right.set_xlabel(
         "difference from the upstream (or none), points; 95 % intervals:\n"
-        f"thick: other seeds, thin: {over}",
+        "thick: other seeds, thin: other seeds and test data",
         fontsize=7.5,
     )
     right.axvline(0, lw=0.8, ls="--", color="0.4")

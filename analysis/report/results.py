@@ -31,7 +31,7 @@ NO_TEST = (
     "Published numbers come from networks of full width with their own training and epoch "
     "selection, so they are not tested against ours."
 )
-TRANSFER = "Control rows show where a gain comes from; some train on other labelled images."
+TRANSFER = "Control rows show where a gain comes from; some train on other labelled data."
 
 
 class Place(NamedTuple):

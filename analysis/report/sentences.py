@@ -57,7 +57,7 @@ MOST_SENTENCES = 16
 """The largest number of comparisons for which each has its own sentence."""
 
 PROTOCOLS = {
-    "equal": "Every row has the same labelled images; a method that learns from meta rows takes "
+    "equal": "Every row has the same labelled data; a method that learns from meta rows takes "
     "them from these, and the others train on all of them.",
     "paper": "The whole validation split is used as meta rows, in addition to the training split; "
     "the row @train+meta has as many labels as the methods.",
@@ -313,7 +313,7 @@ def _of_learning(named: Mapping[str, str], others: Mapping[str, str]) -> str:
 
 
 def _explained(control: str, read: str, margin: float, metric: str) -> str:
-    alike = "is correct on the same images"
+    alike = "is correct on the same test rows"
     if metric != HEADLINE:
         alike = f"has the same {MEASURES[metric].name} on the same rows"
     told = {

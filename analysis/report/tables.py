@@ -123,7 +123,7 @@ def differences_table(found: Sequence[Finding], name: str, margin: float, metric
     tested = sum(not math.isnan(each.p) for each in found)
     folds = sorted({each.difference.folds for each in found if each.difference} - {0})
     cut = f"With folds ({', '.join(map(str, folds))}), the population interval is that of Nadeau "
-    cut += "and Bengio (2003); the test images are not fixed."
+    cut += "and Bengio (2003); the test data are not fixed."
     notes = [
         f"p-values and verdicts: with Holm's correction over {count(tested, 'tested comparison')}; "
         f"intervals are not corrected. Equivalent: within the margin of {margin:g} points.",
