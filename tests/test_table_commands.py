@@ -446,7 +446,7 @@ class TestWording:
         assert re.search(r"epoch 1/1, loss .* rows/s, ", progress)
         assert main.run(["plan", str(out)]) == 0
         report = ["report", str(out), "--out", str(tmp_path / "report")]
-        assert main.run([*report, "--formats", "md,tex,csv"]) == 0
+        assert main.run([*report, "--format", "md,tex,csv"]) == 0
         plan = capsys.readouterr().out
         pages = [
             each.read_text()
