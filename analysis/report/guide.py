@@ -26,6 +26,8 @@ DIFFERENCES = "### Differences in test accuracy, last epoch"
 OTHERS = re.compile(r"^### Differences in test (?!accuracy)", re.MULTILINE)
 """On the page of a study on tables, where AUC leads on some: it says nothing of images."""
 SCORES = "### Test accuracy, %, mean ± standard deviation over n seeds; last epoch"
+NAMES = "### Names in full"
+"""Of rows that the page shortens: what a user types."""
 VERDICTS = ("better", "equivalent", "undecided", "worse", "not tested")
 IMAGES = {
     "breastmnist": "breast ultrasound",
@@ -118,6 +120,7 @@ def read(page: Path) -> list[DataSet]:
     if OTHERS.search(text):
         return []
     records: Any = pd.read_parquet(page.with_suffix(".parquet"))
+    names = {line[""]: line["in full"] for line in table(text, NAMES)}
     costs = {line[""]: line["cost ratio"] for line in table(text, SCORES)}
     lines = table(text, DIFFERENCES)
     if not lines:
@@ -135,6 +138,7 @@ def read(page: Path) -> list[DataSet]:
             )
             interval, verdict = line["population 95 % CI"], line["verdict"]
             cost = costs.get(row, "")
+            row, base = names.get(row, row), names.get(base, base)
             results.append(Result(row, base, change, interval, detectable, verdict, cost))
         found.append(
             DataSet(
