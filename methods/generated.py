@@ -18,7 +18,8 @@ class Generated(Method):
     named as the data set is), or ``folder:DIR``, with one folder per class; ``augbench generate``
     makes such rows. The last round(``share`` B) of a batch's B
     rows are replaced by rows of ``data``, drawn afresh at each step. A batch stays as large as it
-    was, so a step costs what it did, and the row ``none`` has real images in their place.
+    was, so a step costs what it did, and the row ``none`` has real images in their place. With
+    ``share`` 1 all are replaced, as saflex expects it, whose clean rows are real ones.
 
     The new rows have numbers of their own in ``Batch.index``, after those of the training split, so
     that a method over this one, such as saflex(upstream=generated(...)), keeps state for each of
@@ -35,8 +36,8 @@ class Generated(Method):
         super().__init__()
         if data and not any(data.startswith(kind) and data != kind for kind in KINDS):
             raise ValueError(f"data: expected 'npz:FILE' or 'folder:DIR', got {data!r}")
-        if not 0 < share < 1:
-            raise ValueError(f"share: expected a share of the batch in (0, 1), got {share}")
+        if not 0 < share <= 1:
+            raise ValueError(f"share: expected a share of the batch in (0, 1], got {share}")
         self.rows_from, self.share = data, share
         self._told: list[str] = []
 

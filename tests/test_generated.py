@@ -69,7 +69,7 @@ def execute(cell: cells.Cell, root: Path) -> dict[str, Any]:
 
 
 class TestDraws:
-    @pytest.mark.parametrize(("share", "new"), [(0.5, 4), (0.3, 2), (0.9, 7)])
+    @pytest.mark.parametrize(("share", "new"), [(0.5, 4), (0.3, 2), (0.9, 7), (1.0, 8)])
     def test_a_share_of_the_batch_is_replaced(self, share: float, new: int) -> None:
         made = bench(lambda: Generated(share=share), IMAGES)
         batch = made.batch()
@@ -113,7 +113,7 @@ class TestDraws:
             ("data='rows.npz'", "expected 'npz:FILE' or 'folder:DIR', got 'rows.npz'"),
             ("data='npz:'", "expected 'npz:FILE'"),
             ("share=0", "share: expected a share"),
-            ("share=1.0", "share: expected a share"),
+            ("share=1.5", "share: expected a share"),
         ],
     )
     def test_wrong_arguments_are_refused(self, arguments: str, message: str) -> None:
@@ -210,8 +210,11 @@ class TestRead:
                 Image.new("L", (28, 28)).save(tmp_path / "cut" / name / each / "a.png")
         with pytest.raises(DataError, match="has splits"):
             elsewhere.with_rows(digits(), f"folder:{tmp_path / 'cut'}", Path())
+        for kind in ("npz", "folder"):
+            with pytest.raises(DataError, match="none does not exist: .*augbench generate makes"):
+                elsewhere.version_of(f"{kind}:{tmp_path / 'none'}")
         with pytest.raises(DataError, match="is not a folder"):
-            elsewhere.version_of(f"folder:{tmp_path / 'none'}")
+            elsewhere.version_of(f"folder:{tmp_path / 'a.npz'}")
         several = replace(digits(), kind="multi-label")
         with pytest.raises(NotApplicable, match="images with one label"):
             elsewhere.with_rows(several, f"npz:{tmp_path / 'a.npz'}", Path())

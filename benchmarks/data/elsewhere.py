@@ -69,6 +69,11 @@ def version_of(source: str) -> int:
     """
     kind, _, path = source.partition(":")
     place = Path(path)
+    if not place.exists():
+        raise DataError(
+            f"{path} does not exist: expected rows from elsewhere, such as augbench generate makes. "
+            "The head of a shipped study has the command for its own."
+        )
     if kind == "npz":
         with npz.opened(place):
             return int(md5_of(place)[:12], 16)
