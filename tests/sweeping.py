@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +22,11 @@ from benchmarks.data.names import Benchmark
 from benchmarks.data.table_catalogue import TABLES
 from benchmarks.running.driver import Driver, Outcomes
 from benchmarks.running.worker import work
-from benchmarks.studies import plan
+from benchmarks.studies import cells, plan
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round
 from benchmarks.studies.schema import Study
+from benchmarks.training import models, networks
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Gone
 from methods import own
@@ -296,12 +298,26 @@ def weights_beside(monkeypatch: pytest.MonkeyPatch, folder: Path, study: str) ->
     monkeypatch.chdir(folder)
 
 
-def tables_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For studies of the tables of SAFLEX, whose files may not be at hand: what a plan has to know
-    of them, as the catalogue tells it."""
-    read = plan.source_of
+FOLDERS = {"cub": (200, (4994, 1000, 5794)), "iwildcam": (7, (6052, 2826, 8483))}
+"""Classes and rows of the folders of saflex_table3."""
+
+
+def data_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For studies of what may not be at hand, the tables of SAFLEX, folders, rows from elsewhere
+    and ImageNet's weights: what a plan has to know of them."""
+    read, version = plan.source_of, models.version_of
+    monkeypatch.setattr(cells, "version_of", lambda source: zlib.crc32(Path(source).name.encode()))
+    monkeypatch.setattr(
+        models, "version_of", lambda text: 7 if "weights=imagenet" in text else version(text)
+    )
+    monkeypatch.setattr(networks, "load_imagenet", lambda *_: None)
 
     def told(benchmark: Benchmark, root: Path, study: Study) -> plan.Source:
+        if benchmark.name == "folder" and Path(benchmark.path).name in FOLDERS:
+            classes, counts = FOLDERS[Path(benchmark.path).name]
+            shape = (3, benchmark.size, benchmark.size)
+            name = Path(benchmark.path).name
+            return plan.Source(checksum=name, shape=shape, classes=classes, counts=counts)
         entry = TABLES.get(benchmark.name)
         if entry is None:
             return read(benchmark, root, study)

@@ -211,7 +211,7 @@ class TestRead:
         with pytest.raises(DataError, match="has splits"):
             elsewhere.with_rows(digits(), f"folder:{tmp_path / 'cut'}", Path())
         for kind in ("npz", "folder"):
-            with pytest.raises(DataError, match="none does not exist: .*augbench generate makes"):
+            with pytest.raises(DataError, match=r"none does not exist: .*augbench generate makes"):
                 elsewhere.version_of(f"{kind}:{tmp_path / 'none'}")
         with pytest.raises(DataError, match="is not a folder"):
             elsewhere.version_of(f"folder:{tmp_path / 'a.npz'}")

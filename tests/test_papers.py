@@ -16,7 +16,7 @@ from benchmarks.studies import cells, loading, shipped
 from benchmarks.studies.cells import Row
 from benchmarks.studies.plan import Experiment, Plan
 from methods.naming import Call, Links, bind, call_of, parameters, parse, render, written_out
-from tests.sweeping import tables_beside
+from tests.sweeping import data_beside
 
 HEADING = "# setting | paper | here | why"
 STUDIES = (
@@ -127,7 +127,7 @@ def differences(path: Path, *settings: str) -> list[str]:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_what_its_table_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables_beside(monkeypatch)
+    data_beside(monkeypatch)
     assert not differences(shipped.find(Path(name)))
 
 

@@ -31,7 +31,7 @@ from benchmarks.studies.rounds import Round, Work
 from benchmarks.studies.schema import Study
 from benchmarks.training.tasks import task_of
 from methods.naming import NamingError, expand
-from tests.sweeping import tables_beside, weights_beside
+from tests.sweeping import data_beside, weights_beside
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ray_configs").glob("*.yaml"))
 
@@ -671,7 +671,7 @@ def test_shipped_studies_fit_the_constructors(
 ) -> None:
     """Every row is built and every network is, on the shapes of every data set."""
     weights_beside(monkeypatch, tmp_path, path.stem)
-    tables_beside(monkeypatch)
+    data_beside(monkeypatch)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     for word in ("Reproduces", "Cost", "Deviations"):
@@ -725,6 +725,7 @@ def test_every_method_on_corrupted_images_has_its_first_control(tmp_path: Path) 
 def test_studies_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",
+        "generated_rows",
         "learnable_small",
         "learnable_tuned",
         "rivals_small",

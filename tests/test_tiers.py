@@ -26,7 +26,7 @@ from benchmarks.studies.schema import Study
 from benchmarks.studies.shards import Shard
 from methods.base import Input, Spec
 from methods.naming import NamingError
-from tests.sweeping import tables_beside, weights_beside
+from tests.sweeping import data_beside, weights_beside
 from tests.test_study import finish
 
 TEXT = """\
@@ -161,7 +161,7 @@ def test_shipped_tiers_plan_without_data_at_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights_beside(monkeypatch, tmp_path, name)
-    tables_beside(monkeypatch)
+    data_beside(monkeypatch)
     path = shipped.find(Path(name))
     whole = loading.load(path)
     assert {"paper", "fair"} <= set(whole.tiers)

@@ -71,8 +71,8 @@ def version_of(source: str) -> int:
     place = Path(path)
     if not place.exists():
         raise DataError(
-            f"{path} does not exist: expected rows from elsewhere, such as augbench generate makes. "
-            "The head of a shipped study has the command for its own."
+            f"{path} does not exist: expected rows from elsewhere, as augbench generate "
+            "makes them. The head of a shipped study has the command for its rows."
         )
     if kind == "npz":
         with npz.opened(place):
