@@ -188,7 +188,9 @@ def written(sets: Sequence[DataSet]) -> str:
             + linked(pages)
             + "; edit those, not this page. Verdicts are the studies' own: *better* and *worse* "
             "are significant at 5 % after Holm's correction over the study's comparisons, "
-            "*equivalent* is within its margin, *undecided* is none of these."
+            "*equivalent* is within its margin, *undecided* is none of these, which is not *equal*. "
+            "Intervals, uncorrected, are for other seeds and test images; *detectable* is the "
+            "smallest true difference that one comparison finds with 80 % power."
         ),
         "## In short",
         short(sets),
@@ -268,7 +270,11 @@ def word(result: Result) -> str:
 def limits(sets: Sequence[DataSet]) -> str:
     """What these results do not cover."""
     settings = dict.fromkeys(setting for each in sets for setting in each.settings)
-    tuned = "" if any(each.tuned for each in sets) else "; no method is tuned to the data"
+    tuned = (
+        ""
+        if any(each.tuned for each in sets)
+        else "; no settings of a method were searched for on the data"
+    )
     return (
         f"{count(len(sets), 'data set')} of {min(each.rows for each in sets):,} to "
         f"{max(each.rows for each in sets):,} training rows, with these networks and "
@@ -306,7 +312,7 @@ def section(each: DataSet) -> list[str]:
         ]
         for one in order
     ]
-    heads = ["", "points (population 95 % CI)", "verdict", "detectable", "cost ratio, all sets"]
+    heads = ["", "points (95 % interval)", "verdict", "detectable", "cost ratio, all sets"]
     return [
         f"## {each.rows:,} rows: {each.images}",
         filled(
