@@ -26,7 +26,7 @@ from benchmarks.studies import cells, plan
 from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.rounds import Round
 from benchmarks.studies.schema import Study
-from benchmarks.training import models, networks
+from benchmarks.training import networks
 from benchmarks.training.errors import Interrupted
 from benchmarks.training.progress import Gone
 from methods import own
@@ -305,11 +305,8 @@ FOLDERS = {"cub": (200, (4994, 1000, 5794)), "iwildcam": (7, (6052, 2826, 8483))
 def data_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """For studies of what may not be at hand, the tables of SAFLEX, folders, rows from elsewhere
     and ImageNet's weights: what a plan has to know of them."""
-    read, version = plan.source_of, models.version_of
+    read = plan.source_of
     monkeypatch.setattr(cells, "version_of", lambda source: zlib.crc32(Path(source).name.encode()))
-    monkeypatch.setattr(
-        models, "version_of", lambda text: 7 if "weights=imagenet" in text else version(text)
-    )
     monkeypatch.setattr(networks, "load_imagenet", lambda *_: None)
 
     def told(benchmark: Benchmark, root: Path, study: Study) -> plan.Source:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import methods
+from analysis.facts import column_key
 from analysis.runs import row_name
-from benchmarks.data.names import canonical, parse_benchmark
+from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.studies import cells, loading, shipped
 from benchmarks.studies.cells import Row
 from benchmarks.studies.plan import Experiment, Plan
@@ -27,6 +28,7 @@ STUDIES = (
     "medmnist_small",
     "saflex_table1",
     "saflex_table2",
+    "saflex_table3",
 )
 
 
@@ -59,7 +61,12 @@ def told(setting: str, here: str) -> Iterator[str]:
         if setting.startswith("row ") or setting.endswith(".upstream"):
             yield cells.row_name(value)
         else:
-            yield canonical(parse_benchmark(value)) if setting == "benchmarks" else value
+            yield key_of(parse_benchmark(value)) if setting == "benchmarks" else value
+
+
+def key_of(benchmark: Benchmark) -> str:
+    """Its name, of a user's own data with that of the folder, as in tables."""
+    return column_key(canonical(benchmark), benchmark.path)
 
 
 def spelled(value: Any) -> str:
@@ -81,7 +88,7 @@ def resolved(line: Line, made: Sequence[Experiment], apart: set[str]) -> set[str
                 **asdict(each.training),  # type: ignore[call-overload]
                 **asdict(each.protocol),
                 "protocols": each.protocol.name,
-                "benchmarks": canonical(each.benchmark),
+                "benchmarks": key_of(each.benchmark),
                 "as_rgb": each.benchmark.as_rgb,
                 "models": each.model,
                 "seeds": len(each.seeds),
@@ -116,7 +123,11 @@ def differences(path: Path, *settings: str) -> list[str]:
     plan = Plan(loading.load(path, settings, "paper"), Path())
     apart = {line.setting.partition(".")[0] for line in lines if line.setting.endswith(".upstream")}
     for line in lines:
-        made = [each for each in plan.experiments if each.benchmark.name.startswith(line.of)]
+        made = [
+            each
+            for each in plan.experiments
+            if key_of(each.benchmark).removeprefix("folder:").startswith(line.of)
+        ]
         values = resolved(line, made, apart)
         same = line.here <= values if line.setting.startswith("row ") else line.here == values
         if not (same and line.paper):

@@ -1,5 +1,6 @@
 """Published numbers: marked, cited, and beside the right data sets only."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,38 @@ def test_a_metric_that_is_not_stated_stands_beside_auc_on_any_split(tmp_path: Pa
                 beside[name, column] = each and each.mean
     saflex = {name: beside["saflex over cutmix [saflex, table 2]", name] for name in names}
     assert saflex == dict(zip(names, (52.81, 92.69, None, None), strict=True))
+
+
+def test_numbers_of_images_that_everybody_brings_stand_beside_folders_of_their_name(
+    tmp_path: Path,
+) -> None:
+    """SAFLEX's Table 3; the 18 numbers, digit for digit, in the order of its columns."""
+    names = (
+        "none", "randaugment", "text2img", "instructpix2pix", "saflex over instructpix2pix",
+        "img2img", "saflex over img2img", "img2img_finetuned", "saflex over img2img_finetuned",
+    )  # fmt: skip
+    table = {
+        "cub": "68.60 71.26 69.68 71.38 72.34 71.25 73.22 72.01 73.61",
+        "iwildcam": "57.19 61.34 64.53 67.29 69.92 70.65 72.61 70.49 72.83",
+    }
+    found = {
+        (each.dataset, each.name): each.mean
+        for each in published.read("accuracy")
+        if (each.source, each.table) == ("saflex", "3")
+    }
+    assert found == {
+        (f"folder:{dataset}", name): float(number)
+        for dataset, numbers in table.items()
+        for name, number in zip(names, numbers.split(), strict=True)
+    }
+    make = partial(make_run, benchmark="folder(size=224)", model="resnet50(weights=imagenet)")
+    for name in ("cub", "other"):
+        make(tmp_path, data=name, recorded={"path": f"/data/{name}"})
+    beside = {}
+    for block in blocks.split(records.scan(tmp_path)[0]):
+        rows = dict(published.beside(block, "accuracy"))
+        for place, column in enumerate(block.columns):
+            beside[column.key] = rows["saflex over img2img [saflex, table 3]"][place]
+    assert {key: each and each.mean for key, each in beside.items()} == {
+        "folder:cub(size=224)": 73.22, "folder:other(size=224)": None,
+    }  # fmt: skip

@@ -734,6 +734,7 @@ def test_studies_are_shipped() -> None:
         "saflex_upstreams",
         "saflex_table1",
         "saflex_table2",
+        "saflex_table3",
         "lpa3_small",
         "lpa3_table3",
         "autodo_tables",

@@ -14,6 +14,8 @@ from analysis.facts import NONE, call_in, outer
 
 SIZE = re.compile(r"(.+?)(?:_(64|128|224))?")
 """A network, and the pixels of its images if these are not 28."""
+FOLDER = "folder:"
+"""Of images that everybody brings; its name is that of the data."""
 FOLDS = re.compile(r"\(folds=\d+\)")
 """All arguments of a benchmark that is only cut into folds."""
 UNSTATED = "unstated"
@@ -97,7 +99,7 @@ def beside(
     whatever their arguments.
     """
     names = None if only is None else {_name(entry) for entry in only}
-    told = [_known(column.benchmark) for column in block.columns]
+    told = [_known(column.key) for column in block.columns]
     uncut = [FOLDS.sub("", each) for each in told]
     network = outer(block.setting["model"])
     rows: dict[tuple[str, str, str], list[Printed | None]] = {}
@@ -125,7 +127,8 @@ def _name(entry: Entry) -> str:
 
 def _known(benchmark: str) -> str:
     """The benchmark as published numbers name it: arguments in order, pixels as a suffix."""
-    call = call_in(benchmark)
+    own = FOLDER if benchmark.startswith(FOLDER) else ""
+    call = call_in(benchmark.removeprefix(own))
     if call is None:
         return benchmark
     given = dict(call.arguments)
@@ -134,7 +137,7 @@ def _known(benchmark: str) -> str:
     told = ", ".join(f"{key}={value:g}" for key, value in sorted(kept.items()) if _is_number(value))
     if any(not _is_number(value) for value in kept.values()):
         return benchmark
-    return call.name + (f"({told})" if told else "") + ("" if size == 28 else f"@{size}")
+    return own + call.name + (f"({told})" if told else "") + ("" if size == 28 else f"@{size}")
 
 
 def _is_number(value: object) -> bool:
