@@ -213,7 +213,7 @@ def _controls(control: Entry, entry: Entry) -> bool:
         return False
     facts, upstream = control.facts, entry.facts.upstream
     if facts.budget_of:
-        return control.method == upstream and facts.budget_of == entry.method
+        return facts.budget_of == entry.method
     if facts.dirty:
         return control.method == entry.method
     if row_parts(bare(control.row))[1]:

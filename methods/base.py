@@ -305,6 +305,9 @@ class Part(nn.Module):
     method and ``{upstream}`` its upstream: ``("frozen(upstream={self})",)``."""
     control: bool = False
     """Whether it is such a control, or is shown for orientation only."""
+    extras: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of what it may do in addition: at equal passes the same method without them is what
+    it is compared with, and not its upstream."""
     waits: str = ""
     """Why its steps read values from the device, for which the host waits; empty if they do not.
     Code inside ``ctx.uncharged()`` does not count."""

@@ -123,6 +123,7 @@ class FixMatch(Method):
     needs = frozenset({"unlabelled"})
     before_forward = True
     controls = ("pseudo_label(upstream={self})",)
+    extras = frozenset({"attack", "attack_sure", "attack_threshold"})
     costs: Mapping[str, float] = {"published": 11.6}
     source = "Sohn et al., FixMatch, NeurIPS 2020, arXiv:2001.07685"
     space: ClassVar = {

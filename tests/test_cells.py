@@ -20,6 +20,7 @@ from benchmarks.studies.cells import (
     Cell,
     Row,
     control_rows,
+    equal_budget_names,
     equal_budget_rows,
     make_cell,
     parse_row,
@@ -193,6 +194,26 @@ def test_equal_budgets_are_taken_once(tmp_path: Path, kind: Any) -> None:
     for each in made[3:]:
         finish(tmp_path, each, 20.0 if each.run.method == "head_refit" else 2.0)
     assert equal_budget_rows(made, tmp_path, kind) == [row], "another seed must not move it"
+
+
+def test_what_a_method_does_in_addition_is_left_out_at_equal_passes(tmp_path: Path) -> None:
+    """FixMatch gets the passes of LP-A3 in it; where that is no row, their upstream does."""
+    attacked = "fixmatch(attack=lpa3(ratio=0.9), attack_threshold=0.8, upstream=crop)"
+    passes = {"crop": 2.0, "fixmatch(upstream=crop)": 20.0, attacked: 140.0}
+    made = [cell(name) for name in passes]
+    for each in made:
+        finish(tmp_path, each, passes[each.run.method])
+    found = {
+        (row.method, row.budget): row.epochs for row in equal_budget_rows(made, tmp_path, "passes")
+    }
+    assert found == {
+        ("crop", "passes of fixmatch(upstream=crop)"): 1000,
+        ("fixmatch(upstream=crop)", f"passes of {attacked}"): 700,
+    }
+    (row,) = equal_budget_rows([made[0], made[2]], tmp_path, "passes")
+    assert (row.method, row.epochs) == ("crop", 7000)
+    names = equal_budget_names([Row(name) for name in passes], "passes")
+    assert f"fixmatch(upstream=crop) [passes of {attacked}]" in names
 
 
 def test_equal_budgets_of_another_comparison_are_its_own(tmp_path: Path) -> None:

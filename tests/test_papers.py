@@ -22,6 +22,7 @@ from tests.sweeping import data_beside
 HEADING = "# setting | paper | here | why"
 STUDIES = (
     "autodo_tables",
+    "lpa3_table1",
     "lpa3_table3",
     "medmnist_all",
     "medmnist_gpu",

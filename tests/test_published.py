@@ -67,6 +67,26 @@ def test_numbers_at_64_and_224_pixels_stand_beside_those_sizes_alone(tmp_path: P
     assert "best validation AUC" in bsda[224].note and "lowest validation loss" in str(doerrich[64])
 
 
+def test_numbers_of_few_labels_stand_beside_as_many_labels_of_each_class(tmp_path: Path) -> None:
+    """LP-A3's Table 1, by labels of each class."""
+    for labels in ("", "(labelled=4)", "(labelled=25)"):
+        make_run(tmp_path, benchmark=f"cifar10{labels}", model="wrn28_10(width=0.2)")
+    (block,) = blocks.split(records.scan(tmp_path)[0])
+    assert [each.key for each in block.columns][1:] == [
+        "cifar10(labelled=25)",
+        "cifar10(labelled=4)",
+    ]
+    found = {
+        name: [each and (each.mean, each.std) for each in values[1:]]
+        for name, values in published.beside(block, "accuracy")
+        if name.endswith("[lpa3, table 1]")
+    }
+    assert found == {
+        "fixmatch [lpa3, table 1]": [(93.81, 0.29), (89.51, 3.14)],
+        "fixmatch(attack=lpa3) [lpa3, table 1]": [(94.03, 0.31), (92.39, 1.21)],
+    }
+
+
 def test_a_metric_that_is_not_stated_stands_beside_auc_on_any_split(tmp_path: Path) -> None:
     """SAFLEX's Table 2; the 42 numbers, digit for digit, by method over the sets in its order."""
     sets = ("appetency", "arrhythmia", "click", "credit", "qsar", "shrutime", "volkert")

@@ -163,7 +163,9 @@ def test_every_row_has_ten_runs_on_every_set() -> None:
     assert RECORDS.stat().st_size < 2e6
 
 
-@pytest.mark.parametrize("name", ["learnable_small", "saflex_table2", "generated_rows"])
+@pytest.mark.parametrize(
+    "name", ["learnable_small", "saflex_table2", "generated_rows", "few_labels"]
+)
 def test_the_page_quotes_the_prediction_of_the_file(name: str) -> None:
     file = (ROOT / "ray_configs" / f"{name}.yaml").read_text(encoding="utf-8")
     prediction = yaml.safe_load(file)["prediction"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -270,13 +270,26 @@ def make_cell(
     return Cell(run, benchmark, recorded)
 
 
+def cheaper_than(method: str, rows: Container[str]) -> str:
+    """What gets the passes or time of a canonical method: of these rows the method without its
+    extras, else its upstream, else ``none``.
+    """
+    expression, extras = parse(method), methods.build(method).extras
+    if extras and isinstance(expression, Call):
+        kept = {name: value for name, value in expression.arguments if name not in extras}
+        bare = methods.canonical(render(call_of(expression.name, kept)))
+        if bare != method and bare in rows:
+            return bare
+    upstream = upstream_of(method)
+    return upstream if upstream in rows else "none"
+
+
 def equal_budget_names(rows: Iterable[Row], kind: str) -> list[str]:
     """The names that the equal-budget rows for ``rows`` may have."""
     plain = {row.method for row in rows if row.control == "all" and not row.dirty}
     found = []
     for method in plain:
-        upstream = upstream_of(method)
-        upstream = upstream if upstream in plain else "none"
+        upstream = cheaper_than(method, plain)
         if upstream in plain - {method} and not _controls_upstream(method):
             found.append(runs.row_name(upstream, budget=f"{kind} of {method}"))
     return found
@@ -305,8 +318,9 @@ def equal_budget_rows(
     kind: Literal["passes", "time"],
     taken: Taken | None = None,
 ) -> list[Row]:
-    """For each method that costs more than its upstream, the upstream with as many passes or as
-    much time: an explicit number of epochs, computed once and then read back from disk.
+    """For each method that costs more than its upstream (``cheaper_than``), that one with as many
+    passes or as much time: an explicit number of epochs, computed once and then read back from
+    disk.
 
     Only finished runs count; no cell may have dirty meta rows. Control rows, controls of a method
     and rows of another budget get none. ``taken``: the equal-budget runs in ``root``, if the
@@ -329,8 +343,7 @@ def equal_budget_rows(
     taken = equal_budgets_in(root) if taken is None else taken
     rows: list[Row] = []
     for method, own in costs.items():
-        upstream = upstream_of(method)
-        upstream = upstream if upstream in costs else "none"
+        upstream = cheaper_than(method, costs)
         seeds = sorted(own.keys() & costs.get(upstream, {}).keys())
         if method == upstream or not seeds or _controls_upstream(method):
             continue
