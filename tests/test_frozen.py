@@ -12,11 +12,14 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,12 +104,29 @@ CELLS = (
     Made(row="adaaug"),
     Made(row="madaug(preset=exact, tau=0.5, upstream=flip)"),
     Made(row="shuffled_policies(upstream=adaaug)"),
+    Made(row="saflex(upstream=generated(data='npz:rows.npz', share=1.0))"),
     Made(row="none", benchmark="breastmnist", model="resnet18(width=0.125)"),
     Made(row="none", benchmark="pneumoniamnist(size=64, as_rgb=True)", model="resnet18"),
 )
 NOT_TRAINED = {"pneumoniamnist(size=64, as_rgb=True)"}
 """It is looked at for its id alone, which the catalogue's checksum gives."""
 CHECKSUMS = {"pneumoniamnist(size=64, as_rgb=True)": "8f4eceb4ccffa70c672198ea285246c6"}
+
+
+@contextmanager
+def rows_beside(folder: Path) -> Iterator[None]:
+    """In this folder, with the file of rows from elsewhere that a cell names."""
+    given = np.arange(60 * 28 * 28, dtype=np.uint32)
+    x = (given * 2654435761 >> 24).astype(np.uint8).reshape(60, 28, 28)  # Knuth's, of 32 bits
+    np.savez(folder / "rows.npz", images=x, labels=np.arange(60) % 10)
+    with chdir(folder):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _beside(tmp_path: Path) -> Iterator[None]:
+    with rows_beside(tmp_path):
+        yield
 
 
 def cell_of(made: Made) -> Cell:
@@ -220,8 +240,8 @@ def record() -> dict[str, Any]:
     torch.set_num_threads(1)
     found = {}
     for made in CELLS:
-        cell = cell_of(made)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, rows_beside(Path(folder)):
+            cell = cell_of(made)
             bits = "" if made.benchmark in NOT_TRAINED else trained(cell, Path(folder))
         found[name_of(made)] = {"id": cell.run.id, "bits": bits}
     return {"machine": machine(), "cells": found}

@@ -102,6 +102,29 @@ class TestDraws:
         assert (seen[first:] > 0).sum() > 10
         assert fitted.method.learned()["weight"][first:].unique().numel() > 10
 
+    @pytest.mark.parametrize(("name", "clean"), [("l2rw", 0), ("saflex", 4)])
+    def test_shuffled_weights_stay_among_the_weighed_rows(self, name: str, clean: int) -> None:
+        """The control over rows from elsewhere: the same rows and labels, each weight once."""
+        chain = f"{name}(upstream=generated(share={1.0 if clean else 0.5}))"
+        own, other = (
+            bench(lambda text=text: methods.build(text), IMAGES)
+            for text in (chain, f"shuffled_weights(upstream={chain})")
+        )
+        moved = False
+        for step in range(4):
+            out, shuffled = (
+                each.augment(each.batch(step=step), step=step) for each in (own, other)
+            )
+            weighed = len(out) - clean
+            assert int((out.index >= ROWS).sum()) == 4
+            for field in ("x", "y", "index"):
+                assert torch.equal(getattr(out, field), getattr(shuffled, field)), field
+            assert torch.equal(out.w[weighed:], shuffled.w[weighed:])
+            pairs = (each.w[:weighed].sort().values for each in (out, shuffled))
+            assert torch.equal(*pairs)
+            moved |= not torch.equal(out.w, shuffled.w)
+        assert moved
+
     def test_without_rows_from_elsewhere_it_says_what_to_write(self) -> None:
         run = Run(benchmark="c", data="", model="small_cnn(width=0.25)", method="own")
         with pytest.raises(NotApplicable, match=r"write generated\(data='npz:FILE'\)"):
