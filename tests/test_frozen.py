@@ -39,6 +39,8 @@ from benchmarks.training.machine import describe_device, installed_versions
 FILE = Path(__file__).parent / "frozen.json"
 DIGITS = "digits(rows_per_class=20)"
 NOISY = "digits(noise=0.4, rows_per_class=20)"
+FEW = "digits(labelled=4)"
+FIVE = {"batch_size": 16, "steps_per_epoch": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,22 @@ CELLS = (
     Made(row="saflex(upstream=generated(data='npz:rows.npz', share=1.0))"),
     Made(row="none", benchmark="breastmnist", model="resnet18(width=0.125)"),
     Made(row="none", benchmark="pneumoniamnist(size=64, as_rgb=True)", model="resnet18"),
+    Made(row="fixmatch(upstream=crop)", benchmark=FEW, training={**FIVE, "ema": 0.9}),
+    Made(
+        row="fixmatch(attack=lpa3(preset=code, ratio=0.9, warmup=1), threshold=0.2, "
+        "attack_threshold=0.1)",
+        benchmark=FEW,
+        training=FIVE,
+    ),
+    Made(
+        row="fixmatch(attack=lpa3(preset=fast, ratio=0.3, warmup=1), attack_sure=true, "
+        "attack_threshold=0.1)",
+        benchmark=FEW,
+        training=FIVE,
+    ),
+    Made(row="pseudo_label(upstream=fixmatch(threshold=0.2))", benchmark=FEW, training=FIVE),
+    Made(row="mixmatch(upstream=crop)", benchmark=FEW, training=FIVE),
+    Made(row="mean_teacher(keep=0.9, upstream=crop)", benchmark=FEW, training=FIVE),
 )
 NOT_TRAINED = {"pneumoniamnist(size=64, as_rgb=True)"}
 """It is looked at for its id alone, which the catalogue's checksum gives."""
