@@ -116,6 +116,20 @@ def test_a_control_that_is_right_on_the_same_images_leaves_no_gain(tmp_path: Pat
     ]
 
 
+def test_without_the_upstream_on_all_labels_a_gain_is_over_it_on_the_same_ones(
+    tmp_path: Path,
+) -> None:
+    for seed in range(10):
+        make_run(tmp_path, "mixup", seed, 0.2, test_rows=150, control="train")
+        for name in (SAFLEX, f"frozen(upstream={SAFLEX})"):
+            make_run(tmp_path, name, seed, 2.0, test_rows=150)
+    told = told_of(tmp_path)
+    assert len(told) == 2
+    assert all(f"{SAFLEX} gains over mixup@train" in each for each in told)
+    assert f"the control frozen(upstream={SAFLEX})" in told[0]
+    assert "the control mixup@train" not in " ".join(told)
+
+
 @pytest.mark.parametrize("oracle", [False, True])
 @pytest.mark.parametrize("hurt", [False, True])
 def test_rows_of_an_equal_budget_stay_where_the_run_they_were_measured_on_is_lost(

@@ -11,7 +11,7 @@ from analysis.report import guide
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-RECORDS = RESULTS / "learnable-small.parquet"
+PAGES = ("learnable-small", "saflex-upstreams")
 ACCURACY = "Test accuracy, %, mean ± standard deviation over n seeds; last epoch"
 AUC = "Test AUC, %, mean ± standard deviation over n seeds; last epoch"
 
@@ -33,9 +33,9 @@ def in_full(text: str) -> dict[str, str]:
     return {line[""]: line["in full"] for line in guide.table(text, guide.NAMES)}
 
 
-def measured(metric: str) -> dict[tuple[str, str], str]:
+def measured(name: str, metric: str) -> dict[tuple[str, str], str]:
     """What the records say of the test split at the last epoch, written as the tables write it."""
-    frame = pd.read_parquet(RECORDS).query("`when` == 'last' and split == 'test'")
+    frame = records_of(name).query("`when` == 'last' and split == 'test'")
     table = frame[frame["metric"] == metric].pivot_table(
         "value", ["row", "benchmark"], aggfunc=["mean", "std"], observed=True
     )
@@ -45,21 +45,19 @@ def measured(metric: str) -> dict[tuple[str, str], str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("page", "title", "metric"),
-    [
-        (RESULTS / "learnable-small.md", ACCURACY, "accuracy"),
-        (RESULTS / "learnable-small.md", AUC, "auc"),
-    ],
-    ids=["accuracy", "auc"],
-)
-def test_the_printed_means_are_those_of_the_records(page: Path, title: str, metric: str) -> None:
-    assert printed(page, title) == measured(metric)
+def records_of(name: str) -> pd.DataFrame:
+    return pd.read_parquet(RESULTS / f"{name}.parquet")
 
 
-def differences() -> dict[tuple[str, str], str]:
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("title", "metric"), [(ACCURACY, "accuracy"), (AUC, "auc")])
+def test_the_printed_means_are_those_of_the_records(name: str, title: str, metric: str) -> None:
+    assert printed(RESULTS / f"{name}.md", title) == measured(name, metric)
+
+
+def differences(name: str = "learnable-small") -> dict[tuple[str, str], str]:
     """Difference, interval and verdict of each comparison, as other pages write them."""
-    text = (RESULTS / "learnable-small.md").read_text(encoding="utf-8")
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
     names = in_full(text)
     found = {}
     for line in guide.table(text, guide.DIFFERENCES):
@@ -71,13 +69,14 @@ def differences() -> dict[tuple[str, str], str]:
     return found
 
 
-def test_the_differences_are_those_of_the_records() -> None:
-    frame = pd.read_parquet(RECORDS).query("`when` == 'last' and split == 'test'")
+@pytest.mark.parametrize(("study", "count"), [*zip(PAGES, (45, 30), strict=True)])
+def test_the_differences_are_those_of_the_records(study: str, count: int) -> None:
+    frame = records_of(study).query("`when` == 'last' and split == 'test'")
     table = frame[frame["metric"] == "accuracy"].pivot_table(
         "value", ["benchmark", "seed"], "row", observed=True
     )
-    assert len(differences()) == 45
-    for (name, column), told in differences().items():
+    assert len(differences(study)) == count
+    for (name, column), told in differences(study).items():
         row, base = name.split(" over ")
         change = 100 * (table.loc[column, row] - table.loc[column, base]).mean()
         assert told.startswith(f"{change:+.2f} (")
@@ -153,18 +152,19 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
         guide.of_pages(tmp_path)
 
 
-def test_every_row_has_ten_runs_on_every_set() -> None:
-    runs = pd.read_parquet(RECORDS).drop_duplicates("id")
+@pytest.mark.parametrize(("name", "rows"), [*zip(PAGES, (18 * 2 + 24, 31), strict=True)])
+def test_every_row_has_ten_runs_on_every_set(name: str, rows: int) -> None:
+    runs = records_of(name).drop_duplicates("id")
     counted = runs.groupby(["row", "benchmark"], observed=True)["seed"].agg(["count", "nunique"])
-    assert len(runs) == 600
+    assert len(runs) == 10 * rows
     assert set(runs["status"]) == {"done"}
-    assert len(counted) == 18 * 2 + 24
+    assert len(counted) == rows
     assert (counted.to_numpy() == 10).all()
-    assert RECORDS.stat().st_size < 2e6
+    assert (RESULTS / f"{name}.parquet").stat().st_size < 2e6
 
 
 @pytest.mark.parametrize(
-    "name", ["learnable_small", "saflex_table2", "generated_rows", "few_labels"]
+@pytest.mark.parametrize("name", ["few_labels", "generated_rows", "learnable_small", "saflex_table2", "saflex_upstreams"])
 )
 def test_the_page_quotes_the_prediction_of_the_file(name: str) -> None:
     file = (ROOT / "ray_configs" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -111,7 +111,8 @@ def merged(sets: Sequence[DataSet]) -> list[DataSet]:
 
 
 def read(page: Path) -> list[DataSet]:
-    """The data sets of a study's page; none if it is about tables.
+    """The data sets of a study's page; none if it is about tables, or has no row ``none``, so that
+    it cannot tell whether to do anything.
 
     Raises:
         ValueError: the page has no table of differences.
@@ -120,6 +121,8 @@ def read(page: Path) -> list[DataSet]:
     if OTHERS.search(text):
         return []
     records: Any = pd.read_parquet(page.with_suffix(".parquet"))
+    if "none" not in set(records["row"]):
+        return []
     names = {line[""]: line["in full"] for line in table(text, NAMES)}
     costs = {line[""]: line["cost ratio"] for line in table(text, SCORES)}
     lines = table(text, DIFFERENCES)
@@ -188,8 +191,8 @@ def written(sets: Sequence[DataSet]) -> str:
             + linked(pages)
             + "; edit those, not this page. Verdicts are the studies' own: *better* and *worse* "
             "are significant at 5 % after Holm's correction over the study's comparisons, "
-            "*equivalent* is within its margin, *undecided* is none of these, which is not *equal*. "
-            "Intervals, uncorrected, are for other seeds and test images; *detectable* is the "
+            "*equivalent* is within its margin, *undecided* is none of these, which is not "
+            "*equal*. Intervals, uncorrected, are for other seeds and test images; *detectable* is the "
             "smallest true difference that one comparison finds with 80 % power."
         ),
         "## In short",

@@ -204,7 +204,9 @@ def controls(
     for column in block.columns:
         for entry in block.compared:
             beside = block.controls_of(entry)
-            base = block.baseline(entry) if beside else ""
+            # Without a row of the upstream on all labels, a gain is one over it on the same labels.
+            over = block.baseline(entry) or block.beside(entry, f"{entry.facts.upstream}@train")
+            base = over if beside else ""
             gain = _gain(column, entry.name, base, family, block.leads) if base else ""
             explained, readings = [], dict[str, str]()
             few = False
@@ -218,7 +220,7 @@ def controls(
                      signed(made.estimate), bounds(made.population), number(made.detectable, 2),
                      f"{read} (few seeds)" if made.few and read in OF_SEEDS else read]
                 )  # fmt: skip
-                if not block.by_name[control].facts.dirty:
+                if control != base and not block.by_name[control].facts.dirty:
                     explained.append(_explained(control, read, margin, block.leads))
                     readings[control] = read
                     few |= made.few
