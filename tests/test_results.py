@@ -123,8 +123,9 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     pd.DataFrame(
         [
             {"benchmark": name, "train_rows": rows, "test_rows": test, "seed": seed, **common}
-            | {"class": 3, "row": "saflex_x", "searched": None}
+            | {"class": 3, "row": row, "searched": None}
             for name, rows, test in sets
+            for row in ("none", "saflex_x")
             for seed in range(3)
         ]
     ).to_parquet(tmp_path / "one.parquet")
@@ -145,6 +146,10 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     assert text.count("## 3,000 rows") == 1 and "2 data sets" in text
     assert text.count("| `saflex_x` over `frozen(upstream=saflex)` |") == 2  # overview, section
     assert "[one](results/one.md) and [two](results/two.md)" in text
+    frame = pd.read_parquet(tmp_path / "one.parquet")
+    frame[frame["row"] != "none"].to_parquet(tmp_path / "two.parquet")
+    assert "two.md" not in guide.written(guide.of_pages(tmp_path))  # not over doing nothing
+    frame.to_parquet(tmp_path / "two.parquet")
     (tmp_path / "two.md").write_text(STUDY.replace("test accuracy", "test AUC"))
     assert "two.md" not in guide.written(guide.of_pages(tmp_path))  # of a table, not of images
     (tmp_path / "one.md").write_text("no table")

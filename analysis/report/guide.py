@@ -192,8 +192,8 @@ def written(sets: Sequence[DataSet]) -> str:
             + "; edit those, not this page. Verdicts are the studies' own: *better* and *worse* "
             "are significant at 5 % after Holm's correction over the study's comparisons, "
             "*equivalent* is within its margin, *undecided* is none of these, which is not "
-            "*equal*. Intervals, uncorrected, are for other seeds and test images; *detectable* is the "
-            "smallest true difference that one comparison finds with 80 % power."
+            "*equal*. Intervals, uncorrected, are for other seeds and test images; *detectable* is "
+            "the smallest true difference that one comparison finds with 80 % power."
         ),
         "## In short",
         short(sets),
