@@ -169,7 +169,8 @@ def test_every_row_has_ten_runs_on_every_set(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-@pytest.mark.parametrize("name", ["few_labels", "generated_rows", "learnable_small", "saflex_table2", "saflex_upstreams"])
+    "name",
+    ["few_labels", "generated_rows", "learnable_small", "saflex_table2", "saflex_upstreams"],
 )
 def test_the_page_quotes_the_prediction_of_the_file(name: str) -> None:
     file = (ROOT / "ray_configs" / f"{name}.yaml").read_text(encoding="utf-8")
