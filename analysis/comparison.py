@@ -190,7 +190,8 @@ def _scores(rows: Sequence[RowRuns], found: Sequence[Finding], when: str, leads:
     names, against = {row.name: row for row in rows}, {each.row: each for each in found}
     body = []
     for row in rows:
-        records, base = list(row.by_seed().values()), names.get(row.upstream)
+        records = list(row.by_seed().values())
+        base = names.get(row.upstream) or names.get(f"{row.upstream}@train")
         scores = [
             mean_sd([POINTS * each.metric(metric, when=when) for each in records], 2)
             for metric in SHOWN[leads]

@@ -123,7 +123,8 @@ def test_without_the_upstream_on_all_labels_a_gain_is_over_it_on_the_same_ones(
         make_run(tmp_path, "mixup", seed, 0.2, test_rows=150, control="train")
         for name in (SAFLEX, f"frozen(upstream={SAFLEX})"):
             make_run(tmp_path, name, seed, 2.0, test_rows=150)
-    told = told_of(tmp_path)
+    told, block = told_of(tmp_path), only(tmp_path)
+    assert tables.ratio(block, block.columns[0], block.by_name[SAFLEX]) == 1
     assert len(told) == 2
     assert all(f"{SAFLEX} gains over mixup@train" in each for each in told)
     assert f"the control frozen(upstream={SAFLEX})" in told[0]
