@@ -245,7 +245,8 @@ def controls(
     head = ["", "data set", "n", "difference, points ↑", "population 95 % CI",
             "detectable, points ↓", "reading"]  # fmt: skip
     notes = [
-        f"same: the 90 % interval lies within the margin of {margin:g} points.",
+        "above, below: the interval, which is not corrected, excludes 0; same: the 90 % interval "
+        f"lies within the margin of {margin:g} points.",
         *folds_note(block.columns),
         *patients_note(block.columns),
     ]
