@@ -244,7 +244,7 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert (
         code == 2
         and "rum" in text
-        and "list, run, compare, sweep, predict, show, policy, report, table, plan, runs, pack"
+        and "list, run, compare, sweep, predict, show, generate, policy, report, table, plan, runs"
         in text
     )
 
