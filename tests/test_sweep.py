@@ -658,6 +658,24 @@ def test_each_run_of_a_trial_shows_its_own_seconds(
     assert shown.count("done, 24.0 s, select AUC 0.5") == 2
 
 
+def test_a_trial_whose_first_run_has_ended_goes_on(
+    healthy: schema.Study, place: Path, tmp_path: Path
+) -> None:
+    """As after an interruption between the runs of a trial."""
+    ended, left = (job.first for job in seeds_of(healthy, place, 2))
+    disk.conclude(ended.run, ended.recorded, tmp_path, "stopped", "tested")
+    trial = Job((ended, left), trial=1, group="row")
+    driver = driver_of([trial], tmp_path, healthy)
+    assert driver.offer("t") is not None
+    driver.started("t")
+    for epoch in (1, 2):
+        driver.reported("t", {"epoch": epoch})
+    assert "1 running" in driver.display.where()
+    disk.conclude(left.run, left.recorded, tmp_path, "stopped", "tested")
+    driver.ended("t")
+    assert driver.display.where().startswith("1 done, 0 running, ")
+
+
 def test_temporary_files_lie_where_sockets_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ class Driver:
     def started(self, name: str) -> None:
         """A worker begins."""
         self._running.add(name)
-        self.display.started(self._job(name).first)
+        self.display.started(self._shown(name))
 
     def reported(self, name: str, told: dict[str, Any]) -> None:
         """A run goes on, or ends."""
@@ -159,7 +159,7 @@ class Driver:
             problem = Problem(told["no_data"], data=asked.path or asked.name)
             self._problem(name, self._no_data.setdefault(stored(asked), problem))
         if "epoch" in told:
-            self.display.reached(job.first, told["epoch"])
+            self.display.reached(self._shown(name), told["epoch"])
             if self._curves is not None:
                 self._curves.extend(job.cells)
         self.display.tick()
@@ -186,6 +186,7 @@ class Driver:
 
         ``death`` says why the worker's process is gone, where that may be the run's own fault.
         """
+        shown = self._shown(name)
         place, left = self._offered.pop(name)
         self._running.discard(name)
         held = self._refused.pop(name, "")
@@ -209,7 +210,7 @@ class Driver:
         for cell in cells:
             again |= self._conclude(cell, death)
         if again:
-            self.display.paused(job.first)
+            self.display.paused(shown)
             self._waiting.append(place)
 
     def _next(self) -> int | None:
@@ -285,6 +286,11 @@ class Driver:
 
     def _job(self, name: str) -> Job:
         return self.jobs[self._offered[name][0]]
+
+    def _shown(self, name: str) -> Cell:
+        """The run that stands for a job in the display: the first that was still to be done."""
+        left = self._offered[name][1]
+        return next(cell for cell in self._job(name).cells if cell.run.id in left)
 
     def _written(self, cell: Cell) -> int:
         """When the result of a run was written."""
