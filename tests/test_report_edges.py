@@ -392,3 +392,10 @@ def test_labels_of_rows_that_were_never_seen_count_in_no_figure(
     monkeypatch.setattr(figures.plots, "maps", lambda tables, *_, **__: shares.append(tables[0][2]))
     figures.MAKERS["labels"](figures._Drawing(only(tmp_path), [], 0.5), [])
     assert np.allclose(shares[0].sum(axis=1), 1)
+
+
+def test_letters_that_would_overlap_are_one_text() -> None:
+    places = {"a": 3.0, "b": 6.8, "d": -16.7, "e": 7.2, "c": 8.5}
+    told = list(plots._together(places, 0.75))
+    assert [text for _, text in told] == ["d", "a", "b, e", "c"]
+    assert told[2][0] == pytest.approx(7.0)

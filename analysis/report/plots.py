@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -537,6 +537,10 @@ def intervals(
         _save(figure, paths)
 
 
+NEAR = 0.03
+"""Share of an axis within which two letters would overlap."""
+
+
 def gains(
     panels: Sequence[tuple[str, Sequence[Mark]]],
     names: Sequence[str],
@@ -558,15 +562,28 @@ def gains(
                     ms=5, lw=0.8, mfc="none" if place >= len(COLOURS) else None,
                 )  # fmt: skip
             tops = {mark.upstream: mark.x.estimate for mark in marks}
-            for upstream, x in tops.items():
+            low, high = axis.get_xlim()
+            for x, told in _together(tops, NEAR * (high - low)):
                 axis.text(
-                    x, 1.01, upstream, transform=axis.get_xaxis_transform(), fontsize=7,
+                    x, 1.01, told, transform=axis.get_xaxis_transform(), fontsize=7,
                     ha="center", va="bottom",
                 )  # fmt: skip
             _labelled(axis, "", *axes_names)
             axis.set_title(heading, fontsize=7.5, loc="left", pad=16)
         _legend(figure, names, marked=True)
         _save(figure, paths)
+
+
+def _together(places: Mapping[str, float], near: float) -> Iterator[tuple[float, str]]:
+    """The names from left to right, those that would overlap in one text between their places."""
+    groups = list[list[str]]()
+    for name in sorted(places, key=places.__getitem__):
+        if groups and places[name] - places[groups[-1][-1]] < near:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    for group in groups:
+        yield sum(places[name] for name in group) / len(group), ", ".join(group)
 
 
 def _beside(span: Span) -> list[list[float]] | None:
