@@ -128,6 +128,12 @@ class Block:
         there = (self.beside(entry, row) for row in entry.facts.bases)
         return next((name for name in there if name and name != entry.name), "")
 
+    def alone(self, entry: Entry) -> str:
+        """The row of an entry's upstream alone, on all labelled rows or, with as many steps, without
+        the meta rows (@train); empty if neither was run."""
+        upstream = entry.facts.upstream
+        return self.beside(entry, upstream) or self.beside(entry, f"{upstream}@train")
+
     def beside(self, entry: Entry, row: str) -> str:
         """The name of the row to compare an entry with, in the entry's own variant if that exists,
         and of joined rows one of the same origin first; empty if there is no such row."""

@@ -205,8 +205,7 @@ def controls(
         for entry in block.compared:
             beside = block.controls_of(entry)
             # Without a row of the upstream on all labels, a gain is one over it on the same labels.
-            over = block.baseline(entry) or block.beside(entry, f"{entry.facts.upstream}@train")
-            base = over if beside else ""
+            base = block.baseline(entry) or block.alone(entry) if beside else ""
             gain = _gain(column, entry.name, base, family, block.leads) if base else ""
             explained, readings = [], dict[str, str]()
             few = False

@@ -56,10 +56,8 @@ LABELS = {"type": "device", "name": "hardware"}
 
 
 def ratio(block: Block, column: Column, entry: Entry) -> float:
-    """The cost as a ratio to the upstream alone, on all labelled rows or, with as many steps, on
-    those without the meta rows (@train); nan if neither was run."""
-    over = entry.facts.upstream
-    base = block.beside(entry, over) or block.beside(entry, f"{over}@train")
+    """The cost as a ratio to the upstream alone; nan if that was not run."""
+    base = block.alone(entry)
     return cost_ratio(column.rows[entry.name], column.rows[base]) if base else math.nan
 
 
