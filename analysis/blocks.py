@@ -129,8 +129,8 @@ class Block:
         return next((name for name in there if name and name != entry.name), "")
 
     def alone(self, entry: Entry) -> str:
-        """The row of an entry's upstream alone, on all labelled rows or, with as many steps, without
-        the meta rows (@train); empty if neither was run."""
+        """The row of a method's upstream alone, on all labelled rows or without the meta rows
+        (@train, as many steps); empty if neither was run."""
         upstream = entry.facts.upstream
         return self.beside(entry, upstream) or self.beside(entry, f"{upstream}@train")
 
