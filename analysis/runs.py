@@ -58,7 +58,7 @@ class Training:
     ema: float = 0.0
     """predict with running means of the parameters, which keep this share at each step; 0: off"""
     steps_per_epoch: int = 0
-    """where an epoch of the labelled rows says nothing; 0: one pass over them"""
+    """where an epoch of the labelled rows says nothing: so many full batches; 0: one pass"""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "learning_rate", "gamma")

@@ -40,8 +40,8 @@ class Batch:
     """(B,) weight of each row; 1/B as drawn."""
     index: Tensor
     """(B,) int64 number of the row: those of the training split come first, then the unlabelled
-    ones, then those from elsewhere; -1 for rows that have no state, such as meta rows and rows that
-    a method adds."""
+    ones, then those from elsewhere; -1 for rows that have no state: meta rows, rows that a method
+    adds, and rows that are not trained on in this step."""
     logits: Tensor | None = None
     """(B, K) with graph: ``ctx.forward(x)``, if the method ran it, so that it runs only once."""
 

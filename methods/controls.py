@@ -243,8 +243,9 @@ class ShuffledWeights(Method):
     """Shuffle the weights that ``upstream`` learned among its rows.
 
     Where the method beats this row, the gain comes from which row has which weight, not from giving
-    fewer rows more weight. Targets stay with their rows, and so do the weights of clean or added
-    rows.
+    fewer rows more weight. Targets stay with their rows, and so do the weights of rows that are
+    clean, added or not trained on. Unlabelled rows share their weights among themselves, as they
+    start with others than labelled rows.
     """
 
     kinds = ANYTHING
@@ -264,9 +265,27 @@ class ShuffledWeights(Method):
         if self.upstream is None:
             return batch
         out = self.upstream.augment(batch, ctx)
-        own = self.upstream.weighted(len(batch))
-        order = torch.randperm(own, device=out.w.device)
-        return replace(out, w=torch.cat([out.w[:own][order], out.w[own:]]))
+        clean = len(batch) - self.upstream.weighted(len(batch))
+        own = len(out) - clean
+        shuffled = torch.randperm(own, device=out.w.device)
+        group = _group(out.index[:own], ctx)
+        # Rows in the order of their groups, shuffled within each and as they are.
+        mixed, plain = shuffled[group[shuffled].argsort(stable=True)], group.argsort(stable=True)
+        w = out.w.clone()
+        w[plain] = torch.where(group[plain] < OTHER, out.w[mixed], out.w[plain])
+        return replace(out, w=w)
+
+
+OTHER = 2
+"""Group of rows without state."""
+
+
+def _group(index: Tensor, ctx: Context) -> Tensor:
+    """(B,) 0 for rows with a label of their own, 1 for unlabelled ones, ``OTHER`` for the rest."""
+    first = len(ctx.train.targets)
+    end = first if ctx.unlabelled is None else first + len(ctx.unlabelled.targets)
+    unlabelled = (index >= first) & (index < end)
+    return torch.where(index < 0, OTHER, unlabelled.long())
 
 
 def attack_of(method: Method | None) -> Lpa3 | None:

@@ -102,7 +102,8 @@ class FixMatch(Method):
     (Eq. 3 and 4). ``strong`` changes a second weak view; without it, it is
     randaugment+random_erasing. The batch holds the labelled rows, then the unlabelled ones, which
     have indices of their own, so that a method over this one can keep state for each of them; rows
-    below the threshold have weight 0. Averaged weights, as published, are ``ema`` of the training.
+    below the threshold have weight 0 and index -1. Averaged weights, as published, are ``ema`` of
+    the training.
 
     ``attack``, an lpa3, adds a third term (LP-A3, section 5.2): the rows that it makes of
     upstream(u), with label argmax q, where max q >= ``attack_threshold``; its ``weight`` multiplies
@@ -223,7 +224,12 @@ class FixMatch(Method):
         y = F.one_hot(best, ctx.spec.classes).to(batch.y.dtype)
         sure = (certainty >= self.threshold).to(batch.w.dtype)
         strong = self.strong.augment(view(self.upstream, drawn, ctx), ctx)
-        rows = replace(weak if self.same_view else strong, y=y, w=self.weight * sure * drawn.w)
+        rows = replace(
+            weak if self.same_view else strong,
+            y=y,
+            w=self.weight * sure * drawn.w,
+            index=torch.where(sure > 0, drawn.index, -1),
+        )
         out = joined(view(self.upstream, batch, ctx), rows)
         if ctx.step % LOG_EVERY == 0:
             with ctx.uncharged():

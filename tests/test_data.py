@@ -708,6 +708,23 @@ class TestTrainingOrder:
         if rows > 8:
             assert len({tuple(each) for each in full}) == len(full), "each pass in a new order"
 
+    @pytest.mark.parametrize(("rows", "batch"), [(23, 5), (20, 5), (4, 9), (1, 4), (9, 8)])
+    @pytest.mark.parametrize("steps", [1, 3, 7])
+    def test_full_batches_run_on_into_the_next_pass(
+        self, rows: int, batch: int, steps: int
+    ) -> None:
+        found = [
+            each
+            for epoch in range(9)
+            for each in training_order(rows, (), batch, steps, epoch, 0, "train", full=True)
+        ]
+        assert [len(each) for each in found] == [batch] * 9 * steps
+        passes = torch.cat(found).split(rows)
+        assert all(len(set(each.tolist())) == len(each) for each in passes)
+        if rows > 8:
+            whole = {tuple(each.tolist()) for each in passes if len(each) == rows}
+            assert len(whole) == 9 * steps * batch // rows, "each pass in a new order"
+
     def test_an_epoch_of_the_whole_pool_is_one_pass(self) -> None:
         steps = len(chunks(205, 16))
         for epoch in range(3):

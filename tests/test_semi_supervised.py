@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import methods
 from analysis.runs import Run, Training
 from benchmarks.cli.common import benchmark_of
-from benchmarks.contract import Bench, Case, bench, network_for, splits, splits_for
+from benchmarks.contract import ROWS, Bench, Case, bench, network_for, splits, splits_for
 from benchmarks.data import splits as data
 from benchmarks.data.carving import NotApplicable
 from benchmarks.data.dataset import Arrays
@@ -89,7 +89,8 @@ class TestFixMatch:
         theirs = (sure * F.cross_entropy(z[8:], labels, reduction="none")).mean()
         torch.testing.assert_close(found, own + weight * theirs, rtol=1e-5, atol=1e-6)
         assert {1.0: 16, 0.0: 0}.get(share, 9) == int(sure.sum())
-        assert torch.equal(out.index[8:], rows.index) and int(rows.index.min()) >= 36
+        assert torch.equal(out.index[8:], torch.where(sure, rows.index, -1))
+        assert int(rows.index.min()) >= 36
 
     def test_the_control_trains_on_the_view_that_was_seen(self) -> None:
         text = "pseudo_label(upstream=fixmatch(upstream=gaussian_noise, threshold=0.0, mu=2))"
@@ -518,3 +519,48 @@ class TestUnlabelledImagesOfOnesOwn:
     def test_names_that_are_refused(self, text: str, told: str) -> None:
         with pytest.raises(NamingError, match=told):
             parse_benchmark(text)
+
+
+class TestWeightsOverFixMatch:
+    def test_shuffled_weights_know_unlabelled_rows(self) -> None:
+        """They get weights of theirs, labelled rows too; what is not trained on stays at 0."""
+        chain = "l2rw(upstream=fixmatch(threshold=0.4, mu=3))"
+        own, other = (
+            bench(lambda text=text: methods.build(text), IMAGES)
+            for text in (chain, f"shuffled_weights(upstream={chain})")
+        )
+        moved = {"labelled": False, "unlabelled": False}
+        some_left_out = False
+        for step in range(6):
+            out, shuffled = (
+                each.augment(each.batch(step=step), step=step) for each in (own, other)
+            )
+            assert torch.equal(out.index, shuffled.index)
+            groups = {
+                "labelled": (out.index >= 0) & (out.index < ROWS),
+                "unlabelled": out.index >= ROWS,
+            }
+            for name, group in groups.items():
+                pairs = (each.w[group].sort().values for each in (out, shuffled))
+                assert torch.equal(*pairs), name
+                moved[name] |= not torch.equal(out.w[group], shuffled.w[group])
+            rest = ~(groups["labelled"] | groups["unlabelled"])
+            assert not shuffled.w[rest].any()
+            some_left_out |= bool(rest.any())
+        assert moved == {"labelled": True, "unlabelled": True}
+        assert some_left_out
+
+    def test_rows_below_the_threshold_do_not_count_as_learned(self) -> None:
+        """What learns nothing has moved nothing, though most rows of a step have weight 0."""
+        made = bench(
+            lambda: methods.build("frozen(upstream=saflex(clean_fraction=0.0, upstream=fixmatch))"),
+            IMAGES,
+        )
+        left_out = 0
+        for step in range(6):
+            out = made.augment(made.batch(step=step), step=step)
+            left_out += int((out.w == 0).sum())
+            assert torch.equal(out.w == 0, out.index < 0)
+        assert left_out
+        assert made.method.learning() == {"weight": 0.0, "label": 0.0}
+        assert set(made.method.learned()["weight"].tolist()) <= {0.0, 1.0}

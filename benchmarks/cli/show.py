@@ -179,7 +179,8 @@ def show(
     if not epochs:
         ctx.enter("setup")
         method.setup(ctx)
-    ctx.epoch, ctx.step = epochs, epochs * len(chunks(splits.pool, training.batch_size))
+    steps = training.steps_per_epoch or len(chunks(splits.pool, training.batch_size))
+    ctx.epoch, ctx.step = epochs, epochs * steps
     network.train()
     ctx.enter("begin_epoch")
     method.begin_epoch(ctx)

@@ -309,22 +309,32 @@ def training_order(
     epoch: int,
     seed: int,
     keep: str,
+    full: bool = False,
 ) -> list[Tensor]:
     """Positions in the training split of each batch of one epoch.
 
     Passes over the rows follow each other, each in a new order; an epoch takes the next ``steps``
-    batches, wherever a pass ends. With folds, each fold is counted separately, and ``keep`` says
-    whether its rows ("meta") or all others ("train") are trained on.
+    batches, wherever a pass ends. There the last batch is short, or with ``full`` filled from the
+    next pass. With folds, each fold is counted separately, and ``keep`` says whether its rows
+    ("meta") or all others ("train") are trained on.
     """
     fold = epoch % len(folds) if folds else 0
     active = rows_of_epoch(folds[fold].cpu(), rows, keep) if folds else torch.arange(rows)
-    pieces = chunks(len(active), batch_size)
+    count = len(active)
+    pieces = chunks(count, batch_size)
     first = epoch // max(1, len(folds)) * steps
     batches, orders = [], {}
     for step in range(first, first + steps):
-        number, place = divmod(step, len(pieces))
-        if number not in orders:
-            orders[number] = permutation(len(active), seed, "order", fold, number)
-        start, end = pieces[place]
-        batches.append(active[orders[number][start:end]])
+        if full:
+            start, end = step * batch_size, (step + 1) * batch_size
+        else:
+            number, place = divmod(step, len(pieces))
+            start, end = (number * count + each for each in pieces[place])
+        places = []
+        for number in range(start // count, -(-end // count)):
+            if number not in orders:
+                orders[number] = permutation(count, seed, "order", fold, number)
+            passed = number * count
+            places.append(orders[number][max(0, start - passed) : end - passed])
+        batches.append(active[torch.cat(places)])
     return batches

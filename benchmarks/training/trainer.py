@@ -287,13 +287,16 @@ def _begin_epoch(job: _Job, number: int) -> _Epoch:
     """All that comes before the first step: the rate, the order of rows, the method's own phase."""
     run, splits, ctx = job.run, job.splits, job.ctx
     rows, folds, batch_size = len(splits.train), splits.folds, run.training.batch_size
-    steps = run.training.steps_per_epoch or len(chunks(splits.pool, batch_size))
+    asked = run.training.steps_per_epoch
+    steps = asked or len(chunks(splits.pool, batch_size))
     ctx.epoch, ctx.step = number, number * steps
     rate = learning_rate(run.training, number)
     for optimizer in (ctx.optimizer, *job.learner.optimizers()):
         for group in optimizer.param_groups:
             group["lr"] = rate
-    order = training_order(rows, folds, batch_size, steps, number, run.seed, job.keep)
+    order = training_order(
+        rows, folds, batch_size, steps, number, run.seed, job.keep, full=asked > 0
+    )
     if folds:  # fold e mod K is meta in epoch e
         fold = folds[number % len(folds)]
         ctx.hold_out(fold, rows_of_epoch(fold, rows, job.keep))
