@@ -16,8 +16,8 @@ class Generated(Method):
 
     ``data`` is ``npz:FILE``, with the arrays images and labels (``npz:DIR``: the file in it that is
     named as the data set is), or ``folder:DIR``, with one folder per class; ``augbench generate``
-    makes such rows. The last round(``share`` B) of a batch's B
-    rows are replaced by rows of ``data``, drawn afresh at each step. A batch stays as large as it
+    makes such rows. The last round(``share`` B) of a batch's B rows, at most as many as ``data``
+    has, are replaced by rows of ``data``, drawn afresh at each step. A batch stays as large as it
     was, so a step costs what it did, and the row ``none`` has real images in their place. With
     ``share`` 1 all are replaced, as saflex expects it, whose clean rows are real ones.
 

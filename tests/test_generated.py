@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.made import interrupt_at, saved_figures
 
 IMAGES = Case(1)
 DIGITS = "digits(rows_per_class=10)"
+OF = parse_benchmark(DIGITS)
 
 
 def write(path: Path, x: np.ndarray, y: Any, **more: Any) -> str:
@@ -165,7 +167,7 @@ class TestDraws:
 
 class TestRead:
     def test_an_npz(self, source: str) -> None:
-        made = elsewhere.with_rows(digits(), source, Path())
+        made = elsewhere.with_rows(digits(), source, Path(), OF)
         assert made.generated is not None and made.truth is not None
         assert made.generated.y.argmax(dim=1)[:6].tolist() == [1, 1, 2, 3, 4, 6]
         assert made.truth[:6].tolist() == [0, 1, 2, 3, 4, 5]
@@ -173,15 +175,40 @@ class TestRead:
             expected = stored["images"].astype(np.float32) / 255
         x = made.generated.inputs(torch.arange(30))
         assert np.array_equal(x.numpy()[:, 0], expected)
-        assert made.notes[-1] == "30 rows from rows.npz, 6 of them known to have a wrong label"
+        assert (
+            made.notes[-1]
+            == "30 rows from rows.npz, 6 of them known to have a wrong label; none of class 0, 5"
+        )
 
     def test_test_images_among_them_are_called_out(self, tmp_path: Path) -> None:
         made = digits()
         x = (255 * made.test.inputs(torch.arange(4))).round().to(torch.uint8)[:, 0].numpy()
         x[3, 0, 0] ^= 1
-        given = elsewhere.with_rows(made, write(tmp_path / "a.npz", x, [0, 1, 2, 3]), Path())
+        given = elsewhere.with_rows(made, write(tmp_path / "a.npz", x, [0, 1, 2, 3]), Path(), OF)
         told = "3 of 897 test images are among the rows from a.npz too, pixel for pixel"
         assert given.caveats == (*made.caveats, told)
+        x = (255 * made.select.inputs(torch.arange(2))).round().to(torch.uint8)[:, 0].numpy()
+        given = elsewhere.with_rows(made, write(tmp_path / "b.npz", x, [0, 1]), Path(), OF)
+        assert "2 of " in given.caveats[-1] and "select images" in given.caveats[-1]
+
+    def test_what_made_them_may_have_seen_more_than_a_run(
+        self, source: str, tmp_path: Path
+    ) -> None:
+        def caveats(benchmark: str) -> tuple[str, ...]:
+            return elsewhere.with_rows(digits(), source, Path(), parse_benchmark(benchmark)).caveats
+
+        path, before = tmp_path / "rows.json", digits().caveats
+        assert caveats(DIGITS) == before
+        assert "may be made from test images" in caveats("digits(folds=5)")[-1]
+        assert "with labelled the labelled rows differ" in caveats("digits(labelled=4)")[-1]
+        path.write_text(json.dumps({"benchmark": DIGITS}))
+        assert caveats(DIGITS) == before
+        told = f"made from the training rows of {DIGITS}, not of digits"
+        for other in ("digits", "digits(folds=5)", "digits(rows_per_class=10, labelled=4)"):
+            assert told in caveats(other)[-1]
+        for broken in ("{", "[1]", '{"benchmark": 3}'):
+            path.write_text(broken)
+            assert caveats(DIGITS) == before
 
     def test_a_folder_by_the_names_of_the_classes(self, tmp_path: Path) -> None:
         """In whatever order they are listed; grey images in colour where the data are."""
@@ -189,13 +216,22 @@ class TestRead:
             (tmp_path / name).mkdir()
             Image.new("L", (28, 28), level).save(tmp_path / name / "a.png")
         made = elsewhere.with_rows(
-            digits("digits(rows_per_class=10, as_rgb=true)"), f"folder:{tmp_path}", Path()
+            digits("digits(rows_per_class=10, as_rgb=true)"), f"folder:{tmp_path}", Path(), OF
         )
         assert made.generated is not None and made.truth is None
         levels = (255 * made.generated.inputs(torch.arange(2))).round()
         assert levels.shape == (2, 3, 28, 28)
         found = dict(zip(made.generated.y.argmax(dim=1).tolist(), levels[:, 2, 5, 5], strict=True))
         assert found == {3: 30, 7: 70}
+        told = made.notes[-1]
+        assert (
+            told.startswith("2 rows from ") and "; none of class 0, 1, 2, 4, 5 and 3 more" in told
+        )
+        shutil.rmtree(tmp_path / "3")
+        elsewhere._read.cache_clear()
+        made = elsewhere.with_rows(digits(), f"folder:{tmp_path}", Path(), OF)
+        assert made.generated is not None
+        assert made.generated.y.argmax(dim=1).tolist() == [7], "a generator of one class"
 
     @pytest.mark.parametrize(
         ("x", "y", "more", "message"),
@@ -215,24 +251,24 @@ class TestRead:
     ) -> None:
         path = write(tmp_path / "rows.npz", np.zeros(x, np.uint8), y, **more)
         with pytest.raises((NotApplicable, DataError), match=message):
-            elsewhere.with_rows(digits(), path, Path())
+            elsewhere.with_rows(digits(), path, Path(), OF)
 
     def test_other_files_are_refused(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", images=np.zeros((5, 28, 28), np.uint8))
         with pytest.raises(DataError, match="has no labels"):
-            elsewhere.with_rows(digits(), f"npz:{tmp_path / 'a.npz'}", Path())
+            elsewhere.with_rows(digits(), f"npz:{tmp_path / 'a.npz'}", Path(), OF)
         for name in ("one", "two"):
             (tmp_path / "own" / name).mkdir(parents=True)
             Image.new("L", (28, 28)).save(tmp_path / "own" / name / "a.png")
         with pytest.raises(NotApplicable, match="its folder 'one' is no class of the data"):
-            elsewhere.with_rows(digits(), f"folder:{tmp_path / 'own'}", Path())
+            elsewhere.with_rows(digits(), f"folder:{tmp_path / 'own'}", Path(), OF)
         for name in ("train", "test"):
             (tmp_path / "cut" / name).mkdir(parents=True)
             for each in ("3", "4"):
                 (tmp_path / "cut" / name / each).mkdir()
                 Image.new("L", (28, 28)).save(tmp_path / "cut" / name / each / "a.png")
         with pytest.raises(DataError, match="has splits"):
-            elsewhere.with_rows(digits(), f"folder:{tmp_path / 'cut'}", Path())
+            elsewhere.with_rows(digits(), f"folder:{tmp_path / 'cut'}", Path(), OF)
         for kind in ("npz", "folder"):
             with pytest.raises(DataError, match=r"none does not exist: .*augbench generate makes"):
                 elsewhere.version_of(f"{kind}:{tmp_path / 'none'}")
@@ -240,7 +276,7 @@ class TestRead:
             elsewhere.version_of(f"folder:{tmp_path / 'a.npz'}")
         several = replace(digits(), kind="multi-label")
         with pytest.raises(NotApplicable, match="images with one label"):
-            elsewhere.with_rows(several, f"npz:{tmp_path / 'a.npz'}", Path())
+            elsewhere.with_rows(several, f"npz:{tmp_path / 'a.npz'}", Path(), OF)
 
 
 class TestRuns:
@@ -302,7 +338,7 @@ class TestRuns:
         cell = cell_of(f"saflex(upstream=generated(data='{source}'))")
         result = execute(cell, tmp_path / "runs")
         learned = runs.read_arrays(runs.folder_of(tmp_path / "runs", cell.run) / "learned.npz")
-        made = elsewhere.with_rows(digits(), source, Path())
+        made = elsewhere.with_rows(digits(), source, Path(), OF)
         assert made.generated is not None and made.truth is not None
         first = len(made.train)
         assert learned["weight"].shape == (first + 30,)
@@ -436,7 +472,7 @@ class TestCommand:
         assert any("labelled" in text for text in captions)
         method = told.partition('--methods "')[2].partition('"')[0]
         made = elsewhere.with_rows(
-            digits(), elsewhere.rows_from(methods.build(method), "digits"), Path()
+            digits(), elsewhere.rows_from(methods.build(method), "digits"), Path(), OF
         )
         assert made.generated is not None and len(made.generated) == 80
 
@@ -467,7 +503,7 @@ class TestCommand:
         assert not np.array_equal(found[0], found[1])
 
     def test_real_rows_are_those_that_no_run_has(self, tmp_path: Path) -> None:
-        asked = ["--benchmark", DIGITS, "--kind", "real", "--rows", "50", "--out", str(tmp_path)]
+        asked = ["--benchmark", DIGITS, "--kind", "real", "--out", str(tmp_path)]
         assert main.run(["generate", *asked]) == 0
         made = runs.read_arrays(tmp_path / "digits.npz")
         benchmark = parse_benchmark(DIGITS)
@@ -477,6 +513,7 @@ class TestCommand:
         ours = (255 * digits().train.inputs(torch.arange(8))).round().to(torch.uint8).numpy()
         assert not {image.tobytes() for image in ours} & known.keys()
         assert len(x) == 600 - 100
+        assert np.bincount(made["labels"]).tolist() == [10] * 10, "the shares of what they replace"
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -484,7 +521,10 @@ class TestCommand:
             (("digits(folds=5)",), "got folds"),
             (("digits(labelled=4)",), "got labelled"),
             (("digits(noise=0.2)",), "got noise or imbalance"),
-            (("digits", "--kind", "real"), "there are 0: set rows_per_class"),
+            (
+                ("digits", "--kind", "real"),
+                "of class 0 that it leaves out, there are 0: set rows_per_class",
+            ),
             (("digits(rows_per_class=3)",), "class 0 has 3 rows: expected 4 or more"),
             (("digits", "--wrong", "1.5"), "wrong: expected a share"),
             (("digits", "--rows", "0"), "rows: expected 1 or more"),

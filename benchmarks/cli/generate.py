@@ -104,16 +104,11 @@ def _made(
     rows, classes = splits.train, len(splits.classes)
     y = task_named(splits.kind).labels(rows.y.numpy())
     count = len(y) if command.rows is None else command.rows
+    truth = generators.classes_like(y, count, command.seed)
     if command.kind == "real":
-        if len(others[1]) < count:
-            raise ValueError(
-                f"real: expected {count:,} training images that it leaves out, there are "
-                f"{len(others[1]):,}: set rows_per_class behind its name, or --rows"
-            )
-        order = np.random.default_rng(command.seed).permutation(len(others[1]))[:count]
-        truth, x = others[1][order], others[0][order]
+        order = generators.drawn_like(truth, others[1], command.seed)
+        x = others[0][order]
     else:
-        truth = generators.classes_like(y, count, command.seed)
         known = rows.inputs(torch.arange(len(y))).numpy()
         if command.kind == "pca":
             x = generators.mixtures(known, y, truth, command.seed)

@@ -142,7 +142,7 @@ def show(
     splits = make_splits(
         arrays, benchmark, Protocol(), needs_meta=needs_meta, seed=seed, device=device
     )
-    splits = with_rows(splits, rows_from(method, benchmark.name), root)
+    splits = with_rows(splits, rows_from(method, benchmark.name), root, benchmark)
     cards = Cards(refitted(arrays, benchmark, seed)) if arrays.table is not None else None
     if draws is None:
         draws = DRAWS if cards is None else DRAWS_OF_ROWS

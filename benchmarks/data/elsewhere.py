@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from benchmarks.data.carving import NotApplicable
 from benchmarks.data.dataset import TWICE, checked_labels
 from benchmarks.data.download import DataError, md5_of
 from benchmarks.data.layout import some
+from benchmarks.data.names import Benchmark, canonical
 from benchmarks.data.ondisk import OnDisk, Pixels
 from benchmarks.data.splits import Splits
 from benchmarks.data.streams import Rows, as_stored, shape_of, targets_of
@@ -103,7 +106,7 @@ def check_version(source: str, version: int) -> None:
 def _read(source: str, size: int, root: Path, memory_gib: float) -> Elsewhere:
     kind, _, path = source.partition(":")
     if kind == "folder":
-        found = folders.read(Path(path), size, None, root, memory_gib)
+        found = folders.read(Path(path), size, None, root, memory_gib, least=1)
         if found.parts != ("",):
             raise DataError(f"{path} has splits: expected one folder per class, and no others.")
         return Elsewhere(found.x, found.y, found.classes, None)
@@ -118,8 +121,10 @@ def _read(source: str, size: int, root: Path, memory_gib: float) -> Elsewhere:
     return Elsewhere(x, y, (), truth)
 
 
-def with_rows(splits: Splits, source: str, root: Path, memory_gib: float = 4.0) -> Splits:
-    """The splits of a run, and the rows of ``source`` (npz:FILE or folder:DIR).
+def with_rows(
+    splits: Splits, source: str, root: Path, benchmark: Benchmark, memory_gib: float = 4.0
+) -> Splits:
+    """The splits of a run on ``benchmark``, and the rows of ``source`` (npz:FILE or folder:DIR).
 
     Raises:
         DataError: the rows cannot be read.
@@ -147,25 +152,56 @@ def with_rows(splits: Splits, source: str, root: Path, memory_gib: float = 4.0) 
     assert y is not None
     where = torch.arange(len(y), device="cpu" if isinstance(x, OnDisk) else device)
     rows = Rows(x, where, targets_of(y, len(splits.classes)).to(device), channels)
-    caveats = (*splits.caveats, *_tested(splits, x, Path(path).name))
-    told = f"{len(y):,} rows from {Path(path).name}"
+    name = Path(path).name
+    caveats = (*splits.caveats, *_held_out(splits, x, name), *_learned_from(path, benchmark))
+    told = f"{len(y):,} rows from {name}"
     if truth is not None:
         told = f"{told}, {int((truth != y).sum()):,} of them known to have a wrong label"
+    if absent := [each for number, each in enumerate(splits.classes) if number not in y]:
+        told = f"{told}; none of class {some(absent)}"
     return replace(
         splits, generated=rows, truth=truth, caveats=caveats, notes=(*splits.notes, told)
     )
 
 
-def _tested(splits: Splits, x: Tensor | OnDisk, name: str) -> list[str]:
-    """A caveat if test images are among those from elsewhere; skips what is not in memory."""
-    rows, where = splits.test.x, splits.test.where
-    if not isinstance(x, Tensor) or not isinstance(rows, Tensor) or x.dtype != rows.dtype:
-        return []
-    known = {image.tobytes() for image in x.cpu().numpy()}
-    twice = sum(image.tobytes() in known for image in rows[where].cpu().numpy())
-    if not twice:
-        return []
-    return [f"{twice} of {len(where)} test images are among the rows from {name} {TWICE}"]
+def _held_out(splits: Splits, x: Tensor | OnDisk, name: str) -> Iterator[str]:
+    """Caveats if test or select images are among those from elsewhere; skips what is not in
+    memory."""
+    for split, held in (("test", splits.test), ("select", splits.select)):
+        rows, where = held.x, held.where
+        if not isinstance(x, Tensor) or not isinstance(rows, Tensor) or x.dtype != rows.dtype:
+            continue
+        known = {image.tobytes() for image in x.cpu().numpy()}
+        twice = sum(image.tobytes() in known for image in rows[where].cpu().numpy())
+        if twice:
+            yield f"{twice} of {len(where)} {split} images are among the rows from {name} {TWICE}"
+
+
+def _learned_from(path: str, benchmark: Benchmark) -> Iterator[str]:
+    """A caveat if what made the rows may have seen more than the training rows of this run."""
+    name, own = Path(path).name, canonical(benchmark)
+    source = _made_from(Path(path))
+    if source and source != own:
+        yield (
+            f"the rows from {name} were made from the training rows of {source}, not of {own}: "
+            "test images, or labels that this run does not have, may be among those"
+        )
+    elif not source and (benchmark.folds or benchmark.labelled):
+        differs = "folds" if benchmark.folds else "labelled"
+        yield (
+            f"the rows from {name} may be made from test images or from labels that this run does "
+            f"not have: with {differs} the labelled rows differ from run to run"
+        )
+
+
+def _made_from(path: Path) -> str:
+    """The benchmark that augbench generate names beside its rows; "" if it did not make them."""
+    try:
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    made = told.get("benchmark") if isinstance(told, dict) else None
+    return made if isinstance(made, str) else ""
 
 
 def _numbered(

@@ -44,7 +44,12 @@ class Folder:
 
 
 def read(
-    path: Path, size: int, groups: int | str | None, root: Path, memory_gib: float = 4.0
+    path: Path,
+    size: int,
+    groups: int | str | None,
+    root: Path,
+    memory_gib: float = 4.0,
+    least: int = 2,
 ) -> Folder:
     """The images of a folder, one folder per class, below train/, test/ and perhaps val/, or not.
 
@@ -52,7 +57,8 @@ def read(
     a file below `root`.
 
     `groups` says where the patients are named: a level of folders below the classes (1 is the
-    first), or FILE.csv or FILE.csv:COLUMN; with 0 and None they are not.
+    first), or FILE.csv or FILE.csv:COLUMN; with 0 and None they are not. `least`: the fewest
+    classes.
 
     Raises DataError for everything that is wrong, with the file and what to do.
     """
@@ -67,7 +73,7 @@ def read(
     top = walk.listed("")
     parts = splits_of(path, top)
     below = {part: walk.listed(folder) if part else top for part, folder in parts.items()}
-    classes = classes_of(walk, parts, below)
+    classes = classes_of(walk, parts, below, least)
     files = [
         File(folder, file, part, number)
         for part in parts

@@ -145,6 +145,25 @@ def classes_like(y: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.resize(y[order], count))
 
 
+def drawn_like(classes: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) positions in ``labels`` (M,) of rows of ``classes`` (N,), without repetition.
+
+    Raises:
+        ValueError: a class has too few rows.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    found = np.empty(len(classes), dtype=np.int64)
+    for name in np.unique(classes):
+        wanted, own = np.flatnonzero(classes == name), order[labels[order] == name]
+        if len(own) < len(wanted):
+            raise ValueError(
+                f"real: expected {len(wanted):,} training images of class {name} that it leaves "
+                f"out, there are {len(own):,}: set rows_per_class behind its name, or --rows"
+            )
+        found[wanted] = own[: len(wanted)]
+    return found
+
+
 def mislabelled(truth: np.ndarray, classes: int, share: float, seed: int) -> np.ndarray:
     """Labels of which round(share * N), drawn at random, are another class, each equally likely."""
     rng = np.random.default_rng([seed, len(truth)])

@@ -226,9 +226,12 @@ def splits_of(root: Path, top: Listing) -> dict[str, str]:
 
 
 def classes_of(
-    walk: Walk, parts: Mapping[str, str], below: Mapping[str, Listing]
+    walk: Walk, parts: Mapping[str, str], below: Mapping[str, Listing], least: int = 2
 ) -> dict[str, dict[str, str]]:
-    """For each class its folder in each split, sorted by the names as stored in train."""
+    """For each class its folder in each split, sorted by the names as stored in train.
+
+    Raises DataError for fewer than ``least`` classes, and for names that cannot be told apart.
+    """
     first = next(iter(parts))
     classes: dict[str, dict[str, str]] = {}
     for part, folder in parts.items():
@@ -247,13 +250,13 @@ def classes_of(
                     f"how accented letters are stored: merge them."
                 )
             classes[name][part] = _joined(folder, stored)
-    if len(classes) < 2:
+    if len(classes) < least:
         files = len(below[first].files)
         hint = f" (is {some(list(classes))} the one to name?)" if classes else ""
         hint = f"; it has {files} files" if files and not classes else hint
         raise DataError(
-            f"{shown(walk.root / parts[first])} has {len(classes)} folders: expected 2 or more, "
-            f"one per class, each with its images{hint}."
+            f"{shown(walk.root / parts[first])} has {len(classes)} folders: expected {least} or "
+            f"more, one per class, each with its images{hint}."
         )
     folded = Counter(name.casefold() for name in classes)
     alike = [name for name in classes if folded[name.casefold()] > 1]

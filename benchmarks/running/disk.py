@@ -193,7 +193,7 @@ def _attempt(
     arrays = arrays_of(benchmark, options.data_root, options.allow_unverified, options.memory_gib)
     method = methods.build(run.method)
     splits = _splits(run, arrays, method, benchmark, device)
-    splits = with_rows(splits, source, options.data_root, options.memory_gib)
+    splits = with_rows(splits, source, options.data_root, benchmark, options.memory_gib)
     for note in splits.notes:
         progress.note(f"{run.benchmark}: {note}")
     fitted = fit(
