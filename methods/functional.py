@@ -22,6 +22,11 @@ def beta(alpha: float, rows: int, like: Tensor) -> Tensor:
     return law.sample().to(like.dtype)
 
 
+def widened(logits: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Reshape ``values`` (B,) to (B, 1, ..., 1) to broadcast over the rows of ``like`` (B, *S)."""
     return values.view(-1, *([1] * (like.dim() - 1)))

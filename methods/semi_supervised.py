@@ -25,7 +25,7 @@ from methods.base import (
 )
 from methods.branches import on_branch
 from methods.classic import RandomErasing
-from methods.functional import beta, buffers_kept, joined, per_row, stacked
+from methods.functional import beta, buffers_kept, joined, per_row, stacked, widened
 from methods.learner import Learner, follow
 from methods.lpa3 import Lpa3
 from methods.randaugment import RandAugment
@@ -77,7 +77,7 @@ def unlabelled_rows(name: str, ctx: Context, rows: int) -> Batch:
 def seen(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, K) as a training step sees them; running statistics stay as they are."""
     with buffers_kept(model):
-        return model(x).float()
+        return widened(model(x))
 
 
 def guess(model: nn.Module, x: Tensor) -> Tensor:
@@ -413,7 +413,7 @@ class MeanTeacher(Learner):
         teacher, rows = cast("nn.Module", self.teacher), len(batch)
         out = ctx.applied(self.views, batch)
         with torch.no_grad():
-            goal = teacher(self.views.other).float().softmax(dim=1)
+            goal = widened(teacher(self.views.other)).softmax(dim=1)
         logits = ctx.forward(out.x)
         apart = (logits.softmax(dim=1) - goal).square().mean(dim=1)
         own = ctx.task.losses(logits[:rows], out.y[:rows])

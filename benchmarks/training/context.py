@@ -20,7 +20,7 @@ from benchmarks.training.errors import TrainingFailed
 from benchmarks.training.precision import Arithmetic, Precision
 from benchmarks.training.tasks import task_of
 from methods.base import Batch, Method, Spec, Task, named
-from methods.functional import buffers_kept
+from methods.functional import buffers_kept, widened
 
 
 class TrainingContext:
@@ -140,7 +140,7 @@ class TrainingContext:
         with self.arithmetic.forward():
             logits = self._run(x)
         self.clock.switch(phase)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return widened(logits)
 
     def applied(self, method: Method, batch: Batch) -> Batch:
         """The method's batch: its draws seeded, its time charged, its shapes checked."""
