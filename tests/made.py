@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 import methods
 from analysis import facts, metrics, runs
@@ -198,6 +198,13 @@ def inputs_of(rows: Rows | None) -> Tensor:
     """The inputs of all rows, (N, ...)."""
     assert rows is not None
     return rows.inputs(torch.arange(len(rows)))
+
+
+def same_state(one: nn.Module, other: nn.Module) -> None:
+    """All parameters and buffers are equal bit for bit."""
+    kept = other.state_dict()
+    for name, value in one.state_dict().items():
+        assert not isinstance(value, Tensor) or torch.equal(value, kept[name]), name
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,13 +28,13 @@ from benchmarks.data.splits import Protocol, Splits, make_splits
 from benchmarks.studies.cells import Cell, Row, make_cell
 from benchmarks.training.context import TrainingContext
 from benchmarks.training.tasks import MultiClass, MultiLabel
-from benchmarks.training.trainer import fit
+from benchmarks.training.trainer import Fitted, fit
 from methods.base import Batch, Context, Method, Spec
 from methods.learner import learner_of
 from methods.lpa3 import Lpa3
 from methods.naming import NamingError
 from methods.semi_supervised import FixMatch, MeanTeacher, MixMatch, guess, ramp, sharpened
-from tests.made import inputs_of
+from tests.made import inputs_of, same_state
 
 IMAGES = Case(1)
 CPU = torch.device("cpu")
@@ -411,13 +411,24 @@ class TestLabelled:
         poisoned = arrays.train_y.copy()
         poisoned[6:] = 2 - poisoned[6:]
         assert not np.array_equal(poisoned, arrays.train_y)
-        lines = []
+        names = (
+            "fixmatch(threshold=0.0)", "mixmatch", "mean_teacher",
+            "fixmatch(mu=2, threshold=0.0, attack_threshold=0.0, attack=lpa3(warmup=0))",
+            "saflex(upstream=fixmatch(mu=2, threshold=0.0))",
+        )  # fmt: skip
+        fitted: list[Fitted] = []
         for labels in (arrays.train_y, poisoned):
-            made = cut(replace(arrays, train_y=labels))
-            assert made.unlabelled is not None and not bool(made.unlabelled.y.any())
-            for name in ("fixmatch(threshold=0.0)", "mixmatch", "mean_teacher"):
-                lines.append(fit(a_run(name), made, methods.build(name)).state.metric_lines)
-        assert lines[:3] == lines[3:]
+            for name in names:
+                method = methods.build(name)
+                given = replace(arrays, train_y=labels)
+                made = cut(given, needs_meta="meta" in method.requires())
+                assert made.unlabelled is not None and not bool(made.unlabelled.y.any())
+                fitted.append(fit(a_run(name), made, method))
+        for one, other in zip(fitted[:5], fitted[5:], strict=True):
+            assert one.state.metric_lines == other.state.metric_lines
+            same_state(one.method, other.method)
+        attacked, refined = (each.method.state_dict() for each in fitted[3:5])
+        assert bool(attacked["attack.visited"][6:].any()) and bool(refined["seen"][6:].any())
 
     @pytest.mark.parametrize(
         ("text", "error", "told"),

@@ -30,7 +30,7 @@ from benchmarks.training.tasks import task_of
 from benchmarks.training.trainer import fit
 from methods.base import Batch, Context, Method, Spec
 from methods.branches import BranchedNorm
-from tests.made import interrupt_at
+from tests.made import interrupt_at, same_state
 from tests.pipelines import OWN
 
 CPU = torch.device("cpu")
@@ -141,6 +141,9 @@ def test_equals_a_loop_written_by_hand() -> None:
         "head_refit(upstream=crop+mixup)",
         "lpa3(preset=fast, refresh=2, warmup=0)",
         "lpa3(auxiliary_norm=true, warmup=1)",
+        "fixmatch(mu=2, threshold=0.0, attack_threshold=0.0, attack=lpa3(warmup=1, ratio=0.5))",
+        "pseudo_label(upstream=fixmatch(mu=2, threshold=0.0))",
+        "saflex(upstream=fixmatch(mu=2, threshold=0.0))",
     ],
 )
 def test_resumes_bit_for_bit(
@@ -182,6 +185,7 @@ def test_resumes_bit_for_bit(
     assert again.predictions.keys() == whole.predictions.keys()
     for key, array in whole.predictions.items():
         assert np.array_equal(array, again.predictions[key]), key
+    same_state(whole.method, again.method)
 
 
 def test_multistep_rates_are_those_of_the_protocol() -> None:
