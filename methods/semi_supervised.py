@@ -111,13 +111,16 @@ class FixMatch(Method):
     share of the weak rows by q, without a pass of its own, and rows above ``attack_threshold``
     before all others, so that a smaller ``ratio`` reaches them.
 
-    **Deviations.** From the paper and a code (C), named in docs/methods/semi_supervised.md. Weak
-    views have a forward pass of their own, whose batch statistics do not enter the running ones (C:
-    one pass for all rows). Unlabelled rows are drawn afresh at each step (C: in passes over the
-    split). The term of the attack is a mean over the attacked rows that pass ``attack_threshold``,
-    times the share of all weak rows that do (LP-A3's code: of the attacked ones). From LP-A3's
-    paper and code, with ``attack_sure``: they choose by time consistency among all rows, sure or
-    not, and there it is that of the second set of norms.
+    **Deviations.** From the authors' code (C), google-research/fixmatch at bb377cb; the reasons
+    stand in docs/methods/semi_supervised.md. ``strong`` is CTAugment or RandAugment, then Cutout,
+    in C. Weak views have a forward pass of their own, in float32, whose batch statistics do not
+    enter the running ones (C: one pass for all rows). Unlabelled rows are drawn afresh at each step
+    from those without a label (C: passes over all rows, labelled ones too). Optimiser, schedule,
+    weight decay and averaged weights are those of the training (C: SGD at .03, Nesterov momentum
+    .9, cos(7 pi t / 16); .0005, on kernels alone; .999). The term of the attack is a mean over the
+    attacked rows that pass ``attack_threshold``, times the share of all weak rows that do (LP-A3's
+    code: of the attacked ones). From LP-A3's paper and code, with ``attack_sure``: they choose by
+    time consistency among all rows, sure or not, and there it is that of the second set of norms.
     """
 
     kinds = ONE_LABEL
@@ -254,6 +257,11 @@ class PseudoLabel(Method):
 
     ``upstream`` is fixmatch with the settings to control for; its passes are the same. Where it
     beats this row, holding the predictions for two views together helps, not the label alone.
+
+    **Deviations.** Lee has no threshold, and a weight of the unlabelled rows that rises with time:
+    here both are those of ``upstream``, as is ``mu``, because a control may differ in one thing
+    only. For the same reason the class is that of a pass of its own, with the statistics of the
+    unlabelled rows alone, where a pass that is trained on would give it too.
     """
 
     kinds = ANYTHING
@@ -288,8 +296,10 @@ class MixMatch(Method):
     of probabilities and targets (Eq. 3 to 5); ``weight`` rises linearly in the first quarter of the
     epochs.
 
-    **Deviations.** From the paper (P): the weight's rise is over 16,000 steps there. Guesses have a
-    pass of their own, as in fixmatch.
+    **Deviations.** From the paper: the weight's rise is over 16,000 steps there. From the authors'
+    code, google-research/mixmatch at 77bf67d: all mixed rows have one forward pass (there: one for
+    each B of them, of which the first gives the running statistics); unlabelled rows are drawn
+    afresh at each step; the optimiser, weight decay and averaged weights are the training's.
     """
 
     kinds = frozenset({"image", "vector"})
@@ -370,7 +380,11 @@ class MeanTeacher(Learner):
     of the epochs. The predictions are the teacher's.
 
     **Deviations.** From the paper: the rise is over 40,000 of 150,000 steps there; dropout and
-    noise on the inputs are those of the network and of ``upstream``, if any.
+    noise on the inputs are those of the network and of ``upstream``, if any. From the authors'
+    code, CuriousAI/mean-teacher at bd4313d: ``keep`` is constant (there lower at first), the loss
+    of the labelled rows is their mean (there their sum divided by all rows), the teacher's running
+    statistics are the network's, ``weight`` is the same however few labels there are, and the
+    optimiser is the training's. ``ema`` of the training has no effect.
     """
 
     kinds = ONE_LABEL
