@@ -22,7 +22,6 @@ from methods.functional import (
     parted,
     reweighted,
     rows_of,
-    stacked,
     unclean,
 )
 
@@ -260,7 +259,8 @@ class Saflex(Method):
     used for ``refresh`` steps. ``precondition`` multiplies g by 1 / (sqrt(v) + eps), v Adam's
     second moments, if the optimiser has them. ``derivative``: ``dual`` is exact, ``difference``
     reuses the training forward pass. ``stages`` uses only the head and this many of the last stages
-    (0: the head).
+    (0: the head). With ``only_added`` it scores only the rows that the upstream adds to a batch,
+    such as the unlabelled ones of fixmatch; the others keep target and weight.
 
     ``preset=stable`` is our variant, not the paper's; ``preset=fast`` is the same on the last
     stage.
@@ -314,8 +314,13 @@ class Saflex(Method):
         precondition: bool = False,
         derivative: Literal["dual", "difference"] = "dual",
         stages: int | None = None,
+        only_added: bool = False,
     ) -> None:
         super().__init__(upstream)
+        if only_added and upstream is None:
+            raise ValueError(
+                "only_added: expected an upstream that adds rows, such as fixmatch, got none"
+            )
         if refresh < 1:
             raise ValueError(f"refresh: expected 1 or more steps, got {refresh}")
         if stages is not None and stages < 0:
@@ -334,7 +339,7 @@ class Saflex(Method):
         self.meta_batch = check_meta_batch(meta_batch)
         self.stratified, self.refresh = stratified, refresh
         self.precondition, self.derivative = precondition, derivative
-        self.stages = stages
+        self.stages, self.only_added = stages, only_added
         self.controls = tuple(self._controls())
         self._tangent: dict[str, Tensor] = {}
         self._steps = 0  # of this epoch
@@ -350,6 +355,8 @@ class Saflex(Method):
         yield frozen
         if rules.weights != "one":
             yield "shuffled_weights(upstream={self})"
+        if self.only_added:  # what follows changes the labels of the other rows too
+            return
         if rules.labels in ("gumbel", "argmax"):
             yield f"random_label(clean_fraction={clean}, upstream={{upstream}})"
         elif rules.labels == "prox":
@@ -397,20 +404,22 @@ class Saflex(Method):
     def augment(self, batch: Batch, ctx: Context) -> Batch:
         """The upstream's rows with new targets and weights, then the unchanged clean rows."""
         part, clean = parted(batch, self.weighted(len(batch)))
+        first = len(part) if self.only_added else 0
         if self.upstream is not None:
             part = self.upstream.augment(part, ctx)
         if part.logits is not None:
             raise ValueError("the upstream of saflex has already run this step's forward pass")
-        if self.frozen:
+        whole = joined(part, clean)
+        part = rows_of(part, slice(first, None))
+        if self.frozen or not len(part):
             self._remember(part, part.y, part.w)
-            return joined(part, clean)
+            return whole
         if self._steps % self.refresh == 0:
             self._tangent = self._direction(len(batch), ctx)
-        scored = len(part)
-        x = stacked([part.x, clean.x])
-        given, logits, slope = self._slope(x, ctx)
-        scores = score(ctx.task, logits[:scored], slope[:scored], part.y)
-        refined = refine(self.rules, ctx.task, scores, part.y, part.w, logits[:scored])
+        given, logits, slope = self._slope(whole.x, ctx)
+        own = slice(first, first + len(part))
+        scores = score(ctx.task, logits[own], slope[own], part.y)
+        refined = refine(self.rules, ctx.task, scores, part.y, part.w, logits[own])
         self._remember(part, refined.y, refined.w)
         if self._steps % self.audit_every == 0:
             with ctx.uncharged():
@@ -420,7 +429,9 @@ class Saflex(Method):
                 self._look_back(self._foreseen, ctx)
             self._foreseen = None
         self._steps += 1
-        return replace(joined(replace(part, y=refined.y, w=refined.w), clean), x=x, logits=given)
+        y, w = whole.y.clone(), whole.w.clone()
+        y[own], w[own] = refined.y, refined.w
+        return replace(whole, y=y, w=w, logits=given)
 
     def get_extra_state(self) -> dict[str, bool]:
         """State that a resumed run must not determine again."""
