@@ -581,6 +581,47 @@ class TestWeightsOverFixMatch:
         assert moved == {"labelled": True, "unlabelled": True}
         assert some_left_out
 
+    def test_saflex_on_the_added_rows_alone(self) -> None:
+        """Without rules that look at the whole batch, those rows are as where all are scored."""
+        upstream = "fixmatch(threshold=0.0, mu=3)"
+        made = [
+            bench(lambda text=text: methods.build(text), IMAGES)
+            for text in (
+                f"saflex(clean_fraction=0.0, labels=argmax, weights=one, upstream={upstream})",
+                f"saflex(clean_fraction=0.0, labels=argmax, weights=one, only_added=true, "
+                f"upstream={upstream})",
+                f"saflex(clean_fraction=0.0, labels=keep, only_added=true, upstream={upstream})",
+            )
+        ]
+        whole, labels, weights = (each.augment(each.batch()) for each in made)
+        plain = bench(lambda: methods.build(upstream), IMAGES)
+        given = plain.augment(plain.batch())
+        rows = len(plain.batch())
+        assert not torch.equal(whole.y[:rows], given.y[:rows])
+        for out in (labels, weights):
+            assert torch.equal(out.x, given.x)
+            assert torch.equal(out.y[:rows], given.y[:rows])
+            assert torch.equal(out.w[:rows], given.w[:rows])
+        assert torch.equal(labels.y[rows:], whole.y[rows:])
+        assert not torch.equal(labels.y[rows:], given.y[rows:])
+        assert torch.equal(weights.y[rows:], given.y[rows:])
+        assert not torch.equal(weights.w[rows:], given.w[rows:])
+        torch.testing.assert_close(weights.w[rows:].sum(), given.w[rows:].sum())
+        seen = made[1].method.learned()["seen"]
+        assert not seen[:ROWS].any() and seen[ROWS:].any()
+
+    def test_saflex_where_nothing_is_added_changes_nothing(self) -> None:
+        made = bench(
+            lambda: methods.build("saflex(clean_fraction=0.0, only_added=true, upstream=flip)"),
+            IMAGES,
+        )
+        plain = bench(lambda: methods.build("flip"), IMAGES)
+        out, given = (each.augment(each.batch()) for each in (made, plain))
+        for field in ("x", "y", "w", "index"):
+            assert torch.equal(getattr(out, field), getattr(given, field)), field
+        with pytest.raises(ValueError, match="only_added: expected an upstream that adds rows"):
+            methods.build("saflex(only_added=true)")
+
     def test_rows_below_the_threshold_do_not_count_as_learned(self) -> None:
         """What learns nothing has moved nothing, though most rows of a step have weight 0."""
         made = bench(
