@@ -262,9 +262,10 @@ class Lpa3(Method):
     the network may be more certain of an attacked row's label than of the clean row's, and with
     ``strict`` it mostly is, as its steps overshoot on the way back from the margin.
 
-    **Deviations.** From the paper (P) and its authors' code at commit 7059ca3 (C). What P's main
-    text leaves open (margin, step lengths, ratio, warm-up) is as in C's supervised CIFAR-10 script,
-    as no settings for MedMNIST are available; P searches the margin (section 5.1). Eq. 4 and 5
+    **Deviations.** From the paper (P) and its authors' code (C: LPA3 at commit 7059ca3 and, for
+    supervised training, the first author's other repositories). What P's main text leaves open
+    (margin, step lengths, ratio, warm-up) is as in C's supervised CIFAR-10 script, as no settings
+    for MedMNIST are available; P searches the margin (section 5.1). Eq. 4 and 5
     print the distance with a plus, the text and C maximise it. Reference and attack see the same
     rows (in C the reference's batch statistics come from more rows). The attack leaves the running
     statistics unchanged (in C it updates those of the second set). ``log_softmax``; a sum over

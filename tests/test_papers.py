@@ -11,7 +11,7 @@ import pytest
 
 import methods
 from analysis.facts import column_key
-from analysis.runs import row_name
+from analysis.runs import Training, row_name
 from benchmarks.data.names import Benchmark, canonical, parse_benchmark
 from benchmarks.studies import cells, loading, shipped
 from benchmarks.studies.cells import Row
@@ -31,6 +31,13 @@ STUDIES = (
     "saflex_table2",
     "saflex_table3",
 )
+ALWAYS = {
+    *("models", "benchmarks", "protocols", "seeds", "epochs", "batch_size", "optimizer"),
+    *("learning_rate", "weight_decay", "schedule", "precision"),
+}
+"""Settings that a table has even at their defaults."""
+SPEED = {"channels_last", "compile"}
+"""Fields of a training that change its speed, not what is trained."""
 
 
 class Line(NamedTuple):
@@ -135,6 +142,34 @@ def differences(path: Path, *settings: str) -> list[str]:
             found.append(f"{line.setting} ({line.of}): {sorted(line.here)}, not {sorted(values)}")
     rows = {bare(row, apart) for each in plan.experiments for row in each.rows}
     return found + sorted(rows.difference(*(line.here for line in lines)))
+
+
+def untold(experiments: Sequence[Experiment], lines: Sequence[Line]) -> set[str]:
+    """The settings that the table should have for these experiments of tier ``paper``, and lacks.
+
+    All that a reader needs to repeat a run, and what is not the default.
+    """
+    missing = set()
+    for each in experiments:
+        plain, training = asdict(Training()), asdict(each.training)  # type: ignore[call-overload]
+        changed = {name for name, value in training.items() if value != plain[name]}
+        asked = ALWAYS | changed.difference(SPEED)
+        asked |= {"momentum"} if each.training.optimizer == "sgd" else set()
+        where = key_of(each.benchmark).removeprefix("folder:")
+        there = {line.setting for line in lines if where.startswith(line.of)}
+        missing |= {f"{setting} ({where})" for setting in asked.difference(there)}
+    return missing
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_table_tells_every_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_beside(monkeypatch)
+    path = shipped.find(Path(name))
+    experiments = Plan(loading.load(path, (), "paper"), Path()).experiments
+    lines = table(path)
+    assert not untold(experiments, lines)
+    for setting in ALWAYS:
+        assert untold(experiments, [each for each in lines if each.setting != setting])
 
 
 @pytest.mark.parametrize("name", STUDIES)

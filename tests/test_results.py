@@ -82,16 +82,38 @@ def test_the_differences_are_those_of_the_records(study: str, count: int) -> Non
         assert told.startswith(f"{change:+.2f} (")
 
 
+README_ROWS = {
+    "RandAugment over none": "randaugment over none",
+    "SAFLEX over RandAugment": "saflex(upstream=randaugment) over randaugment",
+    "SAFLEX over itself without learning": (
+        "saflex(upstream=randaugment) over frozen(upstream=saflex(upstream=randaugment))"
+    ),
+    "AutoDO over none": "autodo over none",
+    "AutoDO over itself without learning": "autodo over frozen(upstream=autodo)",
+    "LP-A3 over none": "lpa3(warmup=1) over none",
+    "LP-A3 over noise of the same size": (
+        "lpa3(warmup=1) over norm_noise(upstream=lpa3(warmup=1))"
+    ),
+}
+README_SETS = {
+    "BreastMNIST": "breastmnist",
+    "digits, 200 images": "digits(rows_per_class=20)",
+    "PneumoniaMNIST": "pneumoniamnist",
+}
+
+
 def test_the_readme_quotes_the_differences() -> None:
-    quoted = re.findall(
-        r"[+-]\d+\.\d\d \(-?\d+\.\d\d to -?\d+\.\d\d\),? ?\w*",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-    )
-    assert quoted
-    for each in quoted:
-        assert any(
-            told.startswith(each.replace(",", "").strip()) for told in differences().values()
-        )
+    """Each number stands in its row and column, and there are no others of this form."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = differences()
+    lines = guide.table(text, "10 seeds):\n")
+    assert len(lines) == len(README_ROWS)
+    for line in lines:
+        row = README_ROWS[re.sub(r" \(from [^)]*\)", "", line[""])]
+        for column, name in README_SETS.items():
+            assert line[column] == known[row, name]
+    quoted = re.findall(r"[+-]\d+\.\d\d \(-?\d+\.\d\d to -?\d+\.\d\d\)", text)
+    assert len(quoted) == len(README_ROWS) * len(README_SETS)
 
 
 def test_what_to_try_is_what_the_pages_say() -> None:

@@ -722,6 +722,25 @@ def test_every_method_on_corrupted_images_has_its_first_control(tmp_path: Path) 
                 assert not row.needs_meta or f"{upstream}@train" in rows
 
 
+def test_autodo_stands_beside_its_frozen_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every shipped study; the page of learnable_tuned, whose rows are tuned, says why not."""
+    data_beside(monkeypatch)
+    found = set()
+    for path in SHIPPED:
+        if path.stem == "medmnist_pretrained":  # it has no AutoDO, and needs weights to be planned
+            assert "autodo" not in path.read_text(encoding="utf-8")
+            continue
+        experiments = Plan(loading.load(path), tmp_path).experiments
+        rows = {row.name for experiment in experiments for row in experiment.rows}
+        if any(name.startswith("autodo") for name in rows):
+            found.add(path.stem)
+            frozen = any(name.startswith("frozen(upstream=autodo") for name in rows)
+            assert frozen == (path.stem != "learnable_tuned"), path.stem
+    assert {"quickstart", "learnable_small", "medmnist_small", "autodo_tables"} <= found
+
+
 def test_studies_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",

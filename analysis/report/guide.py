@@ -273,11 +273,7 @@ def word(result: Result) -> str:
 def limits(sets: Sequence[DataSet]) -> str:
     """What these results do not cover."""
     settings = dict.fromkeys(setting for each in sets for setting in each.settings)
-    tuned = (
-        ""
-        if any(each.tuned for each in sets)
-        else "; no settings of a method were searched for on the data"
-    )
+    tuned = "" if any(each.tuned for each in sets) else "; no row is the winner of a search"
     return (
         f"{count(len(sets), 'data set')} of {min(each.rows for each in sets):,} to "
         f"{max(each.rows for each in sets):,} training rows, with these networks and "
