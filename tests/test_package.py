@@ -174,7 +174,7 @@ class TestCommandLine:
         monkeypatch.chdir(tmp_path)
         assert main.run(["sweep", "quickstart", "--dry-run"]) == 0
         shown = capsys.readouterr()
-        assert "30 runs" in shown.out
+        assert "35 runs" in shown.out
         assert str(Path("ray_configs") / "quickstart.yaml") in shown.err
         assert main.run(["sweep", "quikstart"]) == 2
         assert "did you mean 'quickstart'?" in capsys.readouterr().err
