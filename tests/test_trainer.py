@@ -523,7 +523,13 @@ def compiled_alike(name: str) -> tuple[trainer.Fitted, list[str]]:
         def note(self, text: str) -> None:
             notes.append(text)
 
-    made = splits(Case(3), "meta" in methods.build(name).requires())
+    needs = methods.build(name).requires()
+    made = splits(
+        Case(3),
+        "meta" in needs,
+        unlabelled="unlabelled" in needs,
+        generated="generated" in needs,
+    )
     plain = fit(a_run(name), made, methods.build(name))
     compiled = fit(a_run(name, compile=True), made, methods.build(name), progress=Notes())
     assert any("torch.compile is on" in note for note in notes)

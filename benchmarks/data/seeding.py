@@ -11,7 +11,7 @@ import torch
 
 def seed_of(*parts: int | str) -> int:
     """A seed in [0, 2^63) from the run's seed and the names of the draw."""
-    text = "/".join(str(part) for part in parts).encode()
+    text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -101,6 +102,7 @@ def main() -> None:
     torch.set_num_threads(1)
     made, with_meta = splits(arguments.benchmark, False), splits(arguments.benchmark, True)
     plain(arguments.model, made, 1, arguments.batch_size)
+    gc.freeze()  # as a worker does
     pairs, charged = [], {name: list[float]() for name in ("none", *METHODS)}
     for _ in range(arguments.repeats):
         whole, step = harness(arguments, "none", made)

@@ -147,7 +147,8 @@ class TrainingContext:
         self.clock.switch("augment")
         self.enter("augment")
         out = method.augment(batch, self)
-        check_batch(out, self.spec, named(method))
+        if out is not batch:
+            check_batch(out, self.spec, named(method))
         return out
 
     def update(self, losses: Tensor, w: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class MultiClass:
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of each row (B,), in nats; affine in ``y`` (B, K)."""
-        return -(y * F.log_softmax(logits, dim=1)).sum(dim=1)
+        return F.cross_entropy(logits, y, reduction="none")
 
     def labels(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
         """softmax(scores / temperature): rows on the simplex."""
