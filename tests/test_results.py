@@ -168,6 +168,12 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     assert text.count("## 3,000 rows") == 1 and "2 data sets" in text
     assert text.count("| `saflex_x` over `frozen(upstream=saflex)` |") == 2  # overview, section
     assert "[one](results/one.md) and [two](results/two.md)" in text
+    moved = f"\n{guide.MOVED}\n\n|  | data set | moved |\n| :-- | --: | --: |\n"
+    rows = "| saflex\\_x | a | hardly learned |\n| saflex\\_x | b(noise=0.4) |  |\n"
+    (tmp_path / "two.md").write_text(STUDY + moved + rows)
+    text = " ".join(guide.written(guide.of_pages(tmp_path)).split())
+    assert "Differences of `saflex_x` on 20 rows (a) say nothing about learning" in text
+    assert text.count("on 20 rows (a)") == 1 and "3,000 rows (b" not in text
     frame = pd.read_parquet(tmp_path / "one.parquet")
     frame[frame["row"] != "none"].to_parquet(tmp_path / "two.parquet")
     assert "two.md" not in guide.written(guide.of_pages(tmp_path))  # not over doing nothing

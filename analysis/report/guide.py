@@ -26,6 +26,7 @@ DIFFERENCES = "### Differences in test accuracy, last epoch"
 OTHERS = re.compile(r"^### Differences in test (?!accuracy)", re.MULTILINE)
 """On the page of a study on tables, where AUC leads on some: it says nothing of images."""
 SCORES = "### Test accuracy, %, mean ± standard deviation over n seeds; last epoch"
+MOVED = "### Outer steps, and how far what is learned moved from its start, medians"
 NAMES = "### Names in full"
 """Of rows that the page shortens: what a user types."""
 VERDICTS = ("better", "equivalent", "undecided", "worse", "not tested")
@@ -79,6 +80,8 @@ class DataSet:
     results: tuple[Result, ...]
     tuned: bool = False
     """whether some row was chosen by a search"""
+    hardly: tuple[str, ...] = ()
+    """rows that hardly learned"""
 
     @property
     def images(self) -> str:
@@ -106,6 +109,7 @@ def merged(sets: Sequence[DataSet]) -> list[DataSet]:
                 pages=known.pages + each.pages,
                 results=known.results + more,
                 tuned=known.tuned or each.tuned,
+                hardly=tuple(dict.fromkeys(known.hardly + each.hardly)),
             )
     return list(found.values())
 
@@ -124,6 +128,7 @@ def read(page: Path) -> list[DataSet]:
     if "none" not in set(records["row"]):
         return []
     names = {line[""]: line["in full"] for line in table(text, NAMES)}
+    hardly = [(line["data set"], line[""]) for line in table(text, MOVED) if line["moved"]]
     costs = {line[""]: line["cost ratio"] for line in table(text, SCORES)}
     lines = table(text, DIFFERENCES)
     if not lines:
@@ -156,6 +161,7 @@ def read(page: Path) -> list[DataSet]:
                 pages=(page.name,),
                 results=tuple(results),
                 tuned=bool((own["searched"].fillna("") != "").any()),
+                hardly=tuple(names.get(row, row) for where, row in hardly if where == name),
             )
         )
     return found
@@ -197,7 +203,7 @@ def written(sets: Sequence[DataSet]) -> str:
         ),
         "## In short",
         short(sets),
-        filled(learning(sets)),
+        filled(learning(sets) + hardly_learned(sets)),
         "## Limits",
         filled(limits(sets)),
         "## Over all sizes",
@@ -255,6 +261,19 @@ def learning(sets: Sequence[DataSet]) -> str:
     return (
         "None of these comparisons takes a method's learning away, so none shows what *learning* "
         "adds: a method over its upstream also has its own fixed transformations, losses and rows."
+    )
+
+
+def hardly_learned(sets: Sequence[DataSet]) -> str:
+    """Which rows hardly learned, and where."""
+    found = [
+        f"`{row}` on {each.rows:,} rows ({each.images})" for each in sets for row in each.hardly
+    ]
+    if not found:
+        return ""
+    return (
+        f" Differences of {listed(found)} say nothing about learning: probabilities and magnitudes "
+        "moved by less than 5 % of their range."
     )
 
 
