@@ -624,12 +624,17 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     mine = [make_run(root, "none", seed).name for seed in range(2)]
     mine += [make_run(root, "mixup", seed).name for seed in range(2)]
     values = {"learning_rate": 0.01}
+    better = [make_run(root, "mixup(alpha=0.3)", seed, 4.0, recorded={"searched": values}).name
+              for seed in range(2)]  # fmt: skip
+    mine += better
     for seed in (1000, 1001):
-        mine.append(make_run(root, "mixup", seed, recorded={"searched": values}).name)
         mine.append(make_run(root, "none", seed, recorded={"searched": {}}).name)
     make_run(root, "cutmix", 0)
     swept(root, "tuned", f"question: Tuned?\nfamily: [mixup over none]\nruns: {json.dumps(mine)}\n")
-    rows = [search_row("none", stopped=True), search_row("mixup", stopped=False)]
+    rows = [
+        {**search_row("none", stopped=True), "written": mine[:2], "chosen": mine[:2]},
+        {**search_row("mixup", stopped=False), "written": mine[2:4], "chosen": better},
+    ]
     (root / "studies" / "tuned" / "search.json").write_text(json.dumps(rows))
     report(Options(root, tmp_path / "out", study="tuned"))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -641,6 +646,14 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
         "| mixup: chosen against as written | 4 | +1.25 | +0.50 to +2.00 | -0.50 to +3.00 |" in text
     )
     assert "at equal passes against as written | 0 | the row as written won | – | – |" in text
+    assert re.search(r"\| none \| 2 \| .* \| the row as written won \| – \| – \|", text)
+    chosen = text.partition("Search tuned: test accuracy with fresh seeds")[2]
+    told = re.search(r"\| mixup \| 2 \| (\S+) ± \S+ \| (\S+) ± \S+ \| (\S+) \|", chosen)
+    base = re.search(r"\| none \| 2 \| (\S+) ±", chosen)
+    over = re.search(r"\| mixup over none \| digits, small\\_cnn, equal \| 2 \| (\S+) \|", chosen)
+    assert told and base and over and float(told[3]) > 5
+    assert float(told[2]) - float(told[1]) == pytest.approx(float(told[3]), abs=0.011)
+    assert float(told[2]) - float(base[1]) == pytest.approx(float(over[1]), abs=0.011)
     assert "augbench report" in text and "--study tuned" in text
     assert (tmp_path / "out" / "figures" / "search-tuned.png").stat().st_size > 3000
     assert (tmp_path / "out" / "tables" / "search-tuned.csv").is_file()

@@ -414,6 +414,8 @@ def test_a_search_that_has_not_ended_has_no_winner(
     kept = json.loads((root / "studies" / "searching" / "search.json").read_text())
     assert [row["equal_passes"] for row in kept] == [None, None]
     assert [row["winner"] is None for row in kept] == [False, True]
+    assert [len(row["chosen"]) > 0 for row in kept] == [True, False]
+    assert set(kept[0]["chosen"] + kept[1]["written"]) <= {cell.run.id for cell in fresh}
     (read,) = searches.read(root)
     searches.tables(read)
 

@@ -210,7 +210,7 @@ def _made(
         _part(options, asked, block, str(number) if several else "")
         for number, block in enumerate(made, start=1)
     ]
-    found_searches = _searches(options)
+    found_searches = _searches(options, asked, found)
     leads = [block.leads for block in made]
     names = {each.name for part in parts for section in part.sections for each in section.tables}
     return Report(
@@ -321,7 +321,7 @@ def _remarks(root: Path, asked: Question, searched: int) -> list[str]:
     return told
 
 
-def _searches(options: Options) -> list[Section]:
+def _searches(options: Options, asked: Question, found: Sequence[records.Record]) -> list[Section]:
     """Tables and figures of each search."""
     made = []
     for search in searches.read(options.root, options.study):
@@ -330,7 +330,8 @@ def _searches(options: Options) -> list[Section]:
             place = options.out / "figures"
             place.mkdir(parents=True, exist_ok=True)
             drawn.append(searches.draw(search, place, options.suffixes))
-        made.append(Section("Search for hyper-parameters", searches.tables(search), drawn))
+        listed = [*searches.tables(search), *searches.compared(search, found, asked)]
+        made.append(Section("Search for hyper-parameters", listed, drawn))
     return made
 
 

@@ -6,16 +6,23 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis import findings, question
+from analysis.blocks import bases
+from analysis.contents import difference_cells
+from analysis.differences import RowRuns, difference
+from analysis.findings import Finding
 from analysis.metrics import MEASURES
-from analysis.numbers import POINTS, number, signed
-from analysis.question import STUDIES
+from analysis.numbers import POINTS, mean_sd, number, signed
+from analysis.question import STUDIES, Question
+from analysis.records import Record, leading
 from analysis.report import plots, sentences
 from analysis.report.figures import Figure
 from analysis.report.plots import Curve, Panel
+from analysis.report.tables import differences_table
 from analysis.studyfile import StudyError
 from analysis.table import Group, Table, cells
 
@@ -90,6 +97,74 @@ def tables(search: Search) -> list[Table]:
         ("Intervals are not corrected for the number of rows.",),
     )
     return [chosen, fresh]
+
+
+def compared(search: Search, found: Sequence[Record], asked: Question) -> list[Table]:
+    """The chosen settings on fresh seeds, in the metric that leads: each against its row as
+    written, and the comparisons of the study between chosen ones.
+
+    Empty if the search was written by a version that did not record these runs.
+    """
+    known = {record.run.id: record for record in found}
+    groups, pairs, metrics = [], list[Finding](), list[str]()
+    for name, rows in search.tables.items():
+        chosen, lines = dict[str, RowRuns](), []
+        for row in rows:
+            ours, theirs = (
+                RowRuns(row["row"], "", tuple(known[id] for id in row.get(key, ()) if id in known))
+                for key in ("chosen", "written")
+            )
+            if not any(record.done for record in ours.records):
+                continue
+            metrics.append(leading(ours.records))
+            chosen[question.as_written(ours.name)] = ours
+            lines.append(_against(ours, theirs, metrics[-1]))
+        if lines:
+            groups.append(Group(name, tuple(map(cells, lines))))
+        for row, base in _pairs(chosen, asked):
+            made = difference(chosen[row], chosen[base], leading(chosen[row].records))
+            pairs.append(Finding(chosen[row].name, chosen[base].name, name, made))
+        for record in known.values():
+            record.forget()
+    if not groups:
+        return []
+    measure = " or ".join(dict.fromkeys(MEASURES[metric].name for metric in metrics))
+    title = f"Search {search.study}: test {measure} with fresh seeds, last epoch"
+    head = ("", "n", "as written", "chosen", "difference, points", "training 95 % CI",
+            "population 95 % CI")  # fmt: skip
+    notes = (
+        "Mean ± standard deviation over seeds, in percent. Intervals are not corrected for the "
+        "number of rows.",
+    )
+    tables = [Table(f"{PREFIX}{search.study}-scores", title, head, tuple(groups), notes)]
+    if pairs:
+        judged = findings.judged(pairs, asked.margin)
+        name = f"{PREFIX}{search.study}-differences"
+        made = differences_table(judged, name, asked.margin, metrics[0])
+        title = f"Search {search.study}: differences in test {measure} between chosen settings"
+        tables.append(replace(made, title=f"{title}, fresh seeds, last epoch"))
+    return tables
+
+
+def _against(ours: RowRuns, theirs: RowRuns, metric: str) -> list[object]:
+    """A chosen setting beside the row as written."""
+    digits = MEASURES[metric].digits
+    means = [mean_sd(findings.scores(row, metric), digits) for row in (theirs, ours)]
+    if ours.records == theirs.records:
+        return [ours.name, len(ours.by_seed()), *means, "the row as written won", MISSING, MISSING]
+    told = difference_cells(difference(ours, theirs, metric))
+    return [ours.name, told[0], *means, *told[1:4]]
+
+
+def _pairs(chosen: Mapping[str, RowRuns], asked: Question) -> list[tuple[str, str]]:
+    """The comparisons of the study, or those of every row with its base, as far as there are
+    runs."""
+    made = []
+    for row, base in asked.family or [(name, "") for name in chosen]:
+        if row in chosen:
+            known = [base] if base else map(question.as_written, bases(row))
+            made += [(row, each) for each in known if each in chosen and each != row][:1]
+    return list(dict.fromkeys(made))
 
 
 def _chosen(row: Row) -> list[object]:

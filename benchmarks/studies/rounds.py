@@ -363,4 +363,11 @@ def record(each: RowSearch, outcomes: Sequence[Outcome], budget: int | None) -> 
         "winner_at_equal_passes": None if cheap is None else cheap.number,
         "regret": math.nan if best is None else search.regret(outcomes),
         "expected": search.expected(outcomes),
+        "written": _ids(each, {}),
+        "chosen": [] if best is None else _ids(each, best.values),
     }
+
+
+def _ids(each: RowSearch, values: Values) -> list[str]:
+    """The runs of a setting on fresh seeds."""
+    return [cell.run.id for cell in search.finals(each.experiment, each.row, values, each.tune)]
