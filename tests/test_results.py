@@ -145,10 +145,10 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     pd.DataFrame(
         [
             {"benchmark": name, "train_rows": rows, "test_rows": test, "seed": seed, **common}
-            | {"class": 3, "row": row, "searched": None}
+            | {"class": 3, "row": row, "searched": searched}
             for name, rows, test in sets
             for row in ("none", "saflex_x")
-            for seed in range(3)
+            for seed, searched in ((0, None), (1, None), (2, None), (1000, "{}"))
         ]
     ).to_parquet(tmp_path / "one.parquet")
     text = guide.written(guide.of_pages(tmp_path))
@@ -160,6 +160,7 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     assert f"{equivalent} | 0.30 | 3.10 |" in lines
     assert "| `saflex_x` over `none` | +1.00 (–) | not tested |  | 3.10 |" in lines
     assert "## 3,000 rows: b(noise=0.4)" in lines
+    assert "batch 8, 3 seeds" in " ".join(text.split())
     assert "without it (a row that is frozen" in " ".join(text.split())
     for suffix in ("md", "parquet"):  # another study of the same sets
         (tmp_path / f"two.{suffix}").write_bytes((tmp_path / f"one.{suffix}").read_bytes())

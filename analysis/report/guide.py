@@ -78,8 +78,6 @@ class DataSet:
     """how networks were trained, by study"""
     pages: tuple[str, ...]
     results: tuple[Result, ...]
-    tuned: bool = False
-    """whether some row was chosen by a search"""
     hardly: tuple[str, ...] = ()
     """rows that hardly learned"""
 
@@ -108,7 +106,6 @@ def merged(sets: Sequence[DataSet]) -> list[DataSet]:
                 settings=tuple(dict.fromkeys(known.settings + each.settings)),
                 pages=known.pages + each.pages,
                 results=known.results + more,
-                tuned=known.tuned or each.tuned,
                 hardly=tuple(dict.fromkeys(known.hardly + each.hardly)),
             )
     return list(found.values())
@@ -125,6 +122,7 @@ def read(page: Path) -> list[DataSet]:
     if OTHERS.search(text):
         return []
     records: Any = pd.read_parquet(page.with_suffix(".parquet"))
+    records = records[records["searched"].fillna("") == ""]  # a search has its own tables
     if "none" not in set(records["row"]):
         return []
     names = {line[""]: line["in full"] for line in table(text, NAMES)}
@@ -160,7 +158,6 @@ def read(page: Path) -> list[DataSet]:
                 ),
                 pages=(page.name,),
                 results=tuple(results),
-                tuned=bool((own["searched"].fillna("") != "").any()),
                 hardly=tuple(names.get(row, row) for where, row in hardly if where == name),
             )
         )
@@ -292,11 +289,10 @@ def word(result: Result) -> str:
 def limits(sets: Sequence[DataSet]) -> str:
     """What these results do not cover."""
     settings = dict.fromkeys(setting for each in sets for setting in each.settings)
-    tuned = "" if any(each.tuned for each in sets) else "; no row is the winner of a search"
     return (
         f"{count(len(sets), 'data set')} of {min(each.rows for each in sets):,} to "
         f"{max(each.rows for each in sets):,} training rows, with these networks and "
-        f"lengths of training: {'; '.join(settings)}{tuned}. "
+        f"lengths of training: {'; '.join(settings)}; no row is the winner of a search. "
         "Names and settings are those of a study's page, which may be older than the code. "
         "Other networks, longer training and other data may turn an order around: run "
         "`augbench compare` on your own images before you decide."
