@@ -24,7 +24,7 @@ from methods.base import (
     overrides,
 )
 from methods.branches import on_branch
-from methods.classic import RandomErasing
+from methods.classic import RandomErasing, SoftAugmentation
 from methods.functional import beta, buffers_kept, joined, per_row, stacked, widened
 from methods.learner import Learner, follow
 from methods.lpa3 import Lpa3
@@ -40,7 +40,7 @@ RAMP = 0.25
 
 
 def each_row_alone(argument: str, method: Method | None) -> Method | None:
-    """The method, if it changes each row by itself and learns nothing.
+    """The method, if it changes each row by itself, without the network, and learns nothing.
 
     Raises:
         ValueError: it does more.
@@ -48,7 +48,10 @@ def each_row_alone(argument: str, method: Method | None) -> Method | None:
     if method is None:
         return None
     parts = list(method.parts())
-    more = any(part.mixes_rows or part.comes_first or part.hands_logits for part in parts)
+    more = any(
+        part.mixes_rows or part.comes_first or part.hands_logits or part.before_forward
+        for part in parts
+    )
     if more or method.requires() or overrides(method, "losses"):
         raise ValueError(
             f"{argument}: expected a method that changes each row by itself and learns nothing, "
@@ -168,6 +171,11 @@ class FixMatch(Method):
         self.attack_threshold, self.attack = attack_threshold, attack
         self.attack_sure = attack_sure
         given = each_row_alone("strong", strong)
+        if given is not None and any(isinstance(part, SoftAugmentation) for part in given.parts()):
+            raise ValueError(
+                "strong: expected a method that leaves labels and weights alone, such as "
+                "randaugment, got soft_augmentation"
+            )
         self.strong = Chain([RandAugment(), RandomErasing()]) if given is None else given
         if attack is not None:
             self.hands_logits = attack.auxiliary_norm

@@ -228,7 +228,6 @@ class TestRead:
             told.startswith("2 rows from ") and "; none of class 0, 1, 2, 4, 5 and 3 more" in told
         )
         shutil.rmtree(tmp_path / "3")
-        elsewhere._read.cache_clear()
         made = elsewhere.with_rows(digits(), f"folder:{tmp_path}", Path(), OF)
         assert made.generated is not None
         assert made.generated.y.argmax(dim=1).tolist() == [7], "a generator of one class"
@@ -289,7 +288,6 @@ class TestRuns:
         assert "rows_from" not in cell_of("none").recorded
         assert before.run.versions["rows_from"] and "rows_from" not in cell_of("none").run.versions
         write(tmp_path / "rows.npz", np.zeros((9, 28, 28), np.uint8), [0] * 9)
-        elsewhere.version_of.cache_clear()
         after = cell_of("generated(data='npz:rows.npz')")
         assert after.run.method == before.run.method and after.run.id != before.run.id
         with pytest.raises(NamingError, match="has changed since the run was planned"):
@@ -297,7 +295,6 @@ class TestRuns:
 
     def test_of_a_folder_every_name_and_byte_counts(self, tmp_path: Path) -> None:
         def version() -> int:
-            elsewhere.version_of.cache_clear()
             return elsewhere.version_of(f"folder:{tmp_path}")
 
         (tmp_path / "1").mkdir()
@@ -377,6 +374,15 @@ class TestGenerators:
             apart = own - real.mean(0)
             outside = apart - apart @ np.linalg.pinv(basis) @ basis
             assert np.abs(outside).max() < 6e-3  # a variance of 1e-6 is added
+
+    def test_mixtures_draw_each_class_afresh(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(40, 1, 3, 3))
+        twice = np.concatenate([0.5 + 0.05 * x] * 2)  # two classes with the same images
+        classes = np.repeat([0, 1], 40)
+        made = generators.mixtures(twice, classes, classes, 0).reshape(2, 40, 9)
+        apart = np.abs(made[0][:, None] - made[1][None]).max(axis=2)
+        assert apart.min() > 1e-3
 
     def test_mixtures_find_the_parts_of_a_class(self) -> None:
         rng = np.random.default_rng(1)

@@ -189,6 +189,9 @@ class TestFixMatch:
             ("fixmatch(upstream=balanced)", "upstream: expected a method that changes each row"),
             ("fixmatch(strong=saflex)", "learns nothing, such as .* got saflex"),
             ("fixmatch(strong=gce)", "got gce"),
+            ("fixmatch(strong=crop+sra)", "strong: expected a method .* got sra"),
+            ("mixmatch(upstream=entaugment)", "upstream: expected a method .* got entaugment"),
+            ("fixmatch(strong=soft_augmentation)", "strong: .* leaves labels and weights alone"),
             ("fixmatch(attack=crop)", "attack: expected lpa3 without an upstream, .* got crop"),
             ("fixmatch(attack=lpa3(upstream=crop))", "attack: expected lpa3 without an upstream"),
             ("fixmatch(attack_sure=true)", "attack_sure: expected attack=lpa3"),
@@ -505,7 +508,6 @@ class TestUnlabelledImagesOfOnesOwn:
         one = cell(before)
         assert benchmark_of(one.run, one.recorded) == benchmark
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "00.png")
-        data._arrays.cache_clear()
         assert data.arrays_of(benchmark, tmp_path).checksum != before
 
     def test_a_file_and_test_images_in_it(self, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from analysis import runs
 from analysis.report import plots
 from benchmarks.cli import main, show
-from benchmarks.data import splits, table_catalogue
+from benchmarks.data import table_catalogue
 from benchmarks.data.carving import cross_validated
 from benchmarks.data.dataset import about_splits
 from benchmarks.data.download import md5_of
@@ -160,11 +160,9 @@ class TestPredict:
             text = failed(capsys, *given, other)
             assert "data: expected csv:FILE with the columns of csv(target=ill)" in text
         own.write_text(table.read_text().replace("north", "nord"))
-        sources_forget()
         text = failed(capsys, *given, f"csv:{table}")
         assert f"but {own} has changed since: its MD5 is" in text
         own.unlink()
-        sources_forget()
         text = failed(capsys, *given, f"csv:{table}")
         assert f"to prepare others as they were, but {own}: there is no such file" in text
 
@@ -183,11 +181,6 @@ class TestPredict:
             (folder,) = runs.folders(tmp_path / "runs")
             text = failed(capsys, "predict", str(folder), "--data", f"csv:{table}")
             assert "run: boosting trains no network that could predict" in text
-
-
-def sources_forget() -> None:
-    """A command reads its data once; here several are one process."""
-    splits._arrays.cache_clear()
 
 
 class TestWrongArguments:

@@ -33,6 +33,21 @@ def md5_of(path: Path) -> str:
         return _digest(handle).hexdigest()
 
 
+def stamp_of(path: Path) -> str:
+    """A hash of what changes with a file, or with a file in a folder, without reading any.
+
+    Of a path that does not exist too, so that whoever reads it says so.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    below = (Path(top) / name for top, _, names in os.walk(path) for name in names)
+    for file in [path, *sorted(below)]:
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            told = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"
+            digest.update(os.fsencode(file) + told.encode())
+    return digest.hexdigest()
+
+
 def by_hand(file: File, folder: Path) -> str:
     """The sentence that tells a user how to put a file in place without our download."""
     return f"Download {file.url} (MD5 {file.md5}) by hand and put it into {folder} as {file.name}."

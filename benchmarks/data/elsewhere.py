@@ -19,7 +19,7 @@ from analysis.tasks import task_named
 from benchmarks.data import folders, npz
 from benchmarks.data.carving import NotApplicable
 from benchmarks.data.dataset import TWICE, checked_labels
-from benchmarks.data.download import DataError, md5_of
+from benchmarks.data.download import DataError, md5_of, stamp_of
 from benchmarks.data.layout import some
 from benchmarks.data.names import Benchmark, canonical
 from benchmarks.data.ondisk import OnDisk, Pixels
@@ -63,13 +63,18 @@ def rows_from(method: Part, dataset: str) -> str:
     return f"{kind}:{place}"
 
 
-@lru_cache(maxsize=8)
 def version_of(source: str) -> int:
     """A hash of the data's files, names and bytes: part of a run's id.
 
     Raises:
         DataError: they cannot be read.
     """
+    return _version_of(source, stamp_of(Path(source.partition(":")[2])))
+
+
+@lru_cache(maxsize=8)
+def _version_of(source: str, stamp: str) -> int:
+    """Likewise, read once in a process as long as ``stamp`` is the same."""
     kind, _, path = source.partition(":")
     place = Path(path)
     if not place.exists():
@@ -103,7 +108,8 @@ def check_version(source: str, version: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def _read(source: str, size: int, root: Path, memory_gib: float) -> Elsewhere:
+def _read(source: str, version: int, size: int, root: Path, memory_gib: float) -> Elsewhere:
+    """The rows, read once in a process as long as ``version`` is the same."""
     kind, _, path = source.partition(":")
     if kind == "folder":
         found = folders.read(Path(path), size, None, root, memory_gib, least=1)
@@ -138,7 +144,7 @@ def with_rows(
     path = source.partition(":")[2]
     if source.startswith("folder:") and height != width:
         raise NotApplicable(f"{path}: images of a folder are square, these are {height} x {width}")
-    found = _read(source, width, root, memory_gib)
+    found = _read(source, version_of(source), width, root, memory_gib)
     device = splits.train.y.device
     x = as_stored(found.x, device)
     shape = shape_of(x)

@@ -52,10 +52,12 @@ def mixtures(x: np.ndarray, y: np.ndarray, classes: np.ndarray, seed: int) -> np
         own = flat[y == name]
         if len(own) < 4:
             raise ValueError(f"class {name} has {len(own)} rows: expected 4 or more to learn from")
-        analysis = PCA(min(COMPONENTS, len(own) // 4, flat.shape[1]), random_state=seed)
+        # A seed for each class: with the same one, classes would share their random numbers.
+        number = int(np.random.SeedSequence([seed, int(name)]).generate_state(1)[0])
+        analysis = PCA(min(COMPONENTS, len(own) // 4, flat.shape[1]), random_state=number)
         places = analysis.fit_transform(own)
         fitted = [
-            GaussianMixture(count, covariance_type="diag", random_state=seed, reg_covar=1e-6).fit(
+            GaussianMixture(count, covariance_type="diag", random_state=number, reg_covar=1e-6).fit(
                 places
             )
             for count in SHARES

@@ -21,6 +21,7 @@ from benchmarks.data.carving import (
 )
 from benchmarks.data.corruption import Part, changes, imbalanced, noisy_labels, record
 from benchmarks.data.dataset import Arrays
+from benchmarks.data.download import stamp_of
 from benchmarks.data.names import Benchmark
 from benchmarks.data.ondisk import OnDisk, joined
 from benchmarks.data.preparing import Fitted, fit, prepared
@@ -147,12 +148,14 @@ def arrays_of(
     memory_gib: float = 4.0,
     download: bool = True,
 ) -> Arrays:
-    """The data set as stored; read once in a process.
+    """The data set as stored; read once in a process, a user's own again where they have changed.
 
     Raises:
         DataError: it is missing, damaged, or cannot be read.
     """
-    return _arrays(*stored(benchmark), root, allow_unverified, memory_gib, download)
+    own = [path for path in (benchmark.path, benchmark.unlabelled.partition(":")[2]) if path]
+    stamp = "".join(stamp_of(Path(path)) for path in own)
+    return _arrays(*stored(benchmark), stamp, root, allow_unverified, memory_gib, download)
 
 
 Stored = tuple[str, int, str, int | str | None, Reading | None, tuple[str, bool] | None]
@@ -174,13 +177,14 @@ def _arrays(
     groups: int | str | None,
     reading: Reading | None,
     unlabelled: tuple[str, bool] | None,
+    stamp: str,
     root: Path,
     allow_unverified: bool,
     memory_gib: float,
     download: bool,
 ) -> Arrays:
     if unlabelled is not None:
-        more = (root, allow_unverified, memory_gib, download)
+        more = (stamp, root, allow_unverified, memory_gib, download)
         arrays = _arrays(name, size, path, groups, reading, None, *more)
         return sources.with_unlabelled(arrays, *unlabelled, root, memory_gib)
     return sources.load(
