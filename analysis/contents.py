@@ -43,6 +43,15 @@ def hardly_learned(row: RowRuns) -> bool:
     return bool(moved) and max(moved) < HARDLY and not control
 
 
+def hardly_told(row: str, where: str = "there") -> str:
+    """That a row hardly learned, so that a difference is not one of learning."""
+    return (
+        f"{row} hardly learned {where} (probabilities and magnitudes moved by less than "
+        f"{POINTS * HARDLY:g} % of their range in the median), so this says nothing about its "
+        "learning."
+    )
+
+
 def learning_cells(row: RowRuns) -> list[str]:
     """How far a row's learning went, in the columns ``LEARNED`` and a reading; may be empty."""
     told = learning(row)

@@ -707,6 +707,9 @@ def test_how_far_learning_went_and_that_it_hardly_did(tmp_path: Path) -> None:
     found = findings.findings(block, Question())
     hardly = {each.row for each in found if each.hardly}
     assert hardly == {"autodo"}
+    notes = tables.differences_table(found, "differences", 0.5, block.leads).notes
+    assert notes[-1].startswith(f"autodo hardly learned on {block.columns[0].name} (prob")
+    assert " ".join(notes).count("hardly learned") == 1
     said = sentences.controls(block, found, 0.5, "controls")[0]
     (told,) = (each for each in said if ": autodo gains" in each)
     assert "autodo hardly learned there" in told and told.endswith("nothing about its learning.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis import findings, question
 from analysis.blocks import bases
-from analysis.contents import difference_cells
+from analysis.contents import difference_cells, hardly_learned
 from analysis.differences import RowRuns, difference
 from analysis.findings import Finding
 from analysis.metrics import MEASURES
@@ -123,7 +123,8 @@ def compared(search: Search, found: Sequence[Record], asked: Question) -> list[T
             groups.append(Group(name, tuple(map(cells, lines))))
         for row, base in _pairs(chosen, asked):
             made = difference(chosen[row], chosen[base], leading(chosen[row].records))
-            pairs.append(Finding(chosen[row].name, chosen[base].name, name, made))
+            hardly = hardly_learned(chosen[row])
+            pairs.append(Finding(chosen[row].name, chosen[base].name, name, made, hardly=hardly))
         for record in known.values():
             record.forget()
     if not groups:

@@ -16,7 +16,7 @@ from analysis.blocks import (
     bare,
     variant,
 )
-from analysis.contents import HARDLY, hardly_learned, one_class
+from analysis.contents import hardly_learned, hardly_told, one_class
 from analysis.differences import Difference, advised, difference
 from analysis.facts import NONE
 from analysis.findings import Finding, Overall
@@ -80,19 +80,10 @@ def points(value: float) -> str:
     return f"{signed(value)} points"
 
 
-def hardly(row: str) -> str:
-    """That a row hardly learned, so that a difference is not one of learning."""
-    return (
-        f"{row} hardly learned there (probabilities and magnitudes moved by less than "
-        f"{100 * HARDLY:g} % of their range in the median), so this says nothing about its "
-        "learning."
-    )
-
-
 def finding(each: Finding, margin: float, family: int) -> str:
     """A comparison in one to three sentences."""
     told = _compared(each, margin, family)
-    return f"{told} {hardly(each.row)}" if each.hardly else told
+    return f"{told} {hardly_told(each.row)}" if each.hardly else told
 
 
 def _compared(each: Finding, margin: float, family: int) -> str:
@@ -224,7 +215,7 @@ def controls(
                     readings[control] = read
                     few |= made.few
             if gain and hardly_learned(column.rows[entry.name]):
-                sentences.append(f"{column.name}: {gain}; {hardly(entry.name)}")
+                sentences.append(f"{column.name}: {gain}; {hardly_told(entry.name)}")
             elif gain:
                 sentences += [f"{column.name}: {gain}; {told}" for told in explained]
                 named = {

@@ -24,6 +24,7 @@ from analysis.contents import (
     cost,
     detected,
     difference_cells,
+    hardly_told,
     learning_cells,
     patients_told,
 )
@@ -129,6 +130,7 @@ def differences_table(found: Sequence[Finding], name: str, margin: float, metric
         f"intervals are not corrected. Equivalent: within the margin of {margin:g} points.",
         *([cut] if folds else []),
         *chosen_note(found),
+        *hardly_note(found),
     ]
     title = f"Differences in test {MEASURES[metric].name}, last epoch"
     return table(name, title, head, rows, notes)
@@ -145,6 +147,15 @@ def chosen_note(found: Sequence[Finding]) -> list[str]:
         f"{listed([f'{row} on {column}' for column, row in places.items()])}."
         for base, places in told.items()
     ]
+
+
+def hardly_note(found: Sequence[Finding]) -> list[str]:
+    """Which rows hardly learned, and where."""
+    places: dict[str, list[str]] = {}
+    for each in found:
+        if each.hardly and each.column not in places.setdefault(each.row, []):
+            places[each.row].append(each.column)
+    return [hardly_told(row, f"on {listed(columns)}") for row, columns in places.items()]
 
 
 def overall_table(block: Block, found: Sequence[Overall], reason: str, name: str) -> Table:
