@@ -655,7 +655,8 @@ def test_a_search_has_tables_of_its_own_and_its_runs_no_other(
     assert float(told[2]) - float(told[1]) == pytest.approx(float(told[3]), abs=0.011)
     assert float(told[2]) - float(base[1]) == pytest.approx(float(over[1]), abs=0.011)
     assert "augbench report" in text and "--study tuned" in text
-    assert (tmp_path / "out" / "figures" / "search-tuned.png").stat().st_size > 3000
+    for name in ("search-tuned", "search-tuned-differences"):
+        assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 3000
     assert (tmp_path / "out" / "tables" / "search-tuned.csv").is_file()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Search for hyper-parameters" in page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,37 +222,49 @@ class _Drawing:
         return [name.replace(upstream, "U") for name in names], f" U = {upstream}."
 
 
+INTERVALS = "thin: population (other seeds and test data), thick: training (other seeds)"
 Paths = Sequence[Path]
 Told = tuple[str, str] | None
 """Title and caption of a figure; None if there is nothing to draw."""
 
 
 def _differences(drawing: _Drawing, paths: Paths) -> Told:
-    labels = list(dict.fromkeys((each.row, each.base) for each in drawing.found))
-    panels = []
-    for column in drawing.columns:
-        of = {(f.row, f.base): f.difference for f in drawing.found if f.column == column.name}
-        spans = [
-            None
-            if (made := of.get(label)) is None
-            else Span(made.estimate, _ends(made.training), _ends(made.population))
-            for label in labels
-        ]
-        if any(spans):
-            panels.append((column.name, spans))
-    if not panels:
+    names = {f"{f.row} over {f.base}": "" for f in drawing.found}
+    short, note = drawing.short(list(names))
+    names = dict(zip(names, short, strict=True))
+    shown = [f for column in drawing.columns for f in drawing.found if f.column == column.name]
+    if not draw_differences(shown, names, drawing.margin, drawing.measure, paths):
         return None
-    names, note = drawing.short([f"{row} over {base}" for row, base in labels])
-    plots.intervals(panels, names, drawing.margin, f"points of {drawing.measure}", paths)
-    few = all(span is None or span.population is None for _, spans in panels for span in spans)
-    told = f"fewer than {INFERENCE_SEEDS} seeds: no interval is drawn" if few else (
-        "thin: population (other seeds and test data), thick: training (other seeds)"
-    )  # fmt: skip
+    few = all(each.difference is None or each.difference.population is None for each in shown)
+    told = f"fewer than {INFERENCE_SEEDS} seeds: no interval is drawn" if few else INTERVALS
     cut = " ".join(["", *folds_note(drawing.columns), *patients_note(drawing.columns)])
     return f"Paired differences in test {drawing.measure}", (
         f"Diamond: mean difference, paired by seed; 95 % intervals, {told}.{cut} Grey: the margin "
         f"of {drawing.margin:g} points.{note}"
     )
+
+
+def draw_differences(
+    found: Sequence[Finding], names: Mapping[str, str], margin: float, measure: str, paths: Paths
+) -> bool:
+    """Draw one panel for each data set; whether there was a difference to draw.
+
+    ``names`` is how each comparison, "row over base", is written, in the order of the lines.
+    """
+    panels = []
+    for column in dict.fromkeys(each.column for each in found):
+        of = {f"{f.row} over {f.base}": f.difference for f in found if f.column == column}
+        spans = [
+            None
+            if (made := of.get(name)) is None
+            else Span(made.estimate, _ends(made.training), _ends(made.population))
+            for name in names
+        ]
+        if any(spans):
+            panels.append((column, spans))
+    if panels:
+        plots.intervals(panels, list(names.values()), margin, f"points of {measure}", paths)
+    return bool(panels)
 
 
 def _upstreams(drawing: _Drawing, paths: Paths) -> Told:

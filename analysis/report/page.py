@@ -325,12 +325,16 @@ def _searches(options: Options, asked: Question, found: Sequence[records.Record]
     """Tables and figures of each search."""
     made = []
     for search in searches.read(options.root, options.study):
+        compared = searches.compared(search, found, asked)
         drawn = []
         if options.suffixes:
             place = options.out / "figures"
             place.mkdir(parents=True, exist_ok=True)
+            if any(each.difference is not None for each in compared.pairs):
+                given = (asked.margin, place, options.suffixes)
+                drawn.append(searches.draw_compared(search, compared, *given))
             drawn.append(searches.draw(search, place, options.suffixes))
-        listed = [*searches.tables(search), *searches.compared(search, found, asked)]
+        listed = [*searches.tables(search), *compared.tables]
         made.append(Section("Search for hyper-parameters", listed, drawn))
     return made
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from analysis import findings, question
 from analysis.blocks import bases
@@ -20,7 +20,7 @@ from analysis.numbers import POINTS, mean_sd, number, signed
 from analysis.question import STUDIES, Question
 from analysis.records import Record, leading
 from analysis.report import plots, sentences
-from analysis.report.figures import Figure
+from analysis.report.figures import INTERVALS, Figure, draw_differences
 from analysis.report.plots import Curve, Panel
 from analysis.report.tables import differences_table
 from analysis.studyfile import StudyError
@@ -99,12 +99,19 @@ def tables(search: Search) -> list[Table]:
     return [chosen, fresh]
 
 
-def compared(search: Search, found: Sequence[Record], asked: Question) -> list[Table]:
-    """The chosen settings on fresh seeds, in the metric that leads: each against its row as
-    written, and the comparisons of the study between chosen ones.
+class Compared(NamedTuple):
+    """The chosen settings on fresh seeds, in the metric that leads."""
 
-    Empty if the search was written by a version that did not record these runs.
-    """
+    tables: list[Table]
+    """each against its row as written, and the study's comparisons between chosen ones; none if the
+    search was written by a version that did not record these runs"""
+    pairs: list[Finding]
+    """these comparisons"""
+    measure: str = ""
+
+
+def compared(search: Search, found: Sequence[Record], asked: Question) -> Compared:
+    """Compare the chosen settings on fresh seeds."""
     known = {record.run.id: record for record in found}
     groups, pairs, metrics = [], list[Finding](), list[str]()
     for name, rows in search.tables.items():
@@ -128,7 +135,7 @@ def compared(search: Search, found: Sequence[Record], asked: Question) -> list[T
         for record in known.values():
             record.forget()
     if not groups:
-        return []
+        return Compared([], [])
     measure = " or ".join(dict.fromkeys(MEASURES[metric].name for metric in metrics))
     title = f"Search {search.study}: test {measure} with fresh seeds, last epoch"
     head = ("", "n", "as written", "chosen", "difference, points", "training 95 % CI",
@@ -138,13 +145,16 @@ def compared(search: Search, found: Sequence[Record], asked: Question) -> list[T
         "number of rows.",
     )
     tables = [Table(f"{PREFIX}{search.study}-scores", title, head, tuple(groups), notes)]
-    if pairs:
-        judged = findings.judged(pairs, asked.margin)
-        name = f"{PREFIX}{search.study}-differences"
-        made = differences_table(judged, name, asked.margin, metrics[0])
+    judged = findings.judged(pairs, asked.margin)
+    if judged:
+        made = differences_table(judged, _of_pairs(search), asked.margin, metrics[0])
         title = f"Search {search.study}: differences in test {measure} between chosen settings"
         tables.append(replace(made, title=f"{title}, fresh seeds, last epoch"))
-    return tables
+    return Compared(tables, judged, measure)
+
+
+def _of_pairs(search: Search) -> str:
+    return f"{PREFIX}{search.study}-differences"
 
 
 def _against(ours: RowRuns, theirs: RowRuns, metric: str) -> list[object]:
@@ -203,6 +213,23 @@ def _fresh(row: Row) -> list[list[object]]:
             difference = "the row as written won"
         found.append([f"{row['row']}: {each['what']}", each.get("seeds", 0), difference, *ends])
     return found
+
+
+def draw_compared(
+    search: Search, made: Compared, margin: float, folder: Path, suffixes: Sequence[str]
+) -> Figure:
+    """The comparisons between chosen settings."""
+    name = _of_pairs(search)
+    paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
+    names = {text: text for each in made.pairs if (text := f"{each.row} over {each.base}")}
+    draw_differences(made.pairs, names, margin, made.measure, paths)
+    return Figure(
+        name,
+        f"Paired differences in test {made.measure} between chosen settings, search {search.study}",
+        f"Fresh seeds. Diamond: mean difference; 95 % intervals, {INTERVALS}. Grey: the margin of "
+        f"{margin:g} points.",
+        paths,
+    )
 
 
 def draw(search: Search, folder: Path, suffixes: Sequence[str]) -> Figure:
