@@ -11,7 +11,9 @@ from analysis.report import guide
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ("learnable-small", "saflex-upstreams")
+LAST = "`when` == 'last' and split == 'test' and searched == ''"
+"""Rows of the records; trials of a search have their settings in ``searched``."""
+PAGES = ("learnable-small", "saflex-upstreams", "learnable-tuned")
 ACCURACY = "Test accuracy, %, mean ± standard deviation over n seeds; last epoch"
 AUC = "Test AUC, %, mean ± standard deviation over n seeds; last epoch"
 
@@ -35,7 +37,7 @@ def in_full(text: str) -> dict[str, str]:
 
 def measured(name: str, metric: str) -> dict[tuple[str, str], str]:
     """What the records say of the test split at the last epoch, written as the tables write it."""
-    frame = records_of(name).query("`when` == 'last' and split == 'test'")
+    frame = records_of(name).query(LAST)
     table = frame[frame["metric"] == metric].pivot_table(
         "value", ["row", "benchmark"], aggfunc=["mean", "std"], observed=True
     )
@@ -69,9 +71,9 @@ def differences(name: str = "learnable-small") -> dict[tuple[str, str], str]:
     return found
 
 
-@pytest.mark.parametrize(("study", "count"), [*zip(PAGES, (45, 30), strict=True)])
+@pytest.mark.parametrize(("study", "count"), [*zip(PAGES, (45, 30, 14), strict=True)])
 def test_the_differences_are_those_of_the_records(study: str, count: int) -> None:
-    frame = records_of(study).query("`when` == 'last' and split == 'test'")
+    frame = records_of(study).query(LAST)
     table = frame[frame["metric"] == "accuracy"].pivot_table(
         "value", ["benchmark", "seed"], "row", observed=True
     )
@@ -80,6 +82,43 @@ def test_the_differences_are_those_of_the_records(study: str, count: int) -> Non
         row, base = name.split(" over ")
         change = 100 * (table.loc[column, row] - table.loc[column, base]).mean()
         assert told.startswith(f"{change:+.2f} (")
+
+
+def test_the_chosen_settings_are_those_of_the_records() -> None:
+    """Their means on fresh seeds and their differences from each other, as the page has them."""
+    page = (RESULTS / "learnable-tuned.md").read_text(encoding="utf-8")
+    frame = records_of("learnable-tuned").query(
+        "`when` == 'last' and split == 'test' and metric == 'accuracy' and seed < 1000"
+    )
+    keys = [frame["benchmark"], frame["row"].map(first_name), frame["searched"], frame["seed"]]
+    values = 100 * frame["value"].groupby(keys, observed=True).first().unstack()
+    head = "### Search learnable\\_tuned: "
+    chosen: dict[tuple[str, str], pd.Series] = {}
+    benchmark = ""
+    lines = guide.table(page, f"{head}test accuracy with fresh seeds, last epoch")
+    for line in lines:
+        if not line["n"]:
+            benchmark = line[""].strip("*").partition(",")[0]
+            continue
+        known = values.loc[benchmark, first_name(line[""])]
+        told = {f"{row.mean():.2f} ± {row.std():.2f}": row for _, row in known.iterrows()}
+        written = known.loc[""]
+        assert line["as written"] == f"{written.mean():.2f} ± {written.std():.2f}"
+        chosen[benchmark, first_name(line[""])] = told[line["chosen"]]
+    assert len(chosen) == 12
+    title = f"{head}differences in test accuracy between chosen settings, fresh seeds, last epoch"
+    found = guide.table(page, title)
+    assert len(found) == 14
+    for line in found:
+        row, base = map(first_name, line[""].split(" over "))
+        benchmark = line["data set"].partition(",")[0]
+        change = (chosen[benchmark, row] - chosen[benchmark, base]).mean()
+        assert line["difference, points"] == f"{change:+.2f}"
+
+
+def first_name(row: str) -> str:
+    """The method of a row, without arguments."""
+    return row.partition("(")[0]
 
 
 README_ROWS = {
@@ -166,7 +205,7 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
         (tmp_path / f"two.{suffix}").write_bytes((tmp_path / f"one.{suffix}").read_bytes())
     (tmp_path / "two.md").write_text(STUDY.replace("over none", "over mixup"))
     text = guide.written(guide.of_pages(tmp_path))
-    assert text.count("## 3,000 rows") == 1 and "2 data sets" in text
+    assert text.count("## 3,000 rows") == 1 and "2 training sets" in text
     assert text.count("| `saflex_x` over `frozen(upstream=saflex)` |") == 2  # overview, section
     assert "[one](results/one.md) and [two](results/two.md)" in text
     moved = f"\n{guide.MOVED}\n\n|  | data set | moved |\n| :-- | --: | --: |\n"
@@ -186,20 +225,30 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
         guide.of_pages(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "rows"), [*zip(PAGES, (18 * 2 + 24, 31), strict=True)])
-def test_every_row_has_ten_runs_on_every_set(name: str, rows: int) -> None:
-    runs = records_of(name).drop_duplicates("id")
+@pytest.mark.parametrize(
+    ("name", "rows", "seeds"),
+    [*zip(PAGES, (18 * 2 + 24, 31, 6 * 2), (10, 10, 5), strict=True)],
+)
+def test_every_row_has_all_its_runs_on_every_set(name: str, rows: int, seeds: int) -> None:
+    runs = records_of(name).query("searched == ''").drop_duplicates("id")
     counted = runs.groupby(["row", "benchmark"], observed=True)["seed"].agg(["count", "nunique"])
-    assert len(runs) == 10 * rows
+    assert len(runs) == seeds * rows
     assert set(runs["status"]) == {"done"}
     assert len(counted) == rows
-    assert (counted.to_numpy() == 10).all()
+    assert (counted.to_numpy() == seeds).all()
     assert (RESULTS / f"{name}.parquet").stat().st_size < 2e6
 
 
 @pytest.mark.parametrize(
     "name",
-    ["few_labels", "generated_rows", "learnable_small", "saflex_table2", "saflex_upstreams"],
+    [
+        "few_labels",
+        "generated_rows",
+        "learnable_small",
+        "learnable_tuned",
+        "saflex_table2",
+        "saflex_upstreams",
+    ],
 )
 def test_the_page_quotes_the_prediction_of_the_file(name: str) -> None:
     file = (ROOT / "ray_configs" / f"{name}.yaml").read_text(encoding="utf-8")

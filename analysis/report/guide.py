@@ -236,7 +236,7 @@ def short(sets: Sequence[DataSet]) -> str:
         lines.append(f"- {name}: {where}.")
     everywhere = [
         f"- {verdict.capitalize()} on {'all' if len(sets) > 1 else 'the'} "
-        f"{count(len(sets), 'data set')}: {listed(names)}."
+        f"{count(len(sets), 'training set')}: {listed(names)}."
         for verdict, names in alike.items()
     ]
     return "\n".join(filled(line, "  ") for line in [*everywhere, *lines])
@@ -290,8 +290,8 @@ def limits(sets: Sequence[DataSet]) -> str:
     """What these results do not cover."""
     settings = dict.fromkeys(setting for each in sets for setting in each.settings)
     return (
-        f"{count(len(sets), 'data set')} of {min(each.rows for each in sets):,} to "
-        f"{max(each.rows for each in sets):,} training rows, with these networks and "
+        f"{count(len(sets), 'training set')} of {min(each.rows for each in sets):,} to "
+        f"{max(each.rows for each in sets):,} rows, with these networks and "
         f"lengths of training: {'; '.join(settings)}; no row is the winner of a search. "
         "Names and settings are those of a study's page, which may be older than the code. "
         "Other networks, longer training and other data may turn an order around: run "
