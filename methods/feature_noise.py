@@ -235,6 +235,7 @@ class Bsda(FeatureNoise):
     number of epochs, and the headline is the last one.
     """
 
+    costs: Mapping[str, float] = {"published": 1.1}
     source = (
         "Zhu et al., BSDA: Bayesian Random Semantic Data Augmentation, Sensors 2024, "
         "arXiv:2403.06138"

@@ -677,5 +677,5 @@ def l2rw(
         clean_fraction=clean_fraction,
         derivative=derivative,
     )
-    method.costs = {"published": 3.3}
+    method.costs = {"published": 3.2}
     return method

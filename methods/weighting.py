@@ -109,7 +109,7 @@ class MetaWeightNet(Method):
     source = "Shu et al., Meta-Weight-Net, NeurIPS 2019, arXiv:1902.07379"
     needs = frozenset({"meta"})
     hands_logits = True
-    costs: Mapping[str, float] = {"published": 4.0}
+    costs: Mapping[str, float] = {"published": 3.9}
     space: ClassVar[Mapping[str, Any]] = {
         "learning_rate": ("loguniform", 1e-4, 1e-2),
         "meta_batch": ("choice", [0.25, 1.0, 2.0, 4.0]),
@@ -305,7 +305,7 @@ class Lilaw(Method):
     source = "Moturu et al., LiLAW, arXiv:2509.20786"
     needs = frozenset({"meta"})
     hands_logits = True
-    costs: Mapping[str, float] = {"published": 1.3}
+    costs: Mapping[str, float] = {"published": 1.4}
     space: ClassVar[Mapping[str, Any]] = {
         "alpha": ("uniform", 2.0, 20.0),
         "beta": ("uniform", 1.0, 10.0),
