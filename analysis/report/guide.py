@@ -292,7 +292,7 @@ def limits(sets: Sequence[DataSet]) -> str:
     return (
         f"{count(len(sets), 'training set')} of {min(each.rows for each in sets):,} to "
         f"{max(each.rows for each in sets):,} rows, with these networks and "
-        f"lengths of training: {'; '.join(settings)}; no row is the winner of a search. "
+        f"lengths of training: {'; '.join(settings)}; no row has settings that a search changed. "
         "Names and settings are those of a study's page, which may be older than the code. "
         "Other networks, longer training and other data may turn an order around: run "
         "`augbench compare` on your own images before you decide."
