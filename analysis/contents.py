@@ -47,8 +47,8 @@ def hardly_told(row: str, where: str = "there") -> str:
     """That a row hardly learned, so that a difference is not one of learning."""
     return (
         f"{row} hardly learned {where} (probabilities and magnitudes moved by less than "
-        f"{POINTS * HARDLY:g} % of their range in the median), so this says nothing about its "
-        "learning."
+        f"{POINTS * HARDLY:g} % of their range in the median), so this says nothing about a "
+        "learned policy."
     )
 
 

@@ -103,8 +103,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "by the share of its mass that moved (total variation), or with several labels "
         "the mean difference.",
         "moved": "hardly learned: probabilities and magnitudes both moved by less than 5 % of "
-        "their range, so a difference says nothing about learning. Of other methods and of control "
-        "rows only the distances are given.",
+        "their range, so a difference says nothing about a learned policy. Of other methods and "
+        "of control rows only the distances are given.",
     },
     "labels-found": {
         "AUC by weight": "probability that a mislabelled training row has a lower weight than a "

@@ -212,7 +212,7 @@ def test_what_to_try_of_another_study(tmp_path: Path) -> None:
     rows = "| saflex\\_x | a | hardly learned |\n| saflex\\_x | b(noise=0.4) |  |\n"
     (tmp_path / "two.md").write_text(STUDY + moved + rows)
     text = " ".join(guide.written(guide.of_pages(tmp_path)).split())
-    assert "Differences of `saflex_x` on 20 rows (a) say nothing about learning" in text
+    assert "Differences of `saflex_x` on 20 rows (a) say nothing about a learned policy" in text
     assert text.count("on 20 rows (a)") == 1 and "3,000 rows (b" not in text
     frame = pd.read_parquet(tmp_path / "one.parquet")
     frame[frame["row"] != "none"].to_parquet(tmp_path / "two.parquet")

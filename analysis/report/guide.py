@@ -269,8 +269,8 @@ def hardly_learned(sets: Sequence[DataSet]) -> str:
     if not found:
         return ""
     return (
-        f" Differences of {listed(found)} say nothing about learning: probabilities and magnitudes "
-        "moved by less than 5 % of their range."
+        f" Differences of {listed(found)} say nothing about a learned policy: probabilities and "
+        "magnitudes moved by less than 5 % of their range."
     )
 
 
