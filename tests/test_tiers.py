@@ -324,7 +324,7 @@ def test_declared_costs_are_those_that_were_measured(method: str, line: str) -> 
 def test_costs_of_what_is_put_together() -> None:
     assert methods.cost("crop+randaugment") == 1
     assert methods.cost("saflex(upstream=randaugment)") == 3
-    assert methods.cost("l2rw") == 3.3, "a function that makes a Saflex declares its own"
+    assert methods.cost("l2rw") == 3.2, "a function that makes a Saflex declares its own"
     assert methods.cost("shuffled_weights(upstream=saflex(preset=stable, beta=1.0))") == 1.9
     assert methods.cost("lpa3(warmup=1)") == methods.cost("lpa3")
     assert methods.cost("boosting") == methods.cost("logistic") == 0, "they take no steps"
