@@ -330,10 +330,9 @@ def _searches(options: Options, asked: Question, found: Sequence[records.Record]
         if options.suffixes:
             place = options.out / "figures"
             place.mkdir(parents=True, exist_ok=True)
-            if any(each.difference is not None for each in compared.pairs):
-                given = (asked.margin, place, options.suffixes)
-                drawn.append(searches.draw_compared(search, compared, *given))
-            drawn.append(searches.draw(search, place, options.suffixes))
+            given = (place, options.suffixes)
+            pairs = searches.draw_compared(search, compared, asked.margin, *given)
+            drawn = [*filter(None, [pairs]), searches.draw(search, *given)]
         listed = [*searches.tables(search), *compared.tables]
         made.append(Section("Search for hyper-parameters", listed, drawn))
     return made

@@ -217,12 +217,13 @@ def _fresh(row: Row) -> list[list[object]]:
 
 def draw_compared(
     search: Search, made: Compared, margin: float, folder: Path, suffixes: Sequence[str]
-) -> Figure:
-    """The comparisons between chosen settings."""
+) -> Figure | None:
+    """The comparisons between chosen settings; None if there are none."""
     name = _of_pairs(search)
     paths = tuple(folder / f"{name}{suffix}" for suffix in suffixes)
     names = {text: text for each in made.pairs if (text := f"{each.row} over {each.base}")}
-    draw_differences(made.pairs, names, margin, made.measure, paths)
+    if not draw_differences(made.pairs, names, margin, made.measure, paths):
+        return None
     return Figure(
         name,
         f"Paired differences in test {made.measure} between chosen settings, search {search.study}",
